@@ -1,0 +1,137 @@
+"""What a video is in this library, and how it gets in and out of an mp4.
+
+A video is a `uint8` NumPy array of shape (frames, height, width, 3), RGB. Encoding and decoding go through PyAV, whose
+wheel brings its own FFmpeg: nothing has to be installed beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeAlias
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from .files import write_atomic
+
+Video: TypeAlias = npt.NDArray[np.uint8]
+"""`uint8` array of shape (frames, height, width, 3), RGB."""
+
+
+def check_video(video: Video, name: str = "video") -> Video:
+    """
+    Check that an array follows the video convention.
+
+    Args:
+        video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
+            The array to check.
+        name (`str`, *optional*, defaults to `"video"`):
+            What to call it in the error.
+
+    Returns:
+        `np.ndarray`: the video itself.
+
+    Raises:
+        TypeError: when it is not a `uint8` NumPy array.
+        ValueError: when its shape is wrong or empty.
+    """
+    if not isinstance(video, np.ndarray):
+        raise TypeError(
+            f"{name} is a {type(video).__name__}, but a video is a uint8 NumPy array of shape "
+            "(frames, height, width, 3)."
+        )
+    if video.dtype != np.uint8:
+        raise TypeError(f"{name} has dtype {video.dtype}, but a video is uint8; scale it to 0..255 and cast it.")
+    if video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+        raise ValueError(f"{name} has shape {video.shape}, but a video is (frames, height, width, 3) and not empty.")
+    return video
+
+
+def encode_video(video: Video, fps: float, crf: int = 18) -> bytes:
+    """
+    Encode a video as H.264 in an mp4.
+
+    Args:
+        video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
+            The video.
+        fps (`float`):
+            Frames per second, above 0.
+        crf (`int`, *optional*, defaults to `18`):
+            Constant rate factor, 0 to 51; lower is better. 0 is lossless and keeps RGB (`libx264rgb`; exact, any size,
+            but not every browser plays it). Above 0 the colours are stored at half resolution (yuv420p), which every
+            player knows and which needs an even height and width.
+
+    Returns:
+        `bytes`: the mp4 file.
+
+    Raises:
+        TypeError: when `video` is not a `uint8` array.
+        ValueError: when its shape breaks the convention or is odd at `crf > 0`, or `fps` or `crf` are out of range.
+    """
+    check_video(video)
+    if not fps > 0:
+        raise ValueError(f"fps is {fps}; it must be above 0.")
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf is {crf}; x264 takes 0 (lossless) to 51.")
+    _, height, width, _ = video.shape
+    if crf > 0 and (height % 2 or width % 2):
+        raise ValueError(
+            f"the video is {width}x{height} pixels; yuv420p needs an even width and height. "
+            "Crop it, or use crf=0 (lossless RGB)."
+        )
+    buffer = io.BytesIO()
+    with av.open(buffer, mode="w", format="mp4") as container:
+        stream = container.add_stream(
+            "libx264" if crf > 0 else "libx264rgb", rate=Fraction(fps).limit_denominator(1001)
+        )
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p" if crf > 0 else "rgb24"
+        stream.options = {"crf": str(crf)}
+        for pixels in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def write_video(path: str | os.PathLike, video: Video, fps: float, crf: int = 18) -> Path:
+    """Encode a video (see [`encode_video`]) and write it atomically; returns the path."""
+    return write_atomic(path, encode_video(video, fps, crf))
+
+
+def read_video(source: str | os.PathLike | bytes) -> Video:
+    """
+    Read all frames of a video.
+
+    Args:
+        source (`str`, `os.PathLike` or `bytes`):
+            A path, or the content of a video file.
+
+    Returns:
+        `np.ndarray` of shape (frames, height, width, 3), `uint8`: the video.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is no readable video; the message names it.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name, opened = f"<{len(source)} bytes>", io.BytesIO(source)
+    else:
+        name, opened = os.fspath(source), os.fspath(source)
+        if not os.path.isfile(opened):
+            raise FileNotFoundError(f"{name}: there is no such video file.")
+    try:
+        with av.open(opened, mode="r") as container:
+            if not container.streams.video:
+                raise ValueError(f"{name} holds no video stream.")
+            container.streams.video[0].thread_type = "AUTO"
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except av.FFmpegError as error:
+        raise ValueError(f"{name} is not a readable video ({error}); it may be cut short. Make it again.") from error
+    if not frames:
+        raise ValueError(f"{name} holds no frame; it may be cut short. Make it again.")
+    return np.stack(frames)

@@ -1,0 +1,80 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from spatialalign_trl.files import read_json, remove_leftovers, write_atomic, write_json
+
+
+def test_write_atomic_makes_folders_and_replaces(tmp_path):
+    path = tmp_path / "a" / "b.bin"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(path.parent) == ["b.bin"]
+
+
+def test_a_failed_write_keeps_the_old_content_and_leaves_nothing(tmp_path, monkeypatch):
+    path = write_atomic(tmp_path / "x", b"old")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_write_atomic_refuses_text(tmp_path):
+    with pytest.raises(TypeError, match="takes bytes, got str"):
+        write_atomic(tmp_path / "x", "text")
+
+
+def test_json_round_trip(tmp_path):
+    obj = {"a": [1, 2.5, None, True], "ü": "→"}
+    assert read_json(write_json(tmp_path / "x.json", obj)) == obj
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_refuses_what_is_not_json(tmp_path, value):
+    with pytest.raises(ValueError, match=r"x\.json.*None \(null\)"):
+        write_json(tmp_path / "x.json", {"score": value})
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_json_names_the_file_of_an_unknown_type(tmp_path):
+    with pytest.raises(TypeError, match=r"x\.json.*set"):
+        write_json(tmp_path / "x.json", {1, 2})
+
+
+def test_read_json_names_the_broken_file(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_bytes(b'{"a": 1')
+    with pytest.raises(ValueError, match=r"broken\.json is not a JSON file"):
+        read_json(path)
+
+
+def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path):
+    script = (
+        "import os, sys; from spatialalign_trl import files\n"
+        "os.replace = lambda *args: os._exit(9)\n"  # killed between the writing and the renaming
+        "files.write_atomic(sys.argv[1], b'half')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "dead.mp4")])
+    assert done.returncode == 9
+    (dead,) = tmp_path.iterdir()
+    parts = dead.name.split(".")
+    parts[-3] = str(os.getpid())
+    living = tmp_path / ".".join(parts)
+    living.write_bytes(b"")
+    parts[-4] = "another-host"
+    parts[-3] = "1"
+    elsewhere = tmp_path / ".".join(parts)
+    elsewhere.write_bytes(b"")
+    mine = tmp_path / ".notes.tmp"
+    mine.write_bytes(b"")
+    assert remove_leftovers(tmp_path) == [dead]
+    assert set(tmp_path.iterdir()) == {living, elsewhere, mine}

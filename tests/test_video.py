@@ -1,0 +1,94 @@
+import io
+
+import av
+import numpy as np
+import pytest
+
+from spatialalign_trl.video import check_video, encode_video, read_video, write_video
+
+
+def moving_square(frames=9, height=32, width=48):
+    video = np.full((frames, height, width, 3), 40, np.uint8)
+    video[:, :, :, 2] = np.linspace(0, 200, width, dtype=np.uint8)
+    for i in range(frames):
+        video[i, 8:24, 2 * i : 2 * i + 16] = (220, 60, 30)
+    return video
+
+
+@pytest.mark.parametrize("shape", [(9, 32, 48, 3), (1, 16, 16, 3), (5, 17, 31, 3)])
+def test_lossless_round_trip_is_exact(shape):
+    video = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.testing.assert_array_equal(read_video(encode_video(video, fps=8, crf=0)), video)
+
+
+def test_lossy_round_trip_keeps_frames_order_and_colours(tmp_path):
+    video = moving_square()
+    path = write_video(tmp_path / "clip.mp4", video, fps=8)
+    again = read_video(path)
+    assert again.shape == video.shape
+    assert again.dtype == np.uint8
+    error = np.abs(again.astype(int) - video.astype(int))
+    assert error.mean() < 4
+    closest = [np.abs(again[i].astype(int) - video.astype(int)).mean(axis=(1, 2, 3)).argmin() for i in range(9)]
+    assert closest == list(range(9))
+
+
+def test_lower_crf_is_closer():
+    video = moving_square()
+
+    def error(crf):
+        return np.abs(read_video(encode_video(video, 8, crf=crf)).astype(int) - video.astype(int)).mean()
+
+    assert error(0) == 0 < error(10) <= error(45)
+
+
+@pytest.mark.parametrize("fps", [8, 16, 23.976, 0.5])
+def test_fps_survives(fps):
+    with av.open(io.BytesIO(encode_video(moving_square(), fps))) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(fps, rel=1e-3)
+
+
+def test_a_view_is_encoded_as_it_looks():
+    video = moving_square()[::-1, :, ::-1]
+    np.testing.assert_array_equal(read_video(encode_video(video, 8, crf=0)), video)
+
+
+def test_odd_sizes_name_the_remedy():
+    with pytest.raises(ValueError, match=r"31x17 pixels.*crf=0"):
+        encode_video(np.zeros((2, 17, 31, 3), np.uint8), 8)
+
+
+@pytest.mark.parametrize(("fps", "crf", "said"), [(0, 18, "fps is 0"), (8, 52, "crf is 52"), (8, -1, "crf is -1")])
+def test_ranges(fps, crf, said):
+    with pytest.raises(ValueError, match=said):
+        encode_video(moving_square(), fps, crf)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        ([1, 2], TypeError, "clip is a list"),
+        (np.zeros((2, 4, 4, 3), np.float32), TypeError, "clip has dtype float32"),
+        (np.zeros((4, 4, 3), np.uint8), ValueError, r"clip has shape \(4, 4, 3\)"),
+        (np.zeros((2, 3, 4, 4), np.uint8), ValueError, r"clip has shape \(2, 3, 4, 4\)"),
+        (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "not empty"),
+    ],
+)
+def test_check_video_says_what_is_wrong(value, error, said):
+    with pytest.raises(error, match=said):
+        check_video(value, "clip")
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.mp4"):
+        read_video(tmp_path / "none.mp4")
+    noise = tmp_path / "noise.mp4"
+    noise.write_bytes(b"this is no video at all" * 10)
+    with pytest.raises(ValueError, match=r"noise\.mp4 is not a readable video"):
+        read_video(noise)
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(encode_video(moving_square(), 8)[:-200])
+    with pytest.raises(ValueError, match=r"cut\.mp4"):
+        read_video(cut)
+    with pytest.raises(ValueError, match="<0 bytes>"):
+        read_video(b"")
