@@ -6,7 +6,6 @@ They register under the entry-point group `spatialalign_trl.rewards`, exactly as
 from importlib import import_module
 from typing import Any
 
-
 # Public name -> the module that holds it.
 _PUBLIC_NAMES = {
     "DSRResult": "dsr_score",

@@ -6,7 +6,6 @@ Public names are resolved when they are first used, so that `import spatialalign
 from importlib import import_module
 from typing import Any
 
-
 __version__ = "0.1.0"
 
 # Public name -> the module that holds it.

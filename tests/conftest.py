@@ -2,7 +2,6 @@
 
 import os
 
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -14,7 +13,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
-
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +32,7 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of reference data that lies beside the checkout; tests that need it are skipped where it is absent."""
+    """The folder of reference data that lies beside the checkout; tests that need it are skipped without it."""
     folder = REPO_ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the reference data is not here: {folder}")
