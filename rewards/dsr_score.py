@@ -1,0 +1,99 @@
+"""
+DSR-Score as a reward: track animal and object through each video, then score the boxes.
+
+The geometry is in `dsr_geometry.py` and can be used on its own: `score_tracks(frames, animal, object, dsr_type)`.
+Source: SpatialAlign, arXiv 2602.22745.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from spatialalign_trl.perception.tracks import Tracker, get_tracker
+from spatialalign_trl.video import Video, check_video, read_video
+
+from .dsr_geometry import DSRResult, required_frames, score_tracks, score_tracks_batch, spatial_offsets
+
+__all__ = ["DSRResult", "DSRScore", "required_frames", "score_tracks", "score_tracks_batch", "spatial_offsets"]
+
+COMPONENTS = ("initial_score", "initial_gap", "final_score", "final_gap")
+
+
+class DSRScore:
+    """
+    Reward in [0, 1]: does the clip start in the prompt's first relation and end in its second? `None` when INVALID.
+
+    About 0.5 means that nothing happened; a perfect left/right clip reaches 1.0, a perfect one with "top" 0.875.
+
+    Args:
+        tracker (`str` or [`~spatialalign_trl.perception.tracks.Tracker`], *optional*, defaults to
+            `"color_segmentation"`):
+            What finds the animal and the object.
+        min_frames (`int`, *optional*):
+            Frames that must show both; by default the paper's 20 of 81, scaled to the clip's length.
+
+    Example:
+
+    ```python
+    reward = DSRScore()
+    scores = reward(prompts=prompts, completions=videos, type=["LR"], animal=["fox"], object=["stump"])
+    ```
+    """
+
+    required_columns = ("type", "animal", "object")
+
+    def __init__(self, tracker: str | Tracker = "color_segmentation", min_frames: int | None = None) -> None:
+        self.__name__ = "dsr_score"
+        self.tracker = get_tracker(tracker)
+        self.min_frames = min_frames
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Video | str | os.PathLike],
+        type: Sequence[str],
+        animal: Sequence[str],
+        object: Sequence[str],
+        attribute: Sequence[str | None] | None = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        """
+        Score `N` videos.
+
+        Args:
+            prompts (sequence of `N` `str`):
+                Not read: everything the score needs stands in the columns.
+            completions (sequence of `N` videos):
+                `uint8` arrays of shape `(frames, height, width, 3)`, or paths of mp4 files.
+            type, animal, object (sequences of `N` `str`):
+                The prompt columns.
+            attribute (sequence of `N` `str`, *optional*):
+                The animal's adjective, such as `"red"`, for trackers that can use it.
+            log_extra, log_metric (callables, *optional*):
+                TRL's hooks: per-sample columns `dsr_<component>` and `dsr_reason`, and each component's mean.
+
+        Returns:
+            `list[float | None]`: one score per video, `None` when INVALID.
+        """
+        videos = [read_video(video) if isinstance(video, (str, os.PathLike)) else video for video in completions]
+        for k, video in enumerate(videos):
+            check_video(video, name=f"completions[{k}]")
+        adjectives = None if attribute is None else [adjective or "" for adjective in attribute]
+        tracks = self.tracker.track(videos, animal=animal, object=object, attribute=adjectives)
+        if len(tracks) != len(videos):
+            raise ValueError(f"The tracker returned {len(tracks)} tracks for {len(videos)} videos.")
+        results = score_tracks_batch(tracks, animal, object, type, min_frames=self.min_frames)
+        for name in COMPONENTS:
+            values = [getattr(result, name) for result in results]
+            if log_extra is not None:
+                log_extra(f"dsr_{name}", values)
+            known = [value for value in values if value is not None]
+            if log_metric is not None and known:
+                log_metric(f"dsr_{name}", float(np.mean(known)))
+        if log_extra is not None:
+            log_extra("dsr_reason", [result.reason for result in results])
+        return [result.score for result in results]
