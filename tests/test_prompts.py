@@ -1,0 +1,261 @@
+import csv
+import json
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spatialalign_trl.prompts import (
+    DSR_TYPES,
+    PROMPT_COLUMNS,
+    PromptGrammarError,
+    build_prompt,
+    check_dsr_type,
+    indefinite_article,
+    load_prompts,
+    parse_prompt,
+    split_type,
+)
+
+FOX = "In a meadow, a red fox is on the left of a stump, then the fox jumps to the right of the stump."
+DUCK = "By a pond, a duck is on the top of an oak log, then the duck waddles to the left of the oak log."
+
+word = st.text("abcdefghijklmnopqrstuvwxyz-'", min_size=1, max_size=8)
+noun = st.lists(word, min_size=1, max_size=3).map(" ".join)
+scene = st.lists(st.lists(word, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=3).map(", ".join)
+
+
+@given(
+    scene=scene,
+    animal=noun,
+    object=noun,
+    type=st.sampled_from(DSR_TYPES),
+    verb=word,
+    attribute=st.one_of(st.just(""), word),
+)
+def test_parsing_gives_back_what_was_built(**parts):
+    try:
+        built = build_prompt(**parts)
+    except PromptGrammarError:
+        # Only parts that cannot be told apart in the text are refused: a word or a noun that comes twice.
+        words = f"{parts['attribute']} {parts['animal']}".split()
+        assert len(words) != len(set(words)) or parts["animal"] == parts["object"]
+        return
+    parsed = parse_prompt(built.prompt, built.prompt_id)
+    assert parsed == built
+    assert {part: getattr(parsed, part) for part in ("animal", "object", "type", "verb", "attribute")} == {
+        part: parts[part] for part in ("animal", "object", "type", "verb", "attribute")
+    }
+    assert parsed.scene == parts["scene"][:1].upper() + parts["scene"][1:]
+    again = build_prompt(**{part: getattr(parsed, part) for part in parts})
+    assert again == built
+
+
+@pytest.mark.parametrize("name, count", [("dsr_eval30.csv", 30), ("dsr_eval120.csv", 120)])
+def test_the_authors_files_load_as_they_are(shared_data, name, count):
+    path = shared_data / name
+    loaded = load_prompts(path)
+    with path.open(newline="") as file:
+        originals = list(csv.DictReader(file))
+    assert loaded.column_names == list(PROMPT_COLUMNS)
+    assert len(loaded) == len(originals) == count
+    for row, original in zip(loaded, originals, strict=True):
+        assert row["scene"] == original["scene"].rstrip(",")
+        for column in ("prompt_id", "prompt", "type", "initial_SR", "final_SR", "animal", "object"):
+            assert row[column] == original[column]
+        rebuilt = build_prompt(**{part: row[part] for part in ("scene", "animal", "object", "type", "verb")})
+        assert rebuilt.prompt == original["prompt"]
+
+
+def test_every_part_is_read():
+    prompt = parse_prompt(FOX, "fox-1")
+    assert prompt.to_row() == {
+        "prompt_id": "fox-1",
+        "prompt": FOX,
+        "type": "LR",
+        "scene": "In a meadow",
+        "initial_SR": "on the left of",
+        "final_SR": "to the right of",
+        "animal": "fox",
+        "object": "stump",
+        "verb": "jumps",
+        "attribute": "red",
+    }
+    assert list(prompt.to_row()) == list(PROMPT_COLUMNS)
+
+
+def test_nouns_of_several_words_and_scenes_with_commas():
+    prompt = build_prompt(
+        scene="in a yard, with ivy, a gate and a cart on the left of it,",
+        animal="guinea pig",
+        object="fire hydrant",
+        type="TR",
+        verb="slowly crawls",
+        attribute="tiny grey",
+    )
+    assert prompt.prompt == (
+        "In a yard, with ivy, a gate and a cart on the left of it, a tiny grey guinea pig is on the top of a fire "
+        "hydrant, then the guinea pig slowly crawls to the right of the fire hydrant."
+    )
+    parsed = parse_prompt(prompt.prompt)
+    assert parsed == prompt
+    assert (parsed.attribute, parsed.animal, parsed.verb) == ("tiny grey", "guinea pig", "slowly crawls")
+    assert (parsed.object, parsed.type) == ("fire hydrant", "TR")
+
+
+@pytest.mark.parametrize(
+    "words, article",
+    [("fox", "a"), ("owl", "an"), ("orange cat", "an"), ("hour glass", "an"), ("horse", "a"), ("unicorn", "a")]
+    + [("umbrella", "an"), ("unpainted crate", "an"), ("used tyre", "a"), ("one-eyed cat", "a"), ("Urn", "an")],
+)
+def test_articles_follow_the_sound(words, article):
+    assert indefinite_article(words) == article
+    built = build_prompt(scene="In a hall", animal="bird", object=words, type="LT", verb="hops")
+    assert f"on the left of {article} {words}," in built.prompt
+
+
+def test_either_article_is_read_and_the_text_is_kept():
+    text = "In a barn, a owl is on the top of an crate, then the owl glides to the left of the crate."
+    assert parse_prompt(text).prompt == text
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        (FOX[:-1], "ending"),
+        ("", "ending"),
+        (FOX.replace("then the", "and the"), "text"),
+        (FOX.replace("is on the left of", "is in front of"), "initial_SR"),
+        (FOX.replace("to the right of", "behind"), "final_SR"),
+        (FOX.replace("In a meadow, a", "A"), "scene"),
+        (FOX.replace("In", "in"), "scene"),
+        (FOX.replace("a red fox", "the red fox"), "scene"),
+        (FOX.replace("a stump", "the stump"), "object"),
+        (FOX.replace("the stump", "the rock"), "object"),
+        (FOX.replace("stump", "fox"), "object"),
+        (FOX.replace("the fox", "the dog"), "animal"),
+        (FOX.replace("jumps ", ""), "verb"),
+        (FOX.replace("to the right of", "to the left of"), "type"),
+    ],
+)
+def test_the_error_says_which_part_is_off(text, part):
+    with pytest.raises(PromptGrammarError, match=f"^{part}: ") as caught:
+        parse_prompt(text)
+    assert caught.value.part == part
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        ({"animal": ""}, "animal"),
+        ({"object": "stump,"}, "object"),
+        ({"verb": "jumps  up"}, "verb"),
+        ({"scene": " ,"}, "scene"),
+        ({"object": "fox"}, "object"),
+        ({"attribute": "fox", "verb": "fox"}, "verb"),
+        ({"object": "stump is on the top of a rock"}, "object"),
+        ({"object": "stump, then the fox runs"}, "object"),
+    ],
+)
+def test_parts_that_could_not_be_read_back_are_refused(changes, part):
+    parts = {"scene": "In a meadow", "animal": "fox", "object": "stump", "type": "LR", "verb": "jumps"} | changes
+    with pytest.raises(PromptGrammarError, match=f"^{part}: "):
+        build_prompt(**parts)
+
+
+def test_unknown_types_are_named():
+    assert check_dsr_type("LT") == "LT"
+    assert split_type("TR") == ("T", "R")
+    for unknown in ("LL", "lr", "", None):
+        with pytest.raises(ValueError, match=f"unknown DSR type {unknown!r}: expected one of LR, LT"):
+            check_dsr_type(unknown)
+
+
+def _write(path, rows):
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(row["prompt"] + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".txt"])
+def test_all_file_kinds_give_the_same_rows(tmp_path, suffix):
+    path = _write(tmp_path / f"prompts{suffix}", [{"prompt": FOX}, {"prompt": DUCK}])
+    loaded = load_prompts(str(path))
+    assert loaded.to_list() == [parse_prompt(FOX).to_row(), parse_prompt(DUCK).to_row()]
+    assert loaded.features == datasets.Features({column: datasets.Value("string") for column in PROMPT_COLUMNS})
+
+
+def test_a_dataset_and_a_folder_load(tmp_path):
+    rows = [parse_prompt(FOX).to_row() | {"note": "dropped"}, parse_prompt(DUCK).to_row() | {"note": ""}]
+    from_dataset = load_prompts(datasets.Dataset.from_list(rows))
+    assert from_dataset.column_names == list(PROMPT_COLUMNS)
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    _write(folder / "train.jsonl", rows[:1])
+    _write(folder / "test.jsonl", rows[1:])
+    assert load_prompts(folder).to_list() == from_dataset.to_list()[:1]
+    assert load_prompts(str(folder), split="test").to_list() == from_dataset.to_list()[1:]
+
+
+def test_a_prompt_is_built_from_its_parts(tmp_path):
+    row = {
+        "scene": "In a meadow,",
+        "animal": "fox",
+        "object": "stump",
+        "type": "LR",
+        "verb": "jumps",
+        "attribute": "red",
+    }
+    assert load_prompts(_write(tmp_path / "parts.jsonl", [row]))[0]["prompt"] == FOX
+    del row["verb"]
+    with pytest.raises(ValueError, match="parts.jsonl, line 1: .*missing: verb"):
+        load_prompts(_write(tmp_path / "parts.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([{"prompt": FOX, "prompt_id": "a"}, {"prompt": DUCK, "prompt_id": "a"}], r"line 3: prompt_id 'a' .* line 2;"),
+        ([{"prompt": FOX}, {"prompt": FOX}], r"line 3: prompt_id .* already used"),
+        ([{"prompt": FOX, "type": "LL"}], r"line 2: unknown DSR type 'LL'"),
+        ([{"prompt": FOX, "type": "LT"}], r"line 2: column 'type' is 'LT' but the prompt says 'LR'"),
+        ([{"prompt": FOX, "animal": "dog"}], r"line 2: column 'animal' is 'dog' but the prompt says 'fox'"),
+        ([{"prompt": FOX.replace("stump", "fox")}], r"line 2: object: animal and object are both 'fox'"),
+        ([{"prompt": "A fox jumps."}], r"line 2: text: "),
+    ],
+)
+def test_errors_name_file_and_row(tmp_path, rows, message):
+    path = _write(tmp_path / "bad.csv", rows)
+    with pytest.raises(ValueError, match=rf"bad\.csv, {message}"):
+        load_prompts(path)
+
+
+def test_errors_of_whole_sources(tmp_path):
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    with pytest.raises(ValueError, match=r"empty\.txt holds no prompts"):
+        load_prompts(empty)
+    with pytest.raises(FileNotFoundError, match=r"no prompt file .*absent\.csv"):
+        load_prompts(tmp_path / "absent.csv")
+    with pytest.raises(FileNotFoundError, match="no prompt folder .*absent"):
+        load_prompts(tmp_path / "absent")
+    (tmp_path / "prompts.xml").write_text("")
+    with pytest.raises(ValueError, match=r"prompt files end in \.csv, \.jsonl, \.json, \.txt"):
+        load_prompts(tmp_path / "prompts.xml")
+    (tmp_path / "broken.jsonl").write_text('{"prompt":\n')
+    with pytest.raises(ValueError, match=r"broken\.jsonl, line 1: not valid JSON"):
+        load_prompts(tmp_path / "broken.jsonl")
+    (tmp_path / "object.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"object\.json: expected a list of rows"):
+        load_prompts(tmp_path / "object.json")
