@@ -251,30 +251,27 @@ def _gather(
     The frames labelled exactly {animal, object}, of all videos, by video and then by time: video `(n,)`, frame index
     `(n,)`, boxes `(n, 2, 4)` with the animal first.
     """
-    video, index, boxes = [], [], []
+    video, index, boxes, object_first = [], [], [], []
     for k, frames in enumerate(tracks):
-        seen = set()
+        nouns, seen = {animals[k], objects[k]}, set()
         for frame_index, labels, frame_boxes in frames:
-            where = f"video {k}, frame {frame_index}"
-            if frame_index in seen:
-                raise ValueError(f"{where}: the frame index appears twice; give every frame once.")
+            counts = len(labels) == 2 and set(labels) == nouns
+            problem = _problem(frame_index, labels, frame_boxes, lengths[k], counts)
+            if problem is None and frame_index in seen:
+                problem = "the frame index appears twice; give every frame once"
+            if problem is not None:
+                raise ValueError(f"video {k}, frame {frame_index}: {problem}.")
             seen.add(frame_index)
-            if frame_index < 0 or (lengths[k] is not None and frame_index >= lengths[k]):
-                of = "" if lengths[k] is None else f" of {lengths[k]} frames"
-                raise ValueError(f"{where}: the index lies outside the clip{of}.")
-            if len(labels) != len(frame_boxes):
-                raise ValueError(f"{where}: {len(labels)} labels but {len(frame_boxes)} boxes.")
-            if len(labels) != 2 or set(labels) != {animals[k], objects[k]}:
+            if not counts:
                 continue
-            swap = labels[0] == objects[k]
-            pair = (frame_boxes[1], frame_boxes[0]) if swap else (frame_boxes[0], frame_boxes[1])
-            if len(pair[0]) != 4 or len(pair[1]) != 4:
-                raise ValueError(f"{where}: a box must be four numbers x1, y1, x2, y2; got {frame_boxes!r}.")
             video.append(k)
             index.append(frame_index)
-            boxes.append(pair)
+            object_first.append(labels[0] == objects[k])
+            boxes.append(frame_boxes)
     video, index = np.asarray(video, dtype=np.int64), np.asarray(index, dtype=np.int64)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 2, 4)
+    object_first = np.asarray(object_first, dtype=bool)
+    boxes[object_first] = boxes[object_first, ::-1]
     bad = ~np.isfinite(boxes).all(axis=(1, 2)) | (boxes[:, :, 2:] < boxes[:, :, :2]).any(axis=(1, 2))
     if bad.any():
         n = int(np.flatnonzero(bad)[0])
@@ -284,3 +281,16 @@ def _gather(
         )
     order = np.lexsort((index, video))
     return video[order], index[order], boxes[order]
+
+
+def _problem(
+    frame_index: int, labels: Sequence[str], boxes: np.ndarray, num_frames: int | None, counts: bool
+) -> str | None:
+    """What is wrong with one frame's entry, if anything."""
+    if frame_index < 0 or (num_frames is not None and frame_index >= num_frames):
+        return "the index lies outside the clip" + ("" if num_frames is None else f" of {num_frames} frames")
+    if len(labels) != len(boxes):
+        return f"{len(labels)} labels but {len(boxes)} boxes"
+    if counts and np.shape(boxes) != (2, 4):
+        return f"a box must be four numbers x1, y1, x2, y2; got {boxes!r}"
+    return None
