@@ -196,7 +196,8 @@ def test_all_file_kinds_give_the_same_rows(tmp_path, suffix):
     assert loaded.features == datasets.Features({column: datasets.Value("string") for column in PROMPT_COLUMNS})
 
 
-def test_a_dataset_and_a_folder_load(tmp_path):
+def test_a_dataset_and_a_folder_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = [parse_prompt(FOX).to_row() | {"note": "dropped"}, parse_prompt(DUCK).to_row() | {"note": ""}]
     from_dataset = load_prompts(datasets.Dataset.from_list(rows))
     assert from_dataset.column_names == list(PROMPT_COLUMNS)
@@ -206,6 +207,7 @@ def test_a_dataset_and_a_folder_load(tmp_path):
     _write(folder / "test.jsonl", rows[1:])
     assert load_prompts(folder).to_list() == from_dataset.to_list()[:1]
     assert load_prompts(str(folder), split="test").to_list() == from_dataset.to_list()[1:]
+    assert (tmp_path / "cache").is_dir()
 
 
 def test_a_prompt_is_built_from_its_parts(tmp_path):
