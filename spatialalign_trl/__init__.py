@@ -15,7 +15,7 @@ _PUBLIC_NAMES = {
     "build_prompt": "prompts",
     "load_prompts": "prompts",
     "parse_prompt": "prompts",
-    "SamplingSettings": "models.base",
+    "SamplingSettings": "models.settings",
     "VideoModel": "models.base",
     "load_video_model": "models",
     "SampleStore": "rollout.store",
