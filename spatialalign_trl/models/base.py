@@ -1,0 +1,221 @@
+"""The interface that a family of video models fills in, and what all families share.
+
+The library asks a model to encode prompts, encode and decode videos, draw a noised input and its target, predict,
+sample, name its legal sizes and its LoRA targets, save and load its LoRA, and compute as the reference. There is one
+transformer in memory: the reference is the same network with its adapters off. What all families share lies beside
+this file by subject (encoding, sampling, LoRA); a family fills in the methods that are abstract.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..files import read_json
+from .encoding import Conditioning, EncodingMixin
+from .loading import read_model_index, resolve_source
+from .lora import LoraMixin, base_network
+from .sampling import SamplingMixin
+from .settings import SamplingSettings
+
+__all__ = ["Conditioning", "SamplingSettings", "VideoModel", "default_device"]
+
+SETTINGS_FILE = "spatialalign.json"
+"""A pipeline folder may hold its default sampling settings in this file."""
+
+
+def default_device() -> torch.device:
+    """This process's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Every rank of a launch sees all GPUs of its machine.
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+
+
+class VideoModel(EncodingMixin, SamplingMixin, LoraMixin, ABC):
+    """
+    A text-to-video pipeline behind the interface that rollouts and trainers use.
+
+    Args:
+        pipeline (`DiffusionPipeline`):
+            The loaded pipeline. Its progress bar is switched off.
+        name_or_path (`str`, *optional*):
+            The model's name for cards, caches and LoRA metadata; the pipeline's own by default.
+        source (`str`, *optional*):
+            Folder or Hub id from which the encoders can be loaded again; `name_or_path` by default.
+        revision (`str`, *optional*):
+            Revision of `source`.
+    """
+
+    family: ClassVar[str]
+    pipeline_class: ClassVar[str]
+    default_lora_targets: ClassVar[tuple[str, ...]]
+    num_train_timesteps: ClassVar[int] = 1000
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        name_or_path: str | None = None,
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.name_or_path = name_or_path or str(pipeline.config.get("_name_or_path") or "")
+        self.revision = revision
+        self._source = source or self.name_or_path
+        self._network: torch.nn.Module = pipeline.transformer
+        self._encoder_dtypes = {
+            name: getattr(pipeline, name).dtype for name in self.encoder_names if getattr(pipeline, name) is not None
+        }
+        pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+    ) -> VideoModel:
+        """
+        Load a model.
+
+        Args:
+            name_or_path (`str`):
+                `"tiny"`, a pipeline folder or a Hub id.
+            torch_dtype (`torch.dtype`, *optional*):
+                Of the transformer and the text encoder; bfloat16 on a GPU, float32 on the CPU. The VAE always computes
+                in float32.
+            device (`str` or `torch.device`, *optional*):
+                This process's GPU if there is one.
+            revision (`str`, *optional*):
+                Branch, tag or commit on the Hub.
+
+        Raises:
+            FileNotFoundError: when there is no such folder or repository.
+            ConnectionError: when the Hub cannot be reached and the model is not in the cache.
+            ValueError: when the pipeline is not one of this family.
+        """
+        source = resolve_source(name_or_path)
+        index = read_model_index(source, revision)
+        if index.get("_class_name") != cls.pipeline_class:
+            raise ValueError(
+                f"{name_or_path!r} is a {index.get('_class_name')}, and {cls.__name__} runs a {cls.pipeline_class}; "
+                "use "
+                "load_video_model, which picks the adapter."
+            )
+        cls._check_index(index, str(name_or_path))
+        device = torch.device(device) if device is not None else default_device()
+        dtype = torch_dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(
+                source, revision=revision, dtype={"default": dtype, "vae": torch.float32}
+            )
+        except OSError as error:
+            raise OSError(f"{name_or_path!r} has an index, but its weights could not be loaded: {error}") from error
+        return cls(pipeline.to(device), str(name_or_path), source=source, revision=revision)
+
+    @classmethod
+    def _check_index(cls, index: dict, name: str) -> None:
+        """Refuse a variant of the family that the adapter does not run, before any weights are loaded."""
+
+    # What the model is
+
+    @property
+    def transformer(self) -> torch.nn.Module:
+        """The network that is trained: the pipeline's transformer, or the `PeftModel` around it once that was set."""
+        return self._network
+
+    @transformer.setter
+    def transformer(self, network: torch.nn.Module) -> None:
+        base = base_network(network)
+        expected = type(self.pipeline.transformer)
+        if not isinstance(base, expected):
+            raise TypeError(
+                f"transformer must be a {expected.__name__} or a PeftModel around one, got {type(base).__name__}; "
+                "unwrap it "
+                "first (accelerator.unwrap_model)."
+            )
+        if base is not self.pipeline.transformer:
+            self.pipeline.transformer = base
+        self._network = network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer is."""
+        return self.pipeline.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base transformer's floating point type; adapters and the layers that stay in float32 are not asked."""
+        return self.pipeline.transformer.dtype
+
+    def default_settings(self) -> SamplingSettings:
+        """The sampling settings the pipeline's folder carries (spatialalign.json), else the family's."""
+        path = Path(self._source) / SETTINGS_FILE
+        if self._source and path.is_file():
+            return SamplingSettings.from_dict(read_json(path))
+        return self._family_settings()
+
+    @abstractmethod
+    def _family_settings(self) -> SamplingSettings:
+        """The sampling settings of the family's published checkpoints."""
+
+    @abstractmethod
+    def check_size(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` that names the nearest legal values when the model cannot make videos of this size."""
+
+    @abstractmethod
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Shape (channels, frames, height, width) of one video's latents."""
+
+    # Flow matching
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """
+        `x_s = (1 - s) * x0 + s * noise` (rectified flow), in fp32.
+
+        Args:
+            x0 (`torch.Tensor` of shape (batch, ...)):
+                Clean latents.
+            noise (`torch.Tensor` of the same shape):
+                Standard normal noise.
+            sigma (`torch.Tensor` of shape (batch,)):
+                Noise levels in [0, 1].
+        """
+        sigma = sigma.float().reshape(-1, *[1] * (x0.ndim - 1))
+        return (1.0 - sigma) * x0.float() + sigma * noise.float()
+
+    def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """`u = noise - x0`, what the transformer is to predict, in fp32. Arguments as in [`~VideoModel.add_noise`]."""
+        return noise.float() - x0.float()
+
+    @abstractmethod
+    def predict(
+        self,
+        noisy: torch.Tensor,
+        sigma: torch.Tensor,
+        conditioning: Conditioning,
+        transformer: torch.nn.Module | None = None,
+    ) -> torch.Tensor:
+        """
+        The transformer's prediction of the target.
+
+        Args:
+            noisy (`torch.Tensor` of shape (batch, channels, frames, height, width)):
+                Noised latents; cast to the transformer's type.
+            sigma (`torch.Tensor` of shape (batch,)):
+                Noise levels in [0, 1]. The timestep 1000 * sigma reaches the transformer in fp32: bf16 holds only 294
+                of 1000 timesteps.
+            conditioning (`dict[str, torch.Tensor]`):
+                From [`~VideoModel.encode_prompts`].
+            transformer (`torch.nn.Module`, *optional*):
+                The module to call, for one that a trainer has wrapped; the model's own by default.
+        """

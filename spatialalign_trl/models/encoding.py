@@ -1,0 +1,193 @@
+"""Prompts to embeddings, videos to latents and back: the part of a model that needs its encoders in memory."""
+
+from __future__ import annotations
+
+import gc
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+import numpy as np
+import torch
+
+from ..video import Video, check_video
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+Conditioning: TypeAlias = dict[str, torch.Tensor]
+"""What the transformer is told about the prompts: named tensors, batch first."""
+
+_VOXELS_PER_VAE_BATCH = 81 * 480 * 832
+
+
+def _vae_batch_size(num_frames: int, height: int, width: int) -> int:
+    """How many videos go through the VAE at once: tiny ones in eights (4 times faster), real ones one by one."""
+    return max(1, min(8, _VOXELS_PER_VAE_BATCH // (num_frames * height * width)))
+
+
+def batch_to_pixels(videos: Sequence[Video] | np.ndarray | torch.Tensor) -> torch.Tensor:
+    """
+    Stack videos of one size and scale them to what VAEs take.
+
+    Args:
+        videos (list of `uint8` arrays (frames, height, width, 3), or one array or tensor of shape (batch, ...)):
+            The videos.
+
+    Returns:
+        `torch.Tensor` of shape (batch, 3, frames, height, width), fp32 in [-1, 1].
+
+    Raises:
+        TypeError: when one of them is no `uint8` array.
+        ValueError: when there is none, one of them is no video, or their sizes differ.
+    """
+    if isinstance(videos, torch.Tensor):
+        videos = videos.cpu().numpy()
+    if len(videos) == 0:
+        raise ValueError("there is no video to encode.")
+    for i, video in enumerate(videos):
+        check_video(video, f"videos[{i}]")
+        if video.shape != videos[0].shape:
+            raise ValueError(
+                f"videos[{i}] has shape {video.shape} and videos[0] {videos[0].shape}; encode videos of one size "
+                "together."
+            )
+    return torch.from_numpy(np.stack(list(videos))).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+
+
+class EncodingMixin:
+    """Encoding and decoding, batched to fit in memory; a family fills in one prompt and one batch of pixels."""
+
+    pipeline: DiffusionPipeline
+    encoder_names: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
+    revision: str | None
+    _source: str
+    _encoder_dtypes: dict[str, torch.dtype]
+
+    @property
+    def has_encoders(self) -> bool:
+        """Whether the VAE and the text encoder are in memory."""
+        return all(getattr(self.pipeline, name) is not None for name in self.encoder_names)
+
+    def _require_encoders(self, task: str) -> None:
+        if not self.has_encoders:
+            raise RuntimeError(f"cannot {task}: the encoders were released. Call reload_encoders() first.")
+
+    def release_encoders(self) -> None:
+        """Drop the VAE and the text encoder from memory. Sampling latents and training go on without them."""
+        for name in self.encoder_names:
+            component = getattr(self.pipeline, name)
+            if component is not None:
+                self._encoder_dtypes[name] = component.dtype
+                setattr(self.pipeline, name, None)
+        del component
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def reload_encoders(self) -> None:
+        """
+        Load the VAE and the text encoder again, from where the model came.
+
+        Raises:
+            RuntimeError: when the model was built from a pipeline in memory, so that there is nowhere to load from.
+        """
+        missing = [name for name in self.encoder_names if getattr(self.pipeline, name) is None]
+        if not missing:
+            return
+        if not self._source:
+            raise RuntimeError("the encoders cannot be loaded again: this pipeline was built in memory, not loaded.")
+        kept = {name: part for name, part in self.pipeline.components.items() if name not in missing}
+        loaded = type(self.pipeline).from_pretrained(
+            self._source,
+            revision=self.revision,
+            dtype={name: self._encoder_dtypes[name] for name in missing},
+            **kept,
+        )
+        for name in missing:
+            setattr(self.pipeline, name, getattr(loaded, name).to(self.device))
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """
+        Embed prompts exactly as the pipeline's own call does.
+
+        Prompts are embedded one by one, so that an embedding does not depend on its company.
+
+        Args:
+            prompts (`list[str]`):
+                At least one prompt.
+
+        Returns:
+            `dict[str, torch.Tensor]`: what the transformer is conditioned on, batch first.
+        """
+        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError(f"encode_prompts takes a non-empty list of strings, got {prompts!r}.")
+        self._require_encoders("embed prompts")
+        with torch.no_grad():
+            embedded = [self._encode_prompt(prompt) for prompt in prompts]
+        return {name: torch.cat([one[name] for one in embedded]) for name in embedded[0]}
+
+    @abstractmethod
+    def _encode_prompt(self, prompt: str) -> Conditioning:
+        """Embed one prompt; every tensor has a batch dimension of 1."""
+
+    def encode_video(
+        self, videos: Sequence[Video] | np.ndarray | torch.Tensor, batch_size: int | None = None
+    ) -> torch.Tensor:
+        """
+        Encode videos to normalised latents: the mode of the VAE's posterior, so the same video gives the same latents.
+
+        Args:
+            videos (list of `uint8` arrays (frames, height, width, 3), or one array with a batch dimension in front):
+                Videos of one legal size.
+            batch_size (`int`, *optional*):
+                Videos in the VAE at a time; chosen from their size by default (1 for 81x480x832).
+
+        Returns:
+            `torch.Tensor` of shape (batch, channels, frames, height, width), fp32.
+        """
+        self._require_encoders("encode videos")
+        pixels = batch_to_pixels(videos)
+        self.check_size(*pixels.shape[2:])
+        with torch.no_grad():
+            parts = pixels.split(batch_size or _vae_batch_size(*pixels.shape[2:]))
+            return torch.cat([self._encode_pixels(part) for part in parts])
+
+    @abstractmethod
+    def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(batch, 3, frames, height, width) in [-1, 1] to normalised fp32 latents."""
+
+    def decode_latents(self, latents: torch.Tensor, batch_size: int | None = None) -> list[Video]:
+        """
+        Decode normalised latents to videos.
+
+        Args:
+            latents (`torch.Tensor` of shape (batch, channels, frames, height, width)):
+                The latents.
+            batch_size (`int`, *optional*):
+                Videos in the VAE at a time; chosen from their size by default (1 for 81x480x832).
+
+        Returns:
+            list of `uint8` arrays (frames, height, width, 3).
+        """
+        self._require_encoders("decode latents")
+        if not torch.isfinite(latents).all():
+            raise ValueError(
+                "the latents hold NaN or infinity, so there is no video in them; the transformer's output diverged."
+            )
+        videos: list[Video] = []
+        with torch.no_grad():
+            for part in latents.split(batch_size or _vae_batch_size(*self._pixel_shape(latents))):
+                pixels = self._decode_to_pixels(part)
+                pixels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+                videos.extend(pixels.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy())
+        return videos
+
+    @abstractmethod
+    def _decode_to_pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """Normalised latents to (batch, 3, frames, height, width) in [-1, 1]."""
+
+    @abstractmethod
+    def _pixel_shape(self, latents: torch.Tensor) -> tuple[int, int, int]:
+        """(frames, height, width) in pixels of what the latents decode to."""

@@ -1,0 +1,86 @@
+"""Finding a pipeline and reading its index, with errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..files import read_json
+from .tiny import TINY_MODEL, tiny_model_path
+
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+def resolve_source(name_or_path: str | os.PathLike) -> str:
+    """Where the weights come from: the embedded model's folder for `"tiny"`, else the name or path as it is."""
+    return str(tiny_model_path()) if name_or_path == TINY_MODEL else os.path.expanduser(os.fspath(name_or_path))
+
+
+def read_model_index(source: str, revision: str | None = None) -> dict:
+    """
+    Read a pipeline's `model_index.json`, from a folder or from the Hub, before any weights are loaded.
+
+    Args:
+        source (`str`):
+            A folder or a Hub id.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+
+    Returns:
+        `dict`: the index.
+
+    Raises:
+        FileNotFoundError: when there is no such folder, repository or revision.
+        PermissionError: when the repository is gated.
+        ConnectionError: when the Hub cannot be reached and the index is not in the cache.
+        ValueError: when it is not a diffusers pipeline.
+    """
+    not_a_pipeline = (
+        "it has no model_index.json, so it is not a diffusers pipeline. Pass the pipeline's own folder or repository "
+        "(checkpoints in the authors' format usually have a sister repository ending in '-Diffusers')."
+    )
+    if os.path.isdir(source):
+        path = Path(source) / "model_index.json"
+        if not path.is_file():
+            raise ValueError(f"{source!r} cannot be loaded: {not_a_pipeline}")
+        return read_json(path)
+    if os.path.exists(source):
+        raise ValueError(f"{source!r} is a file; pass the folder of a diffusers pipeline.")
+    if not _HUB_ID.match(source):
+        raise FileNotFoundError(f"there is no folder {source!r}, and it is no Hub id (owner/name) either.")
+    try:
+        return read_json(hf_hub_download(source, "model_index.json", revision=revision))
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{source!r} is gated: accept its terms on its Hub page, then log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no folder {source!r} and no model of that id on the Hub (or it is private: `hf auth login`)."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{source!r} has no revision {revision!r} on the Hub.") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ConnectionError(
+            f"there is no folder {source!r}, and the Hub could not be asked for it (no network, or HF_HUB_OFFLINE is "
+            f"set) while it is not in the local cache. Download it first with `hf download {source}`."
+        ) from error
+    except EntryNotFoundError as error:
+        raise ValueError(f"{source!r} cannot be loaded: {not_a_pipeline}") from error
+    except HFValidationError as error:
+        raise FileNotFoundError(f"there is no folder {source!r}, and it is no Hub id (owner/name) either.") from error
+    except (HfHubHTTPError, ConnectionError) as error:
+        raise ConnectionError(f"the Hub did not answer for {source!r}: {error}") from error

@@ -1,0 +1,214 @@
+"""LoRA on a diffusers transformer, whichever way it got there.
+
+`peft.get_peft_model` and diffusers' `add_adapter` both put PEFT's layers into the transformer in place, but each has
+its own switches, which do not work for the other. What is here works on the layers themselves, so for both, and does
+nothing on a transformer without adapters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def base_network(network: torch.nn.Module) -> torch.nn.Module:
+    """The transformer inside a `PeftModel` (which PEFT changed in place), or the transformer itself."""
+    return network.get_base_model() if isinstance(network, PeftModel) else network
+
+
+def _adapter_layers(network: torch.nn.Module) -> list[torch.nn.Module]:
+    return [m for m in network.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def active_adapters(network: torch.nn.Module) -> list[str]:
+    """Names of the adapters whose effect the network's output shows."""
+    names: dict[str, None] = {}
+    for layer in _adapter_layers(network):
+        if not layer.disable_adapters:
+            names.update(dict.fromkeys(layer.active_adapters))
+    return list(names)
+
+
+@contextmanager
+def adapters_off(network: torch.nn.Module) -> Iterator[None]:
+    """
+    Switch all adapters off for the length of the block: the network computes what its base computes, bit for bit.
+
+    PEFT's switches also freeze the adapters, and switching on again makes every active adapter trainable, even one
+    that was loaded frozen. So what was trainable is noted and put back.
+    """
+    layers = [layer for layer in _adapter_layers(network) if not layer.disable_adapters]
+    trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+
+
+def _single_adapter(network: torch.nn.Module) -> str:
+    names = active_adapters(network)
+    if len(names) != 1:
+        raise RuntimeError(
+            f"the transformer has {len(names)} active adapters ({', '.join(names) or 'none'}), and one was expected. "
+            "Add one with peft.get_peft_model or transformer.add_adapter, or activate one with set_adapter."
+        )
+    return names[0]
+
+
+def lora_state_dict(network: torch.nn.Module, state_dict: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
+    """
+    The LoRA's weights under diffusers' names (`blocks.0.attn2.to_k.lora_A.weight`).
+
+    Args:
+        network (`torch.nn.Module`):
+            The transformer, wrapped in a `PeftModel` or not.
+        state_dict (`dict`, *optional*):
+            A state dict gathered elsewhere (FSDP gathers it from the ranks), of the `PeftModel` or of the transformer.
+    """
+    base = base_network(network)
+    if state_dict is not None:
+        state_dict = {key.removeprefix("base_model.model."): value for key, value in state_dict.items()}
+    # "auto" would look for the base model's config on the Hub; a video transformer has no word embeddings.
+    return get_peft_model_state_dict(
+        base, state_dict=state_dict, adapter_name=_single_adapter(base), save_embedding_layers=False
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    # Sets have no JSON form and no fixed order.
+    return sorted(value) if isinstance(value, (set, frozenset)) else value
+
+
+def lora_metadata(network: torch.nn.Module, base_model: str | None = None) -> dict[str, Any]:
+    """
+    The LoRA's configuration as JSON can hold it. Without it in the file, a loader takes alpha to be the rank.
+
+    Settings at their default are left out: PEFT adds new ones with every version, and an older PEFT that meets one it
+    does not know cannot load the file at all.
+
+    Args:
+        network (`torch.nn.Module`):
+            The transformer, wrapped in a `PeftModel` or not.
+        base_model (`str`, *optional*):
+            Name of the model the LoRA belongs to. PEFT's own guess is a local path of the machine it was trained on.
+    """
+    base = base_network(network)
+    config = base.peft_config[_single_adapter(base)]
+    defaults = type(config)().to_dict()
+    always = {"r", "lora_alpha", "target_modules"}
+    # auto_mapping names a Python class of the training machine; of no use to a loader.
+    never = {"auto_mapping", "base_model_name_or_path", "inference_mode", "task_type"}
+    kept = {
+        key: _plain(value)
+        for key, value in config.to_dict().items()
+        if key not in never and (key in always or value != defaults.get(key))
+    }
+    return kept if base_model is None else {**kept, "base_model_name_or_path": base_model}
+
+
+class LoraMixin:
+    """Reference, saving and loading of the transformer's LoRA."""
+
+    pipeline: DiffusionPipeline
+    transformer: torch.nn.Module
+    name_or_path: str
+    _network: torch.nn.Module
+
+    def reference(self) -> AbstractContextManager[None]:
+        """A context in which the network computes exactly what its base does, whatever adapters it carries."""
+        return adapters_off(self.transformer)
+
+    def lora_state_dict(self, state_dict: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
+        """The LoRA's weights under diffusers' names; `state_dict` is one gathered elsewhere (FSDP)."""
+        return lora_state_dict(self.transformer, state_dict)
+
+    def save_lora(self, directory: str | os.PathLike, state_dict: dict[str, Any] | None = None) -> Path:
+        """
+        Save the LoRA as `pipe.load_lora_weights` reads it, with its configuration in the file's metadata: a file
+        without it loses alpha.
+
+        Args:
+            directory (`str` or `os.PathLike`):
+                Gets the file `pytorch_lora_weights.safetensors`.
+            state_dict (`dict`, *optional*):
+                A state dict gathered elsewhere (FSDP).
+
+        Returns:
+            `Path`: the file.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = f".{LORA_FILE}.{os.getpid()}.safetensors"
+        type(self.pipeline).save_lora_weights(
+            directory,
+            transformer_lora_layers={
+                key: value.contiguous() for key, value in self.lora_state_dict(state_dict).items()
+            },
+            transformer_lora_adapter_metadata=lora_metadata(self.transformer, self.name_or_path or None),
+            weight_name=temporary,
+        )
+        return (directory / temporary).replace(directory / LORA_FILE)
+
+    def load_lora(self, source: str | os.PathLike) -> None:
+        """
+        Load a LoRA into the transformer.
+
+        Args:
+            source (`str` or `os.PathLike`):
+                A folder with `pytorch_lora_weights.safetensors`, a safetensors file, or a Hub id.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            RuntimeError: when the transformer already carries an adapter.
+            ValueError: when nothing in the file fits the transformer.
+        """
+        present = active_adapters(self.transformer)
+        if present:
+            raise RuntimeError(
+                f"the transformer already carries the adapter {present[0]!r}; call unload_lora() first."
+            )
+        path = Path(source)
+        if path.is_file():
+            self.pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+        elif path.is_dir():
+            if not (path / LORA_FILE).is_file():
+                raise FileNotFoundError(
+                    f"{path} holds no {LORA_FILE}, but "
+                    f"{', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}. "
+                    "A file named adapter_model.safetensors is PEFT's, for resuming; save_lora writes the other kind."
+                )
+            self.pipeline.load_lora_weights(str(path), weight_name=LORA_FILE)
+        elif len(path.parts) == 2 and not path.is_absolute():
+            self.pipeline.load_lora_weights(os.fspath(source))
+        else:
+            raise FileNotFoundError(f"there is no LoRA file or folder {os.fspath(source)!r}.")
+        # Keys under other names are only warned about by diffusers, and the base would be taken for the aligned model.
+        if not active_adapters(self.transformer):
+            raise ValueError(f"nothing in {os.fspath(source)!r} fits the transformer: its keys are not this model's.")
+
+    def unload_lora(self) -> None:
+        """Take all adapters out of the transformer, which is then the base again."""
+        self._network = self.pipeline.transformer
+        self.pipeline.transformer.unload_lora()

@@ -1,0 +1,75 @@
+"""How videos are sampled: the part of a sample's identity that is not its prompt or its seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..near_miss import near_miss
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """
+    How videos are sampled. Part of a sample's identity: two samples with different settings are different samples.
+
+    Args:
+        num_frames (`int`):
+            Frames of the video.
+        height (`int`):
+            Height in pixels.
+        width (`int`):
+            Width in pixels.
+        num_inference_steps (`int`):
+            Steps of the sampler.
+        guidance_scale (`float`):
+            Weight w of classifier-free guidance, `uncond + w * (cond - uncond)`; 1 or less runs without guidance.
+        flow_shift (`float`, *optional*):
+            k in `sigma = k * u / (1 + (k - 1) * u)`, the shift of the sampler's noise levels. `None` = the pipeline's
+            own.
+        negative_prompt (`str`, *optional*, defaults to `""`):
+            The text of the unconditional branch.
+        fps (`float`, *optional*, defaults to `16.0`):
+            Frames per second of the written video.
+
+    Raises:
+        ValueError: when a value is out of range.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    flow_shift: float | None = None
+    negative_prompt: str = ""
+    fps: float = 16.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "height", "width", "num_inference_steps"):
+            value = getattr(self, name)
+            if int(value) != value or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+            object.__setattr__(self, name, int(value))
+        # 3 and 3.0 are the same setting, and must give the same sample id.
+        for name in ("guidance_scale", "flow_shift", "fps"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, float(value))
+        for name in ("flow_shift", "fps"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SamplingSettings:
+        """Build settings from a dict; an unknown name is an error that says which name is near."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown sampling setting {name!r}. {near_miss(name, known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as a dict that JSON can hold."""
+        return dataclasses.asdict(self)

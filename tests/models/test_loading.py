@@ -1,0 +1,109 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny_pipelines
+import torch
+
+from spatialalign_trl.models import SamplingSettings, WanVideoModel, load_video_model, tiny_model_path
+from spatialalign_trl.models.base import default_device
+
+
+def test_load_video_model_picks_the_adapter_of_a_folder(tmp_path):
+    folder = tiny_pipelines.saved_wan(tmp_path)
+    model = load_video_model(folder)
+    assert type(model) is WanVideoModel
+    assert model.name_or_path == folder
+    assert model.device == default_device()
+    if model.device.type == "cpu":
+        assert model.dtype == torch.float32
+
+
+def test_unknown_pipeline_classes_list_the_known(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipelin"}))
+    with pytest.raises(ValueError, match="'WanPipelin'.*Did you mean 'WanPipeline'.*Known: "):
+        load_video_model(str(tmp_path))
+    with pytest.raises(ValueError, match="WanVideoModel runs a WanPipeline"):
+        WanVideoModel.from_pretrained(str(tmp_path))
+
+
+def test_image_pipelines_are_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    with pytest.raises(ValueError, match="'StableDiffusionPipeline', and no adapter for a text-to-video pipeline"):
+        load_video_model(str(tmp_path))
+
+
+def test_folders_that_are_no_pipeline(tmp_path):
+    with pytest.raises(ValueError, match=r"no model_index\.json.*-Diffusers"):
+        load_video_model(str(tmp_path))
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="is a file"):
+        load_video_model(str(file))
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "a/b/c"])
+def test_missing_folders_are_said_to_be_missing(name):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        load_video_model(name)
+
+
+def test_without_a_network_the_error_says_so():
+    with pytest.raises(ConnectionError, match=r"owner/none.*not in the local cache.*hf download owner/none"):
+        load_video_model("owner/none")
+
+
+def test_missing_weights_name_the_model(tmp_path):
+    folder = tiny_pipelines.saved_wan(tmp_path)
+    next((tmp_path / "transformer").glob("*.safetensors")).unlink()
+    with pytest.raises(OSError, match="has an index, but its weights could not be loaded"):
+        load_video_model(folder)
+
+
+def test_the_embedded_model_or_its_remedy():
+    try:
+        path = tiny_model_path()
+    except FileNotFoundError as error:
+        assert "pretrain_tiny.py" in str(error)
+        return
+    model = load_video_model("tiny")
+    assert model.name_or_path == "tiny"
+    assert (path / "model_index.json").is_file()
+    model.check_size(*[getattr(model.default_settings(), name) for name in ("num_frames", "height", "width")])
+
+
+def test_importing_the_package_needs_no_torch():
+    code = "import sys, spatialalign_trl.models, spatialalign_trl.rollout; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_settings_are_the_same_whatever_the_type_of_a_number():
+    assert SamplingSettings(9, 16, 16, 4, 3, 5, fps=8).to_dict() == SamplingSettings(9, 16, 16, 4, 3.0, 5.0).to_dict()
+    | {
+        "fps": 8.0
+    }
+    settings = SamplingSettings(9, 16, 16, 4, 3.0)
+    assert SamplingSettings.from_dict(settings.to_dict()) == settings
+    assert json.loads(json.dumps(settings.to_dict())) == settings.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_frames": 0}, "num_frames is 0"),
+        ({"height": 16.5}, "height is 16.5"),
+        ({"num_inference_steps": -1}, "num_inference_steps is -1"),
+        ({"flow_shift": 0.0}, "flow_shift is 0.0"),
+        ({"fps": -8}, "fps is -8"),
+    ],
+)
+def test_settings_out_of_range(change, said):
+    values = {"num_frames": 9, "height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 3.0}
+    with pytest.raises(ValueError, match=said):
+        SamplingSettings(**{**values, **change})
+
+
+def test_unknown_settings_name_the_near_miss():
+    with pytest.raises(ValueError, match="'frames'.*Did you mean 'num_frames'"):
+        SamplingSettings.from_dict({"frames": 9})

@@ -1,0 +1,101 @@
+"""Random pipelines of real diffusers classes, small enough for unit tests and built without a network."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
+from diffusers import WanTransformer3DModel as WanTransformer
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+TOKENS = 16
+NUM_FRAMES, HEIGHT, WIDTH = 9, 16, 32
+
+_WORDS = ["in", "a", "the", "meadow", "fox", "stump", "is", "on", "left", "right", "of", "then", "jumps", "to"]
+
+
+def tokenizer() -> T5Tokenizer:
+    """A unigram tokenizer that knows a few words and every letter."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *("▁" + word for word in _WORDS)]
+    pieces += [character for character in string.ascii_letters + string.digits + ".,"]
+    vocabulary = [(piece, -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TOKENS)
+
+
+def text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
+    config = UMT5Config(vocab_size=vocabulary_size, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    return UMT5EncoderModel(config).eval()
+
+
+def transformer(channels: int = 4) -> WanTransformer:
+    return WanTransformer(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=channels,
+        out_channels=channels,
+        text_dim=16,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    ).eval()
+
+
+def vae(channels: int = 4) -> AutoencoderKLWan:
+    """Stride 4x8x8. Means and deviations are not 0 and 1, so that a test sees when they are forgotten."""
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=channels,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=8,
+        latents_mean=[0.1 * i - 0.2 for i in range(channels)],
+        latents_std=[0.5 + 0.3 * i for i in range(channels)],
+    ).eval()
+
+
+def scheduler(kind: str = "euler", shift: float = 3.0):
+    if kind == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=shift)
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def wan_pipeline(seed: int = 0, kind: str = "euler", shift: float = 3.0) -> WanPipeline:
+    """A pipeline like Wan 2.1's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokens = tokenizer()
+        return WanPipeline(
+            tokenizer=tokens,
+            text_encoder=text_encoder(len(tokens)),
+            vae=vae(),
+            scheduler=scheduler(kind, shift),
+            transformer=transformer(),
+        )
+
+
+def two_expert_pipeline() -> WanPipeline:
+    """A pipeline like Wan 2.2 A14B's: one transformer for high noise, one for low."""
+    one = wan_pipeline()
+    return WanPipeline(**{**one.components, "transformer_2": transformer()}, boundary_ratio=0.875)
+
+
+def token_timestep_pipeline() -> WanPipeline:
+    """A pipeline like Wan 2.2 5B's: a timestep for every token."""
+    one = wan_pipeline()
+    return WanPipeline(**one.components, expand_timesteps=True)
+
+
+def saved_wan(folder: Path, **kwargs) -> str:
+    """Save a [`wan_pipeline`] as a pipeline folder and return its path."""
+    wan_pipeline(**kwargs).save_pretrained(folder)
+    return str(folder)
