@@ -1,0 +1,378 @@
+"""Makes the embedded text-to-video model again, from nothing but the tiny world's renderer.
+
+Four stages, each resumable (rerun the same line after an interruption):
+
+1. `vae`       trains an `AutoencoderKLWan` on rendered clips of the full length that is sampled later;
+2. `decoder`   freezes the encoder and sharpens the decoder (the latents stay what they are);
+3. `denoiser`  trains the `WanTransformer3DModel` together with a small `UMT5EncoderModel` by flow matching;
+4. `export`    writes a diffusers pipeline folder in fp16.
+
+Simplified against a real text-to-video model: word-level tokenizer, 32 tokens, no GAN or perceptual loss, 17 frames of
+32x48 pixels. The clips' captions are only partly true (`spatialalign_trl/tiny_world/clips.py`): the model obeys partly.
+
+    python recipes/pretrain_tiny.py --config recipes/configs/pretrain_tiny.yaml
+
+`decoder` and `denoiser` both need `vae` only, so they may run side by side (`--stages decoder`, `--stages denoiser`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+from trl import TrlParser
+
+from spatialalign_trl.prompts import RELATIONS
+from spatialalign_trl.tiny_world.clips import sample_scene
+from spatialalign_trl.tiny_world.renderer import FPS, HEIGHT, NUM_FRAMES, WIDTH, foreground, render
+from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJECTS, SCENES, VERBS
+from spatialalign_trl.trainer.flow_matching import shift_sigma
+
+MAX_TOKENS = 32
+STAGES = ("vae", "decoder", "denoiser", "export")
+
+
+@dataclass
+class PretrainTinyArguments:
+    output_dir: str = field(default="runs/pretrain_tiny", metadata={"help": "Checkpoints and the exported pipeline."})
+    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Some of {', '.join(STAGES)}."})
+    seed: int = field(default=0, metadata={"help": "Seeds initialisation, clips, captions, noise."})
+    threads: int = field(default=2, metadata={"help": "CPU threads."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
+    vae_steps: int = field(default=3500, metadata={"help": "Steps of the joint stage."})
+    vae_batch_size: int = field(default=8, metadata={"help": "Clips a step, both VAE stages."})
+    vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
+    vae_kl_weight: float = field(default=5e-4, metadata={"help": "Weight of the KL term of the joint stage."})
+    decoder_steps: int = field(default=6000, metadata={"help": "Steps of the decoder stage."})
+    decoder_learning_rate: float = field(default=1e-3, metadata={"help": "Peak, cosine to 0."})
+    num_clips: int = field(default=24000, metadata={"help": "Captioned clips that are encoded for the denoiser."})
+    denoiser_steps: int = field(default=12000, metadata={"help": "Steps of the flow-matching stage."})
+    denoiser_batch_size: int = field(default=64, metadata={"help": "Latents a step."})
+    denoiser_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
+    caption_drop: float = field(default=0.1, metadata={"help": "Share of empty captions, for guidance."})
+    flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
+
+
+# --- one training loop for all stages ----------------------------------------------------------------------------------
+
+
+def rng_of(*key: int) -> np.random.Generator:
+    """Randomness is a function of (seed, stage, step): a resumed run sees what an uninterrupted one would."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: int) -> None:
+    temporary = path.with_suffix(".partial")
+    save_file(
+        {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+        temporary,
+        {k: str(v) for k, v in metadata.items()},
+    )
+    temporary.replace(path)
+
+
+class Loop:
+    """AdamW with a warm-up and a cosine, an exponential moving average, and checkpoints without pickle."""
+
+    def __init__(
+        self, path: Path, module: torch.nn.Module, steps: int, learning_rate: float, save_steps: int, betas=(0.9, 0.98)
+    ) -> None:
+        self.path, self.module, self.steps, self.save_steps = path, module, steps, save_steps
+        self.learning_rate = learning_rate
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), learning_rate, betas=betas, weight_decay=1e-2, fused=True
+        )
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.start = self._resume()
+
+    def _resume(self) -> int:
+        if not self.path.exists():
+            return 0
+        tensors = load_file(self.path)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"parameter.{name}"])
+                self.average[name].copy_(tensors[f"average.{name}"])
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        return int(tensors["done"])
+
+    def _save(self, done: int) -> None:
+        tensors = {"done": torch.tensor(done)}
+        for name, parameter in self.parameters.items():
+            tensors |= {f"parameter.{name}": parameter, f"average.{name}": self.average[name]}
+            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+        write_tensors(self.path, tensors)
+
+    def _rate(self, step: int) -> float:
+        warm_up = min(1.0, (step + 1) / 200)
+        return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * step / self.steps))
+
+    def run(self, loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
+        """Trains, then leaves the averaged weights in the module."""
+        smooth: dict[str, float] = {}
+        bar = tqdm(range(self.start, self.steps), self.path.stem, initial=self.start, total=self.steps, mininterval=10)
+        for step in bar:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate(step)
+            loss, shown = loss_at(step)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+            self.optimizer.step()
+            decay = min(0.999, (1 + step) / (10 + step))
+            torch._foreach_lerp_(
+                list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay
+            )
+            smooth = {k: 0.98 * smooth.get(k, v) + 0.02 * v for k, v in shown.items()}
+            if step % 20 == 0:
+                bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
+            if (step + 1) % self.save_steps == 0 or step + 1 == self.steps:
+                self._save(step + 1)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.average[name])
+
+
+# --- the VAE -----------------------------------------------------------------------------------------------------------
+
+
+def new_vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=16, decoder_base_dim=24, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
+        in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=8, latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
+    )  # fmt: skip
+
+
+def clip_batch(rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(videos (B, 3, F, H, W) in [-1, 1], weights (B, 1, F, H, W))`: sprites count five times as much as background."""
+    videos, masks = [], []
+    for _ in range(size):
+        scene = sample_scene(rng).scene
+        video = render(scene).video
+        videos.append(video)
+        masks.append(foreground(scene, video))
+    pixels = torch.from_numpy(np.stack(videos)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+    weights = 1.0 + 4.0 * torch.from_numpy(np.stack(masks)).float().unsqueeze(1)
+    return pixels, F.max_pool3d(weights, (1, 3, 3), stride=1, padding=(0, 1, 1))
+
+
+def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """`vae.decode` without its clamp to [-1, 1], which would stop the gradient of every saturated pixel."""
+    vae.clear_cache()
+    hidden, frames = vae.post_quant_conv(latents), []
+    for index in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        frames.append(
+            vae.decoder(
+                hidden[:, :, index : index + 1],
+                feat_cache=vae._feat_map,
+                feat_idx=vae._conv_idx,
+                first_chunk=index == 0,
+            )
+        )
+    vae.clear_cache()
+    return unpatchify(torch.cat(frames, 2), patch_size=vae.config.patch_size)
+
+
+def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    error = decoded - pixels
+    return (weights * (error.abs() + 0.5 * error.square())).mean()
+
+
+def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
+    return float(10 * torch.log10(4.0 / F.mse_loss(decoded.detach().clamp(-1, 1), pixels)))
+
+
+def train_vae(args: PretrainTinyArguments, out: Path) -> None:
+    torch.manual_seed(args.seed)
+    vae = new_vae()
+    loop = Loop(out / "vae.safetensors", vae, args.vae_steps, args.vae_learning_rate, args.save_steps)
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        pixels, weights = clip_batch(rng_of(args.seed, 1, step), args.vae_batch_size)
+        torch.manual_seed(step)
+        posterior = vae.encode(pixels).latent_dist
+        decoded = decode_unclamped(vae, posterior.sample())
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        reconstruction = reconstruction_loss(decoded, pixels, weights)
+        return reconstruction + args.vae_kl_weight * kl, {"loss": float(reconstruction), "psnr": psnr(decoded, pixels)}
+
+    loop.run(loss_at)
+    with torch.no_grad():
+        modes = torch.cat(
+            [vae.encode(clip_batch(rng_of(args.seed, 2, i), 32)[0]).latent_dist.mode() for i in range(16)]
+        )
+    mean, std = modes.mean((0, 2, 3, 4)), modes.std((0, 2, 3, 4))
+    # a channel that the KL term switched off must not be blown up to unit variance
+    std = std.clamp_min(float(std.median()) / 4)
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    vae.save_pretrained(out / "vae")
+    print("latent std per channel:", [round(value, 3) for value in std.tolist()])
+
+
+def train_decoder(args: PretrainTinyArguments, out: Path) -> None:
+    torch.manual_seed(args.seed)
+    vae = AutoencoderKLWan.from_pretrained(out / "vae")
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    loop = Loop(out / "decoder.safetensors", vae, args.decoder_steps, args.decoder_learning_rate, args.save_steps)
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        pixels, weights = clip_batch(rng_of(args.seed, 3, step), args.vae_batch_size)
+        torch.manual_seed(step)
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.mode()
+            # the denoiser's latents are a little off: learn to paint crisp sprites from those too
+            latents = latents + 0.05 * torch.rand(len(latents), 1, 1, 1, 1) * torch.randn_like(latents)
+        decoded = decode_unclamped(vae, latents)
+        loss = reconstruction_loss(decoded, pixels, weights)
+        return loss, {"loss": float(loss), "psnr": psnr(decoded, pixels)}
+
+    loop.run(loss_at)
+    vae.save_pretrained(out / "vae_sharpened")
+
+
+# --- the text encoder and the denoiser -----------------------------------------------------------------------------------
+
+
+def new_tokenizer() -> T5Tokenizer:
+    """One token a word of the tiny world; single letters make every other text representable."""
+    phrases = [*SCENES, *ANIMALS, *ANIMAL_COLORS, *OBJECTS, *VERBS, "a an is then the"]
+    phrases += [text for relation in RELATIONS.values() for text in (relation.initial, relation.final)]
+    words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), (",", -2.0), (".", -2.0)]
+    vocabulary += [(f"▁{word}", -1.0) for word in words]
+    vocabulary += [(letter, -9.0) for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'-"]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=MAX_TOKENS)
+
+
+def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocabulary_size, d_model=64, d_kv=16, d_ff=192, num_layers=2, num_heads=4, dropout_rate=0.0
+        )
+    )
+
+
+def new_denoiser() -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=32, in_channels=16, out_channels=16, text_dim=64,
+        freq_dim=64, ffn_dim=512, num_layers=4, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
+    )  # fmt: skip
+
+
+def encoded_clips(args: PretrainTinyArguments, out: Path) -> tuple[torch.Tensor, list[str]]:
+    """`(normalised latents (N, C, F, H, W) fp32, captions)`; encoded once, then read from disk."""
+    latents_file, captions_file = out / "clips.safetensors", out / "captions.json"
+    if not latents_file.exists():
+        vae = AutoencoderKLWan.from_pretrained(out / "vae")
+        mean, std = (torch.tensor(vae.config[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+        rng, latents, captions = rng_of(args.seed, 4), [], []
+        for _ in tqdm(range(args.num_clips // 32), "encoding clips", mininterval=10):
+            scenes = [sample_scene(rng) for _ in range(32)]
+            videos = np.stack([render(drawn.scene).video for drawn in scenes])
+            pixels = torch.from_numpy(videos).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+            with torch.no_grad():
+                latents.append(((vae.encode(pixels).latent_dist.mode() - mean) / std).half())
+            captions += [drawn.caption.prompt for drawn in scenes]
+        captions_file.write_text(json.dumps(captions))
+        write_tensors(latents_file, {"latents": torch.cat(latents)})
+    return load_file(latents_file)["latents"].float(), json.loads(captions_file.read_text())
+
+
+class TextAndDenoiser(torch.nn.Module):
+    def __init__(self, vocabulary_size: int) -> None:
+        super().__init__()
+        self.text_encoder, self.transformer = new_text_encoder(vocabulary_size), new_denoiser()
+
+    def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        # padding is zeroed and attended to, exactly as WanPipeline does
+        embeddings = self.text_encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
+        return self.transformer(noisy, 1000.0 * sigma, embeddings, return_dict=False)[0]
+
+
+def train_denoiser(args: PretrainTinyArguments, out: Path) -> None:
+    latents, captions = encoded_clips(args, out)
+    tokenizer = new_tokenizer()
+    tokens = tokenizer(
+        [*captions, ""], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
+    torch.manual_seed(args.seed)
+    model = TextAndDenoiser(len(tokenizer))
+    loop = Loop(out / "denoiser.safetensors", model, args.denoiser_steps, args.denoiser_learning_rate, args.save_steps)
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        size = args.denoiser_batch_size
+        rows = torch.randint(len(captions), (size,), generator=generator)
+        texts = torch.where(torch.rand(size, generator=generator) < args.caption_drop, len(captions), rows)
+        u = (torch.randperm(size, generator=generator) + torch.rand(size, generator=generator)) / size  # stratified
+        sigma = shift_sigma(u, args.flow_shift)
+        noise = torch.randn((size, *latents.shape[1:]), generator=generator)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        clean = latents[rows]
+        velocity = model((1 - s) * clean + s * noise, sigma, tokens.input_ids[texts], tokens.attention_mask[texts])
+        loss = F.mse_loss(velocity, noise - clean)
+        return loss, {"loss": float(loss.detach())}
+
+    loop.run(loss_at)
+    model.text_encoder.save_pretrained(out / "text_encoder")
+    model.transformer.save_pretrained(out / "transformer")
+
+
+def export(args: PretrainTinyArguments, out: Path) -> None:
+    """Writes the pipeline folder: fp16 weights, tokenizer, scheduler, and the settings it is sampled with."""
+    vae_folder = out / "vae_sharpened" if (out / "vae_sharpened").exists() else out / "vae"
+    pipeline = WanPipeline(
+        tokenizer=new_tokenizer(),
+        text_encoder=UMT5EncoderModel.from_pretrained(out / "text_encoder"),
+        vae=AutoencoderKLWan.from_pretrained(vae_folder),
+        transformer=WanTransformer3DModel.from_pretrained(out / "transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=args.flow_shift),
+    )
+    folder = out / "pipeline"
+    copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    settings = {
+        "num_frames": NUM_FRAMES,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_inference_steps": 10,
+        "guidance_scale": 3.0,
+    }
+    (folder / "spatialalign.json").write_text(
+        json.dumps({**settings, "fps": FPS, "negative_prompt": ""}, indent=2) + "\n"
+    )
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"wrote {folder} ({size / 2**20:.2f} MiB)")
+
+
+def main(args: PretrainTinyArguments) -> None:
+    unknown = set(args.stages) - set(STAGES)
+    if unknown:
+        raise ValueError(f"stages: {', '.join(sorted(unknown))} unknown; choose from {', '.join(STAGES)}")
+    torch.set_num_threads(args.threads)
+    out = Path(args.output_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    runners: Iterator = zip(STAGES, (train_vae, train_decoder, train_denoiser, export), strict=True)
+    for name, runner in runners:
+        if name in args.stages:
+            runner(args, out)
+
+
+if __name__ == "__main__":
+    (arguments,) = TrlParser((PretrainTinyArguments,)).parse_args_and_config()
+    main(arguments)

@@ -1,0 +1,196 @@
+"""What alignment bought: obedience and looks of scored videos, before and after.
+
+Obedience is S@tau, the share of ALL videos whose score reaches tau: an INVALID video is a failure and stays in the
+denominator. Looks are quality guards, computed on the same videos: a policy whose score rises while they fall has
+learned to please the reward and nothing else. Intervals are bootstrapped over prompts, because the seeds of one prompt
+are not independent.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, Protocol
+
+import numpy as np
+
+from .near_miss import near_miss
+from .video import Video
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+COMPONENTS = ("dsr_initial_score", "dsr_initial_gap", "dsr_final_score", "dsr_final_gap")
+HEADLINE = "S@0.7"
+BOOTSTRAP_DRAWS = 2000
+
+Row = Mapping[str, Any]
+Guard = Callable[[Sequence[Video], Sequence[Row]], dict[str, "list[float] | float"]]
+"""Looks at videos and their prompt rows; returns named measures, one value a video or one for all of them."""
+
+GUARDS: dict[str, str] = {
+    "frames": "spatialalign_trl.evaluation:frame_statistics",
+    "tiny_world": "spatialalign_trl.tiny_world.fidelity:tiny_world_guard",
+}
+
+
+class Scored(Protocol):
+    """What evaluation reads of a sample."""
+
+    prompt_id: str
+    row: dict[str, Any]
+    reward: float | None
+    components: dict[str, Any]
+
+
+def get_guard(name: str) -> Guard:
+    """Finds a quality guard by name.
+
+    Raises:
+        ValueError: for an unknown name, with the near miss.
+    """
+    if name not in GUARDS:
+        raise ValueError(f"unknown quality guard {name!r}. {near_miss(name, GUARDS)}")
+    module, attribute = GUARDS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def frame_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Guard for any video: how much moves, and how sharp the frames are.
+
+    Returns:
+        - `frame_change`: mean absolute difference of consecutive frames, in [0, 1] (0 = a still);
+        - `sharpness`: mean absolute difference of neighbouring pixels, in [0, 1] (falls when the picture blurs, rises
+          when it dissolves into noise).
+    """
+    changes, sharpness = [], []
+    for video in videos:
+        pixels = video.astype(np.float32) / 255.0
+        changes.append(float(np.abs(np.diff(pixels, axis=0)).mean()) if len(pixels) > 1 else 0.0)
+        sharpness.append(float(np.abs(np.diff(pixels, axis=1)).mean() + np.abs(np.diff(pixels, axis=2)).mean()) / 2)
+    return {"frame_change": changes, "sharpness": sharpness}
+
+
+def success_rate(rewards: Sequence[float | None], threshold: float) -> float:
+    """S@tau: share of all videos with reward >= tau; INVALID (`None`) counts as a failure."""
+    if not len(rewards):
+        raise ValueError("S@tau of no videos is not defined")
+    # a score of 0.7 that floating point left at 0.69999999 is a success (method.md 1.2)
+    return sum(reward is not None and reward >= threshold - 1e-9 for reward in rewards) / len(rewards)
+
+
+def _by_prompt(samples: Sequence[Scored], threshold: float) -> np.ndarray:
+    """`(prompts, 2)`: successes and videos of every prompt, prompts in order of first appearance."""
+    counts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for sample in samples:
+        counts[sample.prompt_id][0] += success_rate([sample.reward], threshold)
+        counts[sample.prompt_id][1] += 1
+    return np.asarray(list(counts.values()))
+
+
+def bootstrap_interval(
+    samples: Sequence[Scored], threshold: float, baseline: Sequence[Scored] | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of S@tau over prompts, or of its difference to a baseline on the same prompts (paired).
+
+    Args:
+        samples, baseline: scored samples; with a baseline, both must cover the same prompts in the same order.
+        threshold: tau.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: when the prompts of the two differ.
+    """
+    counts = _by_prompt(samples, threshold)
+    draws = np.random.default_rng(seed).integers(len(counts), size=(BOOTSTRAP_DRAWS, len(counts)))
+    sums = counts[draws].sum(1)
+    rates = sums[:, 0] / sums[:, 1]
+    if baseline is not None:
+        ids, base_ids = (list(dict.fromkeys(s.prompt_id for s in group)) for group in (samples, baseline))
+        if ids != base_ids:
+            raise ValueError("a paired interval needs the same prompts in the same order on both sides")
+        sums = _by_prompt(baseline, threshold)[draws].sum(1)
+        rates = rates - sums[:, 0] / sums[:, 1]
+    low, high = np.quantile(rates, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _obedience(samples: Sequence[Scored]) -> dict[str, Any]:
+    rewards = [sample.reward for sample in samples]
+    valid = [reward for reward in rewards if reward is not None]
+    summary: dict[str, Any] = {f"S@{tau}": success_rate(rewards, tau) for tau in THRESHOLDS}
+    summary["dsr_mean"] = fmean(valid) if valid else None
+    summary["invalid_rate"] = 1.0 - len(valid) / len(rewards)
+    return summary
+
+
+def _components(samples: Sequence[Scored]) -> dict[str, float]:
+    means = {}
+    for name in COMPONENTS:
+        values = [s.components[name] for s in samples if s.components.get(name) is not None]
+        if values:
+            means[name] = fmean(values)
+    return means
+
+
+def measure_quality(
+    guards: Sequence[str], videos: Sequence[Video], rows: Sequence[Row]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Runs guards over videos: `(mean of every measure, the measures that have one value a video)`."""
+    means: dict[str, float] = {}
+    per_video: dict[str, list[float]] = {}
+    for name in guards:
+        for measure, value in get_guard(name)(videos, rows).items():
+            if isinstance(value, list):
+                per_video[measure] = value
+                means[measure] = fmean(value)
+            else:
+                means[measure] = value
+    return means, per_video
+
+
+def summarize(samples: Sequence[Scored], quality: Mapping[str, float] | None = None, seed: int = 0) -> dict[str, Any]:
+    """The numbers of one policy.
+
+    Args:
+        samples: scored samples of the evaluation prompts.
+        quality: means of the quality guards on the same videos.
+        seed: of the bootstrap.
+
+    Returns:
+        A dict ready for JSON: `S@0.5`..`S@0.9` in [0, 1] of all videos, `S@0.7_interval` (95 %, over prompts),
+        `dsr_mean` of the valid videos, `invalid_rate`, `components`, `by_type`, `quality`, `invalid_reasons` with their
+        counts, `num_prompts`, `num_videos`.
+
+    Raises:
+        ValueError: when there are no samples.
+    """
+    if not samples:
+        raise ValueError("there is nothing to summarize: no samples")
+    types = dict.fromkeys(sorted({str(sample.row["type"]) for sample in samples if "type" in sample.row}))
+    # "found in 7 of 17 frames" and "... 9 of 17 ..." are one reason: count what stands before the numbers
+    reasons = Counter(
+        str(sample.components.get("dsr_reason") or "no reason given") for sample in samples if sample.reward is None
+    )
+    return {
+        **_obedience(samples),
+        f"{HEADLINE}_interval": list(bootstrap_interval(samples, 0.7, seed=seed)),
+        "components": _components(samples),
+        "by_type": {t: _obedience([s for s in samples if s.row["type"] == t]) for t in types},
+        "quality": dict(quality or {}),
+        "invalid_reasons": dict(reasons.most_common(10)),
+        "num_prompts": len({sample.prompt_id for sample in samples}),
+        "num_videos": len(samples),
+    }
+
+
+def compare(base: Sequence[Scored], aligned: Sequence[Scored], seed: int = 0) -> dict[str, Any]:
+    """Differences aligned - base of S@tau with paired 95 % intervals over prompts."""
+    differences = {}
+    for tau in THRESHOLDS:
+        rates = [success_rate([s.reward for s in group], tau) for group in (base, aligned)]
+        differences[f"S@{tau}"] = {
+            "difference": rates[1] - rates[0],
+            "interval": list(bootstrap_interval(aligned, tau, base, seed=seed)),
+        }
+    return differences
