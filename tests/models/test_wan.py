@@ -13,7 +13,6 @@ from tiny_pipelines import HEIGHT, NUM_FRAMES, TOKENS, WIDTH
 
 from spatialalign_trl.models import SamplingSettings, WanVideoModel, load_video_model
 
-
 SETTINGS = SamplingSettings(NUM_FRAMES, HEIGHT, WIDTH, num_inference_steps=3, guidance_scale=3.0)
 PROMPTS = ["In a meadow, a fox is on the left of a stump", "then the fox jumps to the right of the stump"]
 
@@ -96,10 +95,10 @@ def test_decode_is_the_pipelines_own(model):
 
 @pytest.mark.parametrize("batch_size", [1, 2, None])
 def test_decode_batches_give_the_same_videos(model, batch_size):
-    latents = torch.randn(3, *model.latent_shape(NUM_FRAMES, HEIGHT, WIDTH),
-    generator=torch.Generator().manual_seed(0)) videos = np.stack(model.decode_latents(latents,
-    batch_size=batch_size)).astype(int) assert np.abs(videos - np.stack(model.decode_latents(latents,
-    batch_size=3))).max() <= 1
+    shape = model.latent_shape(NUM_FRAMES, HEIGHT, WIDTH)
+    latents = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    videos = np.stack(model.decode_latents(latents, batch_size=batch_size)).astype(int)
+    assert np.abs(videos - np.stack(model.decode_latents(latents, batch_size=3))).max() <= 1
 
 
 def test_latents_that_diverged_are_refused(model):
