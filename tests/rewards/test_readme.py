@@ -1,0 +1,85 @@
+"""What rewards/README.md tells a newcomer to write, written and run."""
+
+import configparser
+import importlib.metadata
+import re
+
+import numpy as np
+import pytest
+
+from spatialalign_trl.reward_loading import ENTRY_POINT_GROUP
+from spatialalign_trl.rewards import RewardRunner, load_reward
+
+
+@pytest.fixture(scope="module")
+def blocks(repo_root):
+    """The README's fenced blocks: language -> contents, in order."""
+    found = {}
+    for language, content in re.findall(
+        r"```(\w+)\n(.*?)```", (repo_root / "rewards" / "README.md").read_text(), re.S
+    ):
+        found.setdefault(language, []).append(content)
+    return found
+
+
+@pytest.fixture
+def videos():
+    return [np.full((9, 32, 32, 3), level, dtype=np.uint8) for level in (0, 51, 255)]
+
+
+def test_the_ten_lines_are_ten_lines_and_run(blocks, videos, tmp_path, monkeypatch, capsys):
+    function, usage, _ = blocks["python"]
+    assert len(function.splitlines()) <= 10
+    (tmp_path / "my_reward.py").write_text(function)
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(usage, "rewards/README.md", "exec"), {})
+    assert "# [None, 0.2, 1.0]" in usage
+    assert capsys.readouterr().out == "[None, 0.2, 1.0]\n"
+
+    output = RewardRunner(load_reward("my_reward.py:brightness"))(["p"] * 3, videos)
+    assert output.extra["brightness"] == [0.0, 0.2, 1.0]
+    assert output.metrics["rewards/brightness/invalid_rate"] == pytest.approx(1 / 3)
+    assert output.errors == {}
+
+
+def test_the_class_runs_and_says_what_it_needs(blocks, videos, tmp_path):
+    path = tmp_path / "motion.py"
+    path.write_text(blocks["python"][2])
+    moving = [np.stack([np.full((8, 8, 3), 5 * k, np.uint8) for k in range(4)])]
+    runner = RewardRunner(f"{path}:Motion")
+    assert runner.names == ["motion"]
+    with pytest.raises(ValueError, match="'motion' needs the prompt column 'animal'"):
+        runner.check_columns(["prompt"])
+    output = runner(["p"] * 4, videos + moving, {"animal": ["fox"] * 4})
+    assert output.rewards == [0.0, 0.0, 0.0, 0.5]
+    assert output.metrics["frame_change"] == pytest.approx(1.25)
+    assert load_reward(f"{path}:Motion", full=5.0)(prompts=["p"], completions=moving) == [1.0]
+
+
+def test_the_entry_point_registers_the_class(blocks, tmp_path, monkeypatch):
+    parser = configparser.ConfigParser()
+    parser.read_string(blocks["ini"][0])
+    name, value = (part.strip() for part in parser["options.entry_points"][ENTRY_POINT_GROUP].split("="))
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "motion.py").write_text(blocks["python"][2])
+    # What installing that package leaves behind for others to find.
+    information = tmp_path / "my_package-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{name} = {value}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_reward("motion", full=2.0).full == 2.0
+    assert RewardRunner(["dsr_score", "motion"], reward_weights=[1.0, 0.2]).names == ["dsr_score", "motion"]
+
+
+def test_the_table_names_every_reward_that_is_registered_here(repo_root):
+    text = (repo_root / "rewards" / "README.md").read_text()
+    own = [p for p in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP) if p.module.startswith("spatialalign_")]
+    assert own
+    for point in own:
+        assert f"| `{point.name}` |" in text
+        columns = ", ".join(f"`{column}`" for column in point.load().required_columns)
+        assert columns in text
