@@ -47,6 +47,9 @@ class DSRScore:
     def __init__(self, tracker: str | Tracker = "color_segmentation", min_frames: int | None = None) -> None:
         self.__name__ = "dsr_score"
         self.tracker = get_tracker(tracker)
+        # A tracker may need a column more, such as the animal's colour.
+        needed = (*DSRScore.required_columns, *getattr(self.tracker, "required_columns", ()))
+        self.required_columns = tuple(dict.fromkeys(needed))
         self.min_frames = min_frames
 
     def __call__(

@@ -75,7 +75,7 @@ class Tracker(Protocol):
 
     `track` takes `N` videos (`uint8`, `(frames, height, width, 3)`), the `N` nouns of animal and object, and
     optionally `N` adjectives of the animal (`""` for none), and returns one [`Tracks`] per video whose labels are
-    those nouns.
+    those nouns. A tracker that cannot do without the adjectives says so in `required_columns = ("attribute",)`.
     """
 
     name: str

@@ -15,7 +15,9 @@ from spatialalign_rewards.dsr_score import (
     spatial_offsets,
 )
 from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
-from spatialalign_trl.prompts import DSR_TYPES
+from spatialalign_trl.prompts import DSR_TYPES, build_prompt
+from spatialalign_trl.tiny_world.clips import scene_for
+from spatialalign_trl.tiny_world.renderer import render
 
 LABELS = ("fox", "stump")
 MIRRORED = str.maketrans("LR", "RL")
@@ -344,6 +346,23 @@ def test_reward_is_named_and_says_what_it_needs():
     reward = DSRScore(tracker=FixedTracker([]))
     assert reward.__name__ == "dsr_score"
     assert DSRScore.required_columns == ("type", "animal", "object")
+
+
+def test_reward_needs_what_its_tracker_needs():
+    tracker = FixedTracker([])
+    tracker.required_columns = ("attribute", "type")
+    assert DSRScore(tracker=tracker).required_columns == ("type", "animal", "object", "attribute")
+
+
+@pytest.mark.parametrize("dsr_type", DSR_TYPES)
+def test_reward_tells_obedient_clips_of_the_tiny_world_from_reversed_ones(dsr_type):
+    words = {"scene": "In a meadow", "animal": "fox", "object": "stump", "verb": "jumps", "attribute": "red"}
+    row = build_prompt(**words, type=dsr_type).to_row()
+    clip = render(scene_for(row, np.random.default_rng(0))).video
+    columns = {name: [row[name]] * 2 for name in ("type", "animal", "object", "attribute")}
+    obedient, backwards = DSRScore()([row["prompt"]] * 2, [clip, clip[::-1]], **columns)
+    assert obedient > 0.7
+    assert backwards < 0.5
 
 
 def test_reward_passes_min_frames_on():
