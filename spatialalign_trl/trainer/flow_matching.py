@@ -4,8 +4,8 @@ A pipeline's scheduler is never used for training: `set_timesteps` shifts a seco
 no flow sigmas before it is called. Sigma stays in fp32 (bf16 knows 294 of 1000 timesteps).
 
 Every pair draws from a generator of its own, made of the run's seed, the optimizer step and the *position of the pair
-in that step*, counted over ranks, micro-steps and batch rows. So ranks differ, a resumed run goes on exactly, and a pair
-meets the same noise whether a step's 8 pairs are one batch, four accumulated ones or two processes' halves.
+in that step*, counted over ranks, micro-steps and batch rows. So ranks differ, a resumed run goes on exactly, and a
+pair meets the same noise whether a step's 8 pairs are one batch, four accumulated ones or two processes' halves.
 """
 
 from typing import Literal, get_args
