@@ -11,15 +11,13 @@ The six types take turns, so both splits are balanced over them. The same seed a
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from spatialalign_trl.files import write_atomic
+from spatialalign_trl.prompt_sets import check_balanced, hash_order, write_splits
 from spatialalign_trl.prompts import DSR_TYPES, DSRPrompt, build_prompt
 
 DATASET_FOLDER = Path(__file__).resolve().parent.parent / "datasets" / "dsr_prompts"
@@ -48,7 +46,7 @@ def ordered_combinations(words: dict[str, Any], seed: int) -> list[tuple[bytes, 
         for animal in words["animals"]
         for object in words["objects"]["anywhere"] + words["objects"][setting]
     ]
-    return sorted((hashlib.sha256("|".join((str(seed), *parts)).encode()).digest(), parts) for parts in combinations)
+    return hash_order(combinations, seed)
 
 
 def make_prompts(words: dict[str, Any], *, seed: int, num_train: int, num_test: int) -> dict[str, list[DSRPrompt]]:
@@ -57,9 +55,7 @@ def make_prompts(words: dict[str, Any], *, seed: int, num_train: int, num_test: 
     Raises:
         ValueError: If a split could not be balanced over the six types, or if there are too few combinations.
     """
-    for name, number in {"num_train": num_train, "num_test": num_test}.items():
-        if number <= 0 or number % len(DSR_TYPES):
-            raise ValueError(f"{name} is {number}: it must be a positive multiple of the {len(DSR_TYPES)} types")
+    check_balanced({"num_train": num_train, "num_test": num_test})
     combinations = ordered_combinations(words, seed)
     if num_train + num_test > len(combinations):
         raise ValueError(f"{num_train} + {num_test} prompts were asked for; the words give {len(combinations)}")
@@ -80,11 +76,6 @@ def _make_prompt(
     return build_prompt(**combination._asdict(), type=dsr_type, verb=verb, prompt_id=f"{name}_{dsr_type}")
 
 
-def to_jsonl(prompts: Sequence[DSRPrompt]) -> bytes:
-    """One row a line."""
-    return "".join(json.dumps(prompt.to_row(), ensure_ascii=False) + "\n" for prompt in prompts).encode()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--words", type=Path, default=DATASET_FOLDER / "words.yaml", help="the word lists")
@@ -96,9 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     words = yaml.safe_load(options.words.read_text(encoding="utf-8"))
     splits = make_prompts(words, seed=options.seed, num_train=options.num_train, num_test=options.num_test)
-    for split, prompts in splits.items():
-        path = write_atomic(options.output / f"{split}.jsonl", to_jsonl(prompts))
-        print(f"{path}: {len(prompts)} prompts")
+    write_splits(options.output, splits)
 
 
 if __name__ == "__main__":
