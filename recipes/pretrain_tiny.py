@@ -7,8 +7,8 @@ Four stages, each resumable (rerun the same line after an interruption):
 3. `denoiser`  trains the `WanTransformer3DModel` together with a small `UMT5EncoderModel` by flow matching;
 4. `export`    writes a diffusers pipeline folder in fp16.
 
-Simplified against a real text-to-video model: word-level tokenizer, 32 tokens, no GAN or perceptual loss, 17 frames of
-32x48 pixels. The clips' captions are only partly true (`spatialalign_trl/tiny_world/clips.py`): the model obeys partly.
+Simplified against a real text-to-video model: word-level tokenizer, 32 tokens, no GAN or perceptual loss, 17 frames
+of 32x48 pixels. The clips' captions are only partly true (`tiny_world/clips.py`), so the model obeys partly.
 
     python recipes/pretrain_tiny.py --config recipes/configs/pretrain_tiny.yaml
 
@@ -64,7 +64,7 @@ class PretrainTinyArguments:
     flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
 
 
-# --- one training loop for all stages ----------------------------------------------------------------------------------
+# One training loop for all stages
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -147,18 +147,28 @@ class Loop:
                 parameter.copy_(self.average[name])
 
 
-# --- the VAE -----------------------------------------------------------------------------------------------------------
+# The VAE
 
 
 def new_vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(
-        base_dim=16, decoder_base_dim=24, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
-        in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=8, latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
-    )  # fmt: skip
+        base_dim=16,
+        decoder_base_dim=24,
+        z_dim=16,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=8,
+        latents_mean=[0.0] * 16,
+        latents_std=[1.0] * 16,
+    )
 
 
 def clip_batch(rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(videos (B, 3, F, H, W) in [-1, 1], weights (B, 1, F, H, W))`: sprites count five times as much as background."""
+    """`(videos (B, 3, F, H, W) in [-1, 1], weights (B, 1, F, H, W))`: a sprite counts five times its background."""
     videos, masks = [], []
     for _ in range(size):
         scene = sample_scene(rng).scene
@@ -246,7 +256,7 @@ def train_decoder(args: PretrainTinyArguments, out: Path) -> None:
     vae.save_pretrained(out / "vae_sharpened")
 
 
-# --- the text encoder and the denoiser -----------------------------------------------------------------------------------
+# The text encoder and the denoiser
 
 
 def new_tokenizer() -> T5Tokenizer:
@@ -270,9 +280,19 @@ def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
 
 def new_denoiser() -> WanTransformer3DModel:
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=32, in_channels=16, out_channels=16, text_dim=64,
-        freq_dim=64, ffn_dim=512, num_layers=4, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
-    )  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=16,
+        out_channels=16,
+        text_dim=64,
+        freq_dim=64,
+        ffn_dim=512,
+        num_layers=4,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=64,
+    )
 
 
 def encoded_clips(args: PretrainTinyArguments, out: Path) -> tuple[torch.Tensor, list[str]]:

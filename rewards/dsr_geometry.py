@@ -83,6 +83,21 @@ def required_frames(num_frames: int) -> int:
     return max(END_FRAMES, -(-PAPER_MIN_FRAMES * num_frames // PAPER_NUM_FRAMES))
 
 
+def relation_directions(dsr_type: str, animal: str, object: str, where: str) -> list[tuple[int, int]]:
+    """
+    Image directions `(x, y)` of the initial and the final relation, y down, of a question that can be asked.
+
+    Raises:
+        `ValueError`: for an unknown type, or when animal and object are the same word; `where` opens the message.
+    """
+    if animal.strip().lower() == object.strip().lower():
+        raise ValueError(
+            f"{where}: animal and object are both {animal!r}; their boxes cannot be told apart, so there is "
+            "no spatial relation to score. Use two different nouns."
+        )
+    return [DIRECTIONS[code] for code in split_type(dsr_type)]
+
+
 def score_tracks(
     frames: Frames,
     animal: str,
@@ -154,12 +169,7 @@ def score_tracks_batch(
 
     directions = np.empty((count, 2, 2))  # video, (initial, final), (x, y)
     for k, dsr_type in enumerate(dsr_types):
-        if animals[k].strip().lower() == objects[k].strip().lower():
-            raise ValueError(
-                f"video {k}: animal and object are both {animals[k]!r}; their boxes cannot be told apart, so there is "
-                "no spatial relation to score. Use two different nouns."
-            )
-        directions[k] = [DIRECTIONS[code] for code in split_type(dsr_type)]
+        directions[k] = relation_directions(dsr_type, animals[k], objects[k], where=f"video {k}")
     needed, reasons = [], []
     for k, frames in enumerate(tracks):
         own = frames if isinstance(frames, Tracks) else None

@@ -14,7 +14,14 @@ import numpy as np
 from spatialalign_trl.perception.tracks import Tracker, get_tracker
 from spatialalign_trl.video import Video, check_video, read_video
 
-from .dsr_geometry import DSRResult, required_frames, score_tracks, score_tracks_batch, spatial_offsets
+from .dsr_geometry import (
+    DSRResult,
+    relation_directions,
+    required_frames,
+    score_tracks,
+    score_tracks_batch,
+    spatial_offsets,
+)
 
 __all__ = ["DSRResult", "DSRScore", "required_frames", "score_tracks", "score_tracks_batch", "spatial_offsets"]
 
@@ -51,6 +58,26 @@ class DSRScore:
         needed = (*DSRScore.required_columns, *getattr(self.tracker, "required_columns", ()))
         self.required_columns = tuple(dict.fromkeys(needed))
         self.min_frames = min_frames
+
+    def check_prompts(
+        self,
+        type: Sequence[str],
+        animal: Sequence[str],
+        object: Sequence[str],
+        attribute: Sequence[str | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Refuse prompts that cannot be scored, before anything is sampled for them. Arguments as in `__call__`.
+
+        Raises:
+            `ValueError`: for an unknown type, an animal that is its own object, or a word the tracker cannot find.
+        """
+        for row, (dsr_type, subject, thing) in enumerate(zip(type, animal, object, strict=True)):
+            relation_directions(dsr_type, subject, thing, where=f"prompt {row}")
+        check = getattr(self.tracker, "check_prompts", None)
+        if check is not None:
+            check(animal=animal, object=object, attribute=attribute)
 
     def __call__(
         self,

@@ -144,6 +144,30 @@ class RewardRunner:
                         f"{near_miss(column, passed)}"
                     )
 
+    def check_prompts(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """
+        Check the prompts themselves, before anything is sampled: their columns, and whatever a reward with a method
+        `check_prompts(**columns)` says of their content.
+
+        Args:
+            rows (sequence of mappings):
+                The prompts, all with the same columns.
+
+        Raises:
+            `ValueError`: when there are no prompts; as in [`~RewardRunner.check_columns`]; and what a reward raises.
+        """
+        if not rows:
+            raise ValueError("There are no prompts.")
+        self.check_columns(rows[0])
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
+        for name, reward in zip(self.names, self.reward_funcs, strict=True):
+            check = getattr(reward, "check_prompts", None)
+            if check is not None:
+                try:
+                    check(**columns)
+                except ValueError as error:
+                    raise ValueError(f"The reward {name!r} cannot score these prompts: {error}") from error
+
     def __call__(
         self,
         prompts: Sequence[str],

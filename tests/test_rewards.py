@@ -360,3 +360,24 @@ def test_a_reward_must_take_what_it_does_not_need():
 
     with pytest.raises(TypeError, match=r"'strict' must end its parameters with \*\*kwargs"):
         RewardRunner(strict)
+
+
+def test_a_reward_may_refuse_prompts_before_anything_is_sampled():
+    class OnlyCats:
+        __name__ = "only_cats"
+
+        def check_prompts(self, animal, **kwargs):
+            if set(animal) != {"cat"}:
+                raise ValueError(f"knows cats, not {animal}")
+
+        def __call__(self, prompts, completions, animal, **kwargs):
+            return [1.0] * len(completions)
+
+    runner = RewardRunner([OnlyCats()])
+    runner.check_prompts([{"prompt": "p", "animal": "cat"}])
+    with pytest.raises(ValueError, match="'only_cats' cannot score these prompts: knows cats, not"):
+        runner.check_prompts([{"prompt": "p", "animal": "dog"}])
+    with pytest.raises(ValueError, match="animal"):
+        runner.check_prompts([{"prompt": "p"}])
+    with pytest.raises(ValueError, match="no prompts"):
+        runner.check_prompts([])

@@ -8,6 +8,7 @@ was drawn, and works on generated videos as on rendered ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import ceil
 
 import numpy as np
@@ -50,6 +51,16 @@ def _palette() -> tuple[np.ndarray, np.ndarray, list[str]]:
 _COLORS, _CLASSES, CLASS_NAMES = _palette()
 
 
+@cache
+def _lookup_table() -> np.ndarray:
+    """Nearest palette class of every colour, at 6 bits a channel: int8 `(64, 64, 64)`."""
+    levels = np.arange(64, dtype=np.float32) * 4 + 1.5
+    cells = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    # |p - c|^2 without the constant |p|^2: one matrix product instead of a difference per palette entry
+    distances = cells @ (-2.0 * _COLORS.T) + (_COLORS**2).sum(1)
+    return _CLASSES[distances.argmin(1)].astype(np.int8).reshape(64, 64, 64)
+
+
 def classify(video: Video) -> np.ndarray:
     """Nearest palette entry of every pixel.
 
@@ -59,9 +70,8 @@ def classify(video: Video) -> np.ndarray:
     Returns:
         int8 `(..., height, width)`: an index into `CLASS_NAMES`, or `BACKGROUND`.
     """
-    # |p - c|^2 without the constant |p|^2: one matrix product instead of a difference per palette entry
-    distances = video.reshape(-1, 3).astype(np.float32) @ (-2.0 * _COLORS.T) + (_COLORS**2).sum(1)
-    return _CLASSES[distances.argmin(1)].astype(np.int8).reshape(video.shape[:-1])
+    red, green, blue = (video[..., channel] >> 2 for channel in range(3))
+    return _lookup_table()[red, green, blue]
 
 
 def largest_blobs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +110,7 @@ class ColorSegmentationTracker:
     """
 
     name = "color_segmentation"
+    required_columns = ("attribute",)
 
     def track(
         self,
@@ -120,17 +131,22 @@ class ColorSegmentationTracker:
         Raises:
             ValueError: for words outside the tiny world, or without colours.
         """
+        self.check_prompts(animal=animal, object=object, attribute=attribute)
+        return [self._track_one(*row) for row in zip(videos, animal, object, attribute, strict=True)]
+
+    def check_prompts(
+        self, *, animal: Sequence[str], object: Sequence[str], attribute: Sequence[str] | None = None
+    ) -> None:
+        """Refuses words that cannot be tracked; arguments and errors as in `track`."""
         if attribute is None:
             raise ValueError("the color_segmentation tracker needs the column `attribute` (the animal's color)")
-        rows = list(zip(videos, animal, object, attribute, strict=True))
-        for _, name, thing, color in rows:
+        for name, thing, color in zip(animal, object, attribute, strict=True):
             for word, known in ((name, ANIMALS), (thing, OBJECT_COLORS), (color, ANIMAL_COLORS)):
                 if word not in known:
                     raise ValueError(
-                        f"{word!r} is not in the tiny world, which color_segmentation can track. {near_miss(word, known)} "
-                        "Videos of other worlds need another tracker."
+                        f"{word!r} is not in the tiny world, and color_segmentation can track nothing else. "
+                        f"{near_miss(word, known)} Videos of other worlds need another tracker."
                     )
-        return [self._track_one(*row) for row in rows]
 
     def _track_one(self, video: Video, animal: str, object: str, color: str) -> Tracks:
         classes = classify(video)
@@ -144,5 +160,6 @@ class ColorSegmentationTracker:
         needed = ceil(VALID_SHARE * len(video) - 1e-9)
         reason = None
         if len(frames) < needed:
-            reason = f"{color} {animal} and {object} found together in {len(frames)} of {len(video)} frames, {needed} needed"
+            found_in = f"found together in {len(frames)} of {len(video)} frames, {needed} needed"
+            reason = f"{color} {animal} and {object} {found_in}"
         return Tracks(frames, len(video), reason)

@@ -1,8 +1,8 @@
 """Captioned training clips whose motion only partly obeys the caption.
 
-A text-to-video model is imperfect because its data is. Here a caption's relation is shown fully in `OBEY_SHARE` of the
-clips; in the others the animal stays where it is, turns back half-way, or ends somewhere else. A model trained on these
-renders well and obeys partly, which is what alignment needs to have something to do.
+A text-to-video model is imperfect because its data is. Here a caption's relation is shown fully in `OBEY_SHARE` of
+the clips; in the others the animal stays where it is, turns back half-way, or ends somewhere else. A model trained on
+these renders well and obeys partly, which is what alignment needs to have something to do.
 """
 
 from __future__ import annotations

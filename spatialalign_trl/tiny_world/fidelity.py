@@ -1,13 +1,13 @@
 """Does a generated video still look like the tiny world? The quality measures beside the score.
 
-A policy can learn to please DSR-Score with blobs. These measures say what it did to the picture: is the sprite still of
-the right kind, shape and colour, does anything move, and how far are the videos from clips that the renderer makes.
+A policy can learn to please DSR-Score with blobs. These measures say what it did to the picture: is the sprite still
+of the right kind, shape and colour, does anything move, and how far are the videos from clips that the renderer makes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from scipy import linalg
@@ -22,7 +22,7 @@ from .vocabulary import ANIMAL_COLORS, ANIMALS
 _MARGIN = 2
 
 
-@lru_cache(maxsize=None)
+@cache
 def _templates(animal: str) -> tuple[np.ndarray, ...]:
     """Binary silhouettes of an animal, facing right and left."""
     return tuple(stamp(animal, mirrored).alpha[:-1, :-1] > 0.5 for mirrored in (False, True))
@@ -83,7 +83,7 @@ def sprite_fidelity(video: Video, animal: str, color: str, every: int = 4) -> di
 
 
 def video_features(video: Video, rows: int = 4, columns: int = 6, moments: int = 5) -> np.ndarray:
-    """A small description of a clip for `frechet_distance`: mean and spread of colour on a coarse grid, at some times."""
+    """A small description of a clip for `frechet_distance`: mean and spread of colour on a coarse grid."""
     frames = np.linspace(0, len(video) - 1, moments).round().astype(int)
     pixels = video[frames].astype(np.float64) / 255.0
     height, width = pixels.shape[1] // rows * rows, pixels.shape[2] // columns * columns
@@ -106,8 +106,8 @@ def tiny_world_guard(videos: Sequence[Video], rows: Sequence[Mapping[str, str]])
     """The quality guard `"tiny_world"`: `sprite_fidelity` of every video, and one distance for all of them.
 
     Returns:
-        The per-video measures of `sprite_fidelity`, and `distance_to_real`: the Frechet distance between the features of
-        the videos and of clips rendered for the same prompts, obediently and with placements drawn from the prompt.
+        The per-video measures of `sprite_fidelity`, and `distance_to_real`: the Frechet distance between the features
+        of the videos and of clips rendered for the same prompts, obediently and with placements drawn from the prompt.
     """
     measured = [sprite_fidelity(v, row["animal"], row["attribute"]) for v, row in zip(videos, rows, strict=True)]
     measures: dict[str, list[float] | float] = {name: [one[name] for one in measured] for name in measured[0]}

@@ -8,7 +8,7 @@ sprites which move smoothly, at the price of a table look-up.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -182,7 +182,7 @@ class Stamp:
         return sum(coverage[..., None] * layer_color for coverage, layer_color in layers)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _labels(name: str, mirrored: bool) -> np.ndarray:
     pen = _Pen(*SIZES[name])
     _DRAW[name](pen)
@@ -190,7 +190,7 @@ def _labels(name: str, mirrored: bool) -> np.ndarray:
     return labels[:, ::-1] if mirrored else labels
 
 
-@lru_cache(maxsize=None)
+@cache
 def stamp(name: str, mirrored: bool = False, offset_x: int = 0, offset_y: int = 0) -> Stamp:
     """The anti-aliased sprite `name`, shifted by `(offset_x, offset_y)` / `SUPERSAMPLING` pixels; animals face right.
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from spatialalign_rewards.dsr_score import score_tracks
 
+from spatialalign_rewards.dsr_score import score_tracks
 from spatialalign_trl.perception.color_segmentation import ColorSegmentationTracker
 from spatialalign_trl.prompts import DSR_TYPES
 from spatialalign_trl.tiny_world.clips import sample_scene

@@ -388,3 +388,14 @@ def test_reward_refuses_what_is_no_video():
 def test_reward_notices_a_tracker_that_drops_videos():
     with pytest.raises(ValueError, match="1 tracks for 2 videos"):
         DSRScore(FixedTracker(two_tracks()[:1]))(["p"] * 2, VIDEOS, **COLUMNS)
+
+
+def test_prompts_that_cannot_be_scored_are_refused_before_sampling():
+    reward = DSRScore(tracker="color_segmentation")
+    reward.check_prompts(type=["LR"], animal=["fox"], object=["stump"], attribute=["red"], prompt_id=["a"])
+    with pytest.raises(ValueError, match="hamster.*another tracker"):
+        reward.check_prompts(type=["LR"], animal=["hamster"], object=["stump"], attribute=["red"])
+    with pytest.raises(ValueError, match="prompt 1: animal and object are both 'stump'"):
+        reward.check_prompts(type=["LR", "LR"], animal=["fox", "stump"], object=["stump"] * 2, attribute=["red"] * 2)
+    with pytest.raises(ValueError, match="LX"):
+        reward.check_prompts(type=["LX"], animal=["fox"], object=["stump"], attribute=["red"])

@@ -1,0 +1,151 @@
+"""Command-line arguments that recipes share, and a parser whose errors name the near miss."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from trl import TrlParser
+
+from .near_miss import near_miss
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+
+    from .models.base import VideoModel
+
+DATASETS = Path(__file__).resolve().parent.parent / "datasets"
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and where its LoRA goes."""
+
+    model_name_or_path: str = field(
+        default="tiny", metadata={"help": "'tiny' (the embedded model), a Hub id, or a diffusers pipeline folder."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "Of the frozen base: float32, bfloat16, float16. None: bfloat16 on a GPU, else float32."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA."})
+    lora_alpha: int = field(default=16, metadata={"help": "The LoRA's effect is scaled by alpha / r."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the modules that LoRA adapts, or the one word all-linear. None: the paper's targets "
+            "(text embedder; keys and values of the cross-attention)."
+        },
+    )
+
+    def load(self) -> VideoModel:
+        """Loads the model.
+
+        Raises:
+            ValueError: for an unknown `dtype`.
+        """
+        import torch
+
+        from .models import load_video_model
+
+        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if self.dtype is not None and self.dtype not in dtypes:
+            raise ValueError(f"dtype={self.dtype!r}. {near_miss(self.dtype, dtypes)}")
+        dtype = dtypes[self.dtype] if self.dtype else None
+        return load_video_model(self.model_name_or_path, torch_dtype=dtype, revision=self.model_revision)
+
+    def lora_config(self, model: VideoModel) -> LoraConfig:
+        """The LoRA that these arguments describe."""
+        from .trainer.lora import ALL_LINEAR, default_lora_config
+
+        targets = ALL_LINEAR if self.lora_target_modules == [ALL_LINEAR] else self.lora_target_modules
+        return default_lora_config(model, r=self.lora_r, alpha=self.lora_alpha, targets=targets)
+
+
+@dataclass
+class PromptArguments:
+    """Which prompts are trained and evaluated on, and who judges."""
+
+    train_prompts: str = field(
+        default="tiny_world_prompts",
+        metadata={"help": "Prompts to sample and train on: a folder under datasets/, a path, a Hub id, or a file."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split of train_prompts."})
+    eval_prompts: str | None = field(
+        default=None, metadata={"help": "Prompts to evaluate on, never trained on. None: train_prompts."}
+    )
+    eval_split: str = field(default="test", metadata={"help": "Split of eval_prompts."})
+    max_train_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
+    max_eval_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["dsr_score"],
+        metadata={"help": "Rewards: names of installed ones, or path/to/file.py:Name."},
+    )
+
+    def load(self) -> tuple[Dataset, Dataset]:
+        """`(training prompts, evaluation prompts)`."""
+        train = _load(self.train_prompts, self.train_split, self.max_train_prompts)
+        return train, _load(self.eval_prompts or self.train_prompts, self.eval_split, self.max_eval_prompts)
+
+
+def _load(source: str, split: str, limit: int | None) -> Dataset:
+    from .prompts import load_prompts
+
+    bundled = DATASETS / source
+    prompts = load_prompts(str(bundled) if "/" not in source and bundled.is_dir() else source, split)
+    return prompts if limit is None else prompts.select(range(min(limit, len(prompts))))
+
+
+def parse_recipe(
+    dataclass_types: Sequence[type], default_config: str | Path | None = None, arguments: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Parses `--config file.yaml` and command-line flags (which win) into dataclasses, as `TrlParser` does.
+
+    Args:
+        dataclass_types: the dataclasses, whose fields are the flags.
+        default_config: the YAML used when no `--config` is given.
+        arguments: instead of `sys.argv[1:]`.
+
+    Raises:
+        SystemExit: for an unknown flag or YAML key, naming the nearest known one; for a missing YAML file.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    named = any(word == "--config" or word.startswith("--config=") for word in arguments)
+    if not named and default_config is not None:
+        arguments = ["--config", str(default_config), *arguments]
+    parser = TrlParser(list(dataclass_types))
+    known = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
+    _check_keys(arguments, known | {"env"}, parser)
+    *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0]
+        parser.error(f"unknown argument {unknown[0]!r}. {_nearest(name, known)}")
+    return tuple(parsed)
+
+
+def _check_keys(arguments: Sequence[str], known: set[str], parser: TrlParser) -> None:
+    """TrlParser lists all keys of a YAML when one is unknown; name the one, and what it may have meant."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    if "--config" not in words[:-1]:
+        return
+    path = Path(words[words.index("--config") + 1])
+    if not path.is_file():
+        parser.error(f"--config {path}: there is no such file")
+    content = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(content, dict):
+        parser.error(f"{path}: expected `name: value` lines, found {type(content).__name__}")
+    for key in content:
+        if key not in known:
+            parser.error(f"{path}: unknown key {key!r}. {_nearest(str(key), known)}")
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    sentence = near_miss(name, known)
+    return sentence.split(" Known:")[0] if sentence.startswith("Did you mean") else "See --help for all of them."

@@ -1,0 +1,86 @@
+"""What a run was asked for, so that a rerun in the same folder continues that run and no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import read_json, write_json
+
+if TYPE_CHECKING:
+    from .models.base import VideoModel
+    from .models.settings import SamplingSettings
+    from .self_improvement_config import OnlineSpatialAlignConfig
+
+RUN_FILE = "run.json"
+
+# Settings that may change between two starts of one run: they do not touch what is computed.
+FREE = {
+    "output_dir", "logging_steps", "logging_strategy", "logging_first_step", "disable_tqdm", "report_to",
+    "run_name", "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers", "rollout_batch_size",
+    "contact_sheet_prompts", "num_rounds", "latent_cache_dir", "log_level", "log_level_replica", "log_on_each_node",
+    "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
+    "local_rank", "ddp_backend", "ddp_timeout", "project", "trackio_space_id", "torch_compile", "quality_guards",
+    "evaluate_every_round", "max_failure_share", "logging_nan_inf_filter", "dataloader_pin_memory",
+}  # fmt: skip
+
+PACKAGES = ("spatialalign-trl", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "datasets")
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def check_same_run(
+    output_dir: Path,
+    args: OnlineSpatialAlignConfig,
+    sampling: SamplingSettings,
+    model: VideoModel,
+    rewards: Sequence[str],
+    prompts: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Writes `run.json`, or compares with the one that is there.
+
+    Returns:
+        The run's settings.
+
+    Raises:
+        ValueError: when the folder holds a run with other settings; names each and both values.
+    """
+    wanted = {
+        "model": model.name_or_path,
+        "rewards": list(rewards),
+        "sampling": sampling.to_dict(),
+        "prompts": _digest(prompts),
+        **{name: value for name, value in args.to_dict().items() if name not in FREE},
+    }
+    wanted = json.loads(json.dumps(wanted, sort_keys=True, default=str))
+    file = output_dir / RUN_FILE
+    if file.exists():
+        there = read_json(file)
+        differing = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
+        if differing:
+            lines = "\n".join(f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now" for name in differing)
+            raise ValueError(
+                f"{output_dir} holds a run with other settings:\n{lines}\n"
+                "Choose another --output_dir, or remove the folder to start over."
+            )
+    write_json(file, wanted)
+    return wanted
+
+
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = json.dumps([dict(row) for row in rows], sort_keys=True)
+    return f"{len(rows)} prompts, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -1,0 +1,335 @@
+"""The loop: sample, score, pair, train, evaluate; every stage leaves its result on disk and is skipped when it is there.
+
+    output_dir/
+      run.json                                 what was asked for; a rerun must ask for the same
+      samples/                                 every video ever sampled, with its inputs, latents and scores
+      rounds/01/preferences/                   the pairs of a round, a dataset for `load_dataset`
+      rounds/01/policy/                        the trainer's folder: checkpoints, logs, the round's LoRA
+      rounds/01/round.json                     its numbers; written last
+      preferences/, pytorch_lora_weights.safetensors      the last round's
+      results.json, contact_sheet.png          before and after
+
+Source: SpatialAlign (arXiv 2602.22745); the paper runs one round with the base model as the sampler.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import LoraConfig
+from rich.console import Console
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from .evaluation import compare, measure_quality, summarize
+from .files import read_json, write_atomic, write_json
+from .models.base import VideoModel
+from .models.lora import LORA_FILE
+from .preferences import make_pairs, to_dataset
+from .report.contact_sheet import ContactSheetRow, contact_sheet
+from .report.tables import rich_table
+from .rewards import RewardRunner
+from .rollout.sampler import roll_out
+from .rollout.store import Sample, SampleStore
+from .run_settings import check_same_run, describe_versions
+from .scoring import score_samples
+from .self_improvement_config import OnlineSpatialAlignConfig
+from .trainer.spatialalign_trainer import SpatialAlignTrainer
+
+EVALUATION_SEED = 100_000
+"""Evaluation seeds start here, so that they never meet a training seed."""
+
+PREFERENCES_FILE = "train-00000-of-00001.parquet"
+
+
+class OnlineSpatialAlignTrainer:
+    """Aligns a video model by its own samples, in TRL's shape.
+
+    Args:
+        model: a name, a folder, or a [`VideoModel`].
+        reward_funcs: one or several rewards: callables, names or `path/to/file.py:Name`.
+        args: the stages' settings.
+        train_dataset: prompts to sample and train on; see `prompts.load_prompts` for the columns.
+        eval_dataset: prompts to evaluate on, before and after; never trained on.
+        peft_config: the LoRA. By default the paper's.
+        callbacks: for the trainer of every round.
+
+    Raises:
+        ValueError: before anything is sampled, for settings, prompts and rewards which do not fit together.
+
+    Example:
+
+    ```python
+    trainer = OnlineSpatialAlignTrainer(
+        model="tiny", reward_funcs="dsr_score", args=OnlineSpatialAlignConfig(output_dir="runs/tiny"),
+        train_dataset=load_prompts("datasets/tiny_world_prompts", "train"),
+        eval_dataset=load_prompts("datasets/tiny_world_prompts", "test"),
+    )
+    results = trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        model: str | VideoModel,
+        reward_funcs: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
+        args: OnlineSpatialAlignConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset,
+        peft_config: LoraConfig | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+    ) -> None:
+        self.args = args
+        self.runner = RewardRunner(reward_funcs, args.reward_weights, args.max_failure_share)
+        self.train_rows, self.eval_rows = list(train_dataset), list(eval_dataset)
+        for rows in (self.train_rows, self.eval_rows):
+            self.runner.check_prompts(rows)
+        _check_disjoint(train_dataset, eval_dataset)
+        if isinstance(model, str):
+            from .models import load_video_model
+
+            model = load_video_model(model)
+        self.model = model
+        self.settings = args.sampling_settings(model.default_settings())
+        model.check_size(self.settings.num_frames, self.settings.height, self.settings.width)
+        self.peft_config = peft_config
+        self.callbacks = list(callbacks or [])
+        self.accelerator = Accelerator(cpu=args.use_cpu)
+        self.output_dir = Path(args.output_dir)
+        self.store = SampleStore(self.output_dir / "samples")
+        self.console = Console(quiet=not self.accelerator.is_main_process)
+
+    # The loop
+
+    def train(self) -> dict[str, Any]:
+        """Runs what is missing of the loop.
+
+        Returns:
+            What `results.json` holds: `base`, `aligned`, `difference` (see `evaluation.py`), `rounds`, `settings`.
+        """
+        if self.accelerator.is_main_process:
+            check_same_run(self.output_dir, self.args, self.settings, self.model, self.runner.names, self.train_rows)
+        self.accelerator.wait_for_everyone()
+        self.console.rule("base model")
+        base_samples, base = self._evaluate("base")
+        revision, rounds = "base", []
+        aligned_samples, aligned = base_samples, base
+        for number in range(1, self.args.num_rounds + 1):
+            self.console.rule(f"round {number} of {self.args.num_rounds}")
+            record = self._run_round(number, revision)
+            revision = record["policy_revision"]
+            if self.args.evaluate_every_round or number == self.args.num_rounds:
+                aligned_samples, aligned = self._evaluate(revision)
+                record["evaluation"] = aligned
+            rounds.append(record)
+        results = {
+            "base": base,
+            "aligned": aligned,
+            "difference": compare(base_samples, aligned_samples, seed=self.args.seed),
+            "rounds": rounds,
+            "settings": read_json(self.output_dir / "run.json"),
+            "versions": describe_versions(),
+        }
+        if self.accelerator.is_main_process:
+            self._publish_locally(results, base_samples, aligned_samples)
+        self.accelerator.wait_for_everyone()
+        return results
+
+    def _run_round(self, number: int, revision: str) -> dict[str, Any]:
+        """One round from the policy `revision`; leaves the model at the round's policy."""
+        folder = self.output_dir / "rounds" / f"{number:02d}"
+        if (folder / "round.json").exists():
+            self._load_policy(folder / "policy")
+            return read_json(folder / "round.json")
+        samples = self._sample(self.train_rows, self._training_seeds(number), revision, "sampling to train on")
+        pool = self._earlier_samples(number) + samples if self.args.pool_rounds else samples
+        preferences, stats = self._pair(pool, folder / "preferences")
+        log_history = self._train_policy(preferences, folder / "policy", is_first=number == 1)
+        record = {
+            "round": number,
+            "policy_revision": _revision(folder / "policy"),
+            "sampled_from": revision,
+            "preferences": stats,
+            "rollouts": summarize(samples, seed=self.args.seed),
+            "training": log_history,
+        }
+        if self.accelerator.is_main_process:
+            write_json(folder / "round.json", record)
+        self.accelerator.wait_for_everyone()
+        return record
+
+    # Stages
+
+    def _training_seeds(self, number: int) -> list[int]:
+        first = (number - 1) * self.args.num_generations
+        return list(range(first, first + self.args.num_generations))
+
+    def _sample(self, rows: list[dict], seeds: list[int], revision: str, desc: str) -> list[Sample]:
+        """Samples and scores what is missing."""
+        samples = roll_out(
+            self.model,
+            rows,
+            seeds,
+            self.settings,
+            self.store,
+            policy_revision=revision,
+            batch_size=self.args.rollout_batch_size,
+            accelerator=self.accelerator,
+            crf=self.args.video_crf,
+            desc=desc,
+        )
+        return score_samples(samples, self.store, self.runner, accelerator=self.accelerator)
+
+    def _earlier_samples(self, number: int) -> list[Sample]:
+        """The training samples of all rounds before `number`, from the store."""
+        samples, revision = [], "base"
+        for earlier in range(1, number):
+            for row in self.train_rows:
+                for seed in self._training_seeds(earlier):
+                    sample_id = self.store.sample_id(row, seed, self.settings.to_dict(), revision)
+                    samples.append(self.store.load(sample_id))
+            revision = read_json(self.output_dir / "rounds" / f"{earlier:02d}" / "round.json")["policy_revision"]
+        return samples
+
+    def _pair(self, samples: list[Sample], folder: Path) -> tuple[Dataset, dict[str, Any]]:
+        """Makes the round's preference dataset; every process reads the file that the first one wrote."""
+        args = self.args
+        result = make_pairs(
+            samples, args.pair_strategy, args.score_threshold, args.min_pair_gap, args.pairs_per_prompt, args.seed
+        )
+        if not result.pairs:
+            scores = [sample.reward for sample in samples if sample.reward is not None]
+            spread = f"between {min(scores):.3f} and {max(scores):.3f}" if scores else "all INVALID"
+            raise ValueError(
+                f"there is nothing to learn: none of {len({s.prompt_id for s in samples})} prompts has a pair "
+                f"(scores are {spread}, pair_strategy={args.pair_strategy!r}, score_threshold={args.score_threshold}). "
+                "Sample more videos per prompt (num_generations), lower score_threshold, or use "
+                "pair_strategy=best_vs_worst. The samples are kept."
+            )
+        self.console.print(_describe_pairs(result.stats))
+        file = folder / PREFERENCES_FILE
+        if self.accelerator.is_main_process:
+            dataset = to_dataset(result.pairs, self.store.video_bytes, self.store.latents_bytes)
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(".partial")
+            dataset.to_parquet(temporary)
+            temporary.replace(file)
+        self.accelerator.wait_for_everyone()
+        return Dataset.from_parquet(str(file), cache_dir=str(folder / "_cache")), result.stats
+
+    def _train_policy(self, preferences: Dataset, folder: Path, *, is_first: bool) -> list[dict[str, Any]]:
+        args = self.args
+        if not is_first and not args.continue_adapter:
+            self.model.unload_lora()
+        if args.refresh_reference and not is_first:
+            self.model.set_reference_to_policy()
+        else:
+            self.model.set_reference_to_base()
+        round_args = _round_arguments(args, folder)
+        set_seed(args.seed)  # what a round starts from must not depend on what ran before it
+        trainer = SpatialAlignTrainer(
+            model=self.model,
+            args=round_args,
+            train_dataset=preferences,
+            peft_config=self.peft_config if is_first or not args.continue_adapter else None,
+            callbacks=self.callbacks,
+        )
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+        trainer.save_model()
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        self.model.transformer.eval()
+        return history
+
+    def _load_policy(self, folder: Path) -> None:
+        self.model.unload_lora()
+        self.model.load_lora(folder)
+
+    def _evaluate(self, revision: str) -> tuple[list[Sample], dict[str, Any]]:
+        seeds = [EVALUATION_SEED + k for k in range(self.args.evaluation_seeds)]
+        samples = self._sample(self.eval_rows, seeds, revision, f"evaluating {revision}")
+        videos = [self.store.video(sample.sample_id) for sample in samples]
+        quality, _ = measure_quality(self.args.quality_guards, videos, [sample.row for sample in samples])
+        return samples, summarize(samples, quality, seed=self.args.seed)
+
+    # What is left behind
+
+    def _publish_locally(self, results: Mapping[str, Any], base: list[Sample], aligned: list[Sample]) -> None:
+        last = self.output_dir / "rounds" / f"{self.args.num_rounds:02d}"
+        write_atomic(self.output_dir / LORA_FILE, (last / "policy" / LORA_FILE).read_bytes())
+        target = self.output_dir / "preferences"
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(last / "preferences" / PREFERENCES_FILE, target / PREFERENCES_FILE)
+        write_json(self.output_dir / "results.json", results)
+        if self.args.contact_sheet_prompts:
+            self._draw_contact_sheet(base, aligned)
+        self._print_outcome(results)
+
+    def _draw_contact_sheet(self, base: list[Sample], aligned: list[Sample]) -> Path:
+        """The first seed of prompts spread evenly over the types."""
+        firsts = [pair for pair in zip(base, aligned, strict=True) if pair[0].seed == EVALUATION_SEED]
+        firsts.sort(key=lambda pair: str(pair[0].row.get("type", "")))
+        count = min(self.args.contact_sheet_prompts, len(firsts))
+        chosen = [firsts[k * len(firsts) // count] for k in range(count)]
+        rows = [
+            ContactSheetRow(
+                pair[0].row["prompt"],
+                [
+                    (name, self.store.video(sample.sample_id), sample.reward)
+                    for name, sample in zip(("base", "aligned"), pair, strict=True)
+                ],
+            )
+            for pair in chosen
+        ]
+        return contact_sheet(rows, self.output_dir / "contact_sheet.png")
+
+    def _print_outcome(self, results: Mapping[str, Any]) -> None:
+        base, aligned = results["base"], results["aligned"]
+        title = f"{base['num_prompts']} held-out prompts x {self.args.evaluation_seeds} seeds"
+        self.console.print(rich_table({"base": base, "aligned": aligned}, title=title))
+        change = results["difference"]["S@0.7"]
+        low, high = change["interval"]
+        self.console.print(f"S@0.7 {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired)")
+        for what, name in (
+            ("LoRA", LORA_FILE),
+            ("preference dataset", "preferences"),
+            ("picture", "contact_sheet.png"),
+            ("all numbers", "results.json"),
+        ):
+            if (self.output_dir / name).exists():
+                self.console.print(f"{what}: {self.output_dir / name}", soft_wrap=True)
+
+
+def _check_disjoint(train: Dataset, evaluation: Dataset) -> None:
+    shared = sorted(set(train["prompt"]) & set(evaluation["prompt"]))
+    if shared:
+        raise ValueError(
+            f"{len(shared)} prompts are in the training and in the evaluation set, such as {shared[0]!r}: evaluate on "
+            "prompts that are not trained on"
+        )
+
+
+def _round_arguments(args: OnlineSpatialAlignConfig, folder: Path) -> OnlineSpatialAlignConfig:
+    """The trainer's arguments of one round: the loop's, in the round's folder."""
+    own = copy.copy(args)
+    own.output_dir = str(folder)
+    return own
+
+
+def _revision(policy: Path) -> str:
+    """Names a policy by its weights, so that samples of two policies never meet."""
+    return hashlib.sha256((policy / LORA_FILE).read_bytes()).hexdigest()[:16]
+
+
+def _describe_pairs(stats: Mapping[str, Any]) -> str:
+    return (
+        f"{stats['pairs']} pairs from {stats['prompts_with_pair']} of {stats['prompts']} prompts "
+        f"({stats['share_without_pair']:.0%} have no pair), mean gap {stats['mean_gap']:.3f}, "
+        f"{stats['invalid_samples']} of {stats['samples']} samples INVALID"
+    )

@@ -1,0 +1,133 @@
+"""Configuration of [`OnlineSpatialAlignTrainer`]: the loop's stages, on top of the trainer's own arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .evaluation import GUARDS, get_guard
+from .models.settings import SamplingSettings
+from .trainer.spatialalign_config import SpatialAlignConfig
+
+SAMPLING_FIELDS = {
+    "num_frames": "num_frames",
+    "height": "height",
+    "width": "width",
+    "num_inference_steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "sampling_flow_shift": "flow_shift",
+    "negative_prompt": "negative_prompt",
+    "fps": "fps",
+}
+"""Config field -> field of `SamplingSettings`."""
+
+
+@dataclass
+class OnlineSpatialAlignConfig(SpatialAlignConfig):
+    r"""
+    Arguments of [`OnlineSpatialAlignTrainer`]: those of [`SpatialAlignConfig`], which hold for the training of every
+    round, and those of the stages around it. Each field's help says what it does.
+    """
+
+    num_rounds: int = field(default=1, metadata={"help": "Rounds of sample -> score -> pair -> train -> evaluate."})
+
+    num_generations: int = field(
+        default=5, metadata={"help": "Videos sampled per training prompt and round (the paper: 10)."}
+    )
+    rollout_batch_size: int = field(default=16, metadata={"help": "Videos sampled at once on one device."})
+    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. None: the model's default."})
+    height: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    width: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Steps of the sampler. None: the model's default."}
+    )
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "w of uncond + w*(cond - uncond). None: the model's default."}
+    )
+    sampling_flow_shift: float | None = field(
+        default=None,
+        metadata={
+            "help": "k of s = k*u/(1 + (k-1)*u) in sampling. None: the model's default. Training uses flow_shift."
+        },
+    )
+    negative_prompt: str | None = field(default=None, metadata={"help": "None: the model's default."})
+    fps: float | None = field(default=None, metadata={"help": "Of the written mp4. None: the model's default."})
+    video_crf: int = field(
+        default=18,
+        metadata={"help": "x264 quality of stored videos; 0 is lossless RGB (for videos of a few dozen pixels)."},
+    )
+
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "reward = sum_i weight_i * reward_i. None: 1 each."}
+    )
+    max_failure_share: float = field(
+        default=0.5, metadata={"help": "The run stops when a reward fails on more than this share of the videos."}
+    )
+
+    pair_strategy: Literal["threshold", "best_vs_worst", "min_gap"] = field(
+        default="threshold",
+        metadata={
+            "help": "'threshold': a winner scores >= score_threshold, a loser is valid and scores less (the paper). "
+            "'best_vs_worst': the extremes of a prompt. 'min_gap': any two at least min_pair_gap apart."
+        },
+    )
+    score_threshold: float = field(default=0.7, metadata={"help": "tau of pair_strategy='threshold'."})
+    min_pair_gap: float = field(
+        default=0.0, metadata={"help": "Smallest score(chosen) - score(rejected), for every strategy."}
+    )
+    pairs_per_prompt: int | None = field(
+        default=4,
+        metadata={
+            "help": "At most so many pairs of a prompt, drawn without repeats. None: all. The paper draws a new pair "
+            "at every visit of a prompt; several pairs a prompt come to the same."
+        },
+    )
+
+    pool_rounds: bool = field(
+        default=True,
+        metadata={"help": "Pair the samples of all rounds so far, instead of the newest round's alone."},
+    )
+    continue_adapter: bool = field(
+        default=True,
+        metadata={"help": "Later rounds go on with the last round's LoRA, instead of a new one on the base."},
+    )
+    refresh_reference: bool = field(
+        default=False,
+        metadata={
+            "help": "v_ref of later rounds is the policy at the round's start, instead of the base model. Needs "
+            "continue_adapter."
+        },
+    )
+
+    evaluation_seeds: int = field(default=4, metadata={"help": "Videos per evaluation prompt, with fixed seeds."})
+    quality_guards: list[str] = field(
+        default_factory=lambda: ["frames"],
+        metadata={"help": f"Measures of the picture beside the score: {', '.join(GUARDS)}."},
+    )
+    evaluate_every_round: bool = field(
+        default=True, metadata={"help": "Evaluate after every round, instead of after the last one only."}
+    )
+    contact_sheet_prompts: int = field(default=6, metadata={"help": "Prompts on the contact sheet; 0 for none."})
+
+    def _check(self) -> None:
+        super()._check()
+        at_least_one = ("num_rounds", "num_generations", "rollout_batch_size", "evaluation_seeds")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.num_generations < 2 and self.num_rounds == 1:
+            raise ValueError(f"num_generations={self.num_generations}: a pair needs at least 2 videos of a prompt")
+        if not 0 <= self.video_crf <= 51:
+            raise ValueError(f"video_crf={self.video_crf}: must be in 0..51 (0 is lossless)")
+        if self.refresh_reference and not self.continue_adapter:
+            raise ValueError("refresh_reference=True needs continue_adapter=True: a new LoRA starts as the base does")
+        for name in self.quality_guards:
+            get_guard(name)
+
+    def sampling_settings(self, default: SamplingSettings) -> SamplingSettings:
+        """The model's default settings with what is set here."""
+        values: dict[str, Any] = default.to_dict()
+        for own, theirs in SAMPLING_FIELDS.items():
+            if getattr(self, own) is not None:
+                values[theirs] = getattr(self, own)
+        return SamplingSettings.from_dict(values)
