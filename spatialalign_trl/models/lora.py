@@ -45,6 +45,33 @@ def active_adapters(network: torch.nn.Module) -> list[str]:
 
 
 @contextmanager
+def adapter_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> Iterator[None]:
+    """
+    Let the network compute with other weights of its adapter for the length of the block.
+
+    Args:
+        network (`torch.nn.Module`):
+            The transformer, wrapped in a `PeftModel` or not; it has one active adapter.
+        weights (`dict[str, torch.Tensor]`):
+            As [`lora_state_dict`] names them.
+
+    The storage is swapped, not copied: nothing is allocated, and what autograd recorded before stays valid as long as
+    the block runs without gradients.
+    """
+    base = base_network(network)
+    infix = f".{_single_adapter(base)}."
+    swapped = [(p, weights[n.replace(infix, ".")]) for n, p in base.named_parameters() if infix in n]
+    originals = [parameter.data for parameter, _ in swapped]
+    for parameter, value in swapped:
+        parameter.data = value.to(parameter.data)
+    try:
+        yield
+    finally:
+        for (parameter, _), original in zip(swapped, originals, strict=True):
+            parameter.data = original
+
+
+@contextmanager
 def adapters_off(network: torch.nn.Module) -> Iterator[None]:
     """
     Switch all adapters off for the length of the block: the network computes what its base computes, bit for bit.
@@ -135,10 +162,24 @@ class LoraMixin:
     transformer: torch.nn.Module
     name_or_path: str
     _network: torch.nn.Module
+    _reference_weights: dict[str, torch.Tensor] | None = None
 
     def reference(self) -> AbstractContextManager[None]:
-        """A context in which the network computes exactly what its base does, whatever adapters it carries."""
-        return adapters_off(self.transformer)
+        """
+        A context in which the network computes as the reference: exactly what its base does, whatever adapters it
+        carries, or the policy that [`~LoraMixin.set_reference_to_policy`] kept.
+        """
+        if self._reference_weights is None:
+            return adapters_off(self.transformer)
+        return adapter_weights(self.transformer, self._reference_weights)
+
+    def set_reference_to_base(self) -> None:
+        """The reference is the base without its adapter (the default)."""
+        self._reference_weights = None
+
+    def set_reference_to_policy(self) -> None:
+        """The reference is the policy as it is now: a copy of the adapter is kept, the base is shared."""
+        self._reference_weights = {name: value.detach().clone() for name, value in self.lora_state_dict().items()}
 
     def lora_state_dict(self, state_dict: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
         """The LoRA's weights under diffusers' names; `state_dict` is one gathered elsewhere (FSDP)."""
@@ -209,6 +250,7 @@ class LoraMixin:
             raise ValueError(f"nothing in {os.fspath(source)!r} fits the transformer: its keys are not this model's.")
 
     def unload_lora(self) -> None:
-        """Take all adapters out of the transformer, which is then the base again."""
+        """Take all adapters out of the transformer, which is then the base again, and the reference too."""
+        self.set_reference_to_base()
         self._network = self.pipeline.transformer
         self.pipeline.transformer.unload_lora()

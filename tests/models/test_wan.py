@@ -463,6 +463,24 @@ def test_loading_refuses_what_is_no_lora_of_this_model(model, tmp_path):
         model.load_lora(tmp_path / "bare")
 
 
+def test_unloading_nothing_is_no_error_and_a_lora_can_follow_another(folder, tmp_path):
+    model = load_video_model(folder, device="cpu")
+    model.unload_lora()
+    noisy, sigma, conditioning = inputs(model)
+    add_lora(model, "wrapped and set")
+    randomise_lora(model.transformer)
+    with torch.no_grad():
+        expected = model.predict(noisy, sigma, conditioning)
+    model.save_lora(tmp_path)
+    for _ in range(2):
+        model.unload_lora()
+        model.load_lora(tmp_path)
+        with torch.no_grad():
+            assert torch.equal(model.predict(noisy, sigma, conditioning), expected)
+    trainable = [name for name, p in model.transformer.named_parameters() if p.requires_grad]
+    assert trainable and all("lora_" in name for name in trainable)
+
+
 def test_the_transformer_can_only_be_one_of_its_kind(model):
     with pytest.raises(TypeError, match="must be a WanTransformer3DModel"):
         model.transformer = torch.nn.Linear(2, 2)
