@@ -1,0 +1,84 @@
+"""The configs: defaults, help texts, the command line, and values that are refused."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from trl import TrlParser
+
+from spatialalign_trl.trainer import DiffusionDPOConfig, SpatialAlignConfig
+from spatialalign_trl.trainer._trl_base import BaseConfig
+
+OWN_FIELDS = {f.name for f in dataclasses.fields(SpatialAlignConfig)} - {
+    f.name for f in dataclasses.fields(BaseConfig)
+}
+
+
+def test_defaults(tmp_path: Path) -> None:
+    config = SpatialAlignConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert (config.beta, config.margin_clip, config.zeroth_order_weight) == (1.0, 5.0, 0.5)
+    assert (config.learning_rate, config.logging_steps, config.report_to) == (1e-4, 10, [])
+    assert config.bf16 is False  # TRL's base says True, on the CPU too
+    assert config.gradient_checkpointing is True
+    assert config.remove_unused_columns is False and config.ddp_find_unused_parameters is False
+    assert config.loss_type == "sigmoid" and config.shared_noise is False and config.num_train_timesteps == 1000
+    assert SpatialAlignConfig(output_dir=str(tmp_path), use_cpu=True, seed=3).data_seed == 3
+    assert SpatialAlignConfig(output_dir=str(tmp_path), use_cpu=True, bf16=True).bf16 is True
+
+
+def test_bf16_is_on_where_an_accelerator_computes_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import spatialalign_trl.trainer.diffusion_dpo_config as module
+
+    monkeypatch.setattr(module, "_accelerator_computes_in_bf16", lambda: True)
+    monkeypatch.setattr(BaseConfig, "__post_init__", lambda self: None)  # it would look for the accelerator
+    assert DiffusionDPOConfig(output_dir=str(tmp_path)).bf16 is True
+    assert DiffusionDPOConfig(output_dir=str(tmp_path), use_cpu=True).bf16 is False
+    assert DiffusionDPOConfig(output_dir=str(tmp_path), fp16=True).bf16 is False
+
+
+def test_every_field_of_ours_has_a_help_text() -> None:
+    fields = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(SpatialAlignConfig)}
+    assert len(OWN_FIELDS) >= 13
+    assert all(len(fields[name]) > 30 for name in OWN_FIELDS)
+    assert "MEAN squared errors" in fields["beta"] and "sigmoid" in fields["beta"]
+    assert "L_dpo + lambda*L_zo" in fields["zeroth_order_weight"]
+    for name in OWN_FIELDS:
+        assert f"{name} (`" in SpatialAlignConfig.__doc__ + DiffusionDPOConfig.__doc__ or name in (
+            "min_sigma",
+            "max_sigma",
+        )
+
+
+def test_parses_from_yaml_and_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\nbeta: 2.0\nmargin_clip: null\nflow_shift: 5\n")
+    command = ["--config", str(file), "--beta", "3", "--loss_type", "sft", "--zeroth_order_weight", "0"]
+    command += ["--model_init_kwargs", '{"torch_dtype": "bfloat16"}']
+    (config,) = TrlParser(SpatialAlignConfig).parse_args_and_config(command)
+    assert (config.beta, config.margin_clip, config.flow_shift, config.loss_type) == (3.0, None, 5, "sft")
+    assert config.model_init_kwargs == {"torch_dtype": "bfloat16"}
+
+
+def test_help_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        TrlParser(SpatialAlignConfig).parse_args_and_config(["--help"])
+    assert "zeroth_order_weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": 0}, "beta=0"),
+        ({"margin_clip": -1.0}, "margin_clip=-1.0"),
+        ({"loss_type": "ipo"}, "loss_type='ipo'.*'sigmoid' or 'sft'"),
+        ({"flow_shift": 0.0}, "flow_shift=0.0"),
+        ({"timestep_sampling": "cosine"}, "timestep_sampling='cosine'"),
+        ({"min_sigma": 0.9, "max_sigma": 0.5}, "min_sigma=0.9, max_sigma=0.5"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps=0"),
+        ({"zeroth_order_weight": -0.1}, "zeroth_order_weight=-0.1"),
+        ({"loss_type": "sft"}, "no zeroth-order term.*set it to 0"),
+    ],
+)
+def test_values_out_of_range_are_named(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SpatialAlignConfig(output_dir=str(tmp_path), use_cpu=True, **options)

@@ -1,0 +1,392 @@
+"""The trainers on a random tiny Wan: exactness at step 0, invariances, resuming, evaluation, what they refuse."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from tiny_pairs import (
+    latent_pairs,
+    logged,
+    lora_of,
+    spatialalign_config,
+    spatialalign_trainer,
+    video_pairs,
+    wan_model,
+)
+from tiny_pipelines import saved_wan
+from transformers import TrainerCallback
+
+from spatialalign_trl.models import load_video_model
+from spatialalign_trl.trainer import DiffusionDPOConfig, DiffusionDPOTrainer, SpatialAlignTrainer
+
+LN_2 = -float(torch.nn.functional.logsigmoid(torch.zeros(())))
+
+
+# Adam divides by the gradient's size and makes rounding visible; plain gradient descent shows what was computed.
+SGD = {"optim": "sgd", "learning_rate": 1.0}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=atol)
+
+
+# Step 0
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("separate_forward", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16 autocast", "bf16 base"])
+def test_step_0_has_margin_0_and_loss_ln_2(
+    tmp_path: Path, precision: str, gradient_checkpointing: bool, separate_forward: bool
+) -> None:
+    model = wan_model()
+    if precision == "bf16 base":
+        model = load_video_model(saved_wan(tmp_path / "model"), torch_dtype=torch.bfloat16, device="cpu")
+    trainer = spatialalign_trainer(
+        tmp_path,
+        model=model,
+        bf16=precision == "bf16 autocast",
+        gradient_checkpointing=gradient_checkpointing,
+        separate_forward=separate_forward,
+        max_steps=2,
+    )
+    assert trainer.video_model.pipeline.transformer.is_gradient_checkpointing == gradient_checkpointing
+    before = lora_of(trainer)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == 0
+    assert logged(trainer, "loss")[0] == LN_2 == pytest.approx(math.log(2), abs=1e-7)
+    assert logged(trainer, "loss/zeroth_order")[0] == 0 == logged(trainer, "distance_to_reference")[0]
+    assert logged(trainer, "loss")[1] != LN_2  # it did learn
+    assert any(not torch.equal(before[name], value) for name, value in lora_of(trainer).items())
+
+
+def test_separate_forwards_compute_the_same(tmp_path: Path) -> None:
+    loras = []
+    for separate in (False, True):
+        trainer = spatialalign_trainer(tmp_path, separate_forward=separate, **SGD)
+        trainer.train()
+        loras.append(lora_of(trainer))
+    assert_same(*loras, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_bit(tmp_path: Path) -> None:
+    loras = []
+    for checkpointing in (False, True):
+        trainer = spatialalign_trainer(tmp_path, gradient_checkpointing=checkpointing)
+        trainer.train()
+        loras.append(lora_of(trainer))
+    assert_same(*loras)
+
+
+# Invariances
+
+
+def test_accumulation_of_4_batches_of_2_is_one_batch_of_8(tmp_path: Path) -> None:
+    runs = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        trainer = spatialalign_trainer(
+            tmp_path,
+            train_dataset=latent_pairs(24),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            **SGD,
+        )
+        before = lora_of(trainer)
+        trainer.train()
+        assert max((before[name] - value).abs().max() for name, value in lora_of(trainer).items()) > 1e-3
+        runs.append((lora_of(trainer), logged(trainer, "loss"), logged(trainer, "rewards/margins")))
+    assert_same(runs[0][0], runs[1][0], atol=1e-6)
+    assert runs[0][1] == pytest.approx(runs[1][1], abs=1e-6)
+    assert runs[0][2] == pytest.approx(runs[1][2], abs=1e-6)
+
+
+def test_the_same_arguments_give_the_same_run_whatever_was_drawn_before(tmp_path: Path) -> None:
+    loras = []
+    for noise in (1, 2):
+        trainer = spatialalign_trainer(tmp_path)
+        torch.manual_seed(noise)
+        trainer.train()
+        loras.append(lora_of(trainer))
+    assert_same(*loras)
+    other = spatialalign_trainer(tmp_path, seed=8)
+    other.train()
+    assert any(not torch.equal(loras[0][name], value) for name, value in lora_of(other).items())
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("stop", [2, 3])  # at the end of an epoch, and inside one
+def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, stop: int) -> None:
+    options: dict[str, Any] = {
+        "train_dataset": latent_pairs(7),
+        "gradient_accumulation_steps": 2,
+        "max_steps": 5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    whole = spatialalign_trainer(tmp_path / "whole", **options)
+    whole.train()
+
+    spatialalign_trainer(tmp_path / "cut", callbacks=[_StopAt(stop)], **options).train()
+    assert not (tmp_path / "cut" / f"checkpoint-{stop + 1}").exists()
+    resumed = spatialalign_trainer(tmp_path / "cut", **options)
+    resumed.train(resume_from_checkpoint=True)
+
+    assert resumed.state.global_step == 5
+    assert_same(lora_of(whole), lora_of(resumed))
+    for name in ("loss", "learning_rate", "rewards/margins", "mse/rejected"):
+        assert logged(whole, name) == logged(resumed, name)
+    moments = [trainer.optimizer.state_dict()["state"] for trainer in (whole, resumed)]
+    for key, values in moments[0].items():
+        assert torch.equal(values["exp_avg"], moments[1][key]["exp_avg"])
+
+
+class _InterruptOnce(TrainerCallback):
+    done = False
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.done:
+            self.done = True
+            raise KeyboardInterrupt
+
+
+def test_a_run_interrupted_inside_a_step_starts_over_with_the_same_noise(tmp_path: Path) -> None:
+    whole = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2)
+    whole.train()
+    trainer = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2, callbacks=[_InterruptOnce()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    assert_same(lora_of(whole), lora_of(trainer))
+
+
+# Learning
+
+
+def test_it_learns_to_prefer(tmp_path: Path) -> None:
+    trainer = spatialalign_trainer(
+        tmp_path, train_dataset=latent_pairs(2), max_steps=40, beta=5.0, zeroth_order_weight=0.0
+    )
+    trainer.train()
+    margins = logged(trainer, "rewards/margins")
+    assert sum(margins[-10:]) / 10 > 0.1 > abs(margins[0])
+    assert sum(logged(trainer, "rewards/accuracies")[-20:]) / 20 > 0.7
+
+
+def test_the_zeroth_order_term_keeps_the_policy_near_the_reference(tmp_path: Path) -> None:
+    distances = []
+    for weight in (0.0, 50.0):
+        trainer = spatialalign_trainer(tmp_path, max_steps=15, zeroth_order_weight=weight)
+        trainer.train()
+        distances.append(logged(trainer, "distance_to_reference")[-1])
+    assert distances[1] < 0.3 * distances[0]
+
+
+def test_weight_0_is_plain_diffusion_dpo(tmp_path: Path) -> None:
+    one = spatialalign_trainer(tmp_path, zeroth_order_weight=0.0)
+    args = {
+        name: getattr(one.args, name)
+        for name in ("per_device_train_batch_size", "max_steps", "learning_rate", "lr_scheduler_type", "seed")
+    }
+    args |= {"use_cpu": True, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
+    config = DiffusionDPOConfig(output_dir=str(tmp_path), gradient_checkpointing=False, **args)
+    other = DiffusionDPOTrainer(wan_model(), args=config, train_dataset=latent_pairs())
+    for trainer in (one, other):
+        trainer.train()
+    assert_same(lora_of(one), lora_of(other))
+    assert "loss/zeroth_order" in one.state.log_history[0] and "loss/zeroth_order" not in other.state.log_history[0]
+
+
+def test_sft_learns_the_chosen_alone(tmp_path: Path) -> None:
+    options = {"loss_type": "sft", "zeroth_order_weight": 0.0, "eval_dataset": latent_pairs(3, seed=1)}
+    trainer = spatialalign_trainer(tmp_path, max_steps=30, **options)
+    trainer.train()
+    errors = logged(trainer, "mse/chosen")
+    assert errors == logged(trainer, "loss/sft") == pytest.approx(logged(trainer, "loss"), abs=1e-6)
+    assert sum(errors[-5:]) < sum(errors[:5])
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == metrics["eval_mse/chosen"] == metrics["eval_loss/sft"]
+    assert {"eval_rewards/margins", "eval_mse/rejected", "eval_distance_to_reference"} <= metrics.keys()
+
+    # The rejected have no say in it.
+    swapped = latent_pairs().to_dict()
+    swapped["rejected_latents"] = swapped["rejected_latents"][::-1]
+    other = spatialalign_trainer(
+        tmp_path,
+        max_steps=30,
+        train_dataset=datasets.Dataset.from_dict(swapped, latent_pairs().features),
+        **options,
+    )
+    other.train()
+    assert_same(lora_of(trainer), lora_of(other))
+
+
+def test_noise_is_the_pair_s_own_or_shared(tmp_path: Path) -> None:
+    for shared in (False, True):
+        trainer = spatialalign_trainer(tmp_path, shared_noise=shared)
+        batch = next(iter(trainer.get_train_dataloader()))
+        sigma, noise = trainer._draw(batch)
+        assert sigma.shape == (2,) and sigma.dtype == torch.float32  # one for both videos of a pair
+        assert torch.equal(noise["chosen"], noise["rejected"]) == shared
+        assert not torch.equal(noise["chosen"][0], noise["chosen"][1])
+
+
+# Evaluation
+
+
+def test_every_evaluation_draws_the_same_noise(tmp_path: Path) -> None:
+    trainer = spatialalign_trainer(
+        tmp_path, eval_dataset=latent_pairs(5, seed=1), eval_strategy="steps", eval_steps=1, learning_rate=0.0
+    )
+    trainer.train()
+    losses, margins = logged(trainer, "eval_loss"), logged(trainer, "eval_rewards/margins")
+    assert len(losses) == 3 and len(set(losses)) == 1 and set(margins) == {0.0}
+    assert trainer.evaluate()["eval_mse/chosen"] == logged(trainer, "eval_mse/chosen")[0]
+
+
+def test_evaluation_does_not_depend_on_its_batches(tmp_path: Path) -> None:
+    metrics = []
+    for batch in (1, 2, 5):
+        trainer = spatialalign_trainer(
+            tmp_path, eval_dataset=latent_pairs(5, seed=1), per_device_eval_batch_size=batch
+        )
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data.fill_(0.05)
+        metrics.append({k: v for k, v in trainer.evaluate().items() if "second" not in k and "runtime" not in k})
+    assert metrics[0]["eval_rewards/margins"] != 0
+    for other in metrics[1:]:
+        metrics[0].pop("eval_model_preparation_time", None)
+        other.pop("eval_model_preparation_time", None)
+        assert other == pytest.approx(metrics[0], abs=1e-5)
+
+
+def test_evaluating_does_not_change_the_training(tmp_path: Path) -> None:
+    loras = []
+    for options in ({}, {"eval_dataset": latent_pairs(3, seed=1), "eval_strategy": "steps", "eval_steps": 1}):
+        trainer = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2, **options)
+        trainer.train()
+        loras.append(lora_of(trainer))
+    assert_same(*loras)
+
+
+def test_several_evaluation_sets(tmp_path: Path) -> None:
+    sets = {"seen": latent_pairs(2), "unseen": latent_pairs(3, seed=1)}
+    metrics = spatialalign_trainer(tmp_path, eval_dataset=sets).evaluate()
+    assert {"eval_seen_rewards/margins", "eval_unseen_loss"} <= metrics.keys()
+
+
+# Memory, schedule, arguments
+
+
+class _NoEncoders(TrainerCallback):
+    model: Any = None
+    steps = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert not self.model.has_encoders
+        self.steps += 1
+
+
+def test_the_encoders_are_not_in_memory_while_training(tmp_path: Path) -> None:
+    callback = _NoEncoders()
+    callback.model = wan_model()
+    assert callback.model.has_encoders
+    trainer = spatialalign_trainer(tmp_path, model=callback.model, train_dataset=video_pairs(3), callbacks=[callback])
+    trainer.train()
+    assert callback.steps == 3
+    assert all(
+        component is None for component in (trainer.video_model.pipeline.vae, callback.model.pipeline.text_encoder)
+    )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_the_learning_rate_never_rises_again(tmp_path: Path, schedule: str) -> None:
+    trainer = spatialalign_trainer(tmp_path, lr_scheduler_type=schedule, warmup_steps=3, max_steps=10)
+    trainer.create_optimizer_and_scheduler(10)
+    rates = []
+    for _ in range(40):  # past the end, where a cosine would climb
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[3] == max(rates) == 1e-2
+    assert all(later <= earlier for earlier, later in zip(rates[3:], rates[4:], strict=False))
+    assert rates[10] == pytest.approx(0, abs=1e-12) and rates[-1] == rates[10]
+
+
+def test_the_caller_s_arguments_stay_as_they_are(tmp_path: Path) -> None:
+    config = spatialalign_config(tmp_path, gradient_checkpointing=True)
+    for _ in range(2):  # the second trainer checkpoints too
+        trainer = SpatialAlignTrainer(wan_model(), args=config, train_dataset=latent_pairs(2))
+        assert trainer.video_model.pipeline.transformer.is_gradient_checkpointing
+        assert config.gradient_checkpointing and config.activation_checkpointing
+        assert not trainer.args.gradient_checkpointing and not trainer.args.activation_checkpointing
+
+
+def test_the_model_may_be_a_name(tmp_path: Path) -> None:
+    trainer = spatialalign_trainer(
+        tmp_path, model=saved_wan(tmp_path / "model"), model_init_kwargs={"torch_dtype": "bfloat16"}
+    )
+    assert trainer.video_model.dtype == torch.bfloat16
+    trainer.train()
+
+
+def test_the_flow_shift_is_the_one_the_model_samples_with(tmp_path: Path) -> None:
+    model = wan_model(shift=3.0)
+    assert spatialalign_trainer(tmp_path, model=model).flow_shift == model.default_settings().flow_shift
+    assert spatialalign_trainer(tmp_path, flow_shift=2.5).flow_shift == 2.5
+
+
+def test_what_cannot_work_is_refused_with_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="3 GPUs.*accelerate launch.*CUDA_VISIBLE_DEVICES"):
+        config = spatialalign_config(tmp_path)
+        config.n_gpu  # noqa: B018  (sets the devices up)
+        config._n_gpu = 3
+        SpatialAlignTrainer(wan_model(), args=config, train_dataset=latent_pairs())
+    with pytest.raises(ValueError, match="remove_unused_columns"):
+        spatialalign_trainer(tmp_path, remove_unused_columns=True)
+    with pytest.raises(ValueError, match="grid of 10 .*shift 5"):
+        spatialalign_trainer(tmp_path, num_train_timesteps=10, min_sigma=0.01, max_sigma=0.02)
+    with pytest.raises(
+        TypeError, match="args is a DiffusionDPOConfig; SpatialAlignTrainer needs a SpatialAlignConfig"
+    ):
+        SpatialAlignTrainer(wan_model(), args=DiffusionDPOConfig(output_dir=str(tmp_path), use_cpu=True))
+    with pytest.raises(TypeError, match="model is a WanPipeline"):
+        spatialalign_trainer(tmp_path, model=wan_model().pipeline)
+    with pytest.raises(ValueError, match="train_dataset is missing"):
+        SpatialAlignTrainer(wan_model(), args=spatialalign_config(tmp_path))
+    with pytest.raises(ValueError, match="train_dataset row 1, column 'chosen': num_frames is 7"):
+        bad = [video_pairs(1), video_pairs(1, num_frames=7)]
+        spatialalign_trainer(tmp_path, train_dataset=datasets.concatenate_datasets(bad))
+
+
+def test_nothing_is_sent_when_ci_is_not_set(tmp_path: Path) -> None:
+    """TRL's telemetry reads a field that diffusers' configs lack, and skips that under CI: only users would see it."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tiny_pairs import latent_pairs, spatialalign_trainer\n"
+        "import trl.trainer.base_trainer as base\n"
+        "def refuse(*a, **k): raise SystemExit('telemetry was sent')\n"
+        "base.send_telemetry = refuse\n"
+        "spatialalign_trainer(sys.argv[2], train_dataset=latent_pairs(2), max_steps=1).train()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "HF_HUB_DISABLE_TELEMETRY")}
+    command = [sys.executable, "-c", code, str(Path(__file__).parent.parent), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
