@@ -12,7 +12,7 @@ import numpy as np
 
 from ..prompts import split_type
 from .sprites import SIZES, SUPERSAMPLING, stamp
-from .vocabulary import ANIMAL_COLORS, OBJECT_COLORS, SCENES
+from .vocabulary import ANIMAL_COLORS, ANIMALS, OBJECT_COLORS, SCENES
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 32, 48, 17, 8
 HORIZON, GROUND = 19.0, 29.0
@@ -121,7 +121,7 @@ def render(scene: Scene, num_frames: int = NUM_FRAMES) -> Clip:
     Raises:
         ValueError: for words outside the vocabulary or an unknown DSR type or motion.
     """
-    words = {"scene": SCENES, "color": ANIMAL_COLORS, "object": OBJECT_COLORS, "animal": SIZES, "verb": _APEX}
+    words = {"scene": SCENES, "color": ANIMAL_COLORS, "object": OBJECT_COLORS, "animal": ANIMALS, "verb": _APEX}
     for field, known in {**words, "motion": MOTIONS}.items():
         if getattr(scene, field) not in known:
             raise ValueError(f"{field}={getattr(scene, field)!r} is not in the tiny world; known: {', '.join(known)}")
