@@ -390,3 +390,26 @@ def test_nothing_is_sent_when_ci_is_not_set(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(Path(__file__).parent.parent), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_rounds_on_one_model_go_on_from_the_adapter_or_start_anew(tmp_path: Path, bf16: bool) -> None:
+    model = load_video_model(saved_wan(tmp_path / "model"), device="cpu")
+    base = {name: value.clone() for name, value in model.pipeline.transformer.state_dict().items()}
+    options: dict[str, Any] = {"model": model, "bf16": bf16, "train_dataset": video_pairs(2)}
+
+    first = spatialalign_trainer(tmp_path / "1", **options)
+    first.train()
+    trained = lora_of(first)
+    second = spatialalign_trainer(tmp_path / "2", **options)  # loads the encoders again
+    assert_same(lora_of(second), trained)
+    second.train()
+    assert logged(second, "distance_to_reference")[0] > 0  # the reference is still the base
+    assert any(not torch.equal(trained[name], value) for name, value in lora_of(second).items())
+
+    model.unload_lora()
+    assert_same(dict(model.pipeline.transformer.state_dict()), base)
+    third = spatialalign_trainer(tmp_path / "1", **options)
+    third.train()
+    assert logged(third, "loss")[0] == LN_2
+    assert_same(lora_of(third), trained)
