@@ -97,11 +97,12 @@ def attach_lora(model: "VideoModel", peft_config: LoraConfig | None = None, *, s
 
 def _rewrap(model: "VideoModel", name: str) -> PeftModel:
     """Turns an adapter that diffusers loaded into the transformer into a `PeftModel`'s, weights and scale kept."""
-    config = _checked(model.transformer.peft_config[name], model.transformer)
+    network = model.transformer
+    config = _checked(network.peft_config[name], network)
     config.inference_mode = False
     weights = {f"base_model.model.{key}": value.clone() for key, value in model.lora_state_dict().items()}
-    model.unload_lora()
-    wrapped = get_peft_model(model.transformer, config)
+    network.unload_lora()  # not the model's, which would forget a reference set to this policy
+    wrapped = get_peft_model(network, config)
     result = set_peft_model_state_dict(wrapped, weights)
     if result.unexpected_keys:
         raise RuntimeError(f"the adapter {name!r} could not be taken over; left over: {result.unexpected_keys[:3]}")

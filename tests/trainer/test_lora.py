@@ -100,6 +100,26 @@ def test_goes_on_from_a_loaded_lora(tmp_path: Path) -> None:
         assert torch.equal(output(second), base)
 
 
+def test_a_reference_set_to_the_loaded_policy_stays(tmp_path: Path) -> None:
+    """The next round may learn against the policy of the last one instead of the base."""
+    first = wan_model()
+    attach_lora(first)
+    shake(first)
+    trained = output(first)
+    first.save_lora(tmp_path)
+
+    second = wan_model()
+    second.load_lora(tmp_path)
+    second.set_reference_to_policy()
+    attach_lora(second)
+    shake(second, seed=3)
+    moved = output(second)
+    assert not torch.equal(moved, trained)
+    with second.reference():
+        assert torch.equal(output(second), trained)
+    assert torch.equal(output(second), moved)
+
+
 def test_goes_on_from_an_earlier_trainer_s_adapter() -> None:
     model = wan_model()
     first = attach_lora(model)
