@@ -1,0 +1,351 @@
+"""Pictures of scored videos side by side, such as base | aligned: a sheet of frames to print, and one that plays.
+
+    contact_sheet(rows, "sheet.png")                 evenly spaced frames of every video
+    animated_sheet(rows, "sheet.webp", fps=8)        the videos themselves, playing next to each other
+
+Small videos are enlarged pixel by pixel, so that what is shown is what the model made; large ones are averaged down.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from ..files import write_atomic
+from ..video import Video, check_video
+
+THRESHOLD = 0.7
+STRIP_FRAME_WIDTH = 140
+PLAYING_FRAME_WIDTH = 240
+HOLD_FIRST, HOLD_LAST = 0.4, 1.2
+"""Seconds that an animation rests on its first and its last frame: the two relations are read there."""
+
+_PAPER, _INK, _FAINT, _LINE = "#ffffff", "#1f2328", "#57606a", "#d8dee4"
+_PASSED, _FAILED, _INVALID = ("#1a7f37", "#dafbe1"), ("#cf222e", "#ffebe9"), ("#656d76", "#eaeef2")
+_MARGIN, _GUTTER, _FRAME_GAP = 36, 28, 4
+_PROMPT_SIZE, _PLAYING_PROMPT_SIZE, _LABEL_SIZE, _TITLE_SIZE, _LEGEND_SIZE = 24, 20, 22, 32, 18
+_LEADING = 1.3
+_ASCII_FORMS = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "×": "x"})
+
+
+@dataclass(frozen=True)
+class ContactSheetRow:
+    """One prompt and the videos made for it.
+
+    Args:
+        prompt (`str`): The text above the videos.
+        entries (sequence of `(label, video, score)`): From left to right. `video` is `uint8`
+            `(frames, height, width, 3)`; `score` is `None` for an INVALID video.
+    """
+
+    prompt: str
+    entries: Sequence[tuple[str, Video, float | None]]
+
+
+def contact_sheet(
+    rows: Sequence[ContactSheetRow],
+    path: str | os.PathLike,
+    *,
+    columns: int = 6,
+    scale: float | None = None,
+    title: str | None = None,
+    threshold: float = THRESHOLD,
+    score_name: str = "DSR",
+) -> Path:
+    """Write evenly spaced frames of every video, first and last included, to a PNG.
+
+    Args:
+        rows (sequence of [`ContactSheetRow`]): From top to bottom; all with the same labels and sizes of video. The
+            videos may differ in length.
+        path (`str` or `os.PathLike`): Where the `.png` goes. Missing folders are made.
+        columns (`int`, *optional*, defaults to 6): Frames of each video, at least 1; a shorter video shows all it has.
+        scale (`float`, *optional*): Pixels shown per pixel of a video: a whole number enlarges, one below 1 reduces.
+            Chosen so that a frame is about 140 pixels wide if it is not given.
+        title (`str`, *optional*): A heading above the rows.
+        threshold (`float`, *optional*, defaults to 0.7): Scores from here on are green, those below are red.
+        score_name (`str`, *optional*, defaults to `"DSR"`): What stands before the score.
+
+    Returns:
+        `Path`: the file written.
+
+    Raises:
+        ValueError: If there are no rows, videos differ in size, rows differ in their labels, a score is not finite,
+            or an option is out of its range; names the row and the label.
+    """
+    path = _path_with_suffix(path, (".png",))
+    if columns < 1:
+        raise ValueError(f"columns is {columns}; at least 1 frame of each video must be shown")
+    width = _check_rows(rows)[1]
+    scale = _check_scale(scale, width, STRIP_FRAME_WIDTH)
+    badge = _Badge(threshold, score_name)
+    cards = [_card(row, [_strip(video, columns, scale) for _, video, _ in row.entries], badge) for row in rows]
+    page = _page(cards, 1, title, f"Time runs from left to right. {badge.legend()}")
+    return write_atomic(path, _encode(page, format="PNG", optimize=True))
+
+
+def animated_sheet(
+    rows: Sequence[ContactSheetRow],
+    path: str | os.PathLike,
+    fps: float,
+    *,
+    columns: int = 2,
+    scale: float | None = None,
+    title: str | None = None,
+    threshold: float = THRESHOLD,
+    score_name: str = "DSR",
+) -> Path:
+    """Write an endless animation in which the videos of every row play next to each other.
+
+    Args:
+        rows (sequence of [`ContactSheetRow`]): All with the same labels, and videos of one size and length.
+        path (`str` or `os.PathLike`): Where the `.webp` (lossless) or `.gif` (256 colours) goes.
+        fps (`float`): Frames per second, above 0 and at most 50, which is what players keep up with.
+        columns (`int`, *optional*, defaults to 2): Rows that stand side by side, at least 1.
+        scale (`float`, *optional*): As in [`contact_sheet`]; a frame is about 240 pixels wide if it is not given.
+        title, threshold, score_name: As in [`contact_sheet`].
+
+    Returns:
+        `Path`: the file written.
+
+    Raises:
+        ValueError: As [`contact_sheet`]; also if videos differ in length, or `path` ends in neither suffix.
+    """
+    path = _path_with_suffix(path, (".webp", ".gif"))
+    if not 0 < fps <= 50:
+        raise ValueError(f"fps is {fps}; it must be above 0 and at most 50")
+    if columns < 1:
+        raise ValueError(f"columns is {columns}; it must be at least 1")
+    length, width = _check_rows(rows, same_length=True)
+    scale = _check_scale(scale, width, PLAYING_FRAME_WIDTH)
+    badge = _Badge(threshold, score_name)
+    pages = []
+    for time in range(length):
+        cards = [
+            _card(row, [_enlarge(video[time], scale) for _, video, _ in row.entries], badge, _PLAYING_PROMPT_SIZE)
+            for row in rows
+        ]
+        pages.append(_page(cards, min(columns, len(rows)), title, badge.legend()))
+    durations = [round(1000 / fps)] * length
+    durations[0] += round(1000 * HOLD_FIRST)
+    durations[-1] += round(1000 * HOLD_LAST)
+    if path.suffix.lower() == ".gif":
+        pages = _with_one_palette(pages)
+        options = {"format": "GIF", "optimize": False, "disposal": 1}
+    else:
+        options = {"format": "WEBP", "lossless": True, "quality": 50, "method": 2}
+    timing = {"save_all": True, "append_images": pages[1:], "duration": durations, "loop": 0}
+    return write_atomic(path, _encode(pages[0], **options, **timing))
+
+
+# What is asked for --------------------------------------------------------------------------------------------------
+
+
+def _path_with_suffix(path: str | os.PathLike, suffixes: tuple[str, ...]) -> Path:
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path}: the file's name must end in {' or '.join(suffixes)}")
+    return path
+
+
+def _check_rows(rows: Sequence[ContactSheetRow], same_length: bool = False) -> tuple[int, int]:
+    """Frames and width of the videos of a sheet, which must be alike: `(length of the first, width)`."""
+    if not rows:
+        raise ValueError("there are no rows to draw; give at least one prompt with its videos")
+    first: tuple[str, tuple[int, ...]] | None = None
+    labels = [label for label, _, _ in rows[0].entries]
+    for index, row in enumerate(rows):
+        if not row.entries:
+            raise ValueError(f"row {index} ({row.prompt!r}) has no videos")
+        if [label for label, _, _ in row.entries] != labels:
+            here = [label for label, _, _ in row.entries]
+            raise ValueError(f"row {index} has the labels {here}, row 0 has {labels}; a sheet's rows must agree")
+        for label, video, score in row.entries:
+            name = f"row {index}, {label!r}"
+            check_video(video, name)
+            size = video.shape[1:3] if not same_length else video.shape[:3]
+            first = first or (name, size)
+            if size != first[1]:
+                what = "(frames, height, width)" if same_length else "(height, width)"
+                raise ValueError(f"{name} is {size} and {first[0]} is {first[1]} in {what}; videos must be alike")
+            if score is not None and not math.isfinite(score):
+                raise ValueError(f"{name} has the score {score}; give None for an invalid video")
+    return rows[0].entries[0][1].shape[0], rows[0].entries[0][1].shape[2]
+
+
+def _check_scale(scale: float | None, width: int, wanted: int) -> float:
+    if scale is None:
+        return float(max(1, round(wanted / width))) if width <= wanted else wanted / width
+    if not scale > 0 or (scale > 1 and scale != int(scale)):
+        raise ValueError(f"scale is {scale}; it must be a whole number, or between 0 and 1 to reduce")
+    return float(scale)
+
+
+# Drawing ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
+
+
+def _line_height(size: int) -> int:
+    return round(size * _LEADING)
+
+
+def _plain(text: str) -> str:
+    """The text in ASCII, which is all that Pillow's own font knows: accents are dropped, what is left becomes "?"."""
+    decomposed = unicodedata.normalize("NFKD", text.translate(_ASCII_FORMS))
+    letters = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return letters.encode("ascii", "replace").decode("ascii")
+
+
+def _wrap(text: str, size: int, width: int) -> list[str]:
+    """Lines of at most `width` pixels, broken between words; a word that is wider has a line of its own."""
+    lines: list[str] = []
+    for word in _plain(text).split():
+        if lines and _font(size).getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+@dataclass(frozen=True)
+class _Badge:
+    """How a score is worded and coloured."""
+
+    threshold: float
+    score_name: str
+
+    def text(self, score: float | None) -> str:
+        if score is None:
+            return "invalid"
+        # Rounded down: a score just below the threshold must not read as if it had reached it.
+        return _plain(f"{self.score_name} {math.floor(score * 100 + 1e-6) / 100:.2f}")
+
+    def colors(self, score: float | None) -> tuple[str, str]:
+        """Ink and paper."""
+        if score is None:
+            return _INVALID
+        return _PASSED if score >= self.threshold - 1e-9 else _FAILED
+
+    def legend(self) -> str:
+        return f"Green: {self.score_name} of {self.threshold:g} or more; red: less; grey: invalid, not measurable."
+
+    def size(self, score: float | None) -> tuple[int, int]:
+        return round(_font(_LABEL_SIZE).getlength(self.text(score))) + 20, _line_height(_LABEL_SIZE) + 4
+
+    def draw(self, draw: ImageDraw.ImageDraw, x: int, y: int, score: float | None) -> None:
+        ink, paper = self.colors(score)
+        width, height = self.size(score)
+        draw.rounded_rectangle([x, y, x + width - 1, y + height - 1], radius=height // 3, fill=paper, outline=ink)
+        middle = (x + width / 2, y + height / 2)
+        draw.text(middle, self.text(score), fill=ink, font=_font(_LABEL_SIZE), anchor="mm")
+
+
+def _enlarge(frame: np.ndarray, scale: float) -> Image.Image:
+    image = Image.fromarray(frame)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
+
+
+def _strip(video: Video, columns: int, scale: float) -> Image.Image:
+    """Evenly spaced frames from left to right; always as wide as `columns` frames."""
+    times = np.linspace(0, len(video) - 1, min(columns, len(video))).round().astype(int)
+    frames = [_enlarge(video[time], scale) for time in times]
+    width, height = frames[0].size
+    strip = Image.new("RGB", (columns * width + (columns - 1) * _FRAME_GAP, height), _PAPER)
+    for place, frame in enumerate(frames):
+        strip.paste(frame, (place * (width + _FRAME_GAP), 0))
+    return strip
+
+
+def _card(
+    row: ContactSheetRow, panels: Sequence[Image.Image], badge: _Badge, prompt_size: int = _PROMPT_SIZE
+) -> Image.Image:
+    """A row's prompt, and below it every panel under its label and score."""
+    font = _font(_LABEL_SIZE)
+    labels = [_plain(label) for label, _, _ in row.entries]
+    label_widths = [round(font.getlength(label)) + 14 for label in labels]
+    heads = [width + badge.size(score)[0] for width, (_, _, score) in zip(label_widths, row.entries, strict=True)]
+    # All cells are as wide as the widest, so that rows stand below each other whatever their scores say.
+    cell = max(max(panel.width for panel in panels), *heads)
+    width = cell * len(panels) + _GUTTER * (len(panels) - 1)
+    lines = _wrap(row.prompt, prompt_size, width)
+    head_top = len(lines) * _line_height(prompt_size) + 10
+    head_height = badge.size(None)[1]
+    panel_top = head_top + head_height + 10
+
+    card = Image.new("RGB", (width, panel_top + max(panel.height for panel in panels)), _PAPER)
+    draw = ImageDraw.Draw(card)
+    for number, line in enumerate(lines):
+        draw.text((0, number * _line_height(prompt_size)), line, fill=_INK, font=_font(prompt_size))
+    for place, (panel, (_, _, score)) in enumerate(zip(panels, row.entries, strict=True)):
+        x = place * (cell + _GUTTER)
+        draw.text((x, head_top + head_height / 2), labels[place], fill=_FAINT, font=font, anchor="lm")
+        badge.draw(draw, x + label_widths[place], head_top, score)
+        card.paste(panel, (x, panel_top))
+    return card
+
+
+def _page(cards: Sequence[Image.Image], columns: int, title: str | None, legend: str) -> Image.Image:
+    """Cards in a grid, with thin lines between its rows, a title above and the legend below."""
+    grid = [cards[start : start + columns] for start in range(0, len(cards), columns)]
+    card_width = max(card.width for card in cards)
+    inner = card_width * columns + 2 * _GUTTER * (columns - 1)
+    heights = [max(card.height for card in row) for row in grid]
+    title_lines = _wrap(title or "", _TITLE_SIZE, inner)
+    legend_lines = _wrap(legend, _LEGEND_SIZE, inner)
+    head = len(title_lines) * _line_height(_TITLE_SIZE) + (_MARGIN // 2 if title_lines else 0)
+    between = 2 * _GUTTER
+    body = sum(heights) + between * len(grid)
+    foot = len(legend_lines) * _line_height(_LEGEND_SIZE)
+
+    page = Image.new("RGB", (inner + 2 * _MARGIN, _MARGIN + head + body + foot + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(title_lines):
+        place = (_MARGIN, _MARGIN + number * _line_height(_TITLE_SIZE))
+        for shift in (0, 1):  # Pillow's own font has no bold cut
+            draw.text((place[0] + shift, place[1]), line, fill=_INK, font=_font(_TITLE_SIZE))
+    y = _MARGIN + head
+    for row, height in zip(grid, heights, strict=True):
+        for place, card in enumerate(row):
+            # Bottoms in line: videos side by side stand at one height, however long their prompts are.
+            page.paste(card, (_MARGIN + place * (card_width + 2 * _GUTTER), y + height - card.height))
+        y += height + between
+        draw.line([(_MARGIN, y - _GUTTER), (page.width - _MARGIN, y - _GUTTER)], fill=_LINE, width=2)
+    for number, line in enumerate(legend_lines):
+        place = (_MARGIN, y + number * _line_height(_LEGEND_SIZE))
+        draw.text(place, line, fill=_FAINT, font=_font(_LEGEND_SIZE))
+    return page
+
+
+def _with_one_palette(pages: Sequence[Image.Image]) -> list[Image.Image]:
+    """All pages in the same 256 colours, undithered: palettes that change from frame to frame flicker."""
+    chosen = [pages[0], pages[len(pages) // 2], pages[-1]]
+    sample = Image.new("RGB", (chosen[0].width, sum(page.height for page in chosen)))
+    for number, page in enumerate(chosen):
+        sample.paste(page, (0, number * page.height))
+    # The small sprites must keep their colours: a median cut would spend the palette on the large backgrounds.
+    palette = sample.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+    colors = np.reshape(palette.getpalette(), (-1, 3))
+    paper = ImageColor.getrgb(_PAPER)
+    # On a white page a tint of the paper would show, and Pillow rounds to six bits when it looks colours up.
+    colors[(np.abs(colors - paper) < 8).all(1)] = paper
+    palette.putpalette(colors.ravel().tolist())
+    return [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in pages]
+
+
+def _encode(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
