@@ -50,8 +50,11 @@ class PretrainTinyArguments:
     seed: int = field(default=0, metadata={"help": "Seeds initialisation, clips, captions, noise."})
     threads: int = field(default=2, metadata={"help": "CPU threads."})
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    vae_steps: int = field(default=3500, metadata={"help": "Steps of the joint stage."})
-    vae_batch_size: int = field(default=8, metadata={"help": "Clips a step, both VAE stages."})
+    vae_steps: list[int] = field(
+        default_factory=lambda: [1200, 700, 1100],
+        metadata={"help": "Steps of the joint stage on single frames, on 5 frames, and on whole clips."},
+    )
+    vae_batch_size: int = field(default=8, metadata={"help": "Whole clips a step, both VAE stages."})
     vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
     vae_kl_weight: float = field(default=5e-4, metadata={"help": "Weight of the KL term of the joint stage."})
     decoder_steps: int = field(default=6000, metadata={"help": "Steps of the decoder stage."})
@@ -86,13 +89,14 @@ class Loop:
     """AdamW with a warm-up and a cosine, an exponential moving average, and checkpoints without pickle."""
 
     def __init__(
-        self, path: Path, module: torch.nn.Module, steps: int, learning_rate: float, save_steps: int, betas=(0.9, 0.98)
+        self, path: Path, module: torch.nn.Module, steps: int, learning_rate: float, save_steps: int, flat: float = 0.0
     ) -> None:
-        self.path, self.module, self.steps, self.save_steps = path, module, steps, save_steps
+        """`flat`: share of the steps before the cosine begins."""
+        self.path, self.module, self.steps, self.save_steps, self.flat = path, module, steps, save_steps, flat
         self.learning_rate = learning_rate
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), learning_rate, betas=betas, weight_decay=1e-2, fused=True
+            self.parameters.values(), learning_rate, betas=(0.9, 0.98), weight_decay=1e-2, fused=True
         )
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.start = self._resume()
@@ -119,7 +123,8 @@ class Loop:
 
     def _rate(self, step: int) -> float:
         warm_up = min(1.0, (step + 1) / 200)
-        return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * step / self.steps))
+        late = max(0.0, (step / self.steps - self.flat) / (1.0 - self.flat))
+        return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * late))
 
     def run(self, loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
         """Trains, then leaves the averaged weights in the module."""
@@ -153,9 +158,8 @@ class Loop:
 def new_vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(
         base_dim=16,
-        decoder_base_dim=24,
         z_dim=16,
-        dim_mult=[1, 2, 2],
+        dim_mult=[1, 4, 4],  # wide where the grid is coarse: that costs little and is where a sprite's shape is held
         num_res_blocks=1,
         temperal_downsample=[True, True],
         in_channels=12,
@@ -167,17 +171,36 @@ def new_vae() -> AutoencoderKLWan:
     )
 
 
-def clip_batch(rng: np.random.Generator, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(videos (B, 3, F, H, W) in [-1, 1], weights (B, 1, F, H, W))`: a sprite counts five times its background."""
+FRAMES_PER_STAGE = (1, 5, NUM_FRAMES)
+
+
+def clip_batch(rng: np.random.Generator, size: int, frames: int = NUM_FRAMES) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(videos (B, 3, F, H, W) in [-1, 1], weights (B, 1, F, H, W))`: a sprite counts five times its background.
+
+    With fewer frames than a clip has, four pieces are cut from each clip and the batch is larger by as much as it costs
+    less.
+    """
+    pieces = 1 if frames == NUM_FRAMES else 4
+    clips = size if frames == NUM_FRAMES else size * (2 if frames == 1 else 1) // 2
     videos, masks = [], []
-    for _ in range(size):
+    for _ in range(max(clips, 1)):
         scene = sample_scene(rng).scene
         video = render(scene).video
-        videos.append(video)
-        masks.append(foreground(scene, video))
+        mask = foreground(scene, video)
+        for start in rng.integers(NUM_FRAMES - frames + 1, size=pieces):
+            videos.append(video[start : start + frames])
+            masks.append(mask[start : start + frames])
     pixels = torch.from_numpy(np.stack(videos)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
     weights = 1.0 + 4.0 * torch.from_numpy(np.stack(masks)).float().unsqueeze(1)
     return pixels, F.max_pool3d(weights, (1, 3, 3), stride=1, padding=(0, 1, 1))
+
+
+def forget_time(vae: AutoencoderKLWan) -> None:
+    """Zeroes the convolutions' weights for earlier frames: what is learned on single frames then holds for clips."""
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, torch.nn.Conv3d) and module.kernel_size == (3, 3, 3):
+                module.weight[:, :, :-1] = 0.0
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -210,16 +233,20 @@ def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
 def train_vae(args: PretrainTinyArguments, out: Path) -> None:
     torch.manual_seed(args.seed)
     vae = new_vae()
-    loop = Loop(out / "vae.safetensors", vae, args.vae_steps, args.vae_learning_rate, args.save_steps)
+    forget_time(vae)
+    loop = Loop(out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6)
+    begins = np.cumsum([0, *args.vae_steps[:-1]])
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        pixels, weights = clip_batch(rng_of(args.seed, 1, step), args.vae_batch_size)
+        frames = FRAMES_PER_STAGE[int(np.searchsorted(begins, step, side="right")) - 1]
+        pixels, weights = clip_batch(rng_of(args.seed, 1, step), args.vae_batch_size, frames)
         torch.manual_seed(step)
         posterior = vae.encode(pixels).latent_dist
         decoded = decode_unclamped(vae, posterior.sample())
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
         reconstruction = reconstruction_loss(decoded, pixels, weights)
-        return reconstruction + args.vae_kl_weight * kl, {"loss": float(reconstruction), "psnr": psnr(decoded, pixels)}
+        shown = {"loss": float(reconstruction.detach()), "psnr": psnr(decoded, pixels)}
+        return reconstruction + args.vae_kl_weight * kl, shown
 
     loop.run(loss_at)
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """The main job: teach a text-to-video model where things go, from its own samples.
 
-Samples videos for the training prompts, grades them with a reward (DSR-Score), pairs winners with losers, trains a LoRA
-with zeroth-order regularised Diffusion-DPO, and evaluates before and after on held-out prompts with fixed seeds.
+Samples videos for the training prompts, grades them with a reward (DSR-Score), pairs winners with losers, trains a
+LoRA with zeroth-order regularised Diffusion-DPO, and evaluates before and after on held-out prompts with fixed seeds.
 
     accelerate launch recipes/spatialalign.py                                                  # a laptop, minutes
     accelerate launch recipes/spatialalign.py --config recipes/configs/wan2.1_t2v_1.3b.yaml    # the paper, GPUs

@@ -159,8 +159,8 @@ def summarize(samples: Sequence[Scored], quality: Mapping[str, float] | None = N
 
     Returns:
         A dict ready for JSON: `S@0.5`..`S@0.9` in [0, 1] of all videos, `S@0.7_interval` (95 %, over prompts),
-        `dsr_mean` of the valid videos, `invalid_rate`, `components`, `by_type`, `quality`, `invalid_reasons` with counts,
-        `num_prompts`, `num_videos`.
+        `dsr_mean` of the valid videos, `invalid_rate`, `components`, `by_type`, `quality`, `invalid_reasons`
+        with counts, `num_prompts`, `num_videos`.
 
     Raises:
         ValueError: when there are no samples.

@@ -1,4 +1,4 @@
-"""The loop: sample, score, pair, train, evaluate; every stage leaves its result on disk and is skipped when it is there.
+"""The loop: sample, score, pair, train, evaluate. A stage leaves its result on disk and is skipped when it is there.
 
     output_dir/
       run.json                                 what was asked for; a rerun must ask for the same
@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -209,8 +210,8 @@ class OnlineSpatialAlignTrainer:
             spread = f"between {min(scores):.3f} and {max(scores):.3f}" if scores else "all INVALID"
             raise ValueError(
                 f"there is nothing to learn: none of {len({s.prompt_id for s in samples})} prompts has a pair "
-                f"(scores are {spread}, pair_strategy={args.pair_strategy!r}, score_threshold={args.score_threshold}). "
-                "Sample more videos per prompt (num_generations), lower score_threshold, or use "
+                f"(scores are {spread}, pair_strategy={args.pair_strategy!r}, score_threshold={args.score_threshold}"
+                "). Sample more videos per prompt (num_generations), lower score_threshold, or use "
                 "pair_strategy=best_vs_worst. The samples are kept."
             )
         self.console.print(_describe_pairs(result.stats))
@@ -323,8 +324,14 @@ def _round_arguments(args: OnlineSpatialAlignConfig, folder: Path) -> OnlineSpat
 
 
 def _revision(policy: Path) -> str:
-    """Names a policy by its weights, so that samples of two policies never meet."""
-    return hashlib.sha256((policy / LORA_FILE).read_bytes()).hexdigest()[:16]
+    """Names a policy by its weights, so that samples of two policies never meet.
+
+    The file's own bytes will not do: safetensors writes its metadata in no fixed order.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(policy / LORA_FILE).items()):
+        digest.update(name.encode() + tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _describe_pairs(stats: Mapping[str, Any]) -> str:

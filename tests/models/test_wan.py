@@ -367,6 +367,25 @@ def test_reference_keeps_gradients_and_what_was_trainable(model):
 
 
 @pytest.mark.parametrize("how", WAYS)
+def test_a_kept_policy_can_be_the_reference(model, how):
+    noisy, sigma, conditioning = inputs(model)
+    add_lora(model, how)
+    randomise_lora(model.transformer)
+    with torch.no_grad():
+        kept = model.predict(noisy, sigma, conditioning)
+        model.set_reference_to_policy()
+        randomise_lora(model.transformer, seed=2)
+        policy = model.predict(noisy, sigma, conditioning)
+        with model.reference():
+            assert torch.equal(model.predict(noisy, sigma, conditioning), kept)
+        assert torch.equal(model.predict(noisy, sigma, conditioning), policy)
+        model.set_reference_to_base()
+        with model.reference():
+            assert not torch.allclose(model.predict(noisy, sigma, conditioning), kept)
+    assert not torch.allclose(policy, kept)
+
+
+@pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize(("r", "alpha", "use_rslora"), [(2, 2, False), (2, 8, False), (4, 1, False), (4, 8, True)])
 def test_lora_round_trip_is_bitwise(folder, tmp_path, how, r, alpha, use_rslora):
     model = load_video_model(folder, device="cpu")
