@@ -177,8 +177,7 @@ FRAMES_PER_STAGE = (1, 5, NUM_FRAMES)
 def clip_batch(rng: np.random.Generator, size: int, frames: int = NUM_FRAMES) -> tuple[torch.Tensor, torch.Tensor]:
     """`(videos (B, 3, F, H, W) in [-1, 1], weights (B, 1, F, H, W))`: a sprite counts five times its background.
 
-    With fewer frames than a clip has, four pieces are cut from each clip and the batch is larger by as much as it costs
-    less.
+    With fewer frames than a clip has, four pieces are cut from each clip, and the batch is larger: they cost less.
     """
     pieces = 1 if frames == NUM_FRAMES else 4
     clips = size if frames == NUM_FRAMES else size * (2 if frames == 1 else 1) // 2

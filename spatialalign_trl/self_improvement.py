@@ -104,7 +104,10 @@ class OnlineSpatialAlignTrainer:
         self.callbacks = list(callbacks or [])
         self.accelerator = Accelerator(cpu=args.use_cpu)
         self.output_dir = Path(args.output_dir)
-        self.store = SampleStore(self.output_dir / "samples")
+        self.store = SampleStore(args.samples_dir or self.output_dir / "samples")
+        self.base_revision = f"{model.name_or_path}@base"  # a store may hold samples of several models
+        self.results: dict[str, Any] = {}
+        self.evaluation_samples: dict[str, list[Sample]] = {}
         self.console = Console(quiet=not self.accelerator.is_main_process)
 
     # The loop
@@ -119,8 +122,8 @@ class OnlineSpatialAlignTrainer:
             check_same_run(self.output_dir, self.args, self.settings, self.model, self.runner.names, self.train_rows)
         self.accelerator.wait_for_everyone()
         self.console.rule("base model")
-        base_samples, base = self._evaluate("base")
-        revision, rounds = "base", []
+        base_samples, base = self._evaluate(self.base_revision)
+        revision, rounds = self.base_revision, []
         aligned_samples, aligned = base_samples, base
         for number in range(1, self.args.num_rounds + 1):
             self.console.rule(f"round {number} of {self.args.num_rounds}")
@@ -130,7 +133,8 @@ class OnlineSpatialAlignTrainer:
                 aligned_samples, aligned = self._evaluate(revision)
                 record["evaluation"] = aligned
             rounds.append(record)
-        results = {
+        self.evaluation_samples = {"base": base_samples, "aligned": aligned_samples}
+        self.results = results = {
             "base": base,
             "aligned": aligned,
             "difference": compare(base_samples, aligned_samples, seed=self.args.seed),
@@ -155,7 +159,7 @@ class OnlineSpatialAlignTrainer:
         log_history = self._train_policy(preferences, folder / "policy", is_first=number == 1)
         record = {
             "round": number,
-            "policy_revision": _revision(folder / "policy"),
+            "policy_revision": f"{self.model.name_or_path}@{_fingerprint(folder / 'policy')}",
             "sampled_from": revision,
             "preferences": stats,
             "rollouts": summarize(samples, seed=self.args.seed),
@@ -190,7 +194,7 @@ class OnlineSpatialAlignTrainer:
 
     def _earlier_samples(self, number: int) -> list[Sample]:
         """The training samples of all rounds before `number`, from the store."""
-        samples, revision = [], "base"
+        samples, revision = [], self.base_revision
         for earlier in range(1, number):
             for row in self.train_rows:
                 for seed in self._training_seeds(earlier):
@@ -254,7 +258,7 @@ class OnlineSpatialAlignTrainer:
 
     def _evaluate(self, revision: str) -> tuple[list[Sample], dict[str, Any]]:
         seeds = [EVALUATION_SEED + k for k in range(self.args.evaluation_seeds)]
-        samples = self._sample(self.eval_rows, seeds, revision, f"evaluating {revision}")
+        samples = self._sample(self.eval_rows, seeds, revision, f"evaluating {revision.split('@')[-1]}")
         videos = [self.store.video(sample.sample_id) for sample in samples]
         quality, _ = measure_quality(self.args.quality_guards, videos, [sample.row for sample in samples])
         return samples, summarize(samples, quality, seed=self.args.seed)
@@ -323,7 +327,7 @@ def _round_arguments(args: OnlineSpatialAlignConfig, folder: Path) -> OnlineSpat
     return own
 
 
-def _revision(policy: Path) -> str:
+def _fingerprint(policy: Path) -> str:
     """Names a policy by its weights, so that samples of two policies never meet.
 
     The file's own bytes will not do: safetensors writes its metadata in no fixed order.

@@ -52,6 +52,10 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
     )
     negative_prompt: str | None = field(default=None, metadata={"help": "None: the model's default."})
     fps: float | None = field(default=None, metadata={"help": "Of the written mp4. None: the model's default."})
+    samples_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of all samples, which several runs may share. None: samples/ in output_dir."},
+    )
     video_crf: int = field(
         default=18,
         metadata={"help": "x264 quality of stored videos; 0 is lossless RGB (for videos of a few dozen pixels)."},

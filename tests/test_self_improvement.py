@@ -143,7 +143,7 @@ def test_an_interrupted_loop_ends_where_an_uninterrupted_one_does(folder, tmp_pa
 def test_two_rounds(folder, tmp_path, overrides):
     results = loop(folder, tmp_path, num_rounds=2, **overrides).train()
     first, second = results["rounds"]
-    assert first["sampled_from"] == "base"
+    assert first["sampled_from"] == f"{folder}@base"
     assert second["sampled_from"] == first["policy_revision"] != second["policy_revision"]
     pooled = overrides.get("pool_rounds", True)
     assert second["preferences"]["samples"] == (2 if pooled else 1) * first["preferences"]["samples"]

@@ -1,0 +1,226 @@
+"""Compares ways to align the same model: from the same samples and pairs, with the same budget, over several seeds.
+
+Prints one row a method, with obedience *and* looks, and writes `comparison.json` and `comparison.md`:
+
+    base                     no training
+    sft                      supervised fine-tuning on the winners
+    dpo                      Diffusion-DPO without the zeroth-order term
+    paper                    the paper's loss and hyper-parameters (learning rate 1e-4, lambda 0.5, its LoRA targets)
+    paper_lr                 the same with this size's learning rate
+    tuned                    what the configuration says (recipes/configs/tiny.yaml: the default of the main job)
+    rounds_fresh             two more rounds, each on its own samples alone
+    rounds_pooled            two more rounds on the samples of all rounds so far
+    rounds_refreshed         as rounds_pooled, and each round's reference is the policy it started from
+
+    accelerate launch recipes/compare_methods.py --output_dir runs/compare
+    accelerate launch recipes/compare_methods.py --output_dir runs/tune --eval_split validation --methods tuned dpo
+
+Simplified: a seed stands for the LoRA's initialisation, the pairs' draw and the training noise; the rollouts of the
+base model and the evaluation seeds are shared by all rows. Rerunning continues where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from spatialalign import DEFAULT_CONFIG
+
+from spatialalign_trl.evaluation import bootstrap_interval, success_rate
+from spatialalign_trl.files import write_atomic, write_json
+from spatialalign_trl.launch import check_launch
+from spatialalign_trl.near_miss import near_miss
+from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.report.tables import markdown_table
+from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+
+PAPER = {
+    "zeroth_order_weight": 0.5,
+    "beta": 1.0,
+    "margin_clip": 5.0,
+    "shared_noise": False,
+    "min_sigma": 0.0,
+    "max_sigma": 1.0,
+    "pair_strategy": "threshold",
+    "score_threshold": 0.7,
+}
+ROUNDS = {"num_rounds": 3, "evaluate_every_round": True}
+PAPER_LORA = {"lora_target_modules": None, "lora_r": 16, "lora_alpha": 16}
+
+# Method -> what it changes of the configuration, and of the LoRA.
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "sft": ({"loss_type": "sft", "zeroth_order_weight": 0.0}, {}),
+    "dpo": ({"zeroth_order_weight": 0.0}, {}),
+    "paper": ({**PAPER, "learning_rate": 1e-4}, PAPER_LORA),
+    "paper_lr": (PAPER, PAPER_LORA),
+    "tuned": ({}, {}),
+    "rounds_fresh": ({**ROUNDS, "pool_rounds": False}, {}),
+    "rounds_pooled": ({**ROUNDS, "pool_rounds": True}, {}),
+    "rounds_refreshed": ({**ROUNDS, "pool_rounds": True, "refresh_reference": True}, {}),
+}
+LOOKS = ("sprite_shape", "sprite_kind", "sprite_color", "motion", "distance_to_real", "sharpness")
+
+
+@dataclass
+class CompareArguments:
+    methods: list[str] = field(
+        default_factory=lambda: list(METHODS), metadata={"help": f"Some of {', '.join(METHODS)}."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of every method."})
+    variants: list[str] = field(
+        default_factory=list,
+        metadata={"help": "More rows, for tuning: name:field=value,field=value changes the configuration's fields."},
+    )
+
+
+def parse_variants(texts: list[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """`["hot:learning_rate=4e-3,max_steps=60"]` -> methods like those above.
+
+    Raises:
+        ValueError: for a text of another form, or an unknown field.
+    """
+    known = OnlineSpatialAlignConfig.__dataclass_fields__
+    methods = {}
+    for text in texts:
+        name, _, changes = text.partition(":")
+        values: dict[str, Any] = {}
+        for change in filter(None, changes.split(",")):
+            key, _, value = change.partition("=")
+            if key not in known:
+                raise ValueError(f"variant {text!r}: unknown field {key!r}. {near_miss(key, known)}")
+            values[key] = _literal(value)
+        methods[name] = (values, {})
+    return methods
+
+
+def _literal(text: str) -> Any:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def run_method(
+    overrides: tuple[dict[str, Any], dict[str, Any]],
+    seed: int,
+    folder: Path,
+    prompt_arguments: PromptArguments,
+    args: OnlineSpatialAlignConfig,
+    model_arguments: ModelArguments,
+) -> Any:
+    """One method with one seed; returns the finished loop, which holds its samples."""
+    from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
+
+    own, lora = copy.copy(args), copy.copy(model_arguments)
+    own.output_dir, own.samples_dir, own.seed, own.data_seed = (
+        str(folder),
+        str(folder.parent.parent / "samples"),
+        seed,
+        seed,
+    )
+    own.contact_sheet_prompts = args.contact_sheet_prompts if seed == 0 else 0
+    for target, changes in ((own, overrides[0]), (lora, overrides[1])):
+        for name, value in changes.items():
+            setattr(target, name, value)
+    train_prompts, eval_prompts = prompt_arguments.load()
+    model = lora.load()
+    loop = OnlineSpatialAlignTrainer(
+        model=model,
+        reward_funcs=prompt_arguments.reward_funcs,
+        args=own,
+        train_dataset=train_prompts,
+        eval_dataset=eval_prompts,
+        peft_config=lora.lora_config(model),
+    )
+    loop.train()
+    return loop
+
+
+def summarize_runs(loops: list[Any], policy: str) -> dict[str, Any]:
+    """Means over seeds; the interval is over prompts, with all seeds' videos of a prompt together."""
+    results = [loop.results[policy] for loop in loops]
+    samples = [sample for loop in loops for sample in loop.evaluation_samples[policy]]
+    base = [sample for loop in loops for sample in loop.evaluation_samples["base"]]
+    names = [name for name in results[0] if name.startswith("S@") and not name.endswith("interval")]
+    row = {name: fmean(result[name] for result in results) for name in (*names, "invalid_rate")}
+    row["S@0.7_interval"] = list(bootstrap_interval(samples, 0.7))
+    row["S@0.7_seeds"] = [result["S@0.7"] for result in results]
+    if policy != "base":
+        row["S@0.7_difference"] = success_rate([s.reward for s in samples], 0.7) - success_rate(
+            [s.reward for s in base], 0.7
+        )
+        row["S@0.7_difference_interval"] = list(bootstrap_interval(samples, 0.7, base))
+        rounds = [[r["evaluation"]["S@0.7"] for r in loop.results["rounds"] if "evaluation" in r] for loop in loops]
+        row["S@0.7_by_round"] = [fmean(values) for values in zip(*rounds, strict=True)]
+    row["quality"] = {
+        name: fmean(r["quality"][name] for r in results) for name in LOOKS if name in results[0]["quality"]
+    }
+    return row
+
+
+def table_rows(comparison: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the printed table."""
+    looks = list(next(iter(comparison.values()))["quality"])
+    header = ["method", "S@0.5", "S@0.7 [95 %]", "over seeds", "by round", "S@0.8", "invalid", *looks]
+    rows = []
+    for name, row in comparison.items():
+        low, high = row["S@0.7_interval"]
+        seeds, rounds = row["S@0.7_seeds"], row.get("S@0.7_by_round", [])
+        rows.append(
+            [
+                name,
+                f"{row['S@0.5']:.3f}",
+                f"{row['S@0.7']:.3f} [{low:.3f}, {high:.3f}]",
+                f"{min(seeds):.3f} - {max(seeds):.3f}" if len(rounds) else "",
+                " ".join(f"{value:.3f}" for value in rounds) if len(rounds) > 1 else "",
+                f"{row['S@0.8']:.3f}",
+                f"{row['invalid_rate']:.3f}",
+                *(f"{row['quality'][name]:.3f}" for name in looks),
+            ]
+        )
+    return header, rows
+
+
+def main(
+    compare: CompareArguments,
+    prompt_arguments: PromptArguments,
+    args: OnlineSpatialAlignConfig,
+    model_arguments: ModelArguments,
+) -> dict[str, dict[str, Any]]:
+    known = METHODS | parse_variants(compare.variants)
+    for name in compare.methods:
+        if name not in known:
+            raise ValueError(f"unknown method {name!r}. {near_miss(name, known)}")
+    chosen = list(dict.fromkeys([*compare.methods, *parse_variants(compare.variants)]))
+    out = Path(args.output_dir)
+    comparison: dict[str, dict[str, Any]] = {}
+    for name in chosen:
+        loops = [
+            run_method(known[name], seed, out / name / f"seed{seed}", prompt_arguments, args, model_arguments)
+            for seed in compare.seeds
+        ]
+        if not comparison:
+            comparison["base"] = summarize_runs(loops[:1], "base")
+        comparison[name] = summarize_runs(loops, "aligned")
+        header, rows = table_rows(comparison)
+        write_json(out / "comparison.json", comparison)
+        write_atomic(out / "comparison.md", (markdown_table(header, rows) + "\n").encode())
+    table = Table(*header, title=f"{len(compare.seeds)} seeds a method")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=200).print(table)
+    return comparison
+
+
+if __name__ == "__main__":
+    check_launch()
+    main(*parse_recipe((CompareArguments, PromptArguments, OnlineSpatialAlignConfig, ModelArguments), DEFAULT_CONFIG))
