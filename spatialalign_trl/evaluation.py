@@ -9,8 +9,9 @@ are not independent.
 from __future__ import annotations
 
 import importlib
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -25,8 +26,9 @@ HEADLINE = "S@0.7"
 BOOTSTRAP_DRAWS = 2000
 
 Row = Mapping[str, Any]
-Guard = Callable[[Sequence[Video], Sequence[Row]], dict[str, "list[float] | float"]]
-"""Looks at videos and their prompt rows; returns named measures, one value a video or one for all of them."""
+Guard = Callable[[Sequence[Video], Sequence[Row]], dict[str, "list[float] | float | None"]]
+"""Looks at videos and their prompt rows; returns named measures, one value a video or one for all of them (`None` when
+there are too few videos to tell)."""
 
 GUARDS: dict[str, str] = {
     "frames": "spatialalign_trl.evaluation:frame_statistics",
@@ -60,15 +62,22 @@ def frame_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str, 
 
     Returns:
         - `frame_change`: mean absolute difference of consecutive frames, in [0, 1] (0 = a still);
-        - `sharpness`: mean absolute difference of neighbouring pixels, in [0, 1] (falls when the picture blurs, rises
-          when it dissolves into noise).
+        - `sharpness`: root mean square difference of neighbouring pixels of a frame, in [0, 1] (falls when the picture
+          blurs, rises when it dissolves into noise). Squared, because the sum of absolute differences across an edge
+          is its height however wide the blur.
     """
     changes, sharpness = [], []
     for video in videos:
-        pixels = video.astype(np.float32) / 255.0
-        changes.append(float(np.abs(np.diff(pixels, axis=0)).mean()) if len(pixels) > 1 else 0.0)
-        sharpness.append(float(np.abs(np.diff(pixels, axis=1)).mean() + np.abs(np.diff(pixels, axis=2)).mean()) / 2)
+        pixels = video.astype(np.int16)  # exact, and half of float32: a Wan clip has 97 million values
+        changes.append(float(np.abs(np.diff(pixels, axis=0)).mean()) / 255.0 if len(pixels) > 1 else 0.0)
+        squares = [np.square(step, dtype=np.float32).mean() for step in _inner_steps(pixels)]
+        sharpness.append(float(np.sqrt(np.mean(squares))) / 255.0 if squares else 0.0)
     return {"frame_change": changes, "sharpness": sharpness}
+
+
+def _inner_steps(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Differences of neighbours along a frame's height and width, where it has neighbours."""
+    return (np.diff(pixels, axis=axis) for axis in (1, 2) if pixels.shape[axis] > 1)
 
 
 def success_rate(rewards: Sequence[float | None], threshold: float) -> float:
@@ -99,8 +108,10 @@ def bootstrap_interval(
         seed: of the resampling.
 
     Raises:
-        ValueError: when the prompts of the two differ.
+        ValueError: when the prompts of the two differ, or there are no samples.
     """
+    if not samples:
+        raise ValueError("an interval of no samples is not defined")
     counts = _by_prompt(samples, threshold)
     draws = np.random.default_rng(seed).integers(len(counts), size=(BOOTSTRAP_DRAWS, len(counts)))
     sums = counts[draws].sum(1)
@@ -108,7 +119,9 @@ def bootstrap_interval(
     if baseline is not None:
         ids, base_ids = (list(dict.fromkeys(s.prompt_id for s in group)) for group in (samples, baseline))
         if ids != base_ids:
-            raise ValueError("a paired interval needs the same prompts in the same order on both sides")
+            different = sorted(set(ids) ^ set(base_ids))
+            what = f"{different[0]!r} is on one side only" if different else "their orders differ"
+            raise ValueError(f"a paired interval needs the same prompts in the same order on both sides: {what}")
         sums = _by_prompt(baseline, threshold)[draws].sum(1)
         rates = rates - sums[:, 0] / sums[:, 1]
     low, high = np.quantile(rates, (0.025, 0.975))
@@ -120,7 +133,7 @@ def _obedience(samples: Sequence[Scored]) -> dict[str, Any]:
     valid = [reward for reward in rewards if reward is not None]
     summary: dict[str, Any] = {f"S@{tau}": success_rate(rewards, tau) for tau in THRESHOLDS}
     summary["dsr_mean"] = fmean(valid) if valid else None
-    summary["invalid_rate"] = 1.0 - len(valid) / len(rewards)
+    summary["invalid_rate"] = rewards.count(None) / len(rewards)
     return summary
 
 
@@ -133,11 +146,31 @@ def _components(samples: Sequence[Scored]) -> dict[str, float]:
     return means
 
 
+def _invalid_reason(sample: Scored) -> str:
+    """Why a sample has no reward, such that what happened to many videos reads alike: their numbers become `N`, their
+    own nouns the columns' names.
+    """
+    # A reward explains itself in a column `<its name>_reason` by convention; the runner reports a failed one in
+    # `<its name>_error`.
+    told = [text for name, text in sample.components.items() if name.endswith(("_reason", "_error")) and text]
+    reason = str(told[0]) if told else "no reason given"
+    for column in ("attribute", "animal", "object"):
+        if word := str(sample.row.get(column) or ""):
+            reason = re.sub(rf"\b{re.escape(word)}\b", f"<{column}>", reason)
+    return re.sub(r"\d+(\.\d+)?", "N", reason)
+
+
 def measure_quality(
     guards: Sequence[str], videos: Sequence[Video], rows: Sequence[Row]
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Runs guards over videos: `(mean of every measure, the measures that have one value a video)`."""
-    means: dict[str, float] = {}
+) -> tuple[dict[str, float | None], dict[str, list[float]]]:
+    """Runs guards over videos: `(mean of every measure, the measures that have one value a video)`.
+
+    Raises:
+        ValueError: for an unknown guard, or when there are no videos.
+    """
+    if guards and not len(videos):
+        raise ValueError(f"the quality guards {', '.join(guards)} have no videos to look at")
+    means: dict[str, float | None] = {}
     per_video: dict[str, list[float]] = {}
     for name in guards:
         for measure, value in get_guard(name)(videos, rows).items():
@@ -149,7 +182,9 @@ def measure_quality(
     return means, per_video
 
 
-def summarize(samples: Sequence[Scored], quality: Mapping[str, float] | None = None, seed: int = 0) -> dict[str, Any]:
+def summarize(
+    samples: Sequence[Scored], quality: Mapping[str, float | None] | None = None, seed: int = 0
+) -> dict[str, Any]:
     """The numbers of one policy.
 
     Args:
@@ -159,24 +194,21 @@ def summarize(samples: Sequence[Scored], quality: Mapping[str, float] | None = N
 
     Returns:
         A dict ready for JSON: `S@0.5`..`S@0.9` in [0, 1] of all videos, `S@0.7_interval` (95 %, over prompts),
-        `dsr_mean` of the valid videos, `invalid_rate`, `components`, `by_type`, `quality`, `invalid_reasons`
-        with counts, `num_prompts`, `num_videos`.
+        `dsr_mean` of the valid videos (`None` without any), `invalid_rate`, `components`, `by_type`, `quality`,
+        `invalid_reasons` with counts (the ten most frequent), `num_prompts`, `num_videos`.
 
     Raises:
         ValueError: when there are no samples.
     """
     if not samples:
         raise ValueError("there is nothing to summarize: no samples")
-    types = dict.fromkeys(sorted({str(sample.row["type"]) for sample in samples if "type" in sample.row}))
-    # "found in 7 of 17 frames" and "... 9 of 17 ..." are one reason: count what stands before the numbers
-    reasons = Counter(
-        str(sample.components.get("dsr_reason") or "no reason given") for sample in samples if sample.reward is None
-    )
+    types = sorted({str(sample.row["type"]) for sample in samples if "type" in sample.row})
+    reasons = Counter(_invalid_reason(sample) for sample in samples if sample.reward is None)
     return {
         **_obedience(samples),
         f"{HEADLINE}_interval": list(bootstrap_interval(samples, 0.7, seed=seed)),
         "components": _components(samples),
-        "by_type": {t: _obedience([s for s in samples if s.row["type"] == t]) for t in types},
+        "by_type": {t: _obedience([s for s in samples if s.row.get("type") == t]) for t in types},
         "quality": dict(quality or {}),
         "invalid_reasons": dict(reasons.most_common(10)),
         "num_prompts": len({sample.prompt_id for sample in samples}),

@@ -95,23 +95,39 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
     """Frechet distance between two sets of features, each fitted by a Gaussian: `(n, d)` arrays, n well above d.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))     (Dowson & Landau 1982; used on video features as FVD)
+
+    Raises:
+        ValueError: when a set has fewer than two rows, which have no spread.
     """
+    if min(len(features), len(reference)) < 2:
+        raise ValueError(
+            f"a Frechet distance needs at least 2 rows on both sides, got {len(features)} and {len(reference)}"
+        )
     means = features.mean(0) - reference.mean(0)
     first, second = np.cov(features, rowvar=False), np.cov(reference, rowvar=False)
     trace = np.sqrt(np.clip(linalg.eigvals(first @ second).real, 0, None)).sum()
     return float(max(means @ means + np.trace(first) + np.trace(second) - 2 * trace, 0.0))
 
 
-def tiny_world_guard(videos: Sequence[Video], rows: Sequence[Mapping[str, str]]) -> dict[str, list[float] | float]:
+def tiny_world_guard(
+    videos: Sequence[Video], rows: Sequence[Mapping[str, str]]
+) -> dict[str, list[float] | float | None]:
     """The quality guard `"tiny_world"`: `sprite_fidelity` of every video, and one distance for all of them.
 
     Returns:
         The per-video measures of `sprite_fidelity`, and `distance_to_real`: the Frechet distance between the features
-        of the videos and of clips rendered for the same prompts, obediently and with placements drawn from the prompt.
+        of the videos and of clips rendered for the same prompts, obediently and with placements drawn from the prompt;
+        `None` for a single video.
+
+    Raises:
+        ValueError: when there are no videos, or a prompt has words which are not of the tiny world.
     """
-    measured = [sprite_fidelity(v, row["animal"], row["attribute"]) for v, row in zip(videos, rows, strict=True)]
-    measures: dict[str, list[float] | float] = {name: [one[name] for one in measured] for name in measured[0]}
+    if not len(videos):
+        raise ValueError("the tiny_world guard has no videos to look at")
     rng = np.random.default_rng(0)
-    rendered = [render(scene_for(row, rng)).video for row in rows]
+    rendered = [render(scene_for(row, rng)).video for row in rows]  # first: it names words that it does not know
+    measured = [sprite_fidelity(v, row["animal"], row["attribute"]) for v, row in zip(videos, rows, strict=True)]
+    measures: dict[str, list[float] | float | None] = {name: [one[name] for one in measured] for name in measured[0]}
     features, reference = (np.stack([video_features(video) for video in group]) for group in (videos, rendered))
-    return measures | {"distance_to_real": frechet_distance(features, reference)}
+    distance = frechet_distance(features, reference) if len(videos) > 1 else None
+    return measures | {"distance_to_real": distance}

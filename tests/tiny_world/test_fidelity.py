@@ -1,5 +1,6 @@
 """The quality measures beside the score: each must fall when what it measures is spoilt, and only count on renders."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -158,3 +159,27 @@ def test_the_guards_distance_grows_as_videos_leave_the_tiny_world(videos, scenes
     spoilt = {"renders": videos, "blurred": [blurred(video) for video in videos], "noise": list(noise)}
     distances = {name: tiny_world_guard(group, rows)["distance_to_real"] for name, group in spoilt.items()}
     assert distances["renders"] < 0.5 * distances["blurred"] < 0.1 * distances["noise"]
+
+
+def test_the_guard_refuses_no_videos_and_knows_no_distance_of_one(videos, scenes):
+    with pytest.raises(ValueError, match="no videos"):
+        tiny_world_guard([], [])
+    rows = [caption_for(scene).to_row() for scene in scenes]
+    one = tiny_world_guard(videos[:1], rows[:1])
+    assert one["distance_to_real"] is None and len(one["motion"]) == 1
+    two = tiny_world_guard(videos[:2], rows[:2])
+    assert two["distance_to_real"] >= 0
+    json.dumps([one, two], allow_nan=False)
+
+
+def test_the_guard_names_a_word_that_is_not_of_the_tiny_world(videos, scenes):
+    row = caption_for(scenes[0]).to_row() | {"animal": "walrus"}
+    with pytest.raises(ValueError, match="'walrus' is not in the tiny world"):
+        tiny_world_guard(videos[:1], [row])
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (5, 1), (0, 5)])
+def test_a_distance_needs_two_rows_on_both_sides(sizes):
+    first, second = (np.zeros((size, 3)) for size in sizes)
+    with pytest.raises(ValueError, match=f"at least 2 rows on both sides, got {sizes[0]} and {sizes[1]}"):
+        frechet_distance(first, second)
