@@ -24,7 +24,7 @@ def score_samples(
     accelerator: Accelerator | None = None,
     desc: str = "scoring",
 ) -> list[Sample]:
-    """Scores the samples which these rewards have not scored yet.
+    """Scores the samples which these rewards have not scored yet, and those on which one of them failed.
 
     The stored mp4 is what is judged, as the authors do, so that a score can be checked against the file it belongs to.
     Scores are written batch by batch: an interruption loses one batch.
@@ -34,7 +34,8 @@ def score_samples(
         store: where they lie.
         runner: the rewards.
         batch_size: videos handed to the rewards at a time.
-        accelerator: deals the samples over the processes and waits for all of them.
+        accelerator: deals the samples over the processes (sample i to process i modulo their number) and waits for
+            all of them. Every process must be given the same samples in the same order.
         desc: of the progress bar.
 
     Returns:
@@ -42,11 +43,14 @@ def score_samples(
 
     Raises:
         RewardFailure: when a reward fails on too many videos.
+        ValueError: for a batch size below 1, or a stored video that is damaged.
     """
-    names = set(runner.names)
-    todo = [sample for sample in samples if not (sample.scored and set(sample.rewards) == names)]
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    mine = todo[rank::world]
+    # Deal by place among all samples, not among those to score: a process that was slow to load its samples already
+    # sees what a quick one has scored since, and would count differently.
+    mine = [sample for sample in samples[rank::world] if not _is_scored(sample, runner.names)]
     with tqdm(total=len(mine), desc=desc, unit="video", disable=rank != 0 or not mine) as bar:
         for start in range(0, len(mine), batch_size):
             batch = mine[start : start + batch_size]
@@ -55,6 +59,12 @@ def score_samples(
     if accelerator:
         accelerator.wait_for_everyone()
     return [store.load(sample.sample_id) for sample in samples]
+
+
+def _is_scored(sample: Sample, names: Sequence[str]) -> bool:
+    """Whether these rewards, and no others, have judged the sample. One that failed on it has not."""
+    failed = any(sample.components.get(f"{name}_error") for name in names)
+    return sample.scored and set(sample.rewards) == set(names) and not failed
 
 
 def _score_batch(batch: Sequence[Sample], store: SampleStore, runner: RewardRunner) -> None:
