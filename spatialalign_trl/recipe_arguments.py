@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 from trl import TrlParser
@@ -98,8 +99,8 @@ class PromptArguments:
 def _load(source: str, split: str, limit: int | None) -> Dataset:
     from .prompts import load_prompts
 
-    bundled = DATASETS / source
-    prompts = load_prompts(str(bundled) if "/" not in source and bundled.is_dir() else source, split)
+    bundled = {folder.name: folder for folder in DATASETS.glob("*") if folder.is_dir()}
+    prompts = load_prompts(str(bundled.get(source, source)), split)
     return prompts if limit is None else prompts.select(range(min(limit, len(prompts))))
 
 
@@ -109,38 +110,78 @@ def parse_recipe(
     """Parses `--config file.yaml` and command-line flags (which win) into dataclasses, as `TrlParser` does.
 
     Args:
-        dataclass_types: the dataclasses, whose fields are the flags.
+        dataclass_types: the dataclasses, whose fields are the flags. Flags must be spelt out.
         default_config: the YAML used when no `--config` is given.
         arguments: instead of `sys.argv[1:]`.
 
     Raises:
-        SystemExit: for an unknown flag or YAML key, naming the nearest known one; for a missing YAML file.
+        SystemExit: with code 2 and a message on stderr, for an unknown flag or YAML key, naming the nearest known one;
+            for a value of the wrong type or a YAML file that is missing or holds something else.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    named = any(word == "--config" or word.startswith("--config=") for word in arguments)
-    if not named and default_config is not None:
+    # TrlParser knows the two words only.
+    arguments = [part for word in arguments for part in (word.split("=", 1) if _is_config(word) else [word])]
+    if "--config" not in arguments and default_config is not None:
         arguments = ["--config", str(default_config), *arguments]
-    parser = TrlParser(list(dataclass_types))
+    parser = _RecipeParser(list(dataclass_types), allow_abbrev=False)
     known = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
-    _check_keys(arguments, known | {"env"}, parser)
+    if "--config" in arguments:
+        _check_config(arguments, known | {"env"}, parser)
     *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     if unknown:
-        name = unknown[0].lstrip("-").split("=")[0]
+        name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         parser.error(f"unknown argument {unknown[0]!r}. {_nearest(name, known)}")
     return tuple(parsed)
 
 
-def _check_keys(arguments: Sequence[str], known: set[str], parser: TrlParser) -> None:
+class _RecipeParser(TrlParser):
+    """Gives values from a YAML the checks that argparse gives to flags, and reports without pages of usage."""
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        for action in self._actions:
+            if config.get(action.dest) is not None:
+                config[action.dest] = self._converted(action, config[action.dest])
+        return super().set_defaults_with_config(**config)
+
+    def _converted(self, action: argparse.Action, value: Any) -> Any:
+        """A YAML value as argparse would read it from the command line."""
+        if isinstance(value, dict):
+            return value
+        values = value if isinstance(value, list) else [value]
+        if action.nargs != "+" and isinstance(value, list):
+            return value  # a field such as report_to takes a word or several
+        try:
+            values = [self._get_value(action, one if isinstance(one, str) else str(one)) for one in values]
+            for one in values:
+                self._check_value(action, one)
+        except argparse.ArgumentError as error:
+            self.error(f"in the YAML file: {error}")
+        return values if action.nargs == "+" else values[0]
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _is_config(word: str) -> bool:
+    return word.startswith("--config=")
+
+
+def _check_config(arguments: Sequence[str], known: set[str], parser: TrlParser) -> None:
     """TrlParser lists all keys of a YAML when one is unknown; name the one, and what it may have meant."""
-    words = [part for word in arguments for part in word.split("=", 1)]
-    if "--config" not in words[:-1]:
-        return
-    path = Path(words[words.index("--config") + 1])
+    if arguments.count("--config") > 1:
+        parser.error("--config is given more than once; use one YAML file, and flags for what differs from it")
+    place = arguments.index("--config") + 1
+    if place == len(arguments):
+        parser.error("--config needs the path of a YAML file")
+    path = Path(arguments[place])
     if not path.is_file():
         parser.error(f"--config {path}: there is no such file")
-    content = yaml.safe_load(path.read_text()) or {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        parser.error(f"{path} is not a YAML file: {error}")
     if not isinstance(content, dict):
-        parser.error(f"{path}: expected `name: value` lines, found {type(content).__name__}")
+        parser.error(f"{path}: expected `name: value` lines, found {'nothing' if content is None else repr(content)}")
     for key in content:
         if key not in known:
             parser.error(f"{path}: unknown key {key!r}. {_nearest(str(key), known)}")

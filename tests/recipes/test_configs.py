@@ -1,0 +1,119 @@
+"""Every configuration parses, says how it is launched, and the paper's holds the paper's numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from spatialalign_trl.models.wan import WanVideoModel
+from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.rewards import RewardRunner
+from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+MAIN_JOB = (PromptArguments, OnlineSpatialAlignConfig, ModelArguments)
+
+
+def recipe(path: Path):
+    """A recipe's module, imported as launching it would."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def launch_line(path: Path) -> list[str]:
+    return shlex.split(path.read_text().splitlines()[0].removeprefix("#"))
+
+
+def test_there_are_configurations_for_every_way_in():
+    assert {"tiny", "smoke", "wan2.1_t2v_1.3b"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
+    assert path.read_text().startswith("# accelerate launch ")
+    words = launch_line(path)
+    script = next(word for word in words if word.endswith(".py"))
+    assert (ROOT / script).is_file()
+    assert words[words.index("--config") + 1] == str(path.relative_to(ROOT))
+    arguments = ["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    if script == "recipes/spatialalign.py":
+        prompts, args, _ = parse_recipe(MAIN_JOB, None, [*arguments, "--bf16", "false"])
+        train, evaluation = prompts.load()
+        assert len(train) and len(evaluation) and not set(train["prompt"]) & set(evaluation["prompt"])
+        RewardRunner(prompts.reward_funcs).check_columns(train.column_names)
+        assert args.output_dir == str(tmp_path)
+
+
+def test_the_main_jobs_default_is_tiny(tmp_path):
+    main_job = recipe(ROOT / "recipes" / "spatialalign.py")
+    assert main_job.DEFAULT_CONFIG == ROOT / "recipes" / "configs" / "tiny.yaml"
+    _, args, model = parse_recipe(MAIN_JOB, main_job.DEFAULT_CONFIG, ["--use_cpu", "true"])
+    assert model.model_name_or_path == "tiny" and "tiny_world" in args.quality_guards
+
+
+@pytest.fixture(scope="module")
+def paper():
+    path = ROOT / "recipes" / "configs" / "wan2.1_t2v_1.3b.yaml"
+    # what the machine must have is not what is asked here
+    return parse_recipe(MAIN_JOB, None, ["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
+
+
+def test_the_papers_recipe_is_the_papers(paper):
+    """SpatialAlign (arXiv 2602.22745), training details and released code."""
+    prompts, args, model = paper
+    assert model.model_name_or_path == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" and model.dtype == "bfloat16"
+    assert (model.lora_r, model.lora_alpha, model.lora_target_modules) == (16, 16, None)
+    assert WanVideoModel.default_lora_targets == (
+        "condition_embedder.text_embedder.linear_1",
+        "condition_embedder.text_embedder.linear_2",
+        "attn2.to_k",
+        "attn2.to_v",
+    )
+    expected = {
+        # sampling
+        "num_generations": 10, "num_frames": 81, "height": 480, "width": 832, "num_inference_steps": 50,
+        "guidance_scale": 5.0, "sampling_flow_shift": 5.0, "fps": 16.0, "num_rounds": 1,
+        # pairs
+        "pair_strategy": "threshold", "score_threshold": 0.7, "min_pair_gap": 0.0,
+        # loss
+        "loss_type": "sigmoid", "beta": 1.0, "margin_clip": 5.0, "zeroth_order_weight": 0.5, "shared_noise": False,
+        "flow_shift": 5.0, "timestep_sampling": "uniform_shifted", "num_train_timesteps": 1000, "min_sigma": 0.0,
+        "max_sigma": 1.0,
+        # optimisation
+        "max_steps": 3000, "warmup_steps": 300, "learning_rate": 1e-4, "weight_decay": 0.01, "evaluation_seeds": 5,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in expected} == expected
+    assert args.lr_scheduler_type == "cosine" and args.optim.value.startswith("adamw")
+    assert args.save_steps and 2400 % args.save_steps == 0  # the authors released step 2400
+    text = (ROOT / "recipes" / "configs" / "wan2.1_t2v_1.3b.yaml").read_text()
+    assert "\ngradient_checkpointing: true\n" in text and "\nbf16: true\n" in text
+
+
+def test_the_papers_recipe_trains_48_pairs_a_step(paper):
+    words = launch_line(ROOT / "recipes" / "configs" / "wan2.1_t2v_1.3b.yaml")
+    processes = int(words[words.index("--num_processes") + 1])
+    _, args, _ = paper
+    assert processes * args.per_device_train_batch_size * args.gradient_accumulation_steps == 48
+
+
+def test_the_papers_prompts_are_refused_by_a_tracker_that_cannot_see_them(paper):
+    """Before anything is sampled: DSR-Score's default tracker knows the tiny world alone."""
+    prompts, _, _ = paper
+    train, _ = prompts.load()
+    runner = RewardRunner(prompts.reward_funcs)
+    with pytest.raises(ValueError, match="The reward 'dsr_score' cannot score these prompts: .*not in the tiny world"):
+        runner.check_prompts(list(train))
+
+
+def test_the_tiny_worlds_prompts_are_accepted():
+    prompts, _, _ = parse_recipe(MAIN_JOB, None, ["--config", str(CONFIGS[0].parent / "tiny.yaml"), "--use_cpu", "1"])
+    for split in prompts.load():
+        RewardRunner(prompts.reward_funcs).check_prompts(list(split))
