@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from itertools import pairwise
+from pathlib import PurePath
 
 
 def check_launch() -> None:
@@ -32,11 +34,20 @@ def _parent_command() -> list[str]:
 
 
 def _processes_asked_for(command: list[str]) -> int:
-    if not any("accelerate" in word for word in command):
-        return 1
-    for index, word in enumerate(command):
+    """What follows `--num_processes` in the command line of `accelerate launch`; 1 for any other."""
+    launchers = [index for index, word in enumerate(command) if _is_accelerate(word)]
+    arguments = command[launchers[0] + 1 :] if launchers else []
+    for word, following in pairwise([*arguments, ""]):
+        if word.endswith(".py"):  # what follows are the script's own arguments
+            break
         name, _, value = word.partition("=")
         if name in ("--num_processes", "--num-processes"):
-            value = value or (command[index + 1] if index + 1 < len(command) else "")
+            value = value or following
             return int(value) if value.isdigit() else 1
     return 1
+
+
+def _is_accelerate(word: str) -> bool:
+    """The command `accelerate` or `accelerate-launch`, or its module as `python -m` is given or turns it into."""
+    is_module = word.startswith("accelerate.") or word.endswith(("accelerate/commands/launch.py", "accelerate_cli.py"))
+    return is_module or PurePath(word).name in ("accelerate", "accelerate-launch")
