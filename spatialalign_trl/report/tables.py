@@ -33,10 +33,11 @@ def summary_rows(summaries: Mapping[str, Summary]) -> list[list[str]]:
     rows = [[name, *(_with_interval(summary, name) for summary in columns)] for name in names]
     types = dict.fromkeys(t for summary in columns for t in summary.get("by_type", {}))
     for type in types:
-        values = [summary["by_type"].get(type, {}).get(HEADLINE) for summary in columns]
+        values = [summary.get("by_type", {}).get(type, {}).get(HEADLINE) for summary in columns]
         rows.append([f"{HEADLINE} {type}", *map(_share, values)])
-    for measure in dict.fromkeys(m for summary in columns for m in summary.get("quality", {})):
-        rows.append([measure, *(_share(summary["quality"].get(measure)) for summary in columns)])
+    for group in ("components", "quality"):
+        for measure in dict.fromkeys(name for summary in columns for name in summary.get(group, {})):
+            rows.append([measure, *(_share(summary.get(group, {}).get(measure)) for summary in columns)])
     return rows
 
 
@@ -52,6 +53,13 @@ def rich_table(summaries: Mapping[str, Summary], title: str | None = None) -> Ta
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub-flavoured Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    """A GitHub-flavoured Markdown table.
+
+    Raises:
+        ValueError: for a row that is longer or shorter than the header.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"a row has {len(row)} cells under {len(header)} headers: {list(row)}")
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, *rows)]
+    return "\n".join([f"| {lines[0]} |", "|" + "---|" * len(header), *(f"| {line} |" for line in lines[1:])])

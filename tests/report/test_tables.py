@@ -1,0 +1,70 @@
+"""Before/after tables: obedience and looks side by side, in the terminal and in Markdown."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from spatialalign_trl.report.tables import markdown_table, rich_table, summary_rows
+
+BASE = {
+    "S@0.5": 0.5, "S@0.6": 0.4, "S@0.7": 0.3, "S@0.8": 0.2, "S@0.9": 0.1, "S@0.7_interval": [0.25, 0.35],
+    "dsr_mean": 0.61, "invalid_rate": 0.05,
+    "components": {"dsr_initial_score": 0.5, "dsr_final_gap": -0.25},
+    "by_type": {"LR": {"S@0.7": 0.4}, "TL": {"S@0.7": 0.2}},
+    "quality": {"sharpness": 0.11, "distance_to_real": None},
+}  # fmt: skip
+ALIGNED = {
+    **{f"S@{tau}": 0.9 for tau in (0.5, 0.6, 0.7, 0.8, 0.9)}, "S@0.7_interval": [0.85, 0.95],
+    "dsr_mean": None, "invalid_rate": 0.0, "by_type": {"LR": {"S@0.7": 1.0}}, "quality": {"motion": 12.0},
+}  # fmt: skip
+
+
+def test_rows_hold_every_measure_once_with_a_cell_for_every_policy():
+    rows = summary_rows({"base": BASE, "aligned": ALIGNED})
+    assert rows == [
+        ["S@0.5", "0.500", "0.900"],
+        ["S@0.6", "0.400", "0.900"],
+        ["S@0.7", "0.300 [0.250, 0.350]", "0.900 [0.850, 0.950]"],
+        ["S@0.8", "0.200", "0.900"],
+        ["S@0.9", "0.100", "0.900"],
+        ["dsr_mean", "0.610", "-"],
+        ["invalid_rate", "0.050", "0.000"],
+        ["S@0.7 LR", "0.400", "1.000"],
+        ["S@0.7 TL", "0.200", "-"],
+        ["dsr_initial_score", "0.500", "-"],
+        ["dsr_final_gap", "-0.250", "-"],
+        ["sharpness", "0.110", "-"],
+        ["distance_to_real", "-", "-"],
+        ["motion", "-", "12.000"],
+    ]
+
+
+def test_a_summary_without_types_and_quality_leaves_gaps_and_no_error():
+    short = {"S@0.7": 0.3}
+    rows = dict((row[0], row[1:]) for row in summary_rows({"base": BASE, "short": short}))
+    assert rows["S@0.7 LR"] == ["0.400", "-"] and rows["sharpness"] == ["0.110", "-"]
+    assert rows["S@0.7"][1] == "0.300" and rows["S@0.5"][1] == "-"
+
+
+def test_the_terminal_shows_the_intervals_and_makes_the_headline_stand_out():
+    out = StringIO()
+    table = rich_table({"base": BASE, "aligned": ALIGNED}, title="60 prompts")
+    Console(file=out, width=100).print(table)  # square brackets are markup to rich, if they can be
+    text = out.getvalue()
+    assert "60 prompts" in text and "0.300 [0.250, 0.350]" in text and "aligned" in text
+    bold = [str(table.columns[0]._cells[k]) for k, row in enumerate(table.rows) if row.style == "bold"]
+    assert bold == ["S@0.7"]
+
+
+def test_markdown():
+    table = markdown_table(["measure", "base"], [["S@0.7", "0.3"], ["a|b", "1"]])
+    assert table == "| measure | base |\n|---|---|\n| S@0.7 | 0.3 |\n| a\\|b | 1 |"
+    assert markdown_table(["only"], []) == "| only |\n|---|"
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"a row has 1 cells under 2 headers: \['S@0.7'\]"):
+        markdown_table(["measure", "base"], [["S@0.7"]])
