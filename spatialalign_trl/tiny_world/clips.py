@@ -61,7 +61,7 @@ def place(words: Mapping[str, str], type: str, motion: str, rng: np.random.Gener
     """A scene of given words with everything the words leave open drawn: where things are and when it starts."""
     return Scene(
         **words, type=type, motion=motion, object_x=rng.uniform(22.0, 26.0),
-        gaps=(rng.uniform(0.5, 2.5), rng.uniform(0.5, 2.5)), start=rng.uniform(0.1, 0.3),
+        gaps=(rng.uniform(0.0, 2.0), rng.uniform(0.0, 2.0)), start=rng.uniform(0.1, 0.3),
     )  # fmt: skip
 
 

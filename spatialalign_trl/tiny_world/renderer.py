@@ -15,8 +15,11 @@ from .sprites import SIZES, SUPERSAMPLING, stamp
 from .vocabulary import ANIMAL_COLORS, ANIMALS, OBJECT_COLORS, SCENES
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 32, 48, 17, 8
-HORIZON, GROUND = 19.0, 29.0
+HORIZON, GROUND = 20.0, 30.0
 """y of the horizon and of the line on which everything stands, in pixels from the top."""
+
+GRID = 2
+"""Sprites stand on every second pixel, so that each looks the same wherever it is: a small VAE learns that crisply."""
 
 MOTIONS = ("complete", "static", "half")
 """complete: from the initial to the final relation; static: never leaves; half: jumps up half-way and falls back."""
@@ -33,7 +36,7 @@ class Scene:
         scene, color, animal, object, verb: words of `vocabulary.py`.
         type: the DSR type that is *shown*, such as `"LR"`.
         motion: one of `MOTIONS`.
-        object_x: centre of the object, pixels from the left.
+        object_x: centre of the object, pixels from the left (drawn at the nearest place on the grid).
         gaps: clear pixels between the boxes at a left or right relation, at the start and at the end.
         start: frame share at which the motion begins, in [0, 0.45].
     """
@@ -59,14 +62,23 @@ class Clip:
     object_boxes: np.ndarray
 
 
+def _snap(value: float | np.ndarray) -> float | np.ndarray:
+    return np.round(np.asarray(value) / GRID) * GRID
+
+
+def _object_box(scene: Scene) -> tuple[float, float, float, float]:
+    width, height = SIZES[scene.object]
+    left = float(_snap(scene.object_x - width / 2))
+    return left, GROUND - height, left + width, GROUND
+
+
 def _place(relation: str, scene: Scene, gap: float) -> tuple[float, float]:
-    """Centre x and bottom y of the animal at a relation."""
+    """Left edge and bottom of the animal at a relation."""
     animal_width, _ = SIZES[scene.animal]
-    object_width, object_height = SIZES[scene.object]
+    left, top, right, _ = _object_box(scene)
     if relation == "T":
-        return scene.object_x, GROUND - object_height
-    side = -1.0 if relation == "L" else 1.0
-    return scene.object_x + side * ((animal_width + object_width) / 2 + gap), GROUND
+        return (left + right - animal_width) / 2, top
+    return (left - gap - animal_width if relation == "L" else right + gap), GROUND
 
 
 def _smoothstep(x: np.ndarray) -> np.ndarray:
@@ -75,7 +87,7 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 
 
 def _trajectory(scene: Scene, num_frames: int) -> np.ndarray:
-    """`(num_frames, 2)`: centre x and bottom y of the animal."""
+    """`(num_frames, 2)`: left edge and bottom of the animal, on the grid."""
     initial, final = split_type(scene.type)
     (x0, y0), (x1, y1) = _place(initial, scene, scene.gaps[0]), _place(final, scene, scene.gaps[1])
     time = np.linspace(0.0, 1.0, num_frames)
@@ -88,8 +100,8 @@ def _trajectory(scene: Scene, num_frames: int) -> np.ndarray:
     clearance = SIZES[scene.object][1] + 3.0 if "T" not in scene.type else 4.0
     arc = 4.0 * progress * (1.0 - progress) * clearance * _APEX[scene.verb]
     x = x0 + progress * (x1 - x0)
-    y = np.maximum(y0 + progress * (y1 - y0) - arc, SIZES[scene.animal][1] + 0.5)
-    return np.stack([x, y], axis=1)
+    y = np.maximum(y0 + progress * (y1 - y0) - arc, SIZES[scene.animal][1])
+    return _snap(np.stack([x, y], axis=1))
 
 
 def _draw(canvas: np.ndarray, name: str, color: tuple[int, int, int], left: float, top: float, mirrored: bool) -> None:
@@ -126,20 +138,18 @@ def render(scene: Scene, num_frames: int = NUM_FRAMES) -> Clip:
         if getattr(scene, field) not in known:
             raise ValueError(f"{field}={getattr(scene, field)!r} is not in the tiny world; known: {', '.join(known)}")
     path = _trajectory(scene, num_frames)
-    (animal_width, animal_height), (object_width, object_height) = SIZES[scene.animal], SIZES[scene.object]
-    object_left, object_top = scene.object_x - object_width / 2, GROUND - object_height
+    animal_width, animal_height = SIZES[scene.animal]
+    object_box = _object_box(scene)
     backdrop = _background(scene.scene)
-    _draw(backdrop, scene.object, OBJECT_COLORS[scene.object], object_left, object_top, False)
+    _draw(backdrop, scene.object, OBJECT_COLORS[scene.object], *object_box[:2], False)
     facing_left = split_type(scene.type) in (("R", "L"), ("R", "T"), ("T", "L"))
     frames, animal_boxes = [], []
-    for x, bottom in path:
-        left, top = x - animal_width / 2, bottom - animal_height
+    for left, bottom in path:
         canvas = backdrop.copy()
-        _draw(canvas, scene.animal, ANIMAL_COLORS[scene.color], left, top, facing_left)
+        _draw(canvas, scene.animal, ANIMAL_COLORS[scene.color], left, bottom - animal_height, facing_left)
         frames.append(canvas)
-        animal_boxes.append((left, top, left + animal_width, bottom))
+        animal_boxes.append((left, bottom - animal_height, left + animal_width, bottom))
     video = np.clip(np.stack(frames) + 0.5, 0, 255).astype(np.uint8)
-    object_box = (object_left, object_top, object_left + object_width, GROUND)
     return Clip(video, np.asarray(animal_boxes), np.tile(object_box, (num_frames, 1)))
 
 

@@ -21,6 +21,20 @@ SHADE_FACTOR = 0.84
 DARK_COLOR = (24, 22, 26)
 
 SIZES: dict[str, tuple[int, int]] = {
+    "fox": (16, 12),
+    "rabbit": (10, 14),
+    "turtle": (14, 10),
+    "duck": (12, 12),
+    "elephant": (14, 12),
+    "stump": (10, 10),
+    "rock": (12, 8),
+    "bucket": (10, 10),
+    "crate": (10, 10),
+    "bush": (12, 8),
+}
+"""Width and height of each sprite's exact box, in pixels of the 32x48 world; even, as positions are."""
+
+_DESIGN_SIZES: dict[str, tuple[int, int]] = {
     "fox": (15, 11),
     "rabbit": (10, 13),
     "turtle": (14, 9),
@@ -32,18 +46,21 @@ SIZES: dict[str, tuple[int, int]] = {
     "crate": (9, 9),
     "bush": (11, 9),
 }
-"""Width and height of each sprite's exact box, in pixels of the 32x48 world."""
+"""The units in which each sprite is drawn below; the pen stretches them to `SIZES`."""
 
 
 class _Pen:
-    """Draws in pixel units onto a supersampled label canvas (0 empty, 1 body, 2 shade, 3 dark)."""
+    """Draws in design units onto a supersampled label canvas (0 empty, 1 body, 2 shade, 3 dark)."""
 
-    def __init__(self, width: int, height: int) -> None:
-        self.image = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING), 0)
+    def __init__(self, name: str) -> None:
+        size = [side * SUPERSAMPLING for side in SIZES[name]]
+        self.image = Image.new("L", size, 0)
         self.draw = ImageDraw.Draw(self.image)
+        self._unit = [side / design for side, design in zip(size, _DESIGN_SIZES[name], strict=True)]
 
     def _scale(self, *values: float) -> list[float]:
-        return [value * SUPERSAMPLING for value in values]
+        """`x, y, x, y, ...` in design units to canvas pixels."""
+        return [value * self._unit[index % 2] for index, value in enumerate(values)]
 
     def ellipse(self, x0: float, y0: float, x1: float, y1: float, layer: int = BODY) -> None:
         a, b, c, d = self._scale(x0, y0, x1, y1)
@@ -184,7 +201,7 @@ class Stamp:
 
 @cache
 def _labels(name: str, mirrored: bool) -> np.ndarray:
-    pen = _Pen(*SIZES[name])
+    pen = _Pen(name)
     _DRAW[name](pen)
     labels = np.asarray(pen.image)
     return labels[:, ::-1] if mirrored else labels

@@ -9,7 +9,17 @@ import pytest
 from spatialalign_rewards import score_tracks
 from spatialalign_trl.prompts import DSR_TYPES
 from spatialalign_trl.tiny_world.clips import OTHER_TYPES, place
-from spatialalign_trl.tiny_world.renderer import HEIGHT, MOTIONS, NUM_FRAMES, WIDTH, Scene, foreground, render
+from spatialalign_trl.tiny_world.renderer import (
+    GRID,
+    GROUND,
+    HEIGHT,
+    MOTIONS,
+    NUM_FRAMES,
+    WIDTH,
+    Scene,
+    foreground,
+    render,
+)
 from spatialalign_trl.tiny_world.sprites import SIZES
 from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJECT_COLORS, OBJECTS, SCENES, VERBS
 
@@ -55,7 +65,7 @@ def test_the_animals_box_holds_all_its_pixels_and_touches_them(animal):
         clip = render(scene)
         for mask, box in zip(animal_pixels(scene), clip.animal_boxes, strict=True):
             margins = inwards(pixel_box(mask), box)
-            # A pixel that is touched is counted in full; sprites are placed on an eighth of a pixel.
+            # A pixel that is touched is counted in full.
             assert (margins > -1).all(), (dsr_type, box)
             assert (margins <= 1 / 8).all(), (dsr_type, box)
 
@@ -67,8 +77,9 @@ def test_the_objects_box_holds_all_its_pixels_and_touches_them(object):
     mask = foreground(scene, clip.video)[0] & ~inside(clip.animal_boxes[0])
     margins = inwards(pixel_box(mask), clip.object_boxes[0])
     assert (np.abs(margins) < 1).all()
-    width, height = SIZES[object]
-    assert clip.object_boxes[0] == pytest.approx([24 - width / 2, 29 - height, 24 + width / 2, 29])
+    left, top, right, bottom = clip.object_boxes[0]
+    assert (right - left, bottom - top) == SIZES[object]
+    assert abs((left + right) / 2 - scene.object_x) <= GRID / 2 and bottom == GROUND
 
 
 @pytest.mark.parametrize("color", ANIMAL_COLORS)
@@ -133,8 +144,16 @@ def test_drawn_placements_stay_in_the_picture():
     for animal, object, dsr_type in product(ANIMALS, OBJECTS, DSR_TYPES):
         words = {"scene": "In a desert", "color": "blue", "animal": animal, "object": object, "verb": "leaps"}
         boxes = render(place(words, dsr_type, "complete", rng)).animal_boxes
-        # at the widest gap, the widest animal may lose one column at the border
-        assert boxes[:, :2].min() >= -1 and boxes[:, 2].max() <= WIDTH + 1 and boxes[:, 3].max() <= HEIGHT
+        # at the widest gap, the widest animal may lose one step of the grid at the border
+        assert boxes[:, :2].min() >= -GRID and boxes[:, 2].max() <= WIDTH + GRID and boxes[:, 3].max() <= HEIGHT
+
+
+def test_everything_stands_on_the_grid():
+    rng = np.random.default_rng(1)
+    for animal, object, dsr_type in product(ANIMALS, OBJECTS, DSR_TYPES):
+        words = {"scene": "In a desert", "color": "blue", "animal": animal, "object": object, "verb": "jumps"}
+        clip = render(place(words, dsr_type, "complete", rng))
+        assert (clip.animal_boxes % GRID == 0).all() and (clip.object_boxes % GRID == 0).all()
 
 
 @pytest.mark.parametrize(("animal", "object"), list(product(ANIMALS, OBJECTS)))
