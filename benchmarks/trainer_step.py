@@ -1,0 +1,199 @@
+"""What the choices in a training step cost, as ratios measured side by side in one run.
+
+    python benchmarks/trainer_step.py
+    python benchmarks/trainer_step.py --pairs 8 --latent_size 5 8 12 --layers 4 --heads 4 --head_dim 32 --ffn_dim 512
+    python benchmarks/trainer_step.py --device cuda --dtype bfloat16 --pairs 1 --latent_size 21 60 104 \
+        --layers 30 --heads 12 --head_dim 128 --ffn_dim 8960 --text_tokens 512        # the size of Wan2.1-T2V-1.3B
+
+One `SpatialAlignTrainer` on random weights computes the loss of one batch and its gradients, again and again; before
+each pass one choice is switched, in turns, so that a machine that slows down slows all of them. A ratio is the median
+over the turns, with the quartiles beside it. On a CPU the clock is the processor time of this process, which other
+jobs do not add to; on a GPU it is the time from start to synchronised end.
+
+    separate_forward / batched       chosen and rejected one after the other / as one batch
+    checkpointing / without          gradient checkpointing (the network runs forward a second time in the backward)
+      activations kept               bytes that the policy's graph holds between forward and backward
+    reference's share of a step      the forward without gradients, adapters off
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from datasets import Dataset
+from random_wan import random_wan
+from safetensors.torch import save
+
+from spatialalign_trl.models import load_video_model
+from spatialalign_trl.trainer import SpatialAlignConfig, SpatialAlignTrainer
+from spatialalign_trl.trainer.latents import collate_pairs
+
+CHANNELS = 16
+BATCHED, SEPARATE, CHECKPOINTING = "batched", "separate_forward", "checkpointing"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=4, help="pairs in the batch")
+    parser.add_argument("--latent_size", type=int, nargs=3, default=[3, 8, 12], metavar=("FRAMES", "HEIGHT", "WIDTH"))
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--head_dim", type=int, default=32)
+    parser.add_argument("--ffn_dim", type=int, default=512)
+    parser.add_argument("--text_tokens", type=int, default=32)
+    parser.add_argument("--turns", type=int, default=15, help="how often every choice is timed")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the frozen base")
+    return parser.parse_args()
+
+
+class Step:
+    """The loss of one batch and its gradients, with one choice switched."""
+
+    def __init__(self, options: argparse.Namespace, folder: str) -> None:
+        self.device = torch.device(options.device)
+        pipeline = random_wan(
+            layers=options.layers,
+            heads=options.heads,
+            head_dim=options.head_dim,
+            ffn_dim=options.ffn_dim,
+            channels=CHANNELS,
+            text_tokens=options.text_tokens,
+        )
+        pipeline.save_pretrained(f"{folder}/model")  # read back, because loading knows which parts stay in float32
+        dtype = getattr(torch, options.dtype)
+        model = load_video_model(f"{folder}/model", torch_dtype=dtype, device=options.device)
+        self.base = model.transformer
+        on_cpu = self.device.type == "cpu"
+        args = SpatialAlignConfig(
+            folder, use_cpu=on_cpu, bf16=not on_cpu, gradient_checkpointing=False, report_to="none", disable_tqdm=True
+        )
+        pairs = random_pairs(options.pairs, (CHANNELS, *options.latent_size))
+        self.trainer = SpatialAlignTrainer(model, args, pairs)
+        self.trainer.model.train()
+        items = [self.trainer.train_dataset[row] for row in range(options.pairs)]
+        self.batch = self.trainer._prepare_inputs(collate_pairs(items))
+        self.reference_seconds: list[float] = []
+        predict_pair = self.trainer._predict_pair
+
+        def timed(*args: Any) -> Any:
+            if torch.is_grad_enabled():  # the policy
+                return predict_pair(*args)
+            start = self.now()
+            prediction = predict_pair(*args)
+            self.reference_seconds.append(self.now() - start)
+            return prediction
+
+        self.trainer._predict_pair = timed
+
+    def choose(self, choice: str) -> None:
+        self.trainer.args.separate_forward = choice == SEPARATE
+        if choice == CHECKPOINTING:
+            self.base.enable_gradient_checkpointing()
+        else:
+            self.base.disable_gradient_checkpointing()
+
+    def now(self) -> float:
+        if self.device.type == "cpu":
+            return time.process_time()
+        torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    def loss(self) -> torch.Tensor:
+        with self.trainer.compute_loss_context_manager():
+            return self.trainer.compute_loss(self.trainer.model, self.batch)
+
+    def seconds(self, choice: str) -> float:
+        self.choose(choice)
+        start = self.now()
+        self.loss().backward()
+        elapsed = self.now() - start
+        self.trainer.model.zero_grad()
+        return elapsed
+
+    def activation_bytes(self, choice: str) -> int:
+        """Bytes of the tensors that the graph holds for the backward pass, weights not counted."""
+        self.choose(choice)
+        weights = {weight.untyped_storage().data_ptr() for weight in self.trainer.model.parameters()}
+        held: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self.loss()
+        return sum(held.values())
+
+    def peak_bytes(self, choice: str) -> int:
+        """Most memory that was in use on the accelerator during a step."""
+        torch.accelerator.reset_peak_memory_stats()
+        self.seconds(choice)
+        return torch.accelerator.max_memory_allocated()
+
+
+def random_pairs(count: int, shape: tuple[int, ...]) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    columns: dict[str, list] = {"prompt": ["a fox is on the left of a stump"] * count}
+    for side in ("chosen", "rejected"):
+        columns[f"{side}_latents"] = [save({"latents": torch.randn(shape, generator=generator)}) for _ in range(count)]
+    return Dataset.from_dict(columns)
+
+
+@contextlib.contextmanager
+def new_step(options: argparse.Namespace) -> Iterator[Step]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Step(options, folder)
+
+
+def line(name: str, ratios: list[float]) -> str:
+    low, _, high = quantiles(ratios, n=4)
+    return f"{name:34}{median(ratios):6.2f}   [{low:.2f}, {high:.2f}]"
+
+
+def take_turns(step: Step, turns: int, report: Callable[[str], None]) -> None:
+    """Times every choice in every turn and reports the ratios."""
+    for choice in (BATCHED, SEPARATE, CHECKPOINTING):
+        step.seconds(choice)  # warm-up
+    separate, checkpointed, share, batched = [], [], [], []
+    for _ in range(turns):
+        step.reference_seconds.clear()
+        batched.append(step.seconds(BATCHED))
+        share.append(step.reference_seconds[0] / batched[-1])
+        separate.append(step.seconds(SEPARATE) / batched[-1])
+        checkpointed.append(step.seconds(CHECKPOINTING) / batched[-1])
+    report(f"{'one step, batched':34}{1:6.2f}   ({1000 * median(batched):.0f} ms)")
+    report(line("separate_forward / batched", separate))
+    report(line("checkpointing / without", checkpointed))
+    kept = step.activation_bytes(CHECKPOINTING) / step.activation_bytes(BATCHED)
+    report(f"{'  activations kept':34}{kept:6.2f}")
+    report(line("reference's share of a step", share))
+    if step.device.type != "cpu":
+        peak = {choice: step.peak_bytes(choice) for choice in (BATCHED, SEPARATE, CHECKPOINTING)}
+        for choice in (SEPARATE, CHECKPOINTING):
+            report(f"{f'peak memory, {choice} / batched':34}{peak[choice] / peak[BATCHED]:6.2f}")
+
+
+def main() -> None:
+    options = arguments()
+    frames, height, width = options.latent_size
+    with new_step(options) as step:
+        weights = sum(weight.numel() for weight in step.base.parameters()) / 1e6
+        print(
+            f"{weights:.1f} M weights with LoRA, {options.pairs} pairs of {frames * height * width // 4} tokens, "
+            f"{options.device}, {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        )
+        take_turns(step, options.turns, print)
+
+
+if __name__ == "__main__":
+    main()
