@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 from trl import TrlParser
@@ -36,6 +36,7 @@ from trl import TrlParser
 from spatialalign_trl.prompts import RELATIONS
 from spatialalign_trl.tiny_world.clips import sample_scene
 from spatialalign_trl.tiny_world.renderer import FPS, HEIGHT, NUM_FRAMES, WIDTH, foreground, render
+from spatialalign_trl.tiny_world.training_loop import TrainingLoop, rng_of, write_tensors
 from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJECTS, SCENES, VERBS
 from spatialalign_trl.trainer.flow_matching import shift_sigma
 
@@ -65,91 +66,6 @@ class PretrainTinyArguments:
     denoiser_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
     caption_drop: float = field(default=0.1, metadata={"help": "Share of empty captions, for guidance."})
     flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
-
-
-# One training loop for all stages
-
-
-def rng_of(*key: int) -> np.random.Generator:
-    """Randomness is a function of (seed, stage, step): a resumed run sees what an uninterrupted one would."""
-    return np.random.default_rng(np.random.SeedSequence(key))
-
-
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: int) -> None:
-    temporary = path.with_suffix(".partial")
-    save_file(
-        {k: v.detach().contiguous().clone() for k, v in tensors.items()},
-        temporary,
-        {k: str(v) for k, v in metadata.items()},
-    )
-    temporary.replace(path)
-
-
-class Loop:
-    """AdamW with a warm-up and a cosine, an exponential moving average, and checkpoints without pickle."""
-
-    def __init__(
-        self, path: Path, module: torch.nn.Module, steps: int, learning_rate: float, save_steps: int, flat: float = 0.0
-    ) -> None:
-        """`flat`: share of the steps before the cosine begins."""
-        self.path, self.module, self.steps, self.save_steps, self.flat = path, module, steps, save_steps, flat
-        self.learning_rate = learning_rate
-        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), learning_rate, betas=(0.9, 0.98), weight_decay=1e-2, fused=True
-        )
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.start = self._resume()
-
-    def _resume(self) -> int:
-        if not self.path.exists():
-            return 0
-        tensors = load_file(self.path)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"parameter.{name}"])
-                self.average[name].copy_(tensors[f"average.{name}"])
-                self.optimizer.state[parameter] = {
-                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-        return int(tensors["done"])
-
-    def _save(self, done: int) -> None:
-        tensors = {"done": torch.tensor(done)}
-        for name, parameter in self.parameters.items():
-            tensors |= {f"parameter.{name}": parameter, f"average.{name}": self.average[name]}
-            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
-        write_tensors(self.path, tensors)
-
-    def _rate(self, step: int) -> float:
-        warm_up = min(1.0, (step + 1) / 200)
-        late = max(0.0, (step / self.steps - self.flat) / (1.0 - self.flat))
-        return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * late))
-
-    def run(self, loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
-        """Trains, then leaves the averaged weights in the module."""
-        smooth: dict[str, float] = {}
-        bar = tqdm(range(self.start, self.steps), self.path.stem, initial=self.start, total=self.steps, mininterval=10)
-        for step in bar:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._rate(step)
-            loss, shown = loss_at(step)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-            self.optimizer.step()
-            decay = min(0.999, (1 + step) / (10 + step))
-            torch._foreach_lerp_(
-                list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay
-            )
-            smooth = {k: 0.98 * smooth.get(k, v) + 0.02 * v for k, v in shown.items()}
-            if step % 20 == 0:
-                bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
-            if (step + 1) % self.save_steps == 0 or step + 1 == self.steps:
-                self._save(step + 1)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.average[name])
 
 
 # The VAE
@@ -233,7 +149,7 @@ def train_vae(args: PretrainTinyArguments, out: Path) -> None:
     torch.manual_seed(args.seed)
     vae = new_vae()
     forget_time(vae)
-    loop = Loop(out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6)
+    loop = TrainingLoop(out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6)
     begins = np.cumsum([0, *args.vae_steps[:-1]])
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -265,7 +181,7 @@ def train_decoder(args: PretrainTinyArguments, out: Path) -> None:
     vae = AutoencoderKLWan.from_pretrained(out / "vae")
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    loop = Loop(out / "decoder.safetensors", vae, args.decoder_steps, args.decoder_learning_rate, args.save_steps)
+    loop = TrainingLoop(out / "decoder.safetensors", vae, args.decoder_steps, args.decoder_learning_rate, args.save_steps)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, weights = clip_batch(rng_of(args.seed, 3, step), args.vae_batch_size)
@@ -359,7 +275,7 @@ def train_denoiser(args: PretrainTinyArguments, out: Path) -> None:
     )
     torch.manual_seed(args.seed)
     model = TextAndDenoiser(len(tokenizer))
-    loop = Loop(out / "denoiser.safetensors", model, args.denoiser_steps, args.denoiser_learning_rate, args.save_steps)
+    loop = TrainingLoop(out / "denoiser.safetensors", model, args.denoiser_steps, args.denoiser_learning_rate, args.save_steps)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)

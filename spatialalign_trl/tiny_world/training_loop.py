@@ -1,0 +1,90 @@
+"""The training loop of the recipes which make the embedded models: small, resumable, without pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+
+def rng_of(*key: int) -> np.random.Generator:
+    """Randomness is a function of (seed, stage, step): a resumed run sees what an uninterrupted one would."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes a safetensors file beside its place and renames it."""
+    temporary = path.with_suffix(".partial")
+    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary)
+    temporary.replace(path)
+
+
+class TrainingLoop:
+    """AdamW with a warm-up and a cosine, an exponential moving average, and checkpoints without pickle."""
+
+    def __init__(
+        self, path: Path, module: torch.nn.Module, steps: int, learning_rate: float, save_steps: int, flat: float = 0.0
+    ) -> None:
+        """`flat`: share of the steps before the cosine begins."""
+        self.path, self.module, self.steps, self.save_steps, self.flat = path, module, steps, save_steps, flat
+        self.learning_rate = learning_rate
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), learning_rate, betas=(0.9, 0.98), weight_decay=1e-2, fused=True
+        )
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.start = self._resume()
+
+    def _resume(self) -> int:
+        if not self.path.exists():
+            return 0
+        tensors = load_file(self.path)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"parameter.{name}"])
+                self.average[name].copy_(tensors[f"average.{name}"])
+                self.optimizer.state[parameter] = {
+                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        return int(tensors["done"])
+
+    def _save(self, done: int) -> None:
+        tensors = {"done": torch.tensor(done)}
+        for name, parameter in self.parameters.items():
+            tensors |= {f"parameter.{name}": parameter, f"average.{name}": self.average[name]}
+            tensors |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+        write_tensors(self.path, tensors)
+
+    def _rate(self, step: int) -> float:
+        warm_up = min(1.0, (step + 1) / 200)
+        late = max(0.0, (step / self.steps - self.flat) / (1.0 - self.flat))
+        return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * late))
+
+    def run(self, loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
+        """Trains, then leaves the averaged weights in the module."""
+        smooth: dict[str, float] = {}
+        bar = tqdm(range(self.start, self.steps), self.path.stem, initial=self.start, total=self.steps, mininterval=10)
+        for step in bar:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate(step)
+            loss, shown = loss_at(step)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+            self.optimizer.step()
+            decay = min(0.999, (1 + step) / (10 + step))
+            torch._foreach_lerp_(
+                list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay
+            )
+            smooth = {k: 0.98 * smooth.get(k, v) + 0.02 * v for k, v in shown.items()}
+            if step % 20 == 0:
+                bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
+            if (step + 1) % self.save_steps == 0 or step + 1 == self.steps:
+                self._save(step + 1)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.average[name])
