@@ -33,7 +33,7 @@ from spatialalign import DEFAULT_CONFIG
 
 from spatialalign_trl.evaluation import bootstrap_interval, success_rate
 from spatialalign_trl.files import write_atomic, write_json
-from spatialalign_trl.launch import check_launch
+from spatialalign_trl.launch import check_launch, quiet_libraries
 from spatialalign_trl.near_miss import near_miss
 from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
 from spatialalign_trl.report.tables import markdown_table
@@ -223,4 +223,5 @@ def main(
 
 if __name__ == "__main__":
     check_launch()
+    quiet_libraries()
     main(*parse_recipe((CompareArguments, PromptArguments, OnlineSpatialAlignConfig, ModelArguments), DEFAULT_CONFIG))

@@ -149,7 +149,9 @@ def train_vae(args: PretrainTinyArguments, out: Path) -> None:
     torch.manual_seed(args.seed)
     vae = new_vae()
     forget_time(vae)
-    loop = TrainingLoop(out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6)
+    loop = TrainingLoop(
+        out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6
+    )
     begins = np.cumsum([0, *args.vae_steps[:-1]])
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -181,7 +183,9 @@ def train_decoder(args: PretrainTinyArguments, out: Path) -> None:
     vae = AutoencoderKLWan.from_pretrained(out / "vae")
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    loop = TrainingLoop(out / "decoder.safetensors", vae, args.decoder_steps, args.decoder_learning_rate, args.save_steps)
+    loop = TrainingLoop(
+        out / "decoder.safetensors", vae, args.decoder_steps, args.decoder_learning_rate, args.save_steps
+    )
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, weights = clip_batch(rng_of(args.seed, 3, step), args.vae_batch_size)
@@ -275,7 +279,9 @@ def train_denoiser(args: PretrainTinyArguments, out: Path) -> None:
     )
     torch.manual_seed(args.seed)
     model = TextAndDenoiser(len(tokenizer))
-    loop = TrainingLoop(out / "denoiser.safetensors", model, args.denoiser_steps, args.denoiser_learning_rate, args.save_steps)
+    loop = TrainingLoop(
+        out / "denoiser.safetensors", model, args.denoiser_steps, args.denoiser_learning_rate, args.save_steps
+    )
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)

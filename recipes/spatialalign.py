@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spatialalign_trl.launch import check_launch
+from spatialalign_trl.launch import check_launch, quiet_libraries
 from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
 from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
 
@@ -44,4 +44,5 @@ def main(
 
 if __name__ == "__main__":
     check_launch()
+    quiet_libraries()
     main(*parse_recipe((PromptArguments, OnlineSpatialAlignConfig, ModelArguments), DEFAULT_CONFIG))

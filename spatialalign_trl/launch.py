@@ -8,6 +8,17 @@ from itertools import pairwise
 from pathlib import PurePath
 
 
+def quiet_libraries() -> None:
+    """Leaves the terminal to the job's own progress bars: no bars for loading weights or writing parquet files."""
+    import datasets
+    import diffusers
+    import transformers
+
+    datasets.disable_progress_bars()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def check_launch() -> None:
     """Warns when several processes were asked for and one runs.
 

@@ -26,7 +26,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
 from safetensors.torch import load_file
-from transformers import TrainerCallback, set_seed
+from transformers import ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from .evaluation import compare, measure_quality, summarize
@@ -42,6 +42,7 @@ from .rollout.store import Sample, SampleStore
 from .run_settings import check_same_run, describe_versions
 from .scoring import score_samples
 from .self_improvement_config import OnlineSpatialAlignConfig
+from .trainer.callbacks import MetricsOnTheBar
 from .trainer.spatialalign_trainer import SpatialAlignTrainer
 
 EVALUATION_SEED = 100_000
@@ -246,6 +247,9 @@ class OnlineSpatialAlignTrainer:
             peft_config=self.peft_config if is_first or not args.continue_adapter else None,
             callbacks=self.callbacks,
         )
+        if not args.disable_tqdm:
+            trainer.remove_callback(ProgressCallback)
+            trainer.add_callback(MetricsOnTheBar)
         trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
         trainer.save_model()
         history = [entry for entry in trainer.state.log_history if "loss" in entry]

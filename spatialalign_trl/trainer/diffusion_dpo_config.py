@@ -16,7 +16,8 @@ class DiffusionDPOConfig(BaseConfig):
 
     Differences from `TrainingArguments`: `learning_rate` is 1e-4, `gradient_checkpointing` is on, `logging_steps` is
     10 (both as everywhere in TRL), `remove_unused_columns` and `ddp_find_unused_parameters` are off, `data_seed` is
-    `seed` unless given (so that the order of the pairs depends on the arguments alone), and `bf16` is on by default on
+    `seed` unless given (so that the order of the pairs depends on the arguments alone), memory is pinned only where
+    there is an accelerator, and `bf16` is on by default on
     accelerators that compute in it, and off on the CPU: the margin is a difference of errors smaller than bf16's
     rounding noise on short latents, and bf16 is no faster there.
 
@@ -144,6 +145,8 @@ class DiffusionDPOConfig(BaseConfig):
             self.bf16 = not self.fp16 and not self.use_cpu and _accelerator_computes_in_bf16()
         if self.activation_checkpointing is None:  # the newer name of the same field; setting only the old one warns
             self.activation_checkpointing = self.gradient_checkpointing
+        if not torch.accelerator.is_available():  # there is nothing to pin memory for, and torch warns
+            self.dataloader_pin_memory = False
         if self.data_seed is None:
             self.data_seed = self.seed
         super().__post_init__()
