@@ -27,6 +27,8 @@ _PUBLIC_NAMES = {
     "DiffusionDPOTrainer": "trainer.diffusion_dpo_trainer",
     "SpatialAlignConfig": "trainer.spatialalign_config",
     "SpatialAlignTrainer": "trainer.spatialalign_trainer",
+    "OnlineSpatialAlignConfig": "self_improvement_config",
+    "OnlineSpatialAlignTrainer": "self_improvement",
 }
 
 __all__ = ["__version__", *_PUBLIC_NAMES]

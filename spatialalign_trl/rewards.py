@@ -212,7 +212,7 @@ class RewardRunner:
         self._graded += count
         self._stop_if_hopeless()
 
-        rewards = [self._weighted_sum([per_reward[name][k] for name in self.names]) for k in range(count)]
+        rewards = [self.combine({name: per_reward[name][k] for name in self.names}) for k in range(count)]
         metrics = {name: statistics.fmean(values) for name, values in logged.items()}
         for name, values in per_reward.items():
             metrics |= _mean_and_std(values, f"rewards/{name}/mean", f"rewards/{name}/std")
@@ -275,8 +275,19 @@ class RewardRunner:
                     "max_failure_share."
                 )
 
-    def _weighted_sum(self, values: list[float | None]) -> float | None:
-        terms = [w * v for w, v in zip(self.reward_weights, values, strict=True) if v is not None and w != 0]
+    def combine(self, values: Mapping[str, float | None]) -> float | None:
+        """
+        One video's weighted sum.
+
+        Args:
+            values (mapping of `str` to `float` or `None`):
+                Each reward's value, by name.
+
+        Returns:
+            `float` or `None`: `None` when no reward with a weight judged the video.
+        """
+        pairs = [(w, values[name]) for name, w in zip(self.names, self.reward_weights, strict=True)]
+        terms = [w * v for w, v in pairs if v is not None and w != 0]
         return sum(terms) if terms else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -58,7 +59,9 @@ def score_samples(
             bar.update(len(batch))
     if accelerator:
         accelerator.wait_for_everyone()
-    return [store.load(sample.sample_id) for sample in samples]
+    scored = [store.load(sample.sample_id) for sample in samples]
+    # what is stored was added up with the weights of the run that scored it
+    return [replace(sample, reward=runner.combine(sample.rewards)) if sample.scored else sample for sample in scored]
 
 
 def _is_scored(sample: Sample, names: Sequence[str]) -> bool:

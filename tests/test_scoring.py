@@ -164,3 +164,11 @@ def test_no_samples_and_a_wrong_batch_size(store):
     assert score_samples([], store, RewardRunner(Grey())) == []
     with pytest.raises(ValueError, match="batch_size is 0"):
         score_samples([], store, RewardRunner(Grey()), batch_size=0)
+
+
+def test_other_weights_add_the_stored_scores_up_anew(store):
+    samples, reward = stored(store, 3), Grey(invalid=10)
+    scored = score_samples(samples, store, RewardRunner(reward))
+    doubled = score_samples(scored, store, RewardRunner(reward, reward_weights=[2.0]))
+    assert [sample.reward for sample in doubled] == [0.0, None, 0.4]
+    assert len(reward.calls) == 1

@@ -1,0 +1,68 @@
+"""The embedded model: small, real classes, the same loading code as any other checkpoint."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from safetensors import safe_open
+from transformers import UMT5EncoderModel
+
+from spatialalign_trl.models import WanVideoModel, load_video_model
+from spatialalign_trl.models.tiny import tiny_model_path
+from spatialalign_trl.prompts import load_prompts
+from spatialalign_trl.tiny_world.renderer import FPS, HEIGHT, NUM_FRAMES, WIDTH
+from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJECTS, SCENES, VERBS
+
+PROMPTS = Path(__file__).parents[2] / "datasets" / "tiny_world_prompts"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_video_model("tiny", device="cpu")
+
+
+def test_it_fits_into_git_and_holds_no_pickle():
+    files = [path for path in tiny_model_path().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8 * 2**20
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_weights_are_half_precision():
+    for path in tiny_model_path().rglob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        assert dtypes <= {"F16", "BF16"}, path
+
+
+def test_it_is_made_of_the_real_classes_and_loads_as_any_pipeline(model):
+    assert type(model) is WanVideoModel
+    pipe = WanPipeline.from_pretrained(tiny_model_path())
+    assert isinstance(pipe.transformer, WanTransformer3DModel)
+    assert isinstance(pipe.vae, AutoencoderKLWan)
+    assert isinstance(pipe.text_encoder, UMT5EncoderModel)
+    assert model.name_or_path == "tiny"
+
+
+def test_its_settings_are_the_worlds(model):
+    settings = model.default_settings()
+    assert (settings.num_frames, settings.height, settings.width) == (NUM_FRAMES, HEIGHT, WIDTH)
+    assert settings.fps == FPS
+    index = json.loads((tiny_model_path() / "model_index.json").read_text())
+    assert index["_class_name"] == "WanPipeline"
+
+
+def test_every_word_of_the_world_is_a_token(model):
+    tokenizer = model.pipeline.tokenizer
+    words = " ".join([*SCENES, *ANIMALS, *ANIMAL_COLORS, *OBJECTS, *VERBS]).split()
+    for word in words:
+        assert len(tokenizer(word).input_ids) == 2, word  # the word and the end
+    for split in ("train", "validation", "test"):
+        for row in load_prompts(PROMPTS, split):
+            assert len(tokenizer(row["prompt"]).input_ids) <= tokenizer.model_max_length == 32
+
+
+def test_its_vae_has_no_dead_channels_blown_up(model):
+    std = torch.tensor(model.pipeline.vae.config.latents_std)
+    assert (std > std.median() / 8).all()
