@@ -55,6 +55,17 @@ class PretrainTinyArguments:
         default_factory=lambda: [1200, 700, 1100],
         metadata={"help": "Steps of the joint stage on single frames, on 5 frames, and on whole clips."},
     )
+    vae_channels: int = field(default=16, metadata={"help": "z_dim of the VAE, in_channels of the denoiser."})
+    vae_residual: bool = field(
+        default=False,
+        metadata={
+            "help": "is_residual of AutoencoderKLWan (Wan 2.2's VAE): shortcuts past every change of resolution."
+        },
+    )
+    vae_loss: str = field(
+        default="l1",
+        metadata={"help": "'l1': |e| + 0.5 e^2 per pixel. 'huber': smooth L1 with beta 0.25, quadratic near zero."},
+    )
     vae_batch_size: int = field(default=8, metadata={"help": "Whole clips a step, both VAE stages."})
     vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
     vae_kl_weight: float = field(default=5e-4, metadata={"help": "Weight of the KL term of the joint stage."})
@@ -71,10 +82,11 @@ class PretrainTinyArguments:
 # The VAE
 
 
-def new_vae() -> AutoencoderKLWan:
+def new_vae(args: PretrainTinyArguments) -> AutoencoderKLWan:
     return AutoencoderKLWan(
         base_dim=16,
-        z_dim=16,
+        z_dim=args.vae_channels,
+        is_residual=args.vae_residual,
         dim_mult=[1, 4, 4],  # wide where the grid is coarse: that costs little and is where a sprite's shape is held
         num_res_blocks=1,
         temperal_downsample=[True, True],
@@ -82,8 +94,8 @@ def new_vae() -> AutoencoderKLWan:
         out_channels=12,
         patch_size=2,
         scale_factor_spatial=8,
-        latents_mean=[0.0] * 16,
-        latents_std=[1.0] * 16,
+        latents_mean=[0.0] * args.vae_channels,
+        latents_std=[1.0] * args.vae_channels,
     )
 
 
@@ -136,8 +148,12 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tens
     return unpatchify(torch.cat(frames, 2), patch_size=vae.config.patch_size)
 
 
-def reconstruction_loss(decoded: torch.Tensor, pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def reconstruction_loss(
+    decoded: torch.Tensor, pixels: torch.Tensor, weights: torch.Tensor, kind: str = "l1"
+) -> torch.Tensor:
     error = decoded - pixels
+    if kind == "huber":
+        return (weights * F.smooth_l1_loss(decoded, pixels, beta=0.25, reduction="none")).mean()
     return (weights * (error.abs() + 0.5 * error.square())).mean()
 
 
@@ -147,7 +163,7 @@ def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
 
 def train_vae(args: PretrainTinyArguments, out: Path) -> None:
     torch.manual_seed(args.seed)
-    vae = new_vae()
+    vae = new_vae(args)
     forget_time(vae)
     loop = TrainingLoop(
         out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6
@@ -161,7 +177,7 @@ def train_vae(args: PretrainTinyArguments, out: Path) -> None:
         posterior = vae.encode(pixels).latent_dist
         decoded = decode_unclamped(vae, posterior.sample())
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-        reconstruction = reconstruction_loss(decoded, pixels, weights)
+        reconstruction = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
         shown = {"loss": float(reconstruction.detach()), "psnr": psnr(decoded, pixels)}
         return reconstruction + args.vae_kl_weight * kl, shown
 
@@ -195,7 +211,7 @@ def train_decoder(args: PretrainTinyArguments, out: Path) -> None:
             # the denoiser's latents are a little off: learn to paint crisp sprites from those too
             latents = latents + 0.05 * torch.rand(len(latents), 1, 1, 1, 1) * torch.randn_like(latents)
         decoded = decode_unclamped(vae, latents)
-        loss = reconstruction_loss(decoded, pixels, weights)
+        loss = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
         return loss, {"loss": float(loss), "psnr": psnr(decoded, pixels)}
 
     loop.run(loss_at)
@@ -224,13 +240,13 @@ def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
     )
 
 
-def new_denoiser() -> WanTransformer3DModel:
+def new_denoiser(channels: int) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
         attention_head_dim=32,
-        in_channels=16,
-        out_channels=16,
+        in_channels=channels,
+        out_channels=channels,
         text_dim=64,
         freq_dim=64,
         ffn_dim=512,
@@ -261,9 +277,9 @@ def encoded_clips(args: PretrainTinyArguments, out: Path) -> tuple[torch.Tensor,
 
 
 class TextAndDenoiser(torch.nn.Module):
-    def __init__(self, vocabulary_size: int) -> None:
+    def __init__(self, vocabulary_size: int, channels: int) -> None:
         super().__init__()
-        self.text_encoder, self.transformer = new_text_encoder(vocabulary_size), new_denoiser()
+        self.text_encoder, self.transformer = new_text_encoder(vocabulary_size), new_denoiser(channels)
 
     def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         # padding is zeroed and attended to, exactly as WanPipeline does
@@ -278,7 +294,7 @@ def train_denoiser(args: PretrainTinyArguments, out: Path) -> None:
         [*captions, ""], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
     )
     torch.manual_seed(args.seed)
-    model = TextAndDenoiser(len(tokenizer))
+    model = TextAndDenoiser(len(tokenizer), args.vae_channels)
     loop = TrainingLoop(
         out / "denoiser.safetensors", model, args.denoiser_steps, args.denoiser_learning_rate, args.save_steps
     )
@@ -332,6 +348,8 @@ def main(args: PretrainTinyArguments) -> None:
     unknown = set(args.stages) - set(STAGES)
     if unknown:
         raise ValueError(f"stages: {', '.join(sorted(unknown))} unknown; choose from {', '.join(STAGES)}")
+    if args.vae_loss not in ("l1", "huber"):
+        raise ValueError(f"vae_loss={args.vae_loss!r}: choose l1 or huber")
     torch.set_num_threads(args.threads)
     out = Path(args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
