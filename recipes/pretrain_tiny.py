@@ -31,9 +31,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
-from trl import TrlParser
 
 from spatialalign_trl.prompts import RELATIONS
+from spatialalign_trl.recipe_arguments import parse_recipe
 from spatialalign_trl.tiny_world.clips import sample_scene
 from spatialalign_trl.tiny_world.renderer import FPS, HEIGHT, NUM_FRAMES, WIDTH, foreground, render
 from spatialalign_trl.tiny_world.training_loop import TrainingLoop, rng_of, write_tensors
@@ -41,6 +41,7 @@ from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJEC
 from spatialalign_trl.trainer.flow_matching import shift_sigma
 
 MAX_TOKENS = 32
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "pretrain_tiny.yaml"
 STAGES = ("vae", "decoder", "denoiser", "export")
 
 
@@ -76,6 +77,9 @@ class PretrainTinyArguments:
     denoiser_batch_size: int = field(default=64, metadata={"help": "Latents a step."})
     denoiser_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
     caption_drop: float = field(default=0.1, metadata={"help": "Share of empty captions, for guidance."})
+    guidance_scale: float = field(
+        default=1.5, metadata={"help": "Of the exported sampling settings; more guidance obeys more."}
+    )
     flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
 
 
@@ -335,7 +339,7 @@ def export(args: PretrainTinyArguments, out: Path) -> None:
         "height": HEIGHT,
         "width": WIDTH,
         "num_inference_steps": 10,
-        "guidance_scale": 3.0,
+        "guidance_scale": args.guidance_scale,
     }
     (folder / "spatialalign.json").write_text(
         json.dumps({**settings, "fps": FPS, "negative_prompt": ""}, indent=2) + "\n"
@@ -360,5 +364,4 @@ def main(args: PretrainTinyArguments) -> None:
 
 
 if __name__ == "__main__":
-    (arguments,) = TrlParser((PretrainTinyArguments,)).parse_args_and_config()
-    main(arguments)
+    main(*parse_recipe((PretrainTinyArguments,), DEFAULT_CONFIG))

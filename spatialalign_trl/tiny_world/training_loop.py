@@ -47,9 +47,11 @@ class TrainingLoop:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter.{name}"])
                 self.average[name].copy_(tensors[f"average.{name}"])
-                self.optimizer.state[parameter] = {
-                    key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+                # a weight that had no part in any loss so far (time, while single frames are trained) has no moments
+                if f"step.{name}" in tensors:
+                    self.optimizer.state[parameter] = {
+                        key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
         return int(tensors["done"])
 
     def _save(self, done: int) -> None:

@@ -38,12 +38,17 @@ def test_there_are_configurations_for_every_way_in():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
-    assert path.read_text().startswith("# accelerate launch ")
+    assert path.read_text().startswith(("# accelerate launch ", "# python recipes/"))
     words = launch_line(path)
     script = next(word for word in words if word.endswith(".py"))
     assert (ROOT / script).is_file()
     assert words[words.index("--config") + 1] == str(path.relative_to(ROOT))
-    arguments = ["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    arguments = ["--config", str(path), "--output_dir", str(tmp_path)]
+    if script == "recipes/pretrain_tiny.py":
+        pretraining = recipe(ROOT / script)
+        (args,) = parse_recipe((pretraining.PretrainTinyArguments,), None, arguments)
+        assert set(args.stages) == set(pretraining.STAGES)
+    arguments += ["--use_cpu", "true"]
     if script == "recipes/spatialalign.py":
         prompts, args, _ = parse_recipe(MAIN_JOB, None, [*arguments, "--bf16", "false"])
         train, evaluation = prompts.load()
