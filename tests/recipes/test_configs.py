@@ -47,7 +47,7 @@ def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
     if script == "recipes/pretrain_tiny.py":
         pretraining = recipe(ROOT / script)
         (args,) = parse_recipe((pretraining.PretrainTinyArguments,), None, arguments)
-        assert set(args.stages) == set(pretraining.STAGES)
+        assert set(args.stages) <= set(pretraining.STAGES)
     arguments += ["--use_cpu", "true"]
     if script == "recipes/spatialalign.py":
         prompts, args, _ = parse_recipe(MAIN_JOB, None, [*arguments, "--bf16", "false"])
