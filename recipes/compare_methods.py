@@ -29,7 +29,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from spatialalign import DEFAULT_CONFIG
+from spatialalign import DEFAULT_CONFIG, build_loop
 
 from spatialalign_trl.evaluation import bootstrap_interval, success_rate
 from spatialalign_trl.files import write_atomic, write_json
@@ -118,8 +118,6 @@ def run_method(
     model_arguments: ModelArguments,
 ) -> Any:
     """One method with one seed; returns the finished loop, which holds its samples."""
-    from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
-
     own, lora = copy.copy(args), copy.copy(model_arguments)
     own.output_dir, own.samples_dir, own.seed, own.data_seed = (
         str(folder),
@@ -131,16 +129,7 @@ def run_method(
     for target, changes in ((own, overrides[0]), (lora, overrides[1])):
         for name, value in changes.items():
             setattr(target, name, value)
-    train_prompts, eval_prompts = prompt_arguments.load()
-    model = lora.load()
-    loop = OnlineSpatialAlignTrainer(
-        model=model,
-        reward_funcs=prompt_arguments.reward_funcs,
-        args=own,
-        train_dataset=train_prompts,
-        eval_dataset=eval_prompts,
-        peft_config=lora.lora_config(model),
-    )
+    loop = build_loop(prompt_arguments, own, lora)
     loop.train()
     return loop
 

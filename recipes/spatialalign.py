@@ -16,22 +16,27 @@ comes to the same), and the samples are the policy's own in every round.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spatialalign_trl.launch import check_launch, quiet_libraries
 from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
 from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
 
+if TYPE_CHECKING:
+    from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
+
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
 
 
-def main(
+def build_loop(
     prompt_arguments: PromptArguments, args: OnlineSpatialAlignConfig, model_arguments: ModelArguments
-) -> dict[str, object]:
+) -> OnlineSpatialAlignTrainer:
+    """The loop that the arguments describe, not yet run."""
     from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
 
     train_prompts, eval_prompts = prompt_arguments.load()
     model = model_arguments.load()
-    trainer = OnlineSpatialAlignTrainer(
+    return OnlineSpatialAlignTrainer(
         model=model,
         reward_funcs=prompt_arguments.reward_funcs,
         args=args,
@@ -39,7 +44,12 @@ def main(
         eval_dataset=eval_prompts,
         peft_config=model_arguments.lora_config(model),
     )
-    return trainer.train()
+
+
+def main(
+    prompt_arguments: PromptArguments, args: OnlineSpatialAlignConfig, model_arguments: ModelArguments
+) -> dict[str, object]:
+    return build_loop(prompt_arguments, args, model_arguments).train()
 
 
 if __name__ == "__main__":

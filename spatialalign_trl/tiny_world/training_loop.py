@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
+
+from ..files import write_atomic
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -17,10 +19,8 @@ def rng_of(*key: int) -> np.random.Generator:
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a safetensors file beside its place and renames it."""
-    temporary = path.with_suffix(".partial")
-    save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary)
-    temporary.replace(path)
+    """Writes a safetensors file in one step."""
+    write_atomic(path, save({k: v.detach().contiguous().clone() for k, v in tensors.items()}))
 
 
 class TrainingLoop:
