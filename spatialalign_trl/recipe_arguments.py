@@ -87,6 +87,13 @@ class ModelArguments:
             "before the next sampling."
         },
     )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads of torch on a CPU; on a model as small as the embedded one, a second costs more than it "
+            "gives. None: what torch chooses, a thread a core."
+        },
+    )
 
     def load(self, **model_options: Any) -> VideoModel:
         """Loads the model, with the LoRA at `lora_path` in it.
@@ -97,7 +104,7 @@ class ModelArguments:
 
         Raises:
             ValueError: for an unknown `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or one that
-                this machine cannot run; for a LoRA under another program's names, or LoRA settings that differ from
+                this machine cannot run; for `cpu_threads` below 1; for a LoRA under another program's names, or LoRA settings that differ from
                 those of the one to go on from.
             ImportError: for a package that one of them needs.
             RuntimeError: for an attention backend that is installed and fails.
@@ -110,6 +117,10 @@ class ModelArguments:
         if self.dtype is not None and self.dtype not in dtypes:
             raise ValueError(f"dtype={self.dtype!r}. {near_miss(self.dtype, dtypes)}")
         dtype = dtypes[self.dtype] if self.dtype else None
+        if self.cpu_threads is not None:
+            if self.cpu_threads < 1:
+                raise ValueError(f"cpu_threads={self.cpu_threads}: must be at least 1")
+            torch.set_num_threads(self.cpu_threads)
         options = {**model_options, **self._checked_efficiency(dtype)}
         model = load_video_model(self.model_name_or_path, torch_dtype=dtype, revision=self.model_revision, **options)
         model.offload_encoders = self.offload_encoders

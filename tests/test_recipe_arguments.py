@@ -255,6 +255,18 @@ def test_rank_and_alpha_reach_the_lora(model):
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (4, 32, 0.0)
 
 
+def test_cpu_threads_are_set_and_checked_before_the_model_loads(monkeypatch):
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(
+        "spatialalign_trl.models.load_video_model", lambda name, **settings: MagicMock(threads=list(threads))
+    )
+    assert ModelArguments("some/model").load().threads == []
+    assert ModelArguments("some/model", cpu_threads=3).load().threads == [3]
+    with pytest.raises(ValueError, match="cpu_threads=0: must be at least 1"):
+        ModelArguments("some/model", cpu_threads=0).load()
+
+
 def test_dtype_and_revision_reach_the_model_and_an_unknown_dtype_does_not(monkeypatch):
     asked = {}
 
