@@ -100,6 +100,6 @@ def test_accelerate_starts_one_process_on_cpus_and_the_script_says_so(tmp_path):
     assert done.stdout.count("ran") == 1  # should this be 2 one day, the check has no reason left
     assert "accelerate was asked for 2 processes and started one" in done.stderr
     # what the warning recommends does start two
-    done = accelerate_launch(script, "--multi_gpu", "--num_processes", "2")
+    done = accelerate_launch(script, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ran") == 2 and "started one" not in done.stderr
