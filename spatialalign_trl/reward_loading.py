@@ -94,6 +94,11 @@ def signature_of(reward: RewardFunc) -> inspect.Signature | None:
         return None
 
 
+def installed_rewards() -> set[str]:
+    """The names that installed packages gave their rewards."""
+    return set(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP).names)
+
+
 def _from_entry_point(name: str) -> Any:
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     matching = {point.value: point for point in points if point.name == name}

@@ -11,6 +11,7 @@ from .parsing import Parser, one_of
 
 COMMANDS = {
     "score": "grade videos: does the animal start and end where the prompt says? (DSR-Score)",
+    "new-reward": "begin a reward of your own: a package with its test and entry point",
     "export-lora": "write a trained LoRA under the names that ComfyUI and the original Wan code read",
 }
 
