@@ -103,6 +103,70 @@ def write_video(path: str | os.PathLike, video: Video, fps: float, crf: int = 18
     return write_atomic(path, encode_video(video, fps, crf))
 
 
+def browser_mp4(video: Video, fps: float, min_height: int = 240, crf: int = 20) -> bytes:
+    """
+    Encode a video such that every browser plays it: H.264 in yuv420p, with even sides, tiny frames enlarged.
+
+    Args:
+        video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
+            The video.
+        fps (`float`):
+            Frames per second, above 0.
+        min_height (`int`, *optional*, defaults to `240`):
+            Lower frames are enlarged by the smallest whole factor that reaches it; each pixel becomes a square, so
+            nothing is invented between pixels. 1 keeps the size.
+        crf (`int`, *optional*, defaults to `20`):
+            Constant rate factor, 1 to 51; lower is better and larger.
+
+    Returns:
+        `bytes`: the mp4 file.
+
+    Raises:
+        TypeError: when `video` is not a `uint8` array.
+        ValueError: when its shape breaks the convention, or `fps` or `crf` are out of range.
+    """
+    check_video(video)
+    if crf == 0:
+        raise ValueError("crf is 0, which is lossless RGB; not every browser plays it. Use 1 to 51.")
+    factor = max(1, -(-min_height // video.shape[1]))
+    large = video.repeat(factor, axis=1).repeat(factor, axis=2)
+    # An odd last row or column is doubled rather than cut: boxes drawn over the clip stay where they are.
+    odd = [(0, side % 2) for side in large.shape[1:3]]
+    return encode_video(np.pad(large, ((0, 0), *odd, (0, 0)), mode="edge"), fps, crf)
+
+
+def browser_mp4_of(data: bytes, min_height: int = 240) -> bytes:
+    """
+    The same video in a file that every browser plays; one that already is such a file is kept as it is.
+
+    Args:
+        data (`bytes`):
+            The content of a video file, in any format that PyAV reads.
+        min_height (`int`, *optional*, defaults to `240`):
+            See [`browser_mp4`].
+
+    Returns:
+        `bytes`: the mp4 file.
+
+    Raises:
+        ValueError: when the content is no readable video.
+    """
+    try:
+        with av.open(io.BytesIO(data), mode="r") as container:
+            streams = container.streams.video
+            if not streams:
+                raise ValueError(f"<{len(data)} bytes> holds no video stream.")
+            stream = streams[0]
+            fps = stream.average_rate or stream.guessed_rate
+            playable = "mp4" in container.format.name and stream.codec_context.name == "h264"
+            if playable and stream.pix_fmt == "yuv420p" and stream.height >= min_height:
+                return data
+    except av.FFmpegError as error:
+        raise ValueError(f"<{len(data)} bytes> are not a readable video ({error}). Make it again.") from error
+    # Streams of unknown rate exist (some webm); 16 is what Wan's are shown at.
+    return browser_mp4(read_video(data), float(fps or 16), min_height)
+
+
 def read_video(source: str | os.PathLike | bytes) -> Video:
     """
     Read all frames of a video.

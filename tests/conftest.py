@@ -16,8 +16,10 @@ import shutil  # noqa: E402
 import tempfile  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
+from browser import headless_chromium  # noqa: E402
 from loopback_hub import LoopbackHub, redirect_clients  # noqa: E402
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
@@ -79,3 +81,10 @@ def loopback_client(loopback_hub: LoopbackHub, tmp_path: Path, monkeypatch: pyte
     """The same Hub, and the clients of this process talk to it, logged in, with their caches in `tmp_path`."""
     redirect_clients(loopback_hub, tmp_path / "hf_home", monkeypatch)
     return loopback_hub
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium for a file's tests; they are skipped where there is none. See `browser.open_page`."""
+    with headless_chromium() as browser:
+        yield browser

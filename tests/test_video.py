@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from spatialalign_trl.video import check_video, encode_video, read_video, write_video
+from spatialalign_trl.video import browser_mp4, browser_mp4_of, check_video, encode_video, read_video, write_video
 
 
 def moving_square(frames=9, height=32, width=48):
@@ -92,3 +92,43 @@ def test_unreadable_files_are_named(tmp_path):
         read_video(cut)
     with pytest.raises(ValueError, match="<0 bytes>"):
         read_video(b"")
+
+
+def stream_of(data):
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        return stream.codec_context.name, stream.pix_fmt, stream.height, stream.width, float(stream.average_rate)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (17, 31), (300, 201)])
+def test_a_browser_gets_yuv420p_with_even_sides_enlarged_by_a_whole_factor(height, width):
+    data = browser_mp4(moving_square(height=height, width=width), fps=8, min_height=100)
+    factor = -(-100 // height)
+    even = [side * factor + side * factor % 2 for side in (height, width)]
+    assert stream_of(data) == ("h264", "yuv420p", *even, 8.0)
+
+
+def test_an_enlarged_clip_shows_the_same_pixels():
+    video = moving_square()
+    large = read_video(browser_mp4(video, fps=8, min_height=128, crf=4))
+    assert np.abs(large[:, 2::4, 2::4].astype(int) - video).mean() < 6
+
+
+def test_what_browsers_play_is_kept_and_what_they_do_not_is_made_again():
+    video = moving_square(height=64, width=96)
+    playable, lossless = encode_video(video, 12, crf=18), encode_video(video, 12, crf=0)
+    assert browser_mp4_of(playable, min_height=64) is playable
+    assert stream_of(browser_mp4_of(lossless, min_height=64)) == ("h264", "yuv420p", 64, 96, 12.0)
+    assert stream_of(browser_mp4_of(playable, min_height=65))[2:4] == (128, 192)
+    assert len(read_video(browser_mp4_of(lossless))) == len(video)
+
+
+@pytest.mark.parametrize("data", [b"", b"no video"])
+def test_what_is_no_video_is_said_to_be_none(data):
+    with pytest.raises(ValueError, match="not a readable video"):
+        browser_mp4_of(data)
+
+
+def test_lossless_is_nothing_for_browsers():
+    with pytest.raises(ValueError, match="crf is 0"):
+        browser_mp4(moving_square(), 8, crf=0)
