@@ -1,0 +1,30 @@
+"""What alignment bought: obedience and looks of videos, of several policies side by side.
+
+`statistics` and `guards` hold the numbers, `verdict` reads them, `evaluator` samples, scores and measures, and
+`result_files` writes `results.json`, the tables and `samples.parquet`. Names are resolved when they are first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "statistics": [
+            "BOOTSTRAP_DRAWS",
+            "COMPONENTS",
+            "EVALUATION_SEED",
+            "HEADLINE",
+            "THRESHOLDS",
+            "Scored",
+            "bootstrap_interval",
+            "compare",
+            "mean_difference",
+            "success_rate",
+            "summarize",
+        ],
+        "guards": ["GUARDS", "frame_statistics", "get_guard", "measure_quality"],
+        "verdict": ["compare_quality", "compare_rewards", "reward_hacking_verdict"],
+        "policies": ["Policy"],
+        "evaluator": ["Evaluation"],
+    },
+)

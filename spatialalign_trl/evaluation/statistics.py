@@ -1,0 +1,190 @@
+"""The numbers of scored videos: obedience, and its intervals and differences.
+
+Obedience is S@tau, the share of ALL videos whose score reaches tau: an INVALID video is a failure and stays in the
+denominator. Intervals are bootstrapped over prompts, because the seeds of one prompt are not independent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Protocol
+
+import numpy as np
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+COMPONENTS = ("dsr_initial_score", "dsr_initial_gap", "dsr_final_score", "dsr_final_gap")
+HEADLINE = "S@0.7"
+BOOTSTRAP_DRAWS = 2000
+EVALUATION_SEED = 100_000
+"""Evaluation seeds start here, so that they never meet a training seed."""
+
+Row = Mapping[str, Any]
+
+
+class Scored(Protocol):
+    """What evaluation reads of a sample."""
+
+    prompt_id: str
+    row: dict[str, Any]
+    reward: float | None
+    components: dict[str, Any]
+
+
+def success_rate(rewards: Sequence[float | None], threshold: float) -> float:
+    """S@tau: share of all videos with reward >= tau; INVALID (`None`) counts as a failure."""
+    if not len(rewards):
+        raise ValueError("S@tau of no videos is not defined")
+    # a score of 0.7 that floating point left at 0.69999999 is a success (method.md 1.2)
+    return sum(reward is not None and reward >= threshold - 1e-9 for reward in rewards) / len(rewards)
+
+
+def _by_prompt(samples: Sequence[Scored], threshold: float) -> np.ndarray:
+    """`(prompts, 2)`: successes and videos of every prompt, prompts in order of first appearance."""
+    counts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for sample in samples:
+        counts[sample.prompt_id][0] += success_rate([sample.reward], threshold)
+        counts[sample.prompt_id][1] += 1
+    return np.asarray(list(counts.values()))
+
+
+def bootstrap_interval(
+    samples: Sequence[Scored], threshold: float, baseline: Sequence[Scored] | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of S@tau over prompts, or of its difference to a baseline on the same prompts (paired).
+
+    Args:
+        samples, baseline: scored samples; with a baseline, both must cover the same prompts in the same order.
+        threshold: tau.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: when the prompts of the two differ, or there are no samples.
+    """
+    if not samples:
+        raise ValueError("an interval of no samples is not defined")
+    counts = _by_prompt(samples, threshold)
+    draws = np.random.default_rng(seed).integers(len(counts), size=(BOOTSTRAP_DRAWS, len(counts)))
+    sums = counts[draws].sum(1)
+    rates = sums[:, 0] / sums[:, 1]
+    if baseline is not None:
+        ids, base_ids = (list(dict.fromkeys(s.prompt_id for s in group)) for group in (samples, baseline))
+        if ids != base_ids:
+            different = sorted(set(ids) ^ set(base_ids))
+            what = f"{different[0]!r} is on one side only" if different else "their orders differ"
+            raise ValueError(f"a paired interval needs the same prompts in the same order on both sides: {what}")
+        sums = _by_prompt(baseline, threshold)[draws].sum(1)
+        rates = rates - sums[:, 0] / sums[:, 1]
+    low, high = np.quantile(rates, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mean_difference(
+    values: Sequence[float | None], baseline: Sequence[float | None], prompt_ids: Sequence[str], seed: int = 0
+) -> dict[str, Any] | None:
+    """Mean of values - baseline over the videos that have both, with a paired 95 % bootstrap interval over prompts.
+
+    Args:
+        values, baseline: one a video, of the same prompts and seeds in the same order; `None` where there is none.
+        prompt_ids: the prompt of each video.
+        seed: of the resampling.
+
+    Returns:
+        `difference`, `interval` and `num_pairs`; `None` when no video has both.
+
+    Raises:
+        ValueError: when the lengths differ.
+    """
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for prompt_id, value, base in zip(prompt_ids, values, baseline, strict=True):
+        if value is not None and base is not None:
+            sums[prompt_id][0] += value - base
+            sums[prompt_id][1] += 1
+    if not sums:
+        return None
+    counts = np.asarray(list(sums.values()))
+    draws = np.random.default_rng(seed).integers(len(counts), size=(BOOTSTRAP_DRAWS, len(counts)))
+    drawn = counts[draws].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+    total, number = counts.sum(0)
+    return {"difference": float(total / number), "interval": [float(low), float(high)], "num_pairs": int(number)}
+
+
+def _obedience(samples: Sequence[Scored]) -> dict[str, Any]:
+    rewards = [sample.reward for sample in samples]
+    valid = [reward for reward in rewards if reward is not None]
+    summary: dict[str, Any] = {f"S@{tau}": success_rate(rewards, tau) for tau in THRESHOLDS}
+    summary["dsr_mean"] = fmean(valid) if valid else None
+    summary["invalid_rate"] = rewards.count(None) / len(rewards)
+    return summary
+
+
+def _components(samples: Sequence[Scored]) -> dict[str, float]:
+    means = {}
+    for name in COMPONENTS:
+        values = [s.components[name] for s in samples if s.components.get(name) is not None]
+        if values:
+            means[name] = fmean(values)
+    return means
+
+
+def _invalid_reason(sample: Scored) -> str:
+    """Why a sample has no reward, such that what happened to many videos reads alike: their numbers become `N`, their
+    own nouns the columns' names.
+    """
+    # A reward explains itself in a column `<its name>_reason` by convention; the runner reports a failed one in
+    # `<its name>_error`.
+    told = [text for name, text in sample.components.items() if name.endswith(("_reason", "_error")) and text]
+    reason = str(told[0]) if told else "no reason given"
+    for column in ("attribute", "animal", "object"):
+        if word := str(sample.row.get(column) or ""):
+            reason = re.sub(rf"\b{re.escape(word)}\b", f"<{column}>", reason)
+    return re.sub(r"\d+(\.\d+)?", "N", reason)
+
+
+def summarize(
+    samples: Sequence[Scored], quality: Mapping[str, float | None] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """The numbers of one policy.
+
+    Args:
+        samples: scored samples of the evaluation prompts.
+        quality: means of the quality guards on the same videos.
+        seed: of the bootstrap.
+
+    Returns:
+        A dict ready for JSON: `S@0.5`..`S@0.9` in [0, 1] of all videos, `S@0.7_interval` (95 %, over prompts),
+        `dsr_mean` of the valid videos (`None` without any), `invalid_rate`, `components`, `by_type`, `quality`,
+        `invalid_reasons` with counts (the ten most frequent), `num_prompts`, `num_videos`.
+
+    Raises:
+        ValueError: when there are no samples.
+    """
+    if not samples:
+        raise ValueError("there is nothing to summarize: no samples")
+    types = sorted({str(sample.row["type"]) for sample in samples if "type" in sample.row})
+    reasons = Counter(_invalid_reason(sample) for sample in samples if sample.reward is None)
+    return {
+        **_obedience(samples),
+        f"{HEADLINE}_interval": list(bootstrap_interval(samples, 0.7, seed=seed)),
+        "components": _components(samples),
+        "by_type": {t: _obedience([s for s in samples if s.row.get("type") == t]) for t in types},
+        "quality": dict(quality or {}),
+        "invalid_reasons": dict(reasons.most_common(10)),
+        "num_prompts": len({sample.prompt_id for sample in samples}),
+        "num_videos": len(samples),
+    }
+
+
+def compare(base: Sequence[Scored], aligned: Sequence[Scored], seed: int = 0) -> dict[str, Any]:
+    """Differences aligned - base of S@tau with paired 95 % intervals over prompts."""
+    differences = {}
+    for tau in THRESHOLDS:
+        rates = [success_rate([s.reward for s in group], tau) for group in (base, aligned)]
+        differences[f"S@{tau}"] = {
+            "difference": rates[1] - rates[0],
+            "interval": list(bootstrap_interval(aligned, tau, base, seed=seed)),
+        }
+    return differences
