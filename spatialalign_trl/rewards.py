@@ -10,19 +10,20 @@ and returns one `float | None` per video, `None` meaning INVALID: this video can
 array of shape `(frames, height, width, 3)`. The library knows no concrete reward; `reward_loading.py` finds them.
 """
 
-import asyncio
 import functools
 import inspect
 import logging
 import math
 import statistics
-import threading
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from .async_rewards import AsyncLoop, is_async
 from .near_miss import near_miss
+from .reward_answers import CallLog, read_answer
+from .reward_combination import Normalization, RewardCombination
 from .reward_loading import RESERVED, RewardFunc, load_reward, required_columns, reward_name, signature_of
 
 __all__ = ["RewardFailure", "RewardFunc", "RewardOutput", "RewardRunner", "load_reward"]
@@ -46,14 +47,17 @@ class RewardOutput:
 
     Args:
         rewards (`list[float | None]`):
-            Weighted sum of the rewards that judged the video; `None` when none with a weight did.
+            Weighted sum of the rewards that judged the video, as they are (not normalised); `None` when none with a
+            weight did, or a gate disqualified it.
         per_reward (`dict[str, list[float | None]]`):
             Each reward's own values, unweighted.
         extra (`dict[str, list]`):
             Columns written through `log_extra`, `N` values each, and `<name>_error` of a reward that failed on some.
+            With gates, `gate_reason`: why one disqualified the video, or `None`.
         metrics (`dict[str, float]`):
             `rewards/<name>/mean`, `rewards/<name>/std`, `rewards/<name>/invalid_rate`, `reward`, `reward_std`, and
-            what `log_metric` was given. A mean of nothing is left out, and so is a deviation of fewer than two values.
+            what `log_metric` was given; with gates, `disqualified_rate`. A mean of nothing is left out, and so is a
+            deviation of fewer than two values.
         errors (`dict[str, list[str]]`):
             What went wrong in this call, by reward; empty when nothing did.
     """
@@ -74,13 +78,20 @@ class RewardRunner:
         reward_funcs (`str`, callable, or a sequence of them):
             As in [`load_reward`].
         reward_weights (sequence of `float`, *optional*):
-            One each; 1.0 by default. A reward of weight 0 is only logged: it cannot make a video valid.
+            One each; by default 1.0, and 0 for a reward that has a gate. A reward of weight 0 is only logged: it
+            cannot make a video valid.
         max_failure_share (`float`, *optional*, defaults to `0.5`):
             Share of all videos so far, in [0, 1], on which a reward may fail (after at least 16 videos). `None` from a
             reward is a verdict and no failure.
+        normalization (`str`, *optional*, defaults to `"none"`):
+            How values are scaled where samples are compared; see [`RewardCombination`]. What a call returns is not
+            normalised: that takes all samples at once.
+        gates (`dict[str, float]`, *optional*):
+            Reward -> the least value a video needs not to be INVALID; see [`RewardCombination`].
 
     Raises:
-        `ValueError`: for weights that do not fit, a share out of range, two rewards of one name, or no reward.
+        `ValueError`: for weights, gates or a normalisation that do not fit, a share out of range, two rewards of one
+            name, or no reward.
         `TypeError`: for a reward that does not take `**kwargs`.
     """
 
@@ -89,17 +100,14 @@ class RewardRunner:
         reward_funcs: str | RewardFunc | Sequence[str | RewardFunc],
         reward_weights: Sequence[float] | None = None,
         max_failure_share: float = 0.5,
+        normalization: Normalization = "none",
+        gates: Mapping[str, float] | None = None,
     ) -> None:
         specs = [reward_funcs] if isinstance(reward_funcs, str) or callable(reward_funcs) else list(reward_funcs)
         if not specs:
             raise ValueError("No reward was given; name at least one, such as 'dsr_score'.")
         if not 0 <= max_failure_share <= 1:
             raise ValueError(f"max_failure_share must be a share in [0, 1], got {max_failure_share}.")
-        self.reward_weights = [1.0] * len(specs) if reward_weights is None else [float(w) for w in reward_weights]
-        if len(self.reward_weights) != len(specs):
-            raise ValueError(f"{len(specs)} rewards need {len(specs)} weights, got {len(self.reward_weights)}.")
-        if not all(map(math.isfinite, self.reward_weights)):
-            raise ValueError(f"Reward weights must be finite numbers, got {self.reward_weights}.")
         self.max_failure_share = max_failure_share
         self.reward_funcs = [load_reward(spec) for spec in specs]
         self.names = [reward_name(reward) for reward in self.reward_funcs]
@@ -112,7 +120,9 @@ class RewardRunner:
                     f"The reward {name!r} must end its parameters with **kwargs: as in TRL it is handed every prompt "
                     f"column, and trainer_state, log_extra and log_metric. Its signature is {signature}."
                 )
-        self._loop: asyncio.AbstractEventLoop | None = None
+        weights = _checked_weights(reward_weights, self.names, gates or {})
+        self.combination = RewardCombination(dict(zip(self.names, weights, strict=True)), gates or {}, normalization)
+        self._loop = AsyncLoop()
         self._graded = 0
         self._failed = dict.fromkeys(self.names, 0)
         self._first_error: dict[str, str] = {}
@@ -210,11 +220,11 @@ class RewardRunner:
         self.check_columns(columns)
         passed = {name: list(values) for name, values in columns.items() if name not in NOT_PASSED}
         extra, logged = {}, {}
-        answers = self._call_all(prompts, completions, passed, trainer_state, _Log(count, extra, logged))
+        answers = self._call_all(prompts, completions, passed, trainer_state, CallLog(count, extra, logged))
 
         per_reward, errors = {}, {}
         for name, answer in zip(self.names, answers, strict=True):
-            values, problems = _read_answer(answer, count)
+            values, problems = read_answer(answer, count)
             per_reward[name] = values
             if any(problems):
                 errors[name] = list(dict.fromkeys(problem for problem in problems if problem))
@@ -223,45 +233,45 @@ class RewardRunner:
         self._graded += count
         self._stop_if_hopeless()
 
-        rewards = [self.combine({name: per_reward[name][k] for name in self.names}) for k in range(count)]
+        videos = [{name: values[k] for name, values in per_reward.items()} for k in range(count)]
+        rewards = [self.combination.combined(values) for values in videos]
         metrics = {name: statistics.fmean(values) for name, values in logged.items()}
         for name, values in per_reward.items():
             metrics |= _mean_and_std(values, f"rewards/{name}/mean", f"rewards/{name}/std")
             if count:
                 metrics[f"rewards/{name}/invalid_rate"] = values.count(None) / count
+        if self.combination.gates:
+            extra["gate_reason"] = reasons = [self.combination.gate_reason(values) for values in videos]
+            if count:
+                metrics["disqualified_rate"] = sum(reason is not None for reason in reasons) / count
         metrics |= _mean_and_std(rewards, "reward", "reward_std")
         return RewardOutput(rewards, per_reward, extra, metrics, errors)
 
     def _call_all(
-        self, prompts: Sequence[str], completions: Sequence[Any], columns: dict[str, list], state: Any, log: "_Log"
+        self, prompts: Sequence[str], completions: Sequence[Any], columns: dict[str, list], state: Any, log: CallLog
     ) -> list[Any]:
-        """Each reward's answer, or the exception it raised. Plain rewards run in turn, then the async ones at once."""
-        answers: list[Any] = []
-        for name, reward in zip(self.names, self.reward_funcs, strict=True):
-            arguments = {"prompts": list(prompts), "completions": list(completions), **columns}
-            hooks = {"log_extra": functools.partial(log.extra, name), "log_metric": log.metric}
-            try:
-                answers.append(reward(**arguments, trainer_state=state, **hooks))
-            except Exception as error:  # a reward is somebody's code: whatever it raises is its answer
-                answers.append(error)
-        waiting = [k for k, answer in enumerate(answers) if inspect.isawaitable(answer)]
-        if waiting:
-            for k, answer in zip(waiting, self._await_all([answers[k] for k in waiting]), strict=True):
-                answers[k] = answer
-        return answers
-
-    def _await_all(self, awaitables: list[Any]) -> list[Any]:
-        # One loop for the runner's life: rewards may keep a client that is bound to it. It lives in a thread of its
-        # own because the caller may already be inside a loop (a notebook is).
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=_run_loop, args=[self._loop], name="async-rewards", daemon=True).start()
-            weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
-
-        async def gather() -> list[Any]:
-            return await asyncio.gather(*awaitables, return_exceptions=True)
-
-        return asyncio.run_coroutine_threadsafe(gather(), self._loop).result()
+        """Each reward's answer, or the exception it raised. Async rewards are started first and wait, all at once,
+        while the plain ones run in turn."""
+        answers: dict[str, Any] = {}
+        waiting: dict[str, Future] = {}
+        named = zip(self.names, self.reward_funcs, strict=True)
+        try:
+            for name, reward in sorted(named, key=lambda one: not is_async(one[1])):
+                arguments = {"prompts": list(prompts), "completions": list(completions), **columns}
+                hooks = {"log_extra": functools.partial(log.extra, name), "log_metric": log.metric}
+                try:
+                    answer = reward(**arguments, trainer_state=state, **hooks)
+                except Exception as error:  # a reward is somebody's code: whatever it raises is its answer
+                    answer = error
+                if inspect.isawaitable(answer):
+                    waiting[name] = self._loop.start(answer)
+                else:
+                    answers[name] = answer
+            answers |= {name: future.result() for name, future in waiting.items()}
+        finally:
+            for future in waiting.values():  # after Ctrl-C nobody asks for them
+                future.cancel()
+        return [answers[name] for name in self.names]
 
     def _note_failure(self, name: str, problem: str, count: int, answer: Any) -> None:
         first = name not in self._first_error
@@ -286,83 +296,15 @@ class RewardRunner:
                     "max_failure_share."
                 )
 
-    def combine(self, values: Mapping[str, float | None]) -> float | None:
-        """
-        One video's weighted sum.
 
-        Args:
-            values (mapping of `str` to `float` or `None`):
-                Each reward's value, by name.
-
-        Returns:
-            `float` or `None`: `None` when no reward with a weight judged the video.
-        """
-        pairs = [(w, values[name]) for name, w in zip(self.names, self.reward_weights, strict=True)]
-        terms = [w * v for w, v in pairs if v is not None and w != 0]
-        return sum(terms) if terms else None
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.close()
-
-
-class _Log:
-    """The two hooks of one call: per-video columns, and numbers that are averaged."""
-
-    def __init__(self, count: int, columns: dict[str, list], metrics: dict[str, list[float]]) -> None:
-        self._count, self._columns, self._metrics, self._owner = count, columns, metrics, {}
-
-    def extra(self, name: str, column: str, values: Sequence[Any]) -> None:
-        values = [_plain(value) for value in values]
-        if len(values) != self._count:
-            raise ValueError(f"log_extra({column!r}) got {len(values)} values for {self._count} videos")
-        if self._owner.setdefault(column, name) != name:
-            raise ValueError(f"log_extra({column!r}): the column is already written by {self._owner[column]!r}")
-        self._columns[column] = values
-
-    def metric(self, name: str, value: float) -> None:
-        value = float(value)
-        if math.isfinite(value):
-            self._metrics.setdefault(name, []).append(value)
-
-
-def _plain(value: Any) -> Any:
-    """NumPy and torch scalars as Python numbers, and NaN as None: what is logged ends up in JSON."""
-    if getattr(value, "ndim", None) == 0:
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _read_answer(answer: Any, count: int) -> tuple[list[float | None], list[str | None]]:
-    """What a reward returned as `count` values, and `count` problems where a value is unusable."""
-    problem = None
-    if isinstance(answer, BaseException):
-        problem = f"{type(answer).__name__}: {answer}"
-    elif hasattr(answer, "tolist"):  # an array or a tensor
-        answer = answer.tolist()
-    if problem is None and not isinstance(answer, (list, tuple)):
-        problem = f"returned {type(answer).__name__} instead of a list with one value per video"
-    elif problem is None and len(answer) != count:
-        problem = f"returned {len(answer)} values for {count} videos"
-    if problem is not None:
-        return [None] * count, [problem] * count
-    values, problems = [], []
-    for value in answer:
-        number, problem = _as_number(value)
-        values.append(number)
-        problems.append(problem)
-    return values, problems
-
-
-def _as_number(value: Any) -> tuple[float | None, str | None]:
-    if value is None:
-        return None, None
-    try:
-        number = float("nan") if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    return (number, None) if math.isfinite(number) else (None, f"returned {value!r}, which is no finite number")
+def _checked_weights(weights: Sequence[float] | None, names: Sequence[str], gates: Mapping[str, float]) -> list[float]:
+    if weights is None:
+        return [0.0 if name in gates else 1.0 for name in names]
+    if len(weights) != len(names):
+        raise ValueError(f"{len(names)} rewards need {len(names)} weights, got {len(weights)}.")
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"Reward weights must be finite numbers, got {list(weights)}.")
+    return [float(weight) for weight in weights]
 
 
 def _mean_and_std(values: list[float | None], mean_name: str, std_name: str) -> dict[str, float]:

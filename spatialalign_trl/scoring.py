@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from .reward_combination import RewardCombination
 from .rewards import RewardRunner
 
 if TYPE_CHECKING:
@@ -67,9 +68,36 @@ def score_samples(
     runner.release()
     if accelerator:
         accelerator.wait_for_everyone()
-    scored = [store.load(sample.sample_id) for sample in samples]
-    # what is stored was added up with the weights of the run that scored it
-    return [replace(sample, reward=runner.combine(sample.rewards)) if sample.scored else sample for sample in scored]
+    return combine_scores([store.load(sample.sample_id) for sample in samples], runner.combination)
+
+
+def combine_scores(
+    samples: Sequence[Sample], combination: RewardCombination, *, normalize: bool = False
+) -> list[Sample]:
+    """Adds each sample's stored values up anew: those in the store were added up as the run that scored it wanted.
+
+    Args:
+        samples: stored samples; with `normalize`, all those that are to be compared, in any order.
+        combination: the weights, the gates and the normalisation.
+        normalize: the values are normalised first, as the combination says.
+
+    Returns:
+        The samples with `reward` of this combination, and with `gate_reason` in `components` where it has gates. Their
+        `rewards` stay what the rewards returned.
+    """
+    scored = [sample for sample in samples if sample.scored]
+    values = [sample.rewards for sample in scored]
+    if normalize:
+        rewards = combination.normalized(values, [sample.prompt_id for sample in scored])
+    else:
+        rewards = [combination.combined(one) for one in values]
+    combined = {}
+    for sample, reward in zip(scored, rewards, strict=True):
+        components = {name: value for name, value in sample.components.items() if name != "gate_reason"}
+        if combination.gates:
+            components["gate_reason"] = combination.gate_reason(sample.rewards)
+        combined[sample.sample_id] = replace(sample, reward=reward, components=components)
+    return [combined.get(sample.sample_id, sample) for sample in samples]
 
 
 def _is_scored(sample: Sample, names: Sequence[str], judges: Mapping[str, str]) -> bool:
@@ -87,6 +115,8 @@ def _digest(settings: Any) -> str:
 
 def _score_batch(batch: Sequence[Sample], store: SampleStore, runner: RewardRunner, judges: Mapping[str, str]) -> None:
     columns = {name: [sample.row[name] for sample in batch] for name in batch[0].row}
+    if all("fps" in sample.settings for sample in batch):  # what a reward of speed cannot see in the frames
+        columns.setdefault("fps", [sample.settings["fps"] for sample in batch])
     output = runner(columns.pop("prompt"), [store.video(sample.sample_id) for sample in batch], columns)
     for index, sample in enumerate(batch):
         store.write_scores(

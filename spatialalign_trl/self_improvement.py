@@ -89,7 +89,9 @@ class OnlineSpatialAlignTrainer(RunPublishing):
         refuse_unsupported_distribution(args, samples=True)
         check_optimizer(getattr(args.optim, "value", args.optim))
         self.args = args
-        self.runner = RewardRunner(reward_funcs, args.reward_weights, args.max_failure_share)
+        self.runner = RewardRunner(
+            reward_funcs, args.reward_weights, args.max_failure_share, args.reward_normalization, args.reward_gates
+        )
         self.train_rows, self.eval_rows = list(train_dataset), list(eval_dataset or [])
         self.runner.check_prompts(self.train_rows)
         if self.eval_rows:

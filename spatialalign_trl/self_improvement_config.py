@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from .evaluation import GUARDS, get_guard
 from .models.settings import SamplingSettings
+from .reward_combination import check_gates, check_normalization
 from .trainer.spatialalign_config import SpatialAlignConfig
 
 SAMPLING_FIELDS = {
@@ -29,6 +30,8 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
     Arguments of [`OnlineSpatialAlignTrainer`]: those of [`SpatialAlignConfig`], which hold for the training of every
     round, and those of the stages around it. Each field's help says what it does.
     """
+
+    _VALID_DICT_FIELDS = SpatialAlignConfig._VALID_DICT_FIELDS + ["reward_gates"]
 
     num_rounds: int = field(default=1, metadata={"help": "Rounds of sample -> score -> pair -> train -> evaluate."})
 
@@ -67,7 +70,28 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
     )
 
     reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "reward = sum_i weight_i * reward_i. None: 1 each."}
+        default=None,
+        metadata={
+            "help": "reward = sum_i weight_i * reward_i, of the rewards that judged the video. None: 1 each, and 0 "
+            "for one with a gate."
+        },
+    )
+    reward_normalization: Literal["none", "group", "global"] = field(
+        default="none",
+        metadata={
+            "help": "What stands for reward_i where videos are paired. 'none': its value v. 'group': (v - mean) / std "
+            "over the prompt's samples. 'global': (v - mean) / std over all samples that are paired in this round. "
+            "Population std, of the samples that have a verdict and pass the gates; 0 where all are equal. "
+            "score_threshold means raw values, so use another pair_strategy with it; min_pair_gap is then in standard "
+            "deviations. Evaluation and stored values stay raw."
+        },
+    )
+    reward_gates: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Least value of a reward that a video needs: below it, or without that reward's verdict, it is "
+            "INVALID. In YAML `reward_gates: {motion: 0.02}`, as a flag the same in JSON."
+        },
     )
     max_failure_share: float = field(
         default=0.5, metadata={"help": "The run stops when a reward fails on more than this share of the videos."}
@@ -153,6 +177,15 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
             raise ValueError(f"log_samples_steps={self.log_samples_steps}: must be at least 1, or None")
         for name in self.quality_guards:
             get_guard(name)
+        check_gates(self.reward_gates or {})
+        check_normalization(self.reward_normalization)
+        if self.reward_normalization != "none" and self.pair_strategy == "threshold":
+            raise ValueError(
+                f"reward_normalization={self.reward_normalization!r} with pair_strategy='threshold': "
+                f"score_threshold={self.score_threshold:g} is a raw score, and normalised ones are standard "
+                "deviations from the mean. Use pair_strategy=best_vs_worst, or min_gap with a min_pair_gap in "
+                "standard deviations."
+            )
 
     def sampling_settings(self, default: SamplingSettings) -> SamplingSettings:
         """The model's default settings with what is set here."""

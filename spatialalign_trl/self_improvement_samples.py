@@ -95,6 +95,7 @@ class LogSamples(TrainerCallback):
         with _untouched_random_state():
             videos = self._sample()
             columns = {name: [row[name] for row in self.rows] for name in self.rows[0] if name != "prompt"}
+            columns.setdefault("fps", [self.settings.fps] * len(self.rows))
             rewards = self.runner([row["prompt"] for row in self.rows], videos, columns).rewards
             pictures = self._write(folder, videos, rewards, columns)
             self.runner.release()

@@ -91,9 +91,11 @@ BASE = library(
     "perception",
     "models",
 )
-STAGES = library(
-    "rollout", "rewards", "reward_loading", "scoring", "preferences", "trainer", "evaluation", "hub", "report"
-)
+REWARDS = library(
+    "rewards", "reward_loading", "reward_combination", "reward_answers", "async_rewards", "http_reward",
+    "reward_server",
+)  # fmt: skip
+STAGES = (*REWARDS, *library("rollout", "scoring", "preferences", "trainer", "evaluation", "hub", "report"))
 LOOP = library(
     "self_improvement",
     "self_improvement_config",
@@ -111,7 +113,7 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
         "rewards", "reward_loading", "scoring", "rollout", "preferences", "self_improvement", "hub", "evaluation",
         "perception", "tiny_world",
     ),
-    library("rewards", "reward_loading"): library("rollout", "preferences", "trainer", "models", "perception"),
+    REWARDS: library("rollout", "preferences", "trainer", "models", "perception"),
     library("rollout"): library("rewards", "reward_loading", "scoring", "preferences", "trainer", "evaluation"),
     library("models"): library("perception", "relations", "prompts", "prompt_grammar", "prompt_loading", "tiny_world"),
     library("files", "near_miss", "devices", "hub_errors"): ("spatialalign_trl",),

@@ -188,6 +188,41 @@ def test_a_failing_async_reward_leaves_the_others_alone():
     assert output.errors == {"bad": ["OSError: the judge's server is away"]}
 
 
+def test_an_async_reward_goes_on_while_plain_ones_run():
+    started = threading.Event()
+
+    async def judge_elsewhere(prompts, completions, **kwargs):
+        started.set()
+        return [1.0]
+
+    def plain(prompts, completions, **kwargs):
+        assert started.wait(timeout=10)
+        return [10.0]
+
+    assert judge(RewardRunner([plain, judge_elsewhere]), 1).rewards == [11.0]
+
+
+def test_an_interrupted_call_cancels_what_it_waits_for():
+    started, cancelled = threading.Event(), threading.Event()
+
+    async def never(prompts, completions, **kwargs):
+        started.set()
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    def interrupted(prompts, completions, **kwargs):
+        started.wait(timeout=10)
+        raise KeyboardInterrupt
+
+    runner = RewardRunner([never, interrupted])
+    with pytest.raises(KeyboardInterrupt):
+        judge(runner, 1)
+    assert cancelled.wait(timeout=10)
+
+
 # ----------------------------------------------------------------------------------------------------------- failures
 
 

@@ -10,7 +10,7 @@ import torch
 
 from spatialalign_trl.rewards import RewardRunner
 from spatialalign_trl.rollout.store import Sample, SampleStore
-from spatialalign_trl.scoring import score_samples
+from spatialalign_trl.scoring import combine_scores, score_samples
 
 SETTINGS = {"num_frames": 5, "height": 16, "width": 16}
 
@@ -200,3 +200,35 @@ def test_models_of_the_rewards_are_freed_when_all_is_scored(store):
     reward = Heavy()
     score_samples(stored(store, 4), store, RewardRunner([reward, Grey("light")]), batch_size=2)
     assert reward.released_after == 2
+
+
+@pytest.mark.parametrize("normalization", ["none", "group", "global"])
+def test_combined_scores_do_not_depend_on_batches_or_on_what_was_scored_before(store, normalization):
+    samples, rewards = stored(store, 6), [Grey(invalid=30), Grey("other")]
+    runner = RewardRunner(rewards, [1.0, 3.0], normalization=normalization, gates={"other": 0.1})
+    score_samples(samples[3:], store, runner, batch_size=2)  # an interrupted run
+    resumed = score_samples([store.load(s.sample_id) for s in samples], store, runner, batch_size=4)
+    combined = combine_scores(resumed, runner.combination, normalize=True)
+    for sample in samples:
+        store.path(sample.sample_id, ".scores.json").unlink()
+    at_once = score_samples([store.load(s.sample_id) for s in samples], store, runner, batch_size=6)
+    assert combine_scores(at_once[::-1], runner.combination, normalize=True)[::-1] == combined
+    assert [sample.rewards for sample in combined] == [sample.rewards for sample in resumed]  # raw values stay raw
+    assert combined[0].reward is None and combined[0].components["gate_reason"] == "other is 0, below its gate 0.1"
+    ungated = combine_scores(combined, RewardRunner(rewards).combination)
+    assert ungated[0].reward == 0.0 and "gate_reason" not in ungated[0].components
+
+
+def test_rewards_are_told_the_frame_rate_of_the_videos(store):
+    seen = []
+
+    def speed(prompts, completions, fps=None, **kwargs):
+        seen.append(fps)
+        return [1.0] * len(prompts)
+
+    row = {"prompt_id": "p", "prompt": "prompt 0"}
+    sample = store.new_sample(row, 0, {**SETTINGS, "fps": 12.0}, "base")
+    sample = store.add(sample, np.zeros((5, 16, 16, 3), np.uint8), torch.zeros(4, 2, 2, 2), 12, crf=0)
+    score_samples([sample], store, RewardRunner(speed))
+    score_samples(stored(store, 1), store, RewardRunner(speed))
+    assert seen == [[12.0], None]
