@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Scored",
             "bootstrap_interval",
             "compare",
+            "invalid_reason",
             "mean_difference",
             "success_rate",
             "summarize",

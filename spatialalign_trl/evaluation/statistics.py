@@ -130,7 +130,7 @@ def _components(samples: Sequence[Scored]) -> dict[str, float]:
     return means
 
 
-def _invalid_reason(sample: Scored) -> str:
+def invalid_reason(sample: Scored) -> str:
     """Why a sample has no reward, such that what happened to many videos reads alike: their numbers become `N`, their
     own nouns the columns' names.
     """
@@ -165,7 +165,7 @@ def summarize(
     if not samples:
         raise ValueError("there is nothing to summarize: no samples")
     types = sorted({str(sample.row["type"]) for sample in samples if "type" in sample.row})
-    reasons = Counter(_invalid_reason(sample) for sample in samples if sample.reward is None)
+    reasons = Counter(invalid_reason(sample) for sample in samples if sample.reward is None)
     return {
         **_obedience(samples),
         f"{HEADLINE}_interval": list(bootstrap_interval(samples, 0.7, seed=seed)),
