@@ -110,6 +110,7 @@ class OnlineSpatialAlignTrainer(RunPublishing):
         self.model = model
         self.settings = args.sampling_settings(model.default_settings())
         model.check_size(self.settings.num_frames, self.settings.height, self.settings.width)
+        model.train_as_sampled(self.settings)
         # A LoRA that starts anew in a later round (continue_adapter=False) has the shape of the one it came with.
         self.peft_config = next(iter(model.transformer.peft_config.values())) if self.starts_adapted else peft_config
         self.callbacks = list(callbacks or [])

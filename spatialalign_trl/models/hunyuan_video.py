@@ -2,9 +2,9 @@
 HunyuanVideo (arXiv 2412.03603) and HunyuanVideo 1.5 (arXiv 2511.18870) through diffusers' pipelines. Flow matching.
 
 HunyuanVideo is distilled from guidance: the scale w is an input of the transformer ("embedded guidance", 1000 * w) and
-there is no second, unconditional pass. Rollouts come from the model at that w, so training tells the transformer the
-same w: the policy that is aligned is the one that is sampled. Fine-tuning on real videos uses w = 1 elsewhere, because
-there the target is the data's velocity; here policy and reference are compared with each other at one w.
+there is no second, unconditional pass. Rollouts come from the model at their `guidance_scale`, so training tells the
+transformer the same w: the policy that is aligned is the one that is sampled. Fine-tuning on real videos uses w = 1
+elsewhere, because there the target is the data's velocity; here policy and reference are compared at one w.
 
 HunyuanVideo 1.5 is a plain model under classifier-free guidance, or, when distilled, under none.
 """
@@ -61,8 +61,10 @@ class HunyuanVideoModel(_HunyuanModel):
         pipeline, name_or_path, kwargs:
             See [`VideoModel`].
         embedded_guidance (`float`, *optional*):
-            w that the transformer is told in training; the `guidance_scale` of the default settings (6) otherwise. Set
-            it when rollouts use another `guidance_scale`. Ignored by a transformer without guidance embedding.
+            w that the transformer is told in training; by default the `guidance_scale` of the sampling settings, once
+            the loop has told them ([`~VideoModel.train_as_sampled`]), and until then that of the default ones (6). A
+            training on a dataset alone cannot know at which scale its videos were sampled: set it there, where that
+            was another. Ignored by a transformer without guidance embedding.
     """
 
     family: ClassVar[str] = "hunyuan_video"
@@ -78,9 +80,28 @@ class HunyuanVideoModel(_HunyuanModel):
         **kwargs: Any,
     ) -> None:
         super().__init__(pipeline, name_or_path, **kwargs)
-        if embedded_guidance is None:
-            embedded_guidance = self.default_settings().guidance_scale
-        self.embedded_guidance = float(embedded_guidance)
+        self._guidance_was_given = embedded_guidance is not None
+        default = self.default_settings().guidance_scale
+        self._embed_guidance(default if embedded_guidance is None else embedded_guidance)
+
+    def train_as_sampled(self, settings: SamplingSettings) -> None:
+        """See [`VideoModel.train_as_sampled`]: the guidance scale of the samples is the one in training."""
+        if not self.embeds_guidance:
+            return
+        if self._guidance_was_given and self.embedded_guidance != settings.guidance_scale:
+            raise ValueError(
+                f"embedded_guidance is {self.embedded_guidance}, but videos are sampled with guidance_scale "
+                f"{settings.guidance_scale}: training would align the transformer at another scale than the one it "
+                "is sampled at. Leave embedded_guidance out, which takes guidance_scale, or make them equal."
+            )
+        self._embed_guidance(settings.guidance_scale)
+
+    def _embed_guidance(self, scale: float) -> None:
+        self.embedded_guidance = float(scale)
+        if self.embedded_guidance != self.default_settings().guidance_scale:
+            self.computation["embedded_guidance"] = self.embedded_guidance
+        else:
+            self.computation.pop("embedded_guidance", None)
 
     @property
     def embeds_guidance(self) -> bool:

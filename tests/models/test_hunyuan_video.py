@@ -1,13 +1,18 @@
 """What is HunyuanVideo's alone: guidance, prompt templates and masks, one VAE batch. The rest: test_contract.py."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_cogvideox_hunyuan import HEIGHT, NUM_FRAMES, WIDTH, hunyuan_video_15_pipeline, hunyuan_video_pipeline
 
 from spatialalign_trl.models import HunyuanVideo15Model, HunyuanVideoModel, SamplingSettings
+from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
+from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+from spatialalign_trl.trainer.reference_cache import reference_fingerprint
 
 SETTINGS = SamplingSettings(NUM_FRAMES, HEIGHT, WIDTH, num_inference_steps=2, guidance_scale=6.0)
 PROMPTS = ["a fox is on the left of a stump", "the meadow"]
@@ -56,6 +61,42 @@ def test_the_embedded_guidance_can_be_set_and_acts():
     arguments = noisy(model), torch.tensor([0.5, 0.5]), model.encode_prompts(PROMPTS)
     with torch.no_grad():
         assert not torch.allclose(other.predict(*arguments), model.predict(*arguments))
+
+
+def test_the_guidance_in_training_is_that_of_the_samples():
+    model = HunyuanVideoModel(hunyuan_video_pipeline())
+    at_6 = reference_fingerprint(model)
+    model.train_as_sampled(replace(SETTINGS, guidance_scale=3.0))
+    assert model.embedded_guidance == 3.0
+    assert reference_fingerprint(model) != at_6  # its predictions are not kept for those at another scale
+    assert model.computation == {"embedded_guidance": 3.0}
+    conditioning = model.encode_prompts(PROMPTS)
+    calls, hook = calls_of(model.transformer)
+    model.sample(conditioning, None, [1, 2], replace(SETTINGS, guidance_scale=3.0))
+    with torch.no_grad():
+        model.predict(noisy(model), torch.tensor([0.5, 0.5]), conditioning)
+    hook.remove()
+    assert {tuple(call["guidance"].tolist()) for call in calls} == {(3000.0, 3000.0)}
+    model.train_as_sampled(SETTINGS)
+    assert model.embedded_guidance == 6.0 and model.computation == {} and reference_fingerprint(model) == at_6
+
+
+def test_another_guidance_that_was_asked_for_is_refused_where_videos_are_sampled():
+    model = HunyuanVideoModel(hunyuan_video_pipeline(), embedded_guidance=1)
+    with pytest.raises(ValueError, match="embedded_guidance is 1.0, .* guidance_scale 6.0.*Leave embedded"):
+        model.train_as_sampled(SETTINGS)
+    model.train_as_sampled(replace(SETTINGS, guidance_scale=1.0))
+    plain = HunyuanVideoModel(hunyuan_video_pipeline(guidance_embeds=False), embedded_guidance=1)
+    plain.train_as_sampled(SETTINGS)  # its transformer is told no scale
+
+
+def test_the_loop_tells_the_model_at_which_guidance_it_samples(tmp_path):
+    model = HunyuanVideoModel(hunyuan_video_pipeline(), name_or_path="tiny-hunyuan")
+    size = {"num_frames": NUM_FRAMES, "height": HEIGHT, "width": WIDTH}
+    args = OnlineSpatialAlignConfig(str(tmp_path), guidance_scale=2.5, use_cpu=True, report_to="none", **size)
+    rows = Dataset.from_list([{"prompt_id": "a", "prompt": PROMPTS[0]}])
+    OnlineSpatialAlignTrainer(model, lambda prompts, completions, **_: [0.0] * len(prompts), args, rows)
+    assert model.embedded_guidance == 2.5
 
 
 def test_a_model_without_guidance_embedding_needs_a_negative_prompt():
