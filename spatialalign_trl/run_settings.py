@@ -28,6 +28,7 @@ FREE = {
     "num_rounds", "samples_dir", "latent_cache_dir", "log_level",
     "log_level_replica", "log_on_each_node",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
+    "push_preferences_to_hub", "push_preferences_every", "push_preferences_public", "push_preferences_license",
     "local_rank", "ddp_backend", "ddp_timeout", "project", "trackio_space_id", "torch_compile", "quality_guards",
     "evaluate_every_round", "max_failure_share", "logging_nan_inf_filter", "dataloader_pin_memory",
 }  # fmt: skip
@@ -72,6 +73,8 @@ def check_same_run(
     """
     wanted = {
         "model": model.name_or_path,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        **model.computation,
         "rewards": dict(rewards),
         "sampling": sampling.to_dict(),
         "prompts": _digest(prompts),
@@ -85,6 +88,7 @@ def check_same_run(
         # A run of before a setting existed ran with what is now its default.
         new = {f.name: f.default for f in fields(args) if f.name in wanted and f.name not in there}
         there |= json.loads(json.dumps({k: v for k, v in new.items() if v is not MISSING}, default=str))
+        there.setdefault("dtype", wanted["dtype"])  # not written by runs of before it was asked for
         differing = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
         if differing:
             lines = "\n".join(f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now" for name in differing)

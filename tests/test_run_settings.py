@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.run_settings import FREE, PACKAGES, check_same_run, describe_versions
@@ -17,9 +18,13 @@ REWARDS = {"dsr_score": None}
 PROMPTS = [{"prompt_id": "a", "prompt": "A fox."}, {"prompt_id": "b", "prompt": "A cat."}]
 
 
-def check(folder, *, model="tiny", rewards=REWARDS, sampling=SAMPLING, prompts=PROMPTS, **overrides):
+def check(
+    folder, *, model="tiny", dtype=torch.float32, computation=None, rewards=REWARDS, sampling=SAMPLING,
+    prompts=PROMPTS, **overrides,
+):  # fmt: skip
     args = OnlineSpatialAlignConfig(**{"output_dir": str(folder), "use_cpu": True, "report_to": "none", **overrides})
-    return check_same_run(folder, args, sampling, SimpleNamespace(name_or_path=model), rewards, prompts)
+    model = SimpleNamespace(name_or_path=model, dtype=dtype, computation=computation or {})
+    return check_same_run(folder, args, sampling, model, rewards, prompts)
 
 
 def test_the_first_start_writes_what_was_asked_for(tmp_path):
@@ -46,6 +51,15 @@ def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(tmp_path):
     assert check(tmp_path)["sft_weight"] == 0.0
 
 
+def test_a_run_of_before_the_type_was_written_goes_on_in_any(tmp_path):
+    wanted = check(tmp_path)
+    del wanted["dtype"]
+    (tmp_path / "run.json").write_text(json.dumps(wanted))
+    assert check(tmp_path, dtype=torch.bfloat16)["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match="  dtype: 'bfloat16' there, 'float32' now"):
+        check(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -59,6 +73,10 @@ def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(tmp_path):
         ({"margin_clip": None}, "margin_clip: 5.0 there, None now"),
         ({"reward_weights": [2.0]}, r"reward_weights: None there, \[2.0\] now"),
         ({"seed": 1}, "seed: 42 there, 1 now"),
+        ({"dtype": torch.bfloat16}, "dtype: 'float32' there, 'bfloat16' now"),
+        ({"computation": {"attention_backend": "flash"}}, "attention_backend: None there, 'flash' now"),
+        ({"computation": {"vae_tiling": True}}, "vae_tiling: None there, True now"),
+        ({"computation": {"quantization": {"backend": "bitsandbytes_4bit"}}}, "quantization: None there, {'backend'"),
     ],
 )
 def test_other_settings_are_refused_naming_both_values_and_a_way_out(tmp_path, change, message):

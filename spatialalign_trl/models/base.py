@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from ..devices import default_device
 from ..files import read_json
 from ..near_miss import near_miss
+from .efficiency import describe_quantization, for_pipeline
 from .encoding import Conditioning, EncodingMixin
 from .loading import read_model_index, resolve_source
 from .lora import LoraMixin, base_network
@@ -45,6 +46,8 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
             Folder or Hub id from which the encoders can be loaded again; `name_or_path` by default.
         revision (`str`, *optional*):
             Revision of `source`.
+        quantization_config (`PipelineQuantizationConfig`, *optional*):
+            What the pipeline was quantised with, for the parts of it that are loaded later or again.
     """
 
     family: ClassVar[str]
@@ -63,8 +66,16 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         *,
         source: str | None = None,
         revision: str | None = None,
+        quantization_config: diffusers.PipelineQuantizationConfig | None = None,
     ) -> None:
         self.pipeline = pipeline
+        self.quantization_config = quantization_config
+        self.computation: dict[str, Any] = {}
+        """What was set of how the model computes, where it changes numbers, under the names of `ModelArguments`."""
+        if quantization_config is not None:
+            self.computation["quantization"] = describe_quantization(quantization_config)
+        if revision is not None:
+            self.computation["model_revision"] = revision
         self.name_or_path = name_or_path or str(pipeline.config.get("_name_or_path") or "")
         self.revision = revision
         self._source = source or self.name_or_path
@@ -119,6 +130,8 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
                 "load_video_model, which picks the adapter."
             )
         cls._check_index(index, str(name_or_path))
+        if quantization_config is not None:
+            quantization_config = for_pipeline(quantization_config, index)
         device = torch.device(device) if device is not None else default_device()
         dtype = torch_dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         try:
@@ -127,12 +140,20 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
                 source,
                 revision=revision,
                 dtype={"default": dtype, "vae": torch.float32},
+                use_safetensors=True,
                 **dict.fromkeys(cls._loaded_later(index, options)),
                 **({} if quantization_config is None else {"quantization_config": quantization_config}),
             )
         except OSError as error:
             raise OSError(f"{name_or_path!r} has an index, but its weights could not be loaded: {error}") from error
-        return cls(pipeline.to(device), str(name_or_path), source=source, revision=revision, **options)
+        return cls(
+            pipeline.to(device),
+            str(name_or_path),
+            source=source,
+            revision=revision,
+            quantization_config=quantization_config,
+            **options,
+        )
 
     @classmethod
     def _check_options(cls, options: dict[str, Any]) -> None:
@@ -198,6 +219,15 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         """The sampling settings of the family's published checkpoints."""
 
     # Flow matching
+
+    def train_as_sampled(self, settings: SamplingSettings) -> None:  # noqa: B027 (most families have nothing to do)
+        """
+        Let training ask the transformer for what sampling with these settings asks it for: a family whose transformer
+        is told a sampling setting takes it from here.
+
+        Raises:
+            ValueError: when the model was told otherwise when it was loaded.
+        """
 
     @property
     def sigma_range(self) -> tuple[float, float]:

@@ -3,7 +3,9 @@ refused with its reason, before a model is loaded or a video sampled."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,6 +99,10 @@ def set_attention_backend(model: VideoModel, name: str) -> None:
         model.base_transformer.set_attention_backend(name)
     finally:
         _AttentionBackendRegistry.set_active_backend(AttentionBackendName(before))
+    if name == "native":  # what is used unasked, too
+        model.computation.pop("attention_backend", None)
+    else:
+        model.computation["attention_backend"] = name
 
 
 def _try_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -144,12 +150,13 @@ def compile_blocks(model: VideoModel, backend: str = "inductor") -> None:
     if not getattr(network, "_repeated_blocks", None):
         raise ValueError(f"compile_blocks: {type(network).__name__} names no repeated blocks. Leave it out.")
     network.compile_repeated_blocks(backend=backend)
+    model.computation["compile_blocks"] = backend
 
 
 def quantization_config(name: str, dtype: torch.dtype | None = None) -> PipelineQuantizationConfig:
     """
-    diffusers' configuration of a quantised base (QLoRA): the transformer's and the text encoder's linear layers. The
-    LoRA stays in fp32, and the reference is the quantised base.
+    diffusers' configuration of a quantised base (QLoRA): the linear layers of the transformer, or of both experts, and
+    of the text encoder. The LoRA stays in fp32, and the reference is the quantised base.
 
     Args:
         name (`str`):
@@ -176,8 +183,38 @@ def quantization_config(name: str, dtype: torch.dtype | None = None) -> Pipeline
             "bnb_4bit_compute_dtype": dtype or torch.bfloat16,
         }
     return PipelineQuantizationConfig(
-        quant_backend=name, quant_kwargs=options, components_to_quantize=["transformer", "text_encoder"]
+        quant_backend=name,
+        quant_kwargs=options,
+        components_to_quantize=["transformer", "transformer_2", "text_encoder"],
     )
+
+
+def for_pipeline(config: PipelineQuantizationConfig, index: Mapping[str, Any]) -> PipelineQuantizationConfig:
+    """
+    A quantisation for the components that a pipeline has; diffusers warns about those that it has not.
+
+    Args:
+        config (`PipelineQuantizationConfig`):
+            It is not changed.
+        index (`dict`):
+            The pipeline's `model_index.json`.
+    """
+    if not config.components_to_quantize:
+        return config
+    config = copy.copy(config)
+    config.components_to_quantize = [name for name in config.components_to_quantize if (index.get(name) or [None])[0]]
+    return config
+
+
+def describe_quantization(config: PipelineQuantizationConfig) -> dict[str, Any]:
+    """What a quantisation is made of, as JSON can hold it: the backend and its options, or those of each component."""
+    if config.quant_mapping is not None:
+        return {name: str(one) for name, one in config.quant_mapping.items()}
+    options = {
+        name: value if isinstance(value, (bool, int, float)) else str(value)
+        for name, value in config.quant_kwargs.items()
+    }
+    return {"backend": config.quant_backend, **options, "components": config.components_to_quantize}
 
 
 def require_bitsandbytes(setting: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from ..video import Video, check_video
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 
 
 Conditioning: TypeAlias = dict[str, torch.Tensor]
@@ -62,6 +62,8 @@ class EncodingMixin:
     pipeline: DiffusionPipeline
     encoder_names: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
     revision: str | None
+    quantization_config: PipelineQuantizationConfig | None
+    computation: dict[str, Any]
     _source: str
     _encoder_dtypes: dict[str, torch.dtype]
     offload_encoders: bool = False
@@ -106,16 +108,23 @@ class EncodingMixin:
             return
         if not self._source:
             raise RuntimeError("the encoders cannot be loaded again: this pipeline was built in memory, not loaded.")
-        kept = {name: part for name, part in self.pipeline.components.items() if name not in missing}
+        for name, part in self._load_components({name: self._encoder_dtypes[name] for name in missing}).items():
+            setattr(self.pipeline, name, part.to(self.device))
+        self._apply_vae_memory_options()
+
+    def _load_components(self, dtypes: dict[str, torch.dtype]) -> dict[str, torch.nn.Module]:
+        """Components of the pipeline in these types, from where the model came and quantised as it was."""
+        kept = {name: part for name, part in self.pipeline.components.items() if name not in dtypes}
+        quantization = self.quantization_config
         loaded = type(self.pipeline).from_pretrained(
             self._source,
             revision=self.revision,
-            dtype={name: self._encoder_dtypes[name] for name in missing},
+            dtype=dtypes,
+            use_safetensors=True,
+            **({} if quantization is None else {"quantization_config": quantization}),
             **kept,
         )
-        for name in missing:
-            setattr(self.pipeline, name, getattr(loaded, name).to(self.device))
-        self._apply_vae_memory_options()
+        return {name: getattr(loaded, name) for name in dtypes}
 
     def save_vae_memory(self, *, tiling: bool = False, slicing: bool = False) -> None:
         """
@@ -133,6 +142,9 @@ class EncodingMixin:
         wanted = {"enable_tiling": tiling, "enable_slicing": slicing}
         self._vae_memory_options = tuple(method for method, is_on in wanted.items() if is_on)
         self._apply_vae_memory_options()
+        self.computation.pop("vae_tiling", None)
+        if tiling:  # slices are computed as the whole batch is
+            self.computation["vae_tiling"] = True
 
     def _apply_vae_memory_options(self) -> None:
         vae = self.pipeline.vae

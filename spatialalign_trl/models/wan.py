@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, WanTransformer3DModel
+from diffusers import DiffusionPipeline
 
 from ..near_miss import near_miss
 from .base import VideoModel
@@ -142,9 +142,7 @@ class WanVideoModel(VideoModel):
             if not self._source:
                 raise RuntimeError(f"{component} is needed to sample, and this pipeline was built without it.")
             try:
-                expert = WanTransformer3DModel.from_pretrained(
-                    self._source, subfolder=component, revision=self.revision, dtype=self.dtype, use_safetensors=True
-                )
+                expert = self._load_components({component: self.dtype})[component]
             except OSError as error:
                 raise OSError(
                     f"{component} of {self.name_or_path!r} is needed to sample, and it could not be loaded: {error}"

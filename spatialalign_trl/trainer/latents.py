@@ -235,11 +235,14 @@ class _Cache:
 
 def encoder_fingerprint(model: "VideoModel") -> str:
     """
-    A hash that tells encoders apart: the model's name and a few weights of every tensor of its encoders.
+    A hash that tells encoders apart: the model's name, a few weights of every tensor of its encoders, and whether the
+    VAE works in tiles.
 
     A name alone would not do: a model trained again keeps its folder, and its old latents must not be taken for new.
     """
     digest = hashlib.sha256(f"{model.family} {model.name_or_path} {model.revision}".encode())
+    if model.computation.get("vae_tiling"):
+        digest.update(b"tiles")
     for part in model.encoder_names:
         weights_digest(digest, part, getattr(model.pipeline, part).state_dict())
     return digest.hexdigest()

@@ -101,10 +101,12 @@ class ReferenceCache:
 
 def reference_fingerprint(model: "VideoModel") -> str:
     """
-    A hash that tells references apart: the base transformer, by its name and a few weights of every tensor, and, where
-    the reference is a policy of its own (`set_reference_to_policy`), all of that adapter's weights.
+    A hash that tells references apart: the base transformer, by its name, a few weights of every tensor and what was
+    set of how it computes, and, where the reference is a policy of its own (`set_reference_to_policy`), all of that
+    adapter's weights.
     """
     digest = hashlib.sha256(f"{model.family} {model.name_or_path} {model.revision}".encode())
+    digest.update(json.dumps(model.computation, sort_keys=True).encode())
     base = {
         name.replace(".base_layer", ""): tensor  # as PEFT renames what it wraps
         for name, tensor in model.base_transformer.state_dict().items()

@@ -3,14 +3,16 @@ the same, and what cannot is refused before anything is loaded."""
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 import torch
+from diffusers import PipelineQuantizationConfig, WanPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan, wan_pipeline
+from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan, two_expert_pipeline, wan_pipeline
 
-from spatialalign_trl.models import efficiency
+from spatialalign_trl.models import efficiency, load_video_model
 from spatialalign_trl.models.wan import WanVideoModel
 from spatialalign_trl.recipe_arguments import ModelArguments
 
@@ -38,6 +40,9 @@ def test_a_backend_that_works_here_computes_the_same_and_stays_with_its_model(na
     assert {block.attn1.processor._attention_backend for block in one.pipeline.transformer.blocks} == {name}
     assert _AttentionBackendRegistry.get_active_backend()[0] == before  # models made later are not touched
     assert model().pipeline.transformer.blocks[0].attn1.processor._attention_backend is None
+    assert one.computation == ({} if name == "native" else {"attention_backend": name})
+    efficiency.set_attention_backend(one, "native")
+    assert one.computation == {}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +84,7 @@ def test_compiled_blocks_compute_the_same():
     efficiency.compile_blocks(one, "eager")
     assert all(block._compiled_call_impl is not None for block in one.pipeline.transformer.blocks)
     torch.testing.assert_close(prediction(one), expected, rtol=0, atol=1e-5)
+    assert one.computation == {"compile_blocks": "eager"}
     torch._dynamo.reset()
 
 
@@ -110,6 +116,7 @@ def test_bitsandbytes_that_is_missing_is_named_before_any_work(monkeypatch):
 def test_a_vae_in_parts_decodes_the_same_and_stays_so_when_it_is_loaded_again(tmp_path):
     arguments = ModelArguments(model_name_or_path=saved_wan(tmp_path), vae_tiling=True, vae_slicing=True)
     one = arguments.load()
+    assert one.computation == {"vae_tiling": True}
     latents = torch.randn(
         (2, *one.latent_shape(NUM_FRAMES, HEIGHT, WIDTH)), generator=torch.Generator().manual_seed(0)
     )
@@ -119,6 +126,50 @@ def test_a_vae_in_parts_decodes_the_same_and_stays_so_when_it_is_loaded_again(tm
         assert all((a == b).all() for a, b in zip(one.decode_latents(latents), plain, strict=True))  # one tile
         one.release_encoders()
         one.reload_encoders()
+
+
+def four_bits(monkeypatch) -> PipelineQuantizationConfig:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(efficiency.importlib.util, "find_spec", lambda package: object())
+    config = efficiency.quantization_config("bitsandbytes_4bit")
+    monkeypatch.undo()
+    return config
+
+
+@pytest.mark.parametrize("expert", ["high_noise", "low_noise"])
+def test_both_experts_and_what_is_loaded_again_are_quantised(monkeypatch, tmp_path, expert):
+    """Which components diffusers is asked to quantise, and loads; bitsandbytes itself needs a GPU."""
+    two_expert_pipeline().save_pretrained(tmp_path)
+    config, load, quantised = four_bits(monkeypatch), WanPipeline.from_pretrained, []
+
+    def from_pretrained(*args, quantization_config, **options):
+        quantised.append({n for n in quantization_config.components_to_quantize if options.get(n, n) == n})
+        return load(*args, **options)
+
+    monkeypatch.setattr(WanPipeline, "from_pretrained", from_pretrained)
+    one = load_video_model(str(tmp_path), device="cpu", quantization_config=config, expert=expert)
+    trained, other = one.trained_component, {"transformer": "transformer_2"}.get(one.trained_component, "transformer")
+    assert quantised == [{trained, "text_encoder"}]
+    one._load_other_expert()
+    assert quantised[1:] == [{other}] and getattr(one.pipeline, other) is not None
+    one.release_encoders()
+    one.reload_encoders()
+    assert quantised[2:] == [{"text_encoder"}] and one.has_encoders
+    assert one.computation["quantization"] == {
+        "backend": "bitsandbytes_4bit",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "torch.bfloat16",
+        "components": ["transformer", "transformer_2", "text_encoder"],
+    }
+    json.dumps(one.computation)
+
+
+def test_components_that_a_pipeline_has_not_are_not_asked_to_be_quantised(monkeypatch):
+    config = four_bits(monkeypatch)
+    index = {"transformer": ["diffusers", "X"], "text_encoder": ["transformers", "Y"], "transformer_2": [None, None]}
+    assert efficiency.for_pipeline(config, index).components_to_quantize == ["transformer", "text_encoder"]
+    assert "transformer_2" in config.components_to_quantize  # the caller's own
 
 
 def test_waiting_encoders_are_the_same_objects_and_need_no_disk(tmp_path):
