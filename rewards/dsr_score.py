@@ -14,6 +14,7 @@ import numpy as np
 
 from spatialalign_trl.perception.depth import DepthEstimator, add_nearness, get_depth_estimator
 from spatialalign_trl.perception.tracks import Tracker, Tracks, get_tracker
+from spatialalign_trl.reward_settings import RewardSettingsOnHub
 from spatialalign_trl.video import Video, check_video, read_video
 
 from .dsr_geometry import BoxScores, required_frames, score_box_arrays, spatial_offsets
@@ -49,7 +50,7 @@ class GradedVideo(NamedTuple):
     tracks: Tracks
 
 
-class DSRScore:
+class DSRScore(RewardSettingsOnHub):
     """
     Reward in [0, 1]: does the clip start in the prompt's first relation and end in its last? `None` when INVALID.
 
@@ -80,6 +81,7 @@ class DSRScore:
     """
 
     required_columns = ("type", "animal", "object")
+    installed_name = "dsr_score"
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class DSRScore:
             "depth_estimator": _name_of(depth_estimator),
             "depth_options": dict(depth_options or {}),
         }
+        self._objects = [part for part in (tracker, depth_estimator) if not isinstance(part, str)]
         self.tracker = get_tracker(tracker, **(tracker_options or {}))
         self.depth_estimator = get_depth_estimator(depth_estimator, **(depth_options or {}))
         # A tracker may need a column more, such as the animal's colour.
@@ -221,6 +224,20 @@ class DSRScore:
         What this reward was made with. The loop keeps it beside the scores, so that scores which another tracker gave
         are not taken for this one's.
         """
+        return self._settings
+
+    def settings(self) -> dict[str, Any]:
+        """
+        The constructor's arguments, as [`~RewardSettingsOnHub.save_pretrained`] writes them.
+
+        Raises:
+            `ValueError`: when the tracker or the depth estimator was handed over as an object.
+        """
+        if self._objects:
+            raise ValueError(
+                f"{self._objects[0]!r} is an object: only what is named can be saved (tracker='grounded_sam', "
+                "tracker_options={...})."
+            )
         return self._settings
 
     def release(self) -> None:

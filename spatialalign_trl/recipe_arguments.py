@@ -194,7 +194,11 @@ class PromptArguments:
     max_eval_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
     reward_funcs: list[str] = field(
         default_factory=lambda: ["dsr_score"],
-        metadata={"help": "Rewards: names of installed ones, or path/to/file.py:Name."},
+        metadata={"help": "Rewards: names of installed ones, path/to/file.py:Name, or user/name@COMMIT on the Hub."},
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Execute the code of rewards on the Hub, each at the commit that reward_funcs names."},
     )
     reward_options: dict[str, Any] | str | None = field(
         default=None,
@@ -223,7 +227,11 @@ class PromptArguments:
         """The rewards, made with their options."""
         from .reward_loading import load_reward
 
-        return [load_reward(name, **(self.reward_options or {}).get(name, {})) for name in self.reward_funcs]
+        options = self.reward_options or {}
+        return [
+            load_reward(name, trust_remote_code=self.trust_remote_code, **options.get(name, {}))
+            for name in self.reward_funcs
+        ]
 
     def load(self) -> tuple[Dataset, Dataset]:
         """`(training prompts, evaluation prompts)`."""

@@ -16,7 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from .hub_rewards import load_hub_reward
 from .near_miss import near_miss
+from .reward_settings import is_hub_spec
 
 ENTRY_POINT_GROUP = "spatialalign_trl.rewards"
 # What a reward is handed beside the prompt columns. A column of such a name could not be told from it.
@@ -25,14 +27,16 @@ RESERVED = ("prompts", "completions", "trainer_state", "log_extra", "log_metric"
 RewardFunc: TypeAlias = Callable[..., Any]
 
 
-def load_reward(spec: str | RewardFunc, **kwargs: Any) -> RewardFunc:
+def load_reward(spec: str | RewardFunc, *, trust_remote_code: bool = False, **kwargs: Any) -> RewardFunc:
     """
     Find a reward.
 
     Args:
         spec (`str` or callable):
             The name of an entry point in the group `spatialalign_trl.rewards` (`"dsr_score"`), a file and a name in it
-            (`"path/to/file.py:MyReward"`), or the reward itself.
+            (`"path/to/file.py:MyReward"`), a server (`"http://host:port/path"`), a repository on the Hub (`"user/my-reward@COMMIT"`), or the reward itself.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Execute the code of a repository on the Hub, at the commit that `spec` names.
         kwargs:
             Arguments for a class's constructor; they are bound to a function.
 
@@ -43,12 +47,24 @@ def load_reward(spec: str | RewardFunc, **kwargs: Any) -> RewardFunc:
         `ValueError`: when no entry point or no definition in the file has that name.
         `FileNotFoundError`: when the file does not exist.
         `ImportError`: when importing the reward fails; the message names the reward.
+        `PermissionError`: for code on the Hub that is not trusted or not pinned to a commit.
         `TypeError`: when what was found cannot be called as a reward.
     """
     found = spec
     if isinstance(spec, str):
+        if spec.startswith(("http://", "https://")):
+            from .http_reward import HTTPReward
+
+            return HTTPReward(spec, **kwargs)
+        if is_hub_spec(spec):
+            return load_hub_reward(spec, trust_remote_code, **kwargs)
         path, _, name = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
-        found = _from_file(Path(path), name) if path.endswith(".py") else _from_entry_point(spec)
+        found = _from_file(Path(path), name) if path.endswith(".py") else find_installed(spec)
+    return make_reward(spec, found, **kwargs)
+
+
+def make_reward(spec: str | RewardFunc, found: Any, /, **kwargs: Any) -> RewardFunc:
+    """What was found under `spec`, as a callable: a class is instantiated, arguments are bound to a function."""
     if not callable(found):
         raise TypeError(f"The reward {spec!r} is {found!r}, which cannot be called; give a function or a class.")
     if isinstance(found, type):
@@ -99,13 +115,18 @@ def installed_rewards() -> set[str]:
     return set(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP).names)
 
 
-def _from_entry_point(name: str) -> Any:
+def find_installed(name: str) -> Any:
+    """The class or function that an installed package registers under the name.
+
+    Raises:
+        `ValueError`, `ImportError`: as in [`load_reward`].
+    """
     points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
     matching = {point.value: point for point in points if point.name == name}
     if not matching:
         raise ValueError(
             f"There is no reward named {name!r}. {near_miss(name, points.names)} "
-            "Your own reward: 'path/to/file.py:Name', or an entry point in the group "
+            "Your own reward: 'path/to/file.py:Name', 'user/name' on the Hub, or an entry point in the group "
             f"{ENTRY_POINT_GROUP!r} of your package."
         )
     if len(matching) > 1:
@@ -120,7 +141,15 @@ def _from_entry_point(name: str) -> Any:
 def _from_file(path: Path, name: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {os.fspath(path)!r} to take the reward {name!r} from.")
-    module = _import_file(path)
+    return defined_in(_import_file(path), name, str(path))
+
+
+def defined_in(module: ModuleType, name: str, place: str) -> Any:
+    """What the module from the file `place` holds under the name.
+
+    Raises:
+        `ValueError`: it has no such name; names the nearest.
+    """
     if name and hasattr(module, name):
         return getattr(module, name)
     defined = [
@@ -129,8 +158,8 @@ def _from_file(path: Path, name: str) -> Any:
         if not key.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
     if not name:
-        raise ValueError(f"{path}: say which reward, such as '{path}:Name'. {near_miss('', defined)}")
-    raise ValueError(f"{path} defines no {name!r}. {near_miss(name, defined)}")
+        raise ValueError(f"{place}: say which reward, such as '{place}:Name'. {near_miss('', defined)}")
+    raise ValueError(f"{place} defines no {name!r}. {near_miss(name, defined)}")
 
 
 def _import_file(path: Path) -> ModuleType:

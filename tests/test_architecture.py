@@ -87,18 +87,20 @@ BASE = library(
     "prompts",
     "prompt_grammar",
     "prompt_loading",
+    "prompt_publishing",
     "prompt_sets",
     "perception",
     "models",
 )
 REWARDS = library(
     "rewards", "reward_loading", "reward_combination", "reward_answers", "async_rewards", "http_reward",
-    "reward_server",
+    "reward_server", "reward_settings", "hub_rewards",
 )  # fmt: skip
 STAGES = (*REWARDS, *library("rollout", "scoring", "preferences", "trainer", "evaluation", "hub", "report"))
 LOOP = library(
     "self_improvement",
     "self_improvement_config",
+    "self_improvement_preferences",
     "self_improvement_publishing",
     "self_improvement_samples",
     "run_settings",
@@ -133,7 +135,10 @@ def test_imports_go_one_way(importers):
 
 
 def test_rewards_use_only_what_any_reward_may():
-    allowed = ("spatialalign_rewards", *library("perception", "prompts", "video", "near_miss", "files"))
+    allowed = (
+        "spatialalign_rewards",
+        *library("perception", "prompts", "video", "near_miss", "files", "reward_settings"),
+    )
     wrong = [
         str(one)
         for one in all_imports()
