@@ -26,13 +26,12 @@ from diffusers import (
 )
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from tiny_family import TinyFamily
-from tiny_pipelines import tokenizer as t5_tokenizer
+from tiny_text import T5_DIM, clip_tokenizer, seeded, t5_encoder, t5_tokenizer
 from transformers import (
     AddedToken,
     ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
-    CLIPTokenizer,
     LlamaConfig,
     LlamaModel,
     LlamaTokenizer,
@@ -40,29 +39,20 @@ from transformers import (
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
     Qwen2Tokenizer,
-    T5Config,
-    T5EncoderModel,
 )
 
 NUM_FRAMES, HEIGHT, WIDTH = 9, 16, 32
-TEXT_DIM = 16
 PROMPT_TOKENS = 64
 
 
 def _seeded(build: Callable[..., Any]) -> Callable[..., Any]:
-    """The same weights at every call, whatever was drawn before; the caller's random state is left alone."""
+    """The same weights at every call."""
 
-    def seeded(*args: Any, seed: int = 0, **kwargs: Any) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+    def build_seeded(*args: Any, seed: int = 0, **kwargs: Any) -> Any:
+        with seeded(seed):
             return build(*args, **kwargs)
 
-    return seeded
-
-
-def _t5(vocabulary_size: int) -> T5EncoderModel:
-    config = T5Config(vocab_size=vocabulary_size, d_model=TEXT_DIM, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
-    return T5EncoderModel(config).eval()
+    return build_seeded
 
 
 # CogVideoX
@@ -82,7 +72,7 @@ def cogvideox_pipeline(rotary: bool = False, patch_size_t: int | None = None, dp
     scheduler = CogVideoXDPMScheduler if dpm else CogVideoXDDIMScheduler
     return CogVideoXPipeline(
         tokenizer=tokens,
-        text_encoder=_t5(len(tokens)),
+        text_encoder=t5_encoder(len(tokens)),
         vae=AutoencoderKLCogVideoX(
             block_out_channels=(4, 4, 4, 4),
             latent_channels=4,
@@ -98,7 +88,7 @@ def cogvideox_pipeline(rotary: bool = False, patch_size_t: int | None = None, dp
             in_channels=4,
             out_channels=4,
             time_embed_dim=8,
-            text_embed_dim=TEXT_DIM,
+            text_embed_dim=T5_DIM,
             num_layers=2,
             sample_width=4,
             sample_height=2,
@@ -147,21 +137,16 @@ def _llama_tokenizer() -> LlamaTokenizer:
     return tokens
 
 
-def _clip_tokenizer() -> CLIPTokenizer:
-    letters = string.ascii_lowercase + string.digits + ".,!?'-"
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=77)
-
-
 @_seeded
 def hunyuan_video_pipeline(guidance_embeds: bool = True) -> HunyuanVideoPipeline:
     """A pipeline like HunyuanVideo's; `guidance_embeds=False`: one that was not distilled from guidance."""
-    llama, clip = _llama_tokenizer(), _clip_tokenizer()
+    llama = _llama_tokenizer()
+    clip = clip_tokenizer(string.ascii_lowercase + string.digits + ".,!?'-", max_length=77)
     return HunyuanVideoPipeline(
         tokenizer=llama,
         text_encoder=LlamaModel(
             LlamaConfig(
-                hidden_size=TEXT_DIM,
+                hidden_size=T5_DIM,
                 intermediate_size=24,
                 num_attention_heads=2,
                 num_hidden_layers=3,
@@ -197,7 +182,7 @@ def hunyuan_video_pipeline(guidance_embeds: bool = True) -> HunyuanVideoPipeline
             num_single_layers=1,
             num_refiner_layers=1,
             guidance_embeds=guidance_embeds,
-            text_embed_dim=TEXT_DIM,
+            text_embed_dim=T5_DIM,
             pooled_projection_dim=8,
             rope_axes_dim=(2, 4, 4),
         ).eval(),
@@ -237,7 +222,7 @@ def hunyuan_video_15_pipeline(guidance_scale: float = 6.0) -> HunyuanVideo15Pipe
         tokenizer=qwen,
         text_encoder=Qwen2_5_VLTextModel(
             Qwen2_5_VLTextConfig(
-                hidden_size=TEXT_DIM,
+                hidden_size=T5_DIM,
                 intermediate_size=24,
                 num_attention_heads=2,
                 num_key_value_heads=2,
@@ -247,7 +232,7 @@ def hunyuan_video_15_pipeline(guidance_scale: float = 6.0) -> HunyuanVideo15Pipe
             )
         ).eval(),
         tokenizer_2=byt5,
-        text_encoder_2=_t5(len(byt5)),
+        text_encoder_2=t5_encoder(len(byt5)),
         vae=AutoencoderKLHunyuanVideo15(
             latent_channels=4,
             block_out_channels=(8, 8, 8, 8, 8),
@@ -260,8 +245,8 @@ def hunyuan_video_15_pipeline(guidance_scale: float = 6.0) -> HunyuanVideo15Pipe
             attention_head_dim=10,
             num_layers=2,
             num_refiner_layers=1,
-            text_embed_dim=TEXT_DIM,
-            text_embed_2_dim=TEXT_DIM,
+            text_embed_dim=T5_DIM,
+            text_embed_2_dim=T5_DIM,
             image_embed_dim=8,
             rope_axes_dim=(2, 4, 4),
             task_type="t2v",

@@ -10,8 +10,7 @@ from diffusers import (
     LTXVideoTransformer3DModel,
 )
 from tiny_family import TinyFamily
-from tiny_pipelines import tokenizer
-from transformers import T5Config, T5EncoderModel
+from tiny_text import T5_DIM, seeded, t5_encoder, t5_tokenizer
 
 from spatialalign_trl.models import VideoModel
 
@@ -20,9 +19,8 @@ SIZE = (9, 32, 64)
 
 def ltx_pipeline(timestep_conditioning: bool = False) -> LTXPipeline:
     """A pipeline like LTX-Video 0.9's; with `timestep_conditioning`, like 0.9.1's. VAE stride 8x32x32."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        tokens = tokenizer()
+    with seeded(0):
+        tokens = t5_tokenizer()
         vae = AutoencoderKLLTXVideo(
             in_channels=3,
             out_channels=3,
@@ -55,9 +53,7 @@ def ltx_pipeline(timestep_conditioning: bool = False) -> LTXPipeline:
                 shift_terminal=0.1,
             ),
             vae=vae,
-            text_encoder=T5EncoderModel(
-                T5Config(vocab_size=len(tokens), d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
-            ).eval(),
+            text_encoder=t5_encoder(len(tokens)),
             tokenizer=tokens,
             transformer=LTXVideoTransformer3DModel(
                 in_channels=4,
@@ -66,7 +62,7 @@ def ltx_pipeline(timestep_conditioning: bool = False) -> LTXPipeline:
                 attention_head_dim=12,
                 cross_attention_dim=24,
                 num_layers=2,
-                caption_channels=16,
+                caption_channels=T5_DIM,
             ).eval(),
         )
 

@@ -7,16 +7,14 @@ two decoder layers (tied heads), SAM 2 a width above 64 (its memory has 64 chann
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 
 import numpy as np
-import torch
+from tiny_text import clip_tokenizer, seeded
 from transformers import (
     BertConfig,
     BertTokenizer,
     CLIPTextConfig,
-    CLIPTokenizer,
     EdgeTamVideoConfig,
     EdgeTamVideoModel,
     GroundingDinoConfig,
@@ -205,16 +203,8 @@ def sam3_video(seed: int = 0) -> Sam3VideoModel:
     return model
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """A tokenizer that knows letters."""
-    pieces = ["<|startoftext|>", "<|endoftext|>"]
-    pieces += [letter + end for letter in string.ascii_lowercase for end in ("", "</w>")]
-    return CLIPTokenizer(vocab={piece: k for k, piece in enumerate(pieces)}, merges=[], model_max_length=32)
-
-
 def _seeded(model_class: type[PreTrainedModel], config, seed: int) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = model_class(config)
         # The initial weights of a fresh model are so small that every output is nearly the same: nothing would be told
         # apart, neither frames nor passes.

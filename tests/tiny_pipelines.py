@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from diffusers import WanTransformer3DModel as WanTransformer
 from tiny_family import TinyFamily
-from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+from tiny_text import T5_DIM, seeded, t5_encoder, t5_tokenizer
 
-TOKENS = 16
 NUM_FRAMES, HEIGHT, WIDTH = 9, 16, 32
-
-_WORDS = ["in", "a", "the", "meadow", "fox", "stump", "is", "on", "left", "right", "of", "then", "jumps", "to"]
-
-
-def tokenizer() -> T5Tokenizer:
-    """A unigram tokenizer that knows a few words and every letter."""
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *("▁" + word for word in _WORDS)]
-    pieces += [character for character in string.ascii_letters + string.digits + ".,"]
-    vocabulary = [(piece, -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TOKENS)
-
-
-def text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
-    config = UMT5Config(vocab_size=vocabulary_size, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
-    return UMT5EncoderModel(config).eval()
 
 
 def transformer(channels: int = 4) -> WanTransformer:
@@ -37,7 +19,7 @@ def transformer(channels: int = 4) -> WanTransformer:
         attention_head_dim=12,
         in_channels=channels,
         out_channels=channels,
-        text_dim=16,
+        text_dim=T5_DIM,
         freq_dim=32,
         ffn_dim=32,
         num_layers=2,
@@ -72,12 +54,11 @@ def scheduler(kind: str = "euler", shift: float = 3.0):
 
 def wan_pipeline(seed: int = 0, kind: str = "euler", shift: float = 3.0) -> WanPipeline:
     """A pipeline like Wan 2.1's."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        tokens = tokenizer()
+    with seeded(seed):
+        tokens = t5_tokenizer()
         return WanPipeline(
             tokenizer=tokens,
-            text_encoder=text_encoder(len(tokens)),
+            text_encoder=t5_encoder(len(tokens), multilingual=True),
             vae=vae(),
             scheduler=scheduler(kind, shift),
             transformer=transformer(),
@@ -87,16 +68,14 @@ def wan_pipeline(seed: int = 0, kind: str = "euler", shift: float = 3.0) -> WanP
 def two_expert_pipeline() -> WanPipeline:
     """A pipeline like Wan 2.2 A14B's: one transformer for high noise, one for low."""
     one = wan_pipeline()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+    with seeded(1):
         return WanPipeline(**{**one.components, "transformer_2": transformer()}, boundary_ratio=0.875)
 
 
 def token_timestep_pipeline() -> WanPipeline:
     """A pipeline like Wan 2.2 TI2V-5B's: a timestep for every token, and a residual VAE of stride 4x16x16."""
     one = wan_pipeline(kind="unipc", shift=5.0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
+    with seeded(2):
         residual_vae = AutoencoderKLWan(
             base_dim=4,
             z_dim=6,

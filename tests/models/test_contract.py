@@ -14,6 +14,7 @@ import pytest
 import tiny_cogvideox_hunyuan
 import tiny_ltx
 import tiny_pipelines
+import tiny_text
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save
@@ -69,7 +70,7 @@ def plain_call(pipe: DiffusionPipeline, loaded: Loaded, settings: SamplingSettin
         "width": settings.width,
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
-        "max_sequence_length": tiny_pipelines.TOKENS,
+        "max_sequence_length": tiny_text.T5_TOKENS,
         **loaded.family.settings,
         **{name: value() if callable(value) else value for name, value in loaded.family.call.items()},
     }

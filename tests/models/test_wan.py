@@ -12,7 +12,8 @@ from diffusers import WanPipeline
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from tiny_pairs import spatialalign_trainer
-from tiny_pipelines import HEIGHT, NUM_FRAMES, TOKENS, WIDTH
+from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH
+from tiny_text import T5_TOKENS
 
 from spatialalign_trl.models import SamplingSettings, WanVideoModel, load_video_model
 from spatialalign_trl.models.wan import _take_turn
@@ -88,7 +89,7 @@ def test_decode_is_the_pipelines_own(model):
         width=WIDTH,
         num_inference_steps=3,
         guidance_scale=3.0,
-        max_sequence_length=TOKENS,
+        max_sequence_length=T5_TOKENS,
     ).frames
     assert len(videos) == 2
     assert videos[0].shape == (NUM_FRAMES, HEIGHT, WIDTH, 3)
@@ -166,18 +167,18 @@ def test_prompt_embeds_are_those_of_the_pipelines_call(model):
             width=WIDTH,
             num_inference_steps=1,
             guidance_scale=2.0,
-            max_sequence_length=TOKENS,
+            max_sequence_length=T5_TOKENS,
             output_type="latent",
         )
         model.pipeline.transformer.forward = original
         embeds = model.encode_prompts([prompt, "blurry"])["prompt_embeds"]
-        assert embeds.shape == (2, TOKENS, 16)
+        assert embeds.shape == (2, T5_TOKENS, 16)
         assert torch.equal(seen[0], embeds[:1])
         assert torch.equal(seen[1], embeds[1:])
 
 
 def test_the_prompt_length_is_the_tokenizers_or_512(model):
-    assert model.max_sequence_length == TOKENS
+    assert model.max_sequence_length == T5_TOKENS
     model.pipeline.tokenizer.model_max_length = int(1e30)
     assert model.max_sequence_length == 512
     assert model.encode_prompts(["a fox"])["prompt_embeds"].shape[1] == 512
