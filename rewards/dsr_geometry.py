@@ -40,9 +40,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spatialalign_trl.prompts import split_type
+from spatialalign_trl.prompts import END_FRAMES, split_type
 
-from .dsr_sequences import END_FRAMES, sequence_components
+from .dsr_sequences import sequence_components
 
 # The paper's clips have 81 frames, of which at least 20 must show both animal and object.
 PAPER_NUM_FRAMES = 81

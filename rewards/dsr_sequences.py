@@ -6,8 +6,7 @@ The formulas stand at the head of `dsr_geometry.py`.
 
 import numpy as np
 
-# Frames averaged at either end of a curve, and at a visit.
-END_FRAMES = 3
+from spatialalign_trl.prompts import END_FRAMES
 
 
 def sequence_components(

@@ -16,11 +16,12 @@ from .prompt_grammar import (
     parse_prompt,
 )
 from .prompt_loading import load_prompts
-from .relations import DEPTH_RELATIONS, DSR_TYPES, RELATIONS, Relation, check_dsr_type, split_type
+from .relations import DEPTH_RELATIONS, DSR_TYPES, END_FRAMES, RELATIONS, Relation, check_dsr_type, split_type
 
 __all__ = [
     "DEPTH_RELATIONS",
     "DSR_TYPES",
+    "END_FRAMES",
     "GRAMMAR",
     "PROMPT_COLUMNS",
     "RELATIONS",

@@ -34,6 +34,9 @@ RELATIONS: dict[str, Relation] = {
 }
 # The paper's six, which all prompt sets here are made of.
 DSR_TYPES = ("LR", "LT", "RL", "RT", "TL", "TR")
+# Frames that show both and are averaged to say whether a relation holds: at either end of a video, and at a visit of a
+# relation in between.
+END_FRAMES = 3
 # Relations along the camera's axis: boxes alone cannot tell them.
 DEPTH_RELATIONS = ("F", "B")
 

@@ -1,6 +1,6 @@
 """What was found in a clip, on disk, so that scoring it again loads no model.
 
-An entry is one safetensors file named by its key: a hash of the clip's pixels and of everything else the result
+An entry is one safetensors file named by its key: a hash of the clip's digest and of everything else the result
 depends on (models, thresholds, words). It holds arrays, a JSON object in the file's metadata, and a checksum over
 both. An entry that cannot be trusted is reported and counts as missing, so that it is made again and replaced.
 """
@@ -56,13 +56,33 @@ class DetectionCache:
             remove_leftovers(self.directory)
 
     @staticmethod
-    def key(video: Video, **parts: Any) -> str:
+    def digest(video: Video) -> str:
         """
-        The key of a clip and of what else the result depends on.
+        A hash of a clip, for all keys of what is kept about it: a large clip is not hashed for each of them.
 
         Args:
             video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
                 The clip; its shape and its pixels count.
+
+        Returns:
+            `str`: 64 hexadecimal digits (SHA-256).
+
+        Raises:
+            TypeError, ValueError: for something that is no video.
+        """
+        check_video(video)
+        digest = hashlib.sha256(_canonical(video.shape, what="the shape of a clip"))
+        digest.update(np.ascontiguousarray(video))
+        return digest.hexdigest()
+
+    @staticmethod
+    def key(clip: str, **parts: Any) -> str:
+        """
+        The key of a clip and of what else the result depends on.
+
+        Args:
+            clip (`str`):
+                From [`~DetectionCache.digest`].
             parts:
                 Anything JSON can hold. The order of names, also inside dicts, does not matter.
 
@@ -70,13 +90,10 @@ class DetectionCache:
             `str`: 64 hexadecimal digits (SHA-256).
 
         Raises:
-            TypeError, ValueError: for something that is no video, or a part that JSON cannot hold.
+            TypeError, ValueError: for a part that JSON cannot hold.
         """
-        check_video(video)
-        head = _canonical({"schema": SCHEMA, "shape": video.shape, "parts": parts}, what="the parts of a cache key")
-        digest = hashlib.sha256(head)
-        digest.update(np.ascontiguousarray(video))
-        return digest.hexdigest()
+        whole = {"schema": SCHEMA, "clip": clip, "parts": parts}
+        return hashlib.sha256(_canonical(whole, what="the parts of a cache key")).hexdigest()
 
     def path(self, key: str) -> Path:
         """The entry's file. A key that is none is refused before it becomes a file name."""

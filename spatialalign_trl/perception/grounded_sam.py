@@ -95,9 +95,9 @@ class GroundedSAMTracker(OpenVocabularyTracker):
         self.detector.release()
         self.follower.release()
 
-    def _find(self, video: Video, names: tuple[str, str]) -> dict[str, np.ndarray]:
+    def _find(self, video: Video, names: tuple[str, str], clip: str) -> dict[str, np.ndarray]:
         return self._cached(
-            video,
+            clip,
             lambda: pack_detections(self.detector.detect(video, names)),
             lambda: {"kind": "detections", "names": names, "detector": self.detector.fingerprint()},
         )
@@ -109,12 +109,13 @@ class GroundedSAMTracker(OpenVocabularyTracker):
         found: dict[str, np.ndarray],
         detections: Sequence[Detections],
         prompt_frame: int,
+        clip: str,
     ) -> np.ndarray:
         prompt = detections[prompt_frame]
         boxes = np.stack([prompt.boxes[prompt.labels.index(name)] for name in names])
         prompted_by = {"prompt_boxes": boxes.tolist(), "prompt_frame": prompt_frame}
         return self._cached(
-            video,
+            clip,
             lambda: {"boxes": self.follower.follow(video, boxes, prompt_frame)},
             lambda: {"kind": "followed", **prompted_by, "follower": self.follower.fingerprint()},
         )["boxes"]

@@ -111,8 +111,10 @@ class OpenVocabularyTracker(ABC):
         """Free the models' memory; the next use loads them again."""
 
     @abstractmethod
-    def _find(self, video: Video, names: tuple[str, str]) -> dict[str, np.ndarray]:
-        """What is on each frame, packed by `pack_detections`; further arrays are for `_follow`."""
+    def _find(self, video: Video, names: tuple[str, str], clip: str) -> dict[str, np.ndarray]:
+        """
+        What is on each frame, packed by `pack_detections`; further arrays are for `_follow`. `clip`: for `_cached`.
+        """
 
     @abstractmethod
     def _follow(
@@ -122,6 +124,7 @@ class OpenVocabularyTracker(ABC):
         found: dict[str, np.ndarray],
         detections: Sequence[Detections],
         prompt_frame: int,
+        clip: str,
     ) -> np.ndarray:
         """The boxes of animal and object on every frame `(T, 2, 4)`, zeros where one is lost."""
 
@@ -177,26 +180,30 @@ class OpenVocabularyTracker(ABC):
 
     def _track_one(self, video: Video, animal: str, object: str) -> Tracks:
         names = (animal, object)
-        found = self._find(video, names)
+        clip = "" if self.cache is None else self.cache.digest(video)
+        found = self._find(video, names, clip)
         detections = unpack_detections(found)
         validity = assess(detections, animal, object, self.rules)
         details = _details(validity)
         if validity.reason is not None:
             return Tracks([], len(video), validity.reason, details=details)
-        boxes = self._follow(video, names, found, detections, validity.prompt_frame)
+        boxes = self._follow(video, names, found, detections, validity.prompt_frame, clip)
         present = (boxes != 0).any(axis=-1)
         details["followed"] = int(present.all(axis=1).sum())
         reason = strict_reason(video, boxes, self.rules, animal=animal, object=object)
         return Tracks(_frames(boxes, present, names), len(video), reason, details=details)
 
     def _cached(
-        self, video: Video, make: Callable[[], dict[str, np.ndarray]], parts: Callable[[], dict[str, Any]]
+        self, clip: str, make: Callable[[], dict[str, np.ndarray]], parts: Callable[[], dict[str, Any]]
     ) -> dict[str, np.ndarray]:
-        """What `make` gives for a clip, from the cache where it is there; `parts` says what else it depends on."""
+        """
+        What `make` gives for the clip of this digest (`""` without a cache), from the cache where it is there; `parts`
+        says what else it depends on.
+        """
         if self.cache is None:  # before `parts`, which reads whole checkpoints
             return make()
         what = parts()
-        key = self.cache.key(video, **what)
+        key = self.cache.key(clip, **what)
         entry = self.cache.load(key)
         if entry is not None:
             return entry.arrays

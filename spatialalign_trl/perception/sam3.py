@@ -104,13 +104,13 @@ class SAM3Tracker(RunsPretrained, OpenVocabularyTracker):
                 bar.update()
         return detections, ids
 
-    def _find(self, video: Video, names: tuple[str, str]) -> dict[str, np.ndarray]:
+    def _find(self, video: Video, names: tuple[str, str], clip: str) -> dict[str, np.ndarray]:
         def make() -> dict[str, np.ndarray]:
             detections, ids = self.segment(video, names)
             return {**pack_detections(detections), "object_ids": np.concatenate(ids)}
 
         return self._cached(
-            video, make, lambda: {"kind": "sam3", "names": names, "model": self.pretrained.fingerprint()}
+            clip, make, lambda: {"kind": "sam3", "names": names, "model": self.pretrained.fingerprint()}
         )
 
     def _follow(
@@ -120,6 +120,7 @@ class SAM3Tracker(RunsPretrained, OpenVocabularyTracker):
         found: dict[str, np.ndarray],
         detections: Sequence[Detections],
         prompt_frame: int,
+        clip: str,
     ) -> np.ndarray:
         labels = np.array([label for one in detections for label in one.labels])
         frames, ids = np.repeat(np.arange(len(video)), found["boxes_per_frame"]), found["object_ids"]

@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import write_atomic
-
-END_FRAMES = 3
-"""Counted frames at either end over which DSR-Score averages."""
+from ..relations import END_FRAMES
 
 # Legible next to each other for most colour-blind readers, and in grey; the last ones are for long sequences.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6a00", "#444444")
@@ -123,7 +121,7 @@ def _shade_averaged(axes, frame_indices: np.ndarray, visits: Sequence[int]) -> N
         axes.text(0.5, 0.55, "no frame shows both", transform=axes.transAxes, ha="center", color=_FAINT, fontsize=14)
         return
     between = [frame_indices[frame_indices >= begin][:END_FRAMES] for begin in visits]
-    label = "averaged: the first and the last 3 counted frames" + (", and each visit's" if between else "")
+    label = f"averaged: the first and the last {END_FRAMES} counted frames" + (", and each visit's" if between else "")
     for frames in (frame_indices[:END_FRAMES], *between, frame_indices[-END_FRAMES:]):
         axes.axvspan(frames[0] - 0.5, frames[-1] + 0.5, color=_SHADE, alpha=0.28, linewidth=0, zorder=0, label=label)
         label = None

@@ -12,6 +12,7 @@ import pytest
 from tiny_perception import random_video, saved_grounding_dino, saved_sam2
 
 from spatialalign_rewards.dsr_score import DSRScore
+from spatialalign_trl.perception.detection_cache import DetectionCache
 from spatialalign_trl.perception.detections import Detections
 from spatialalign_trl.perception.grounded_sam import GroundedSAMTracker
 from spatialalign_trl.perception.grounding_dino import GroundingDINODetector
@@ -258,6 +259,14 @@ def test_a_hit_loads_no_real_model(checkpoints, tmp_path, monkeypatch):
     changed = GroundedSAMTracker(**checkpoints, **options, box_threshold=0.3)
     changed.track([video], **WORDS)
     assert changed.detector.pretrained.is_loaded
+
+
+def test_a_clip_is_hashed_once_for_all_that_is_kept_about_it(tmp_path, monkeypatch):
+    hashed, digest = [], DetectionCache.digest
+    monkeypatch.setattr(DetectionCache, "digest", lambda self, video: hashed.append(video) or digest(video))
+    videos = [random_video(30), random_video(30, seed=1)]
+    made_up(cache_dir=tmp_path).track(videos, **{name: values * 2 for name, values in WORDS.items()})
+    assert len(hashed) == 2 and len(list(tmp_path.iterdir())) == 4
 
 
 def test_without_a_cache_no_fingerprint_is_taken(monkeypatch):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatialalign_trl.report import score_plots
 from spatialalign_trl.report.score_plots import RelationCurve, plot_curves
 
 BLUE, YELLOW, GREY = (0, 114, 178), (251, 237, 191), (140, 149, 159)
@@ -88,4 +87,3 @@ def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'spatialalign-trl\[plot\]'"):
         draw(tmp_path / "x.png")
-    assert score_plots.END_FRAMES == 3
