@@ -34,13 +34,14 @@ from .files import read_json, write_json
 from .models.base import VideoModel
 from .models.efficiency import check_optimizer
 from .models.lora import LORA_FILE, active_adapters
-from .preferences import make_pairs, to_dataset
+from .preferences import to_dataset
 from .rewards import RewardRunner
 from .rollout.sampler import roll_out
 from .rollout.store import Sample, SampleStore
 from .run_settings import check_same_run, describe_versions
 from .scoring import score_samples
 from .self_improvement_config import OnlineSpatialAlignConfig
+from .self_improvement_preferences import PreferencePublishing
 from .self_improvement_publishing import EVALUATION_SEED, PREFERENCES_FILE, RunPublishing
 from .self_improvement_samples import LogSamples
 from .trainer.callbacks import EMA_FOLDER, LoraEMA, MetricsOnTheBar, SaveOnInterrupt
@@ -49,7 +50,7 @@ from .trainer.distribution import refuse_unsupported_distribution
 from .trainer.spatialalign_trainer import SpatialAlignTrainer
 
 
-class OnlineSpatialAlignTrainer(RunPublishing):
+class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
     """Aligns a video model by its own samples, in TRL's shape.
 
     Args:
@@ -155,6 +156,7 @@ class OnlineSpatialAlignTrainer(RunPublishing):
             )
             if self.args.push_to_hub:
                 self._hub_repository()  # without a token: now, not after the last round
+            self._check_preferences_repo()
         self.accelerator.wait_for_everyone()
         self.console.rule("base model")
         evaluated = {"base": self._evaluate(self.base_revision)} if self.eval_rows else {}
@@ -177,8 +179,9 @@ class OnlineSpatialAlignTrainer(RunPublishing):
         }
         if self.accelerator.is_main_process:
             self._publish_locally(results, self.evaluation_samples)
+        self._push_finished_preferences()
         if self.args.push_to_hub:
-            self.push_to_hub()
+            self.push_to_hub(dataset_name=self.args.push_preferences_to_hub)
         self.accelerator.wait_for_everyone()
         return results
 
@@ -207,9 +210,9 @@ class OnlineSpatialAlignTrainer(RunPublishing):
         if (folder / "round.json").exists():
             self._load_policy(folder / "policy")
             return read_json(folder / "round.json")
-        samples = self._sample(self.train_rows, self._training_seeds(number), revision, "sampling to train on")
-        pool = self._earlier_samples(number) + samples if self.args.pool_rounds else samples
-        preferences, stats = self._pair(pool, folder / "preferences")
+        samples = self._sample_to_train_on(number, revision)
+        preferences, stats = self._pair(self._pool(number, samples), folder / "preferences")
+        self._push_preferences(number, samples)
         log_history = self._train_policy(preferences, folder / "policy", is_first=number == 1)
         record = {
             "round": number,
@@ -260,9 +263,7 @@ class OnlineSpatialAlignTrainer(RunPublishing):
     def _pair(self, samples: list[Sample], folder: Path) -> tuple[Dataset, dict[str, Any]]:
         """Makes the round's preference dataset; every process reads the file that the first one wrote."""
         args = self.args
-        result = make_pairs(
-            samples, args.pair_strategy, args.score_threshold, args.min_pair_gap, args.pairs_per_prompt, args.seed
-        )
+        result = self._make_pairs(samples)
         if not result.pairs:
             scores = [sample.reward for sample in samples if sample.reward is not None]
             spread = f"between {min(scores):.3f} and {max(scores):.3f}" if scores else "all INVALID"

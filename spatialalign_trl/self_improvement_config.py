@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .evaluation import GUARDS, get_guard
+from .hub.pushing import check_repo_name
 from .models.settings import SamplingSettings
 from .reward_combination import check_gates, check_normalization
 from .trainer.spatialalign_config import SpatialAlignConfig
@@ -157,6 +158,26 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
     log_samples_prompts: int = field(default=4, metadata={"help": "Prompts that log_samples_steps samples."})
     contact_sheet_prompts: int = field(default=6, metadata={"help": "Prompts on the contact sheet; 0 for none."})
 
+    push_preferences_to_hub: str | None = field(
+        default=None,
+        metadata={
+            "help": "owner/name of a dataset repository, made if it is missing: after every round's sampling its "
+            "pairs, all scored samples and a card are pushed. A push that fails is kept for `spatialalign "
+            "push-preferences`."
+        },
+    )
+    push_preferences_every: int | None = field(
+        default=500,
+        metadata={"help": "Also push whenever about so many more videos are scored. None: when all of a round are."},
+    )
+    push_preferences_public: bool = field(
+        default=False, metadata={"help": "Everybody may see the dataset, where its repository is made now."}
+    )
+    push_preferences_license: str = field(
+        default="apache-2.0",
+        metadata={"help": "The Hub's name of the dataset's licence; the terms of the model that sampled hold too."},
+    )
+
     def _check(self) -> None:
         super()._check()
         at_least_one = (
@@ -175,6 +196,10 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
             raise ValueError(f"ema_decay={self.ema_decay}: must be in (0, 1), such as 0.99, or None")
         if self.log_samples_steps is not None and self.log_samples_steps < 1:
             raise ValueError(f"log_samples_steps={self.log_samples_steps}: must be at least 1, or None")
+        if self.push_preferences_to_hub is not None:
+            check_repo_name(self.push_preferences_to_hub, "push_preferences_to_hub")
+        if self.push_preferences_every is not None and self.push_preferences_every < 1:
+            raise ValueError(f"push_preferences_every={self.push_preferences_every}: must be at least 1, or None")
         for name in self.quality_guards:
             get_guard(name)
         check_gates(self.reward_gates or {})

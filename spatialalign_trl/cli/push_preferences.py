@@ -1,0 +1,46 @@
+"""`spatialalign push-preferences`: a run's preference dataset to the Hub, when the run itself could not push it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .parsing import Parser
+
+DESCRIPTION = """\
+Push the preference dataset that a run with --push_preferences_to_hub made and kept.
+
+  spatialalign push-preferences runs/tiny --repo me/prefs
+
+The token is the one of `hf auth login`, or of the environment's HF_TOKEN. What is there already is not sent again."""
+
+
+def build_parser() -> Parser:
+    """The command's options."""
+    parser = Parser(prog="spatialalign push-preferences", description=DESCRIPTION)
+    parser.add_argument("run", metavar="RUN_DIR", help="the run's output_dir")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the dataset repository; made if missing")
+    parser.add_argument("--public", action="store_true", help="everybody may see it, where it is made now")
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = build_parser()
+    args = parser.read(words)
+    from ..hub.pushing import PushFailed, check_hub_access, check_repo_name
+    from ..self_improvement_preferences import HUB_FOLDER, push_preferences_folder
+
+    folder = Path(args.run) / HUB_FOLDER
+    try:
+        check_repo_name(args.repo, "--repo")
+        check_hub_access(args.repo, "--repo", private=not args.public)
+        url = push_preferences_folder(folder, args.repo, message="Preferences", private=not args.public)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except PushFailed as error:
+        print(f"not pushed: {error}. {folder} is as it was; the same command tries again.", file=sys.stderr)
+        return 1
+    print(url)
+    return 0

@@ -1,0 +1,245 @@
+"""The preference dataset on the Hub: what is pushed when, what comes back, and that no failure stops the run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Video, load_dataset
+from huggingface_hub import DatasetCard, HfApi
+from loopback_hub import TOKEN
+from test_self_improvement import config, loop, prompts
+from tiny_pipelines import saved_wan
+
+from spatialalign_trl.cli import main as spatialalign
+from spatialalign_trl.hub import pushing
+
+REPO = "tester/prefs"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return saved_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch) -> list[float]:
+    pauses: list[float] = []
+    monkeypatch.setattr(pushing.time, "sleep", pauses.append)  # the client's own pauses too: it is one module
+    return pauses
+
+
+def run(folder: str, output: Path, **overrides):
+    settings = {"push_preferences_to_hub": REPO, "max_steps": 1, "evaluation_seeds": 1, **overrides}
+    trainer = loop(folder, output, **settings)
+    trainer.train()
+    return trainer
+
+
+def loaded(config_name: str, **kwargs):
+    dataset = load_dataset(REPO, config_name, split="train", **kwargs)
+    for column in ("chosen", "rejected") if config_name == "preferences" else ("video",):
+        dataset = dataset.cast_column(column, Video(decode=False))
+    return dataset
+
+
+FRESH = """\
+import hashlib, json, sys
+from datasets import Video, load_dataset
+out = {}
+for streaming in (False, True):
+    for name, columns in (("preferences", ("chosen", "rejected")), ("samples", ("video",))):
+        dataset = load_dataset("tester/prefs", name, split="train", streaming=streaming)
+        for column in columns:
+            dataset = dataset.cast_column(column, Video(decode=False))
+        out[f"{name}{streaming}"] = [
+            [row[c]["path"] + hashlib.sha256(row[c]["bytes"]).hexdigest() for c in columns] for row in dataset]
+json.dump(out, open(sys.argv[1], "w"))
+from spatialalign_trl.models import load_video_model
+from spatialalign_trl.trainer import DiffusionDPOConfig, DiffusionDPOTrainer
+pairs = load_dataset("tester/prefs", "preferences", split="train")
+args = DiffusionDPOConfig(output_dir=sys.argv[3], max_steps=1, per_device_train_batch_size=2, use_cpu=True, bf16=False,
+    report_to="none", gradient_checkpointing=False, logging_steps=1, disable_tqdm=True, save_strategy="no")
+trainer = DiffusionDPOTrainer(model=load_video_model(sys.argv[2], device="cpu"), args=args, train_dataset=pairs)
+trainer.train()
+print("loss", trainer.state.log_history[0]["loss"])
+"""
+
+
+def test_two_rounds_arrive_and_a_fresh_process_loads_the_same_bytes_and_trains(loopback_client, folder, tmp_path):
+    import hashlib
+
+    trainer = run(folder, tmp_path / "run", num_rounds=2, push_preferences_every=4, pair_strategy="min_gap",
+                  min_pair_gap=1e-6)  # fmt: skip
+    hub = loopback_client
+    assert hub.repo("dataset", REPO).private
+    names = set(hub.files("dataset", REPO))
+    assert names == {
+        ".gitattributes", "README.md", "preview.png",
+        *(f"{c}/round-0{n}-00000.parquet" for c in ("preferences", "samples") for n in (1, 2)),
+    }  # fmt: skip
+    titles = [commit.title for commit in HfApi().list_repo_commits(REPO, repo_type="dataset")]
+    assert titles[::-1] == ["initial commit", *["Round 1: sampling"] * 2, "Round 1: sampled",
+                            *["Round 2: sampling"] * 2, "Round 2: sampled", "Round 2: trained"]  # fmt: skip
+
+    samples = loaded("samples")
+    assert len(samples) == 24 and samples["round"][:] == [1] * 12 + [2] * 12
+    pairs = loaded("preferences")
+    last = json.loads((tmp_path / "run/rounds/02/round.json").read_text())
+    assert pairs["round"][:].count(2) == last["preferences"]["pairs"]
+    row = pairs[0]
+    assert row["score_chosen"] == row["rewards_chosen"]["luck"] > row["score_rejected"]
+    assert json.loads(row["sampling_settings_chosen"]) == trainer.settings.to_dict()
+    assert row["policy_revision_chosen"].endswith("@base") and str(tmp_path) not in json.dumps(str(row))
+    assert {"seed_chosen", "chosen_noise_seed", "components_rejected", "chosen_sample_id"} <= set(row)
+
+    environment = hub.environment(tmp_path / "home")
+    words = [sys.executable, "-c", FRESH, str(tmp_path / "out.json"), folder, str(tmp_path / "trained")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "loss 0.69" in done.stdout, done.stderr
+    seen = json.loads((tmp_path / "out.json").read_text())
+    name_of = lambda sample_id: (  # noqa: E731
+        f"{sample_id}.mp4" + hashlib.sha256(trainer.store.video_bytes(sample_id)).hexdigest()
+    )
+    expected = [[name_of(row["sample_id"])] for row in samples]
+    assert seen["samplesFalse"] == seen["samplesTrue"] == expected
+    expected = [[name_of(row[f"{side}_sample_id"]) for side in ("chosen", "rejected")] for row in pairs]
+    assert seen["preferencesFalse"] == seen["preferencesTrue"] == expected
+    check_card(hub, tmp_path / "run")
+
+
+def check_card(hub, output: Path) -> None:
+    card = DatasetCard(hub.files("dataset", REPO)["README.md"].decode())
+    assert card.data.license == "apache-2.0" and {"dpo", "spatialalign"} <= set(card.data.tags)
+    assert [c["config_name"] for c in card.data.to_dict()["configs"]] == ["preferences", "samples"]
+    for words in ("S@0.7", "INVALID", "█", "arXiv", "2602.22745", "| round 2 |", "before and after", "preview.png",
+                  "In a meadow", "`luck`", "24 sampled videos"):  # fmt: skip
+        assert words in card.text, words
+    assert str(output) not in card.text and TOKEN not in card.text
+    assert hub.files("dataset", REPO)["preview.png"].startswith(b"\x89PNG")
+
+
+def test_pushing_again_replaces_a_round_and_leaves_no_stale_files(loopback_client, folder, tmp_path):
+    run(folder, tmp_path / "run")
+    before = loopback_client.files("dataset", REPO)
+    api = HfApi()
+    for name in ("samples/round-01-00001.parquet", "preferences/round-07-00000.parquet", "notes.txt"):
+        api.upload_file(path_or_fileobj=b"stale", path_in_repo=name, repo_id=REPO, repo_type="dataset")
+    commits = len(loopback_client.repo("dataset", REPO).branches["main"])
+    run(folder, tmp_path / "run")  # all is computed: it pushes what it has
+    assert loopback_client.files("dataset", REPO) == {**before, "notes.txt": b"stale"}
+    assert len(loopback_client.repo("dataset", REPO).branches["main"]) == commits + 1
+    run(folder, tmp_path / "run")
+    assert len(loopback_client.repo("dataset", REPO).branches["main"]) == commits + 1  # nothing changed, no commit
+
+
+def test_a_run_that_was_made_without_the_hub_can_be_pushed_by_a_rerun(loopback_client, folder, tmp_path):
+    run(folder, tmp_path / "run", push_preferences_to_hub=None)
+    assert not loopback_client.requests and not (tmp_path / "run" / "hub_preferences").exists()
+    run(folder, tmp_path / "run", push_preferences_public=True)
+    assert len(loaded("samples")) == 12 and not loopback_client.repo("dataset", REPO).private
+
+
+@pytest.mark.parametrize("status", [409, 412, 429, 500, 503, None])
+def test_what_passes_is_tried_again(loopback_client, tmp_path, no_pauses, status):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.parquet").write_bytes(b"x")
+    fault = loopback_client.fail("POST", "/commit/", status, times=3, headers={"Retry-After": "7"})
+    url = pushing.push_dataset_folder(tmp_path / "data", REPO, message="m")
+    assert fault.hits == 3 and "/datasets/tester/prefs/commit/" in url
+    assert no_pauses[:3] == ([2, 4, 8] if status is None else [7, 7, 8])
+    assert loopback_client.files("dataset", REPO)["a.parquet"] == b"x"
+
+
+def test_an_answer_that_is_lost_after_the_commit_makes_no_second_one(loopback_client, tmp_path, no_pauses):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.parquet").write_bytes(b"x")
+    loopback_client.fail("POST", "/commit/", after=True)
+    pushing.push_dataset_folder(tmp_path / "data", REPO, message="m")
+    assert len(loopback_client.repo("dataset", REPO).branches["main"]) == 2
+
+
+def test_silence_counts_as_a_failure(loopback_client, tmp_path, monkeypatch, no_pauses):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.parquet").write_bytes(b"x")
+    monkeypatch.setattr(pushing, "SILENCE", 0.3)
+    loopback_client.fail("POST", "/commit/", delay=30)
+    assert pushing.push_dataset_folder(tmp_path / "data", REPO, message="m") and len(no_pauses) == 1
+
+
+FOR_GOOD = [(401, 1), (403, 1), (404, 1), (409, 5), (429, 5), (500, 5), (None, 5)]
+
+
+@pytest.mark.parametrize(("status", "tries"), FOR_GOOD)
+def test_a_push_that_fails_for_good_says_why_without_a_token(loopback_client, tmp_path, status, tries):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.parquet").write_bytes(b"x")
+    fault = loopback_client.fail("POST", "/commit/", status, times=99)
+    with pytest.raises(pushing.PushFailed) as caught:
+        pushing.push_dataset_folder(tmp_path / "data", REPO, message="m", token=TOKEN)
+    assert fault.hits == caught.value.attempts == tries
+    assert TOKEN not in str(caught.value) and (str(status) if status else "connection") in str(caught.value)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(("where", "status"), [("/commit/", 401), ("/lfs-storage/", 500), ("/preupload/", None)])
+def test_a_run_outlives_failed_pushes_and_says_how_to_push_later(
+    loopback_client, folder, tmp_path, where, status, capsys
+):
+    fault = loopback_client.fail("*", where, status, times=10_000)
+    with pytest.warns(UserWarning, match="not on the Hub.*The run goes on") as caught:
+        trainer = run(folder, tmp_path / "run", push_preferences_every=8)
+    assert fault.hits >= 3 and (tmp_path / "run" / "results.json").is_file() and trainer.results["rounds"]
+    words = next(str(w.message) for w in caught if "not on the Hub" in str(w.message)).splitlines()[-1].split()
+    assert words == ["spatialalign", "push-preferences", str(tmp_path / "run"), "--repo", REPO]
+    loopback_client.faults.clear()
+    assert spatialalign(words[1:]) == 0
+    assert "/commit/" in capsys.readouterr().out and len(loaded("samples")) == 12
+    assert TOKEN not in " ".join(str(w.message) for w in caught)
+
+
+def test_the_command_says_what_is_wrong(loopback_client, tmp_path, capsys, monkeypatch):
+    def answer(*words):
+        with pytest.raises(SystemExit) as exit:
+            spatialalign(["push-preferences", *words])
+        assert exit.value.code == 2
+        return capsys.readouterr().err
+
+    assert "holds no preference dataset" in answer(str(tmp_path), "--repo", REPO)
+    assert "give owner/name" in answer(str(tmp_path), "--repo", "prefs")
+    assert "403" in answer(str(tmp_path), "--repo", "stranger/prefs")
+    monkeypatch.delenv("HF_TOKEN")
+    assert "hf auth login" in answer(str(tmp_path), "--repo", REPO)
+
+
+@pytest.mark.parametrize("name", ["prefs", "a/b/c", "me/with space", "me/..", "datasets/me/x", ""])
+def test_an_impossible_name_is_refused_at_once(tmp_path, name):
+    with pytest.raises(ValueError, match="push_preferences_to_hub"):
+        config(tmp_path, push_preferences_to_hub=name)
+
+
+def test_a_missing_or_wrong_token_is_heard_before_anything_is_sampled(loopback_client, folder, tmp_path, monkeypatch):
+    with pytest.raises(PermissionError, match="403"):
+        run(folder, tmp_path / "a", push_preferences_to_hub="stranger/prefs")
+    with pytest.raises(PermissionError, match="401") as caught:
+        run(folder, tmp_path / "b", hub_token="hf_wrongwrong")
+    assert "hf_wrong" not in str(caught.value)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PermissionError, match="needs a token"):
+        run(folder, tmp_path / "c")
+    assert not list(tmp_path.glob("?/samples/*"))
+
+
+def test_a_hub_that_is_down_at_the_start_stops_nothing(loopback_client, folder, tmp_path):
+    loopback_client.fail("POST", "/api/repos/create", 503)
+    with pytest.warns(UserWarning, match="pushes when it can"):
+        run(folder, tmp_path / "run")
+    assert len(loaded("samples")) == 12
+
+
+def test_prompts_of_a_test_set_stay_out(loopback_client, folder, tmp_path):
+    run(folder, tmp_path / "run")
+    assert not set(loaded("samples")["prompt"][:]) & set(prompts("eval", "blue")["prompt"][:])
