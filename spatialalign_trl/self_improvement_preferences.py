@@ -16,7 +16,7 @@ from .hub.preference_files import (
     PAIRS,
     SAMPLES,
     count_rows,
-    public_revision,
+    public_name,
     rounds_in,
     write_pairs,
     write_samples,
@@ -181,7 +181,7 @@ class PreferencePublishing:
             strategy += f" at {args.score_threshold:g}"
         per_prompt = "all" if args.pairs_per_prompt is None else f"at most {args.pairs_per_prompt}"
         return {
-            "Model": f"`{public_revision(self.model.name_or_path + '@').rstrip('@')}`",
+            "Model": f"`{public_name(self.model.name_or_path)}`",
             "Rewards": ", ".join(f"`{name}`" for name in self.runner.names),
             "Prompts": f"{len(self.train_rows)}, {args.num_generations} videos each and round",
             "Sampling": f"{settings.num_frames} frames of {settings.width} x {settings.height} at {settings.fps:g} a "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..report.tables import markdown_table, summary_rows
-from .preference_files import PAIRS, SAMPLES, public_revision, rounds_in
+from .preference_files import PAIRS, SAMPLES, public_name, public_revision, rounds_in
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCard
@@ -104,7 +104,7 @@ def preference_card(
         template_path=str(TEMPLATE),
         title=repo.split("/")[-1],
         repo=repo,
-        model_text=f"[{base}](https://huggingface.co/{base})" if base else f"`{Path(model_name).name}`",
+        model_text=f"[{base}](https://huggingface.co/{base})" if base else f"`{public_name(model_name)}`",
         has_preview=(folder / PREVIEW_FILE).is_file(),
         facts=[(name, value) for name, value in facts.items()],
         is_partial=is_partial,

@@ -10,12 +10,12 @@ videos themselves, and nothing of the machine that made them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import remove_leftovers
+from ..prompts import PROMPT_COLUMNS
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -128,12 +128,17 @@ def rounds_in(folder: Path, config: str) -> list[int]:
     return sorted({int(file.name.split("-")[1]) for file in (folder / config).glob("round-*-*.parquet")})
 
 
-def public_revision(revision: str) -> str:
-    """A policy's name (`model@weights`) without this machine's folders."""
+def public_name(model: str) -> str:
+    """A model's name without this machine's folders."""
     from ..trainer.model_card import hub_id
 
+    return hub_id(model) or Path(model).name
+
+
+def public_revision(revision: str) -> str:
+    """A policy's name (`model@weights`) without this machine's folders."""
     model, _, weights = revision.rpartition("@")
-    return f"{hub_id(model) or os.path.basename(model.rstrip('/'))}@{weights}"
+    return f"{public_name(model)}@{weights}"
 
 
 def _fact(sample: Sample, name: str) -> Any:
@@ -167,9 +172,10 @@ def _facts_features(pairs: Sequence[Pair], number: int) -> Features:
 
 def _prompt_features(rows: Sequence[Mapping[str, Any]]) -> Features:
     """Types of the prompt columns, of all rows together: a file whose rows lack a value would guess another one."""
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
 
-    return Dataset.from_list([dict(row) for row in rows]).features
+    guessed = Dataset.from_list([dict(row) for row in rows]).features
+    return Features({name: Value("string") if name in PROMPT_COLUMNS else kind for name, kind in guessed.items()})
 
 
 def _beside(dataset: Dataset, columns: Mapping[str, list], features: Features) -> Dataset:

@@ -1,0 +1,135 @@
+"""Pushing a LoRA and what belongs to it to a model repository, again when the Hub stumbles."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from .pushing import (
+    ATTEMPTS,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    PushFailed,
+    _impatient,
+    _may_pass,
+    _retry_after,
+    _status,
+    describe_failure,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def make_model_repo(name: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """
+    Makes the repository if it is missing, before work begins whose result is to go there.
+
+    Args:
+        name (`str`):
+            `owner/name`, or a name under the token's owner.
+        private (`bool`, *optional*):
+            Of a repository that is made now.
+        token (`str`, *optional*):
+            By default the one of `hf auth login` or of `HF_TOKEN`.
+
+    Returns:
+        `str`: its full name. Where the Hub is down for now that is said, and `name` is returned.
+
+    Raises:
+        PermissionError: when there is no token, or the Hub takes it not, or not for this owner.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if not (token or get_token()):
+        raise PermissionError(f"pushing to {name!r} needs a token that may write: `hf auth login`, or set HF_TOKEN.")
+    try:
+        with _impatient():
+            return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
+    except Exception as error:
+        problem = describe_failure(error)
+        if _status(error) in (401, 403):
+            raise PermissionError(
+                f"pushing to {name!r}: {problem}. Check the token's rights (`hf auth whoami`) and the owner's name."
+            ) from None  # the client's error holds the request
+        if not _may_pass(error):
+            raise
+    logger.warning("%s; %s is made when there is something to push", problem, name)
+    return name
+
+
+def push_files(
+    files: Mapping[str, bytes | Path],
+    repo: str,
+    *,
+    message: str,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    attempts: int = ATTEMPTS,
+) -> CommitInfo:
+    """
+    Pushes files as one commit to a model repository, which is made if it is missing. Repeating it is harmless.
+
+    Args:
+        files (`dict[str, bytes]` or `dict[str, Path]`):
+            Path in the repository -> content.
+        repo (`str`):
+            Its name.
+        message (`str`):
+            Of the commit.
+        private (`bool`, *optional*):
+            Of a repository that is made now.
+        token (`str`, *optional*):
+            By default the one of `hf auth login` or of `HF_TOKEN`.
+        revision (`str`, *optional*):
+            The branch.
+        attempts (`int`, *optional*, defaults to `5`):
+            How often it is tried when the failure may pass.
+
+    Returns:
+        `CommitInfo`: with the commit's address and id.
+
+    Raises:
+        PushFailed: when it failed for good.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(token=token)
+
+    def push() -> CommitInfo:
+        where = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        added = [CommitOperationAdd(name, os.fspath(f) if isinstance(f, Path) else f) for name, f in files.items()]
+        return api.create_commit(where, added, commit_message=message, revision=revision)
+
+    return _again_when_it_may_pass(push, repo, attempts)
+
+
+def command_for_later(folder: Path, repo: str, names: list[str]) -> str:
+    """The line that pushes files of a folder by hand."""
+    return shlex.join(["hf", "upload", repo, os.fspath(folder), ".", "--include", *names])
+
+
+def _again_when_it_may_pass(push: Callable[[], T], repo: str, attempts: int) -> T:
+    pause = FIRST_PAUSE
+    for attempt in range(1, attempts + 1):
+        try:
+            with _impatient():
+                return push()
+        except Exception as error:
+            reason = describe_failure(error)
+            if attempt == attempts or not _may_pass(error):
+                raise PushFailed(reason, attempt) from None  # the client's error holds the request
+            wait = min(max(pause, _retry_after(error)), LONGEST_PAUSE)
+            logger.warning("%s; pushing to %s again in %.0f s (%d of %d)", reason, repo, wait, attempt + 1, attempts)
+        time.sleep(wait)
+        pause *= 2
+    raise ValueError(f"attempts is {attempts}; it must be at least 1")
