@@ -84,7 +84,7 @@ class ModelArguments:
         default=False,
         metadata={
             "help": "Keep VAE and text encoder in the CPU's memory while training, instead of reading them from disk "
-            "before the next sampling."
+            "before the next sampling, and the text encoder also while videos are sampled."
         },
     )
     cpu_threads: int | None = field(

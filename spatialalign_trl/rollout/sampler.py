@@ -131,6 +131,7 @@ def _sample_missing(
         embedded = _embed(model, [sample.row["prompt"] for sample in missing])
         guided = model.uses_negative_prompt(settings)
         negative = model.encode_prompts([settings.negative_prompt]) if guided else None
+        model.rest_text_encoders()
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             prompts = [embedded[sample.row["prompt"]] for sample in batch]
@@ -142,7 +143,9 @@ def _sample_missing(
                 store.add(sample, video, one, fps=settings.fps, crf=crf)
                 bar.update()
     finally:
-        if not had_encoders:
+        if had_encoders:
+            model.reload_encoders()
+        else:
             model.release_encoders()
 
 

@@ -12,9 +12,10 @@ from diffusers import PipelineQuantizationConfig, WanPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan, two_expert_pipeline, wan_pipeline
 
-from spatialalign_trl.models import efficiency, load_video_model
+from spatialalign_trl.models import SamplingSettings, efficiency, load_video_model
 from spatialalign_trl.models.wan import WanVideoModel
 from spatialalign_trl.recipe_arguments import ModelArguments
+from spatialalign_trl.rollout import SampleStore, roll_out
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -170,6 +171,29 @@ def test_components_that_a_pipeline_has_not_are_not_asked_to_be_quantised(monkey
     index = {"transformer": ["diffusers", "X"], "text_encoder": ["transformers", "Y"], "transformer_2": [None, None]}
     assert efficiency.for_pipeline(config, index).components_to_quantize == ["transformer", "text_encoder"]
     assert "transformer_2" in config.components_to_quantize  # the caller's own
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_text_encoders_wait_while_videos_are_sampled_and_decoded(tmp_path, monkeypatch, offload):
+    one, seen = model(), []
+    one.offload_encoders = offload
+    encoder = one.pipeline.text_encoder
+    for stage in ("sample", "decode_latents"):
+        call = getattr(one, stage)
+        monkeypatch.setattr(
+            one,
+            stage,
+            lambda *a, f=call, n=stage: seen.append((n, one.pipeline.text_encoder, one.pipeline.vae)) or f(*a),
+        )
+    settings = SamplingSettings(NUM_FRAMES, HEIGHT, WIDTH, num_inference_steps=1, guidance_scale=1.0)
+    roll_out(one, [{"prompt_id": "a", "prompt": "the meadow"}], [0], settings, SampleStore(tmp_path))
+    there = None if offload else encoder
+    assert seen == [("sample", there, one.pipeline.vae), ("decode_latents", there, one.pipeline.vae)]
+    assert one.pipeline.text_encoder is encoder and one.has_encoders
+    if offload:
+        one.rest_text_encoders()
+        with pytest.raises(RuntimeError, match=r"cannot embed prompts.*reload_encoders\(\)"):
+            one.encode_prompts(["the meadow"])
 
 
 def test_waiting_encoders_are_the_same_objects_and_need_no_disk(tmp_path):
