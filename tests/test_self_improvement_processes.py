@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import loop_processes
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_pipelines import saved_wan
 
-CASE = Path(__file__).parent / "loop_processes.py"
-
 
 def launch(folder: str, output: Path, processes: int, batch: int) -> list[dict]:
     output.mkdir()
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    command = [sys.executable, *(torchrun if processes > 1 else []), str(CASE), folder, str(output), str(batch)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-8000:]
+    if processes == 1:
+        loop_processes.main(folder, output, batch)
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+        command = [*torchrun, loop_processes.__file__, folder, str(output), str(batch)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, done.stderr[-8000:]
     return [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 

@@ -1,7 +1,6 @@
 """Two gloo processes on the CPU: they share one step, draw their own noise, and end with one LoRA."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,26 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+import trainer_processes
 from safetensors.torch import load_file
-
-CASE = Path(__file__).parent / "distributed_case.py"
 
 
 def launch(folder: Path, processes: int, **options: Any) -> list[dict[str, Any]]:
     """Runs the case and returns what each process saw, its LoRA under "lora"."""
     folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
-    command = command if processes > 1 else [sys.executable]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(CASE), str(folder), json.dumps(options)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    if processes == 1:
+        trainer_processes.main(folder, dict(options))
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+        command = [*torchrun, trainer_processes.__file__, str(folder), json.dumps(options)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
     seen = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
     for rank, one in enumerate(seen):
         assert one["world_size"] == processes  # some launchers quietly start a single process

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 from tiny_pairs import latent_pairs, lora_of, spatialalign_trainer, video_pairs  # noqa: E402
 
 
