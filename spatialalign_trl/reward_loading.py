@@ -34,7 +34,8 @@ def load_reward(spec: str | RewardFunc, *, trust_remote_code: bool = False, **kw
     Args:
         spec (`str` or callable):
             The name of an entry point in the group `spatialalign_trl.rewards` (`"dsr_score"`), a file and a name in it
-            (`"path/to/file.py:MyReward"`), a server (`"http://host:port/path"`), a repository on the Hub (`"user/my-reward@COMMIT"`), or the reward itself.
+            (`"path/to/file.py:MyReward"`), a server (`"http://host:port/path"`), a repository on the Hub
+            (`"user/my-reward@COMMIT"`), or the reward itself.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Execute the code of a repository on the Hub, at the commit that `spec` names.
         kwargs:
