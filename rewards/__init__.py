@@ -15,6 +15,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "score_box_arrays",
             "score_tracks",
             "score_tracks_batch",
-        ]
+        ],
+        "motion": ["Motion", "motion_speed"],
+        "clip_similarity": ["CLIPSimilarity"],
+        "clip_iqa": ["CLIPIQA"],
+        "aesthetic": ["Aesthetic"],
+        "identity": ["IdentityConsistency"],
+        "vlm_judge": ["VLMJudge"],
     },
 )

@@ -23,7 +23,7 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # What is fetched of a Hub repository: nothing that would be unpickled, no original checkpoints beside the weights.
-_FILES = ["*.json", "*.txt", "*.model", "model*.safetensors"]
+_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors"]
 
 
 def require_torchvision(user: str) -> None:
@@ -105,9 +105,8 @@ def checkpoint_fingerprint(folder: Path) -> str:
     """
     if folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name):
         return f"{folder.parent.parent.name}@{folder.name}"
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix in {".json", ".txt", ".model", ".safetensors", ".py"}
-    )
+    suffixes = {".json", ".txt", ".model", ".jinja", ".safetensors", ".py"}
+    files = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
     digest = hashlib.sha256()
     for path in files:
         status = path.stat()

@@ -9,8 +9,10 @@ import pytest
 
 from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.prompts import RELATIONS
+from spatialalign_trl.recipe_arguments import PromptArguments, parse_recipe
 from spatialalign_trl.reward_loading import ENTRY_POINT_GROUP
 from spatialalign_trl.rewards import RewardRunner, load_reward
+from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +48,17 @@ def test_the_ten_lines_are_ten_lines_and_run(blocks, videos, tmp_path, monkeypat
 
 
 def test_the_class_runs_and_says_what_it_needs(blocks, videos, tmp_path):
-    path = tmp_path / "motion.py"
+    path = tmp_path / "frame_change.py"
     path.write_text(blocks["python"][2])
     moving = [np.stack([np.full((8, 8, 3), 5 * k, np.uint8) for k in range(4)])]
-    runner = RewardRunner(f"{path}:Motion")
-    assert runner.names == ["motion"]
-    with pytest.raises(ValueError, match="'motion' needs the prompt column 'animal'"):
+    runner = RewardRunner(f"{path}:FrameChange")
+    assert runner.names == ["frame_change"]
+    with pytest.raises(ValueError, match="'frame_change' needs the prompt column 'animal'"):
         runner.check_columns(["prompt"])
     output = runner(["p"] * 4, videos + moving, {"animal": ["fox"] * 4})
     assert output.rewards == [0.0, 0.0, 0.0, 0.5]
-    assert output.metrics["frame_change"] == pytest.approx(1.25)
-    assert load_reward(f"{path}:Motion", full=5.0)(prompts=["p"], completions=moving) == [1.0]
+    assert output.metrics["grey_levels"] == pytest.approx(1.25)
+    assert load_reward(f"{path}:FrameChange", full=5.0)(prompts=["p"], completions=moving) == [1.0]
 
 
 def test_the_entry_point_registers_the_class(blocks, tmp_path, monkeypatch):
@@ -66,15 +68,18 @@ def test_the_entry_point_registers_the_class(blocks, tmp_path, monkeypatch):
     package = tmp_path / "my_package"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "motion.py").write_text(blocks["python"][2])
+    (package / "frame_change.py").write_text(blocks["python"][2])
     # What installing that package leaves behind for others to find.
     information = tmp_path / "my_package-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(f"[{ENTRY_POINT_GROUP}]\n{name} = {value}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_reward("motion", full=2.0).full == 2.0
-    assert RewardRunner(["dsr_score", "motion"], reward_weights=[1.0, 0.2]).names == ["dsr_score", "motion"]
+    assert load_reward("frame_change", full=2.0).full == 2.0
+    assert RewardRunner(["dsr_score", "frame_change"], reward_weights=[1.0, 0.2]).names == [
+        "dsr_score",
+        "frame_change",
+    ]
 
 
 def test_the_table_names_every_reward_that_is_registered_here(repo_root):
@@ -85,6 +90,22 @@ def test_the_table_names_every_reward_that_is_registered_here(repo_root):
         assert f"| `{point.name}` |" in text
         columns = ", ".join(f"`{column}`" for column in point.load().required_columns)
         assert columns in text
+
+
+def test_the_recipes_of_several_rewards_are_understood(blocks, tmp_path):
+    together, elsewhere = blocks["yaml"]
+    config = tmp_path / "config.yaml"
+    config.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\n{together}")
+    prompts, args = parse_recipe((PromptArguments, OnlineSpatialAlignConfig), config, [])
+    pytest.importorskip("cv2")
+    runner = RewardRunner(
+        prompts.load_rewards(), args.reward_weights, 0.5, args.reward_normalization, args.reward_gates
+    )
+    assert runner.combination.gates == {"motion": 0.02, "dsr_score": 0}
+    assert runner.combination.weights == {"dsr_score": 1.0, "clip_similarity": 0.5, "motion": 0.0}
+    config.write_text(elsewhere)
+    (prompts,) = parse_recipe((PromptArguments,), config, [])
+    assert [reward.__name__ for reward in prompts.load_rewards()] == ["dsr_score", "motion"]
 
 
 def test_the_array_example_prints_what_it_says(blocks, capsys):

@@ -1,0 +1,29 @@
+"""Aesthetic quality: CLIP-IQA asked whether the picture is beautiful."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .clip_iqa import CLIPIQA
+from .clip_similarity import DEFAULT_CHECKPOINT
+
+
+class Aesthetic(CLIPIQA):
+    """
+    Reward in [0, 1]: [`CLIPIQA`] with the texts "Beautiful photo." and "Ugly photo.". Not the LAION predictor, whose
+    weights come as a pickle.
+
+    Args:
+        checkpoint, prompts, and the others (*optional*):
+            As of [`CLIPIQA`].
+    """
+
+    name = "aesthetic"
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
+        prompts: Sequence[str | Sequence[str]] = ("beautiful",),
+        **options: Any,
+    ) -> None:
+        super().__init__(checkpoint, prompts, **options)

@@ -1,0 +1,166 @@
+"""
+Identity: does the animal stay the same animal? DINOv2's features of its crops, compared over time.
+
+Source: SpatialAlign (arXiv 2602.22745), which reports it beside DSR-Score.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
+from spatialalign_trl.perception.tracks import Tracker, Tracks, get_tracker
+from spatialalign_trl.video import Video, check_video
+
+from .sampled_frames import check_counts, in_batches
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_CHECKPOINT = "facebook/dinov2-base"
+CLASSES = {"dinov2": ("Dinov2Model", "AutoImageProcessor")}
+
+
+class IdentityConsistency(RunsPretrained):
+    """
+    Reward in [-1, 1], near 1 for one and the same animal: the mean over frames of
+    `(cos(f_t, f_0) + cos(f_t, f_(t-1))) / 2`, where `f_t` is DINOv2's feature of the animal's crop on the `t`-th frame
+    that shows it, in time order. INVALID where the tracker gives the video up or finds the animal on fewer than two
+    frames.
+
+    A clip in which nothing moves is the most consistent of all: use it beside a reward of motion.
+
+    Args:
+        tracker (`str` or [`~spatialalign_trl.perception.tracks.Tracker`], *optional*, defaults to
+            `"color_segmentation"`):
+            What finds the animal, as in [`DSRScore`]. With the same `cache_dir` as there, every video is tracked once.
+        tracker_options (`dict`, *optional*):
+            Arguments for the tracker when it is given by name.
+        checkpoint (`str` or `os.PathLike`, *optional*, defaults to `"facebook/dinov2-base"`):
+            A DINOv2 model: a Hub id or a local folder.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Crops that go through the model at once.
+        device, dtype, revision (*optional*):
+            As of [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
+    """
+
+    required_columns: tuple[str, ...] = ("animal", "object")
+
+    def __init__(
+        self,
+        tracker: str | Tracker = "color_segmentation",
+        tracker_options: dict[str, Any] | None = None,
+        checkpoint: str | os.PathLike = DEFAULT_CHECKPOINT,
+        batch_size: int = 16,
+        device: "str | torch.device | None" = None,
+        dtype: "str | torch.dtype | None" = None,
+        revision: str | None = None,
+    ) -> None:
+        check_counts(batch_size=batch_size)
+        self.__name__ = "identity"
+        self.tracker = get_tracker(tracker, **(tracker_options or {}))
+        self._tracker_settings = {
+            "tracker": tracker if isinstance(tracker, str) else type(tracker).__name__,
+            "tracker_options": dict(tracker_options or {}),
+        }
+        more = getattr(self.tracker, "required_columns", ())
+        self.required_columns = tuple(dict.fromkeys((*IdentityConsistency.required_columns, *more)))
+        self.batch_size = batch_size
+        self.pretrained = PretrainedModel(checkpoint, CLASSES, device=device, dtype=dtype, revision=revision)
+
+    def check_prompts(
+        self,
+        animal: Sequence[str],
+        object: Sequence[str],
+        attribute: Sequence[str | None] | None = None,
+        **columns: Any,
+    ) -> None:
+        """Refuse words that cannot be tracked and checkpoints that cannot be loaded, before anything is sampled."""
+        check = getattr(self.tracker, "check_prompts", None)
+        if check is not None:
+            check(animal=animal, object=object, attribute=attribute)
+        self.prepare()
+
+    def describe(self) -> dict[str, Any]:
+        """What this reward was made with."""
+        checkpoint, revision = self.pretrained.checkpoint, self.pretrained.revision
+        return {**self._tracker_settings, "checkpoint": checkpoint, "revision": revision}
+
+    def release(self) -> None:
+        """Free the models' memory; the next video loads them again."""
+        super().release()
+        if hasattr(self.tracker, "release"):
+            self.tracker.release()
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[Video],
+        animal: Sequence[str],
+        object: Sequence[str],
+        attribute: Sequence[str | None] | None = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        """Score `N` videos (`uint8`, `(frames, height, width, 3)`). `log_extra` gets `identity_reason`."""
+        for k, video in enumerate(completions):
+            check_video(video, name=f"completions[{k}]")
+        adjectives = None if attribute is None else [adjective or "" for adjective in attribute]
+        tracks = self.tracker.track(completions, animal=animal, object=object, attribute=adjectives)
+        scores, reasons = [], []
+        for video, one, noun in zip(completions, tracks, animal, strict=True):
+            crops = animal_crops(video, one, noun)
+            reason = one.reason
+            if reason is None and len(crops) < 2:
+                reason = f"the {noun} was found on {len(crops)} of {len(video)} frames; at least 2 are needed"
+            reasons.append(reason)
+            scores.append(None if reason is not None else consistency(self._features(crops)))
+        if log_extra is not None:
+            log_extra("identity_reason", reasons)
+        return scores
+
+    def _features(self, crops: list[np.ndarray]) -> np.ndarray:
+        """`(crops, width)`: DINOv2's feature of each, from the class token."""
+        import torch
+
+        model, processor = self.pretrained.load()
+        # Crops are squeezed to a square: cropping once more would cut the animal's ends off.
+        size = dict(processor.crop_size)
+        features = []
+        for batch in in_batches(crops, self.batch_size):
+            inputs = processor(images=batch, size=size, do_center_crop=False, return_tensors="pt").to(model.device)
+            with torch.inference_mode(), self.pretrained.autocast():
+                features.append(model(**inputs).pooler_output.float().cpu().numpy())
+        return np.concatenate(features)
+
+
+def animal_crops(video: Video, tracks: Tracks, animal: str) -> list[np.ndarray]:
+    """The animal's boxes cut out of the frames, in time order; frames on which its box is empty are left out."""
+    height, width = video.shape[1:3]
+    crops = []
+    for frame in sorted(tracks, key=lambda one: one.frame_index):
+        if animal not in frame.labels:
+            continue
+        x1, y1, x2, y2 = frame.boxes[frame.labels.index(animal)]
+        if not (x2 > x1 and y2 > y1):
+            continue
+        left, top = max(int(x1), 0), max(int(y1), 0)
+        right, bottom = min(int(np.ceil(x2)), width), min(int(np.ceil(y2)), height)
+        if right > left and bottom > top:
+            crops.append(video[frame.frame_index, top:bottom, left:right])
+    return crops
+
+
+def consistency(features: np.ndarray) -> float:
+    """
+    The mean over `t >= 1` of `(cos(f_t, f_0) + cos(f_t, f_(t-1))) / 2`.
+
+    Args:
+        features (`np.ndarray` of shape `(n, width)`):
+            In time order, `n` at least 2.
+    """
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    to_first, to_last = unit[1:] @ unit[0], (unit[1:] * unit[:-1]).sum(1)
+    return float(((to_first + to_last) / 2).mean())
