@@ -13,6 +13,7 @@ COMMANDS = {
     "score": "grade videos: does the animal start and end where the prompt says? (DSR-Score)",
     "new-reward": "begin a reward of your own: a package with its test and entry point",
     "push-preferences": "push a run's preference dataset that the run itself could not push to the Hub",
+    "serve-reward": "let other machines ask a reward over HTTP",
     "export-lora": "write a trained LoRA under the names that ComfyUI and the original Wan code read",
 }
 
