@@ -7,10 +7,13 @@ Prints one row a method, with obedience *and* looks, and writes `comparison.json
     dpo                      Diffusion-DPO without the zeroth-order term
     paper                    the paper's loss and hyper-parameters (learning rate 1e-4, lambda 0.5, its LoRA targets)
     paper_lr                 the same with this size's learning rate
-    tuned                    what the configuration says (recipes/configs/tiny.yaml: the default of the main job)
-    rounds_fresh             a second round, on its own samples alone
-    rounds_pooled            a second round, on the samples of both
-    rounds_refreshed         as rounds_pooled, with the first round's policy as reference
+    one_round                the configuration, in one round
+    tuned                    what the configuration says (recipes/configs/tiny.yaml, the default of the main job: two
+                             rounds, the second on the samples of both)
+    rounds_fresh             the second round on its own samples alone
+    rounds_refreshed         the second round with the first one's policy as reference
+
+All but the last three train on the same base samples in one round; every row takes the same number of steps in all.
 
     accelerate launch recipes/compare_methods.py --output_dir runs/compare
     accelerate launch recipes/compare_methods.py --output_dir runs/tune --eval_split validation --methods tuned dpo
@@ -49,19 +52,20 @@ PAPER = {
     "pair_strategy": "threshold",
     "score_threshold": 0.7,
 }
-ROUNDS = {"num_rounds": 2, "evaluate_every_round": True}
+ONE_ROUND = {"num_rounds": 1}
+TWO_ROUNDS = {"num_rounds": 2, "evaluate_every_round": True}
 PAPER_LORA = {"lora_target_modules": None, "lora_r": 16, "lora_alpha": 16}
 
 # Method -> what it changes of the configuration, and of the LoRA.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "sft": ({"loss_type": "sft", "zeroth_order_weight": 0.0}, {}),
-    "dpo": ({"zeroth_order_weight": 0.0}, {}),
-    "paper": ({**PAPER, "learning_rate": 1e-4}, PAPER_LORA),
-    "paper_lr": (PAPER, PAPER_LORA),
+    "sft": ({**ONE_ROUND, "loss_type": "sft", "zeroth_order_weight": 0.0}, {}),
+    "dpo": ({**ONE_ROUND, "zeroth_order_weight": 0.0}, {}),
+    "paper": ({**ONE_ROUND, **PAPER, "learning_rate": 1e-4}, PAPER_LORA),
+    "paper_lr": ({**ONE_ROUND, **PAPER}, PAPER_LORA),
+    "one_round": (ONE_ROUND, {}),
     "tuned": ({}, {}),
-    "rounds_fresh": ({**ROUNDS, "pool_rounds": False}, {}),
-    "rounds_pooled": ({**ROUNDS, "pool_rounds": True}, {}),
-    "rounds_refreshed": ({**ROUNDS, "pool_rounds": True, "refresh_reference": True}, {}),
+    "rounds_fresh": ({**TWO_ROUNDS, "pool_rounds": False}, {}),
+    "rounds_refreshed": ({**TWO_ROUNDS, "pool_rounds": True, "refresh_reference": True}, {}),
 }
 LOOKS = ("sprite_shape", "sprite_kind", "sprite_color", "motion", "distance_to_real", "sharpness")
 
@@ -129,6 +133,8 @@ def run_method(
     for target, changes in ((own, overrides[0]), (lora, overrides[1])):
         for name, value in changes.items():
             setattr(target, name, value)
+    if own.max_steps > 0 and "max_steps" not in overrides[0]:
+        own.max_steps = args.max_steps * args.num_rounds // own.num_rounds
     loop = build_loop(prompt_arguments, own, lora)
     loop.train()
     return loop
