@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,19 @@ def run(folder: str, output: Path, **overrides):
     trainer = loop(folder, output, **settings)
     trainer.train()
     return trainer
+
+
+@pytest.fixture(scope="module")
+def ran_without_the_hub(folder, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("finished") / "run"
+    run(folder, output, push_preferences_to_hub=None)
+    return output
+
+
+@pytest.fixture
+def finished(ran_without_the_hub, tmp_path) -> Path:
+    """The folder of a run that is done and has pushed nothing."""
+    return Path(shutil.copytree(ran_without_the_hub, tmp_path / "run"))
 
 
 def loaded(config_name: str, **kwargs):
@@ -127,41 +141,55 @@ def check_card(hub, output: Path) -> None:
     assert hub.files("dataset", REPO)["preview.png"].startswith(b"\x89PNG")
 
 
-def test_pushing_again_replaces_a_round_and_leaves_no_stale_files(loopback_client, folder, tmp_path):
-    run(folder, tmp_path / "run")
+def test_pushing_again_replaces_a_round_and_leaves_no_stale_files(loopback_client, folder, finished):
+    assert not (finished / "hub_preferences").exists()  # it ran without the Hub; a rerun pushes what it finds
+    run(folder, finished)
     before = loopback_client.files("dataset", REPO)
+    samples = loaded("samples")
+    assert len(samples) == 12 and not set(samples["prompt"][:]) & set(prompts("eval", "blue")["prompt"][:])
     api = HfApi()
     for name in ("samples/round-01-00001.parquet", "preferences/round-07-00000.parquet", "notes.txt"):
         api.upload_file(path_or_fileobj=b"stale", path_in_repo=name, repo_id=REPO, repo_type="dataset")
     commits = len(loopback_client.repo("dataset", REPO).branches["main"])
-    run(folder, tmp_path / "run")  # all is computed: it pushes what it has
-    assert loopback_client.files("dataset", REPO) == {**before, "notes.txt": b"stale"}
-    assert len(loopback_client.repo("dataset", REPO).branches["main"]) == commits + 1
-    run(folder, tmp_path / "run")
-    assert len(loopback_client.repo("dataset", REPO).branches["main"]) == commits + 1  # nothing changed, no commit
+    for _ in range(2):  # the second time nothing has changed, so there is nothing to commit
+        run(folder, finished)
+        assert loopback_client.files("dataset", REPO) == {**before, "notes.txt": b"stale"}
+        assert len(loopback_client.repo("dataset", REPO).branches["main"]) == commits + 1
 
 
-def test_a_run_that_was_made_without_the_hub_can_be_pushed_by_a_rerun(loopback_client, folder, tmp_path):
-    run(folder, tmp_path / "run", push_preferences_to_hub=None)
-    assert not loopback_client.requests and not (tmp_path / "run" / "hub_preferences").exists()
-    run(folder, tmp_path / "run", push_preferences_public=True)
-    assert len(loaded("samples")) == 12 and not loopback_client.repo("dataset", REPO).private
+def kept(caught, output: Path) -> list[str]:
+    """The words of the command that a warning gives."""
+    (message,) = {str(one.message) for one in caught if "not on the Hub" in str(one.message)}
+    assert TOKEN not in message and "The run goes on" in message
+    words = message.splitlines()[-1].split()
+    assert words == ["spatialalign", "push-preferences", str(output), "--repo", REPO]
+    return words[1:]
 
 
-@pytest.mark.parametrize(("where", "status"), [("/commit/", 401), ("/lfs-storage/", 500), ("/preupload/", None)])
-def test_a_run_outlives_failed_pushes_and_says_how_to_push_later(
-    loopback_client, folder, tmp_path, where, status, capsys
+@pytest.mark.parametrize(
+    ("where", "status"),
+    [("/commit/", 401), ("/commit/", 409), ("/repos/create", 429), ("/lfs-storage/", 500), ("/preupload/", None)],
+)
+def test_a_run_outlives_a_failed_push_and_says_how_to_push_later(
+    loopback_client, folder, finished, where, status, capsys
 ):
+    if where == "/repos/create":
+        HfApi().create_repo(REPO, repo_type="dataset")
     fault = loopback_client.fail("*", where, status, times=10_000)
-    with pytest.warns(UserWarning, match="not on the Hub.*The run goes on") as caught:
-        trainer = run(folder, tmp_path / "run", push_preferences_every=8)
-    assert fault.hits >= 3 and (tmp_path / "run" / "results.json").is_file() and trainer.results["rounds"]
-    words = next(str(w.message) for w in caught if "not on the Hub" in str(w.message)).splitlines()[-1].split()
-    assert words == ["spatialalign", "push-preferences", str(tmp_path / "run"), "--repo", REPO]
+    with pytest.warns(UserWarning) as caught:
+        assert run(folder, finished).results["rounds"]
+    assert fault.hits
     loopback_client.faults.clear()
-    assert spatialalign(words[1:]) == 0
+    assert spatialalign(kept(caught, finished)) == 0
     assert "/commit/" in capsys.readouterr().out and len(loaded("samples")) == 12
-    assert TOKEN not in " ".join(str(w.message) for w in caught)
+
+
+def test_a_push_that_fails_while_sampling_stops_neither_sampling_nor_training(loopback_client, folder, tmp_path):
+    fault = loopback_client.fail("POST", "/commit/", 403, times=2)  # among the samples, and after them
+    with pytest.warns(UserWarning) as caught:
+        run(folder, tmp_path / "run", push_preferences_every=8)
+    assert fault.hits == 2 and kept(caught, tmp_path / "run")
+    assert len(loaded("samples")) == 12  # the push at the end held it all
 
 
 @pytest.mark.parametrize("name", ["prefs", "a/b/c", "me/with space", "me/..", "datasets/me/x", ""])
@@ -182,16 +210,11 @@ def test_a_missing_or_wrong_token_is_heard_before_anything_is_sampled(loopback_c
     assert not list(tmp_path.glob("?/samples/*"))
 
 
-def test_a_hub_that_is_down_at_the_start_stops_nothing(loopback_client, folder, tmp_path):
+def test_a_hub_that_is_down_at_the_start_stops_nothing(loopback_client, folder, finished):
     loopback_client.fail("POST", "/api/repos/create", 503)
     with pytest.warns(UserWarning, match="pushes when it can"):
-        run(folder, tmp_path / "run")
-    assert len(loaded("samples")) == 12
-
-
-def test_prompts_of_a_test_set_stay_out(loopback_client, folder, tmp_path):
-    run(folder, tmp_path / "run")
-    assert not set(loaded("samples")["prompt"][:]) & set(prompts("eval", "blue")["prompt"][:])
+        run(folder, finished, push_preferences_public=True)
+    assert len(loaded("samples")) == 12 and not loopback_client.repo("dataset", REPO).private
 
 
 def test_only_the_main_process_pushes(loopback_client, folder, tmp_path):
