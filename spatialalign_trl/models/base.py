@@ -8,7 +8,9 @@ this file by subject (encoding, sampling, sizes, LoRA); a family fills in the me
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,6 +82,7 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         self.revision = revision
         self._source = source or self.name_or_path
         self._network: torch.nn.Module = self.base_transformer
+        self._dtype_witness: tuple[Callable[[], Any], Callable[[], Any]] = (lambda: None, lambda: None)
         self._offloaded: dict[str, torch.nn.Module] = {}
         self._encoder_dtypes = {
             name: getattr(pipeline, name).dtype for name in self.encoder_names if getattr(pipeline, name) is not None
@@ -205,7 +208,18 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The base transformer's floating point type; adapters and the layers that stay in float32 are not asked."""
-        return self.base_transformer.dtype
+        # diffusers walks the whole network to say it, 3 ms for one of 30 blocks, and a training step asks four times.
+        # Where a cast changes it, it changes the type of the tensor that is asked here instead, too.
+        network = self.base_transformer
+        of, witness = (reference() for reference in self._dtype_witness)
+        if of is network and witness is not None:
+            return witness.dtype
+        dtype = network.dtype
+        same = [parameter for parameter in network.parameters() if parameter.dtype == dtype]
+        if same:  # else hooks cast the layers, and no tensor says it; what is kept in float32, or adapts, is small
+            largest = max(same, key=torch.Tensor.numel)
+            self._dtype_witness = weakref.ref(network), weakref.ref(largest)
+        return dtype
 
     def default_settings(self) -> SamplingSettings:
         """The sampling settings the pipeline's folder carries (spatialalign.json), else the family's."""

@@ -102,6 +102,7 @@ class DiffusionDPOTrainer(PairDrawing, PrecomputedReference, LoraPublishing, Bas
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._micro_step = (-1, -1)  # (optimizer step, micro-steps of it that were drawn for)
         self._eval_batches = 0
+        self._wrapped_and_not: tuple[torch.nn.Module | None, torch.nn.Module | None] = (None, None)
         self._reference_caches: dict[str, tuple[ReferenceCache, PairDataset]] = {}
         super().__init__(
             model=network,
@@ -235,7 +236,7 @@ class DiffusionDPOTrainer(PairDrawing, PrecomputedReference, LoraPublishing, Bas
             reference = self._read_reference(keys, sigma.device)
         else:
             with torch.no_grad(), self.video_model.reference():
-                reference = self._predict_pair(self.accelerator.unwrap_model(model), noisy, sigma, conditioning)
+                reference = self._predict_pair(self._unwrapped(model), noisy, sigma, conditioning)
         policy = self._predict_pair(model, noisy, sigma, conditioning)
         six = {
             f"{name}_{side}": values[side]
@@ -247,6 +248,12 @@ class DiffusionDPOTrainer(PairDrawing, PrecomputedReference, LoraPublishing, Bas
             losses, sft_metrics = sft_loss(policy["chosen"], target["chosen"], reduction="none")
             metrics |= sft_metrics
         return losses, metrics
+
+    def _unwrapped(self, model: torch.nn.Module) -> torch.nn.Module:
+        """What the model wraps; kept, because accelerate walks the whole network in looking for it."""
+        if self._wrapped_and_not[0] is not model:
+            self._wrapped_and_not = model, self.accelerator.unwrap_model(model)
+        return self._wrapped_and_not[1]
 
     def _predict_pair(
         self, network: torch.nn.Module, noisy: dict[str, Tensor], sigma: Tensor, conditioning: dict[str, Tensor]

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import gc
 import json
@@ -515,6 +516,15 @@ def test_dtype_is_the_bases_under_an_fp32_lora(folder):
     add_lora(model, "wrapped and set")
     assert {p.dtype for name, p in model.transformer.named_parameters() if "lora_" in name} == {torch.float32}
     assert model.dtype == torch.bfloat16
+
+
+def test_dtype_follows_a_cast(folder):
+    model = load_video_model(folder, torch_dtype=torch.bfloat16, device="cpu")
+    assert model.dtype == model.base_transformer.dtype == torch.bfloat16
+    model.base_transformer.to(torch.float32)  # what was found before must not be remembered
+    assert model.dtype == model.base_transformer.dtype == torch.float32
+    model.transformer = copy.deepcopy(model.base_transformer).to(torch.float16)
+    assert model.dtype == torch.float16
 
 
 # Releasing and loading
