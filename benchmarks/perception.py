@@ -26,18 +26,16 @@ process, which other jobs do not add to; on a GPU it is the time from start to s
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from measuring import added_peak, can_measure_peak, clock, in_turns, peak_in_own_process, ratio, report_peak, timed
 from plain_geometry import (
     ANIMAL,
     OBJECT,
@@ -59,8 +57,6 @@ if TYPE_CHECKING:
 FRAMES, ARRAY = "FrameBoxes", "one array"
 PLAIN, LIBRARY = "plain", "library"
 TOLERANCE = 1e-12
-PEAK_RESET = Path("/proc/self/clear_refs")
-"""Linux: a 5 written to it makes the process's peak memory begin anew."""
 
 
 def arguments() -> argparse.Namespace:
@@ -79,24 +75,6 @@ def arguments() -> argparse.Namespace:
     tracking.add_argument("--device", default="cpu")
     tracking.add_argument("--peak_of", choices=[PLAIN, LIBRARY], help=argparse.SUPPRESS)  # the process of its own
     return parser.parse_args()
-
-
-def in_turns(ways: dict[Any, Callable[[], Any]], turns: int, now: Callable[[], float]) -> dict[Any, list[float]]:
-    """Seconds of every way, `turns` times, the ways taking turns."""
-    seconds: dict[Any, list[float]] = {name: [] for name in ways}
-    for _ in range(turns):
-        for name, way in ways.items():
-            start = now()
-            way()
-            seconds[name].append(now() - start)
-    return seconds
-
-
-def ratio(above: list[float], below: list[float]) -> str:
-    """Median and quartiles of the ratio in each turn."""
-    ratios = [one / other for one, other in zip(above, below, strict=True)]
-    low, _, high = quantiles(ratios, n=4)
-    return f"{median(ratios):7.2f} [{low:.2f}, {high:.2f}]"
 
 
 # Geometry
@@ -164,7 +142,8 @@ def measure_geometry(options: argparse.Namespace) -> None:
     invalid = sum(score is None for score, *_ in plain)
     print(f"geometry: {options.videos} videos of {options.frames} frames ({invalid} INVALID), numpy {np.__version__}")
     print(f"  largest difference {worst:.1e}")
-    seconds = in_turns(loops | library, options.turns, time.process_time)
+    now = clock("cpu")
+    seconds = in_turns({name: timed(way, now) for name, way in (loops | library).items()}, options.turns)
     for source, name in loops:
         taken = f"{1e3 * median(seconds[source, name]):.1f} / {1e3 * median(seconds[source]):.1f} ms"
         print(f"  {source:10}  {name:14} / library {ratio(seconds[source, name], seconds[source])}   ({taken})")
@@ -302,15 +281,10 @@ def measure_tracking(options: argparse.Namespace, folder: Path) -> None:
         told = f"{len(plain[name])} / {len(library[name])}"
         print(f"  {name}: calls, plain / library {calls:6.2f} ({told}); frames through it {frames:.3f}")
 
-    def now() -> float:
-        if options.device == "cpu":
-            return time.process_time()
-        torch.accelerator.synchronize()
-        return time.perf_counter()
-
-    seconds = in_turns({PLAIN: lambda: ways.run(PLAIN), LIBRARY: lambda: ways.run(LIBRARY)}, options.turns, now)
+    now = clock(options.device)
+    seconds = in_turns({way: timed(lambda way=way: ways.run(way), now) for way in (PLAIN, LIBRARY)}, options.turns)
     print(f"  time, plain / library {ratio(seconds[PLAIN], seconds[LIBRARY])}")
-    if options.device == "cpu" and not PEAK_RESET.exists():
+    if not can_measure_peak(options.device):
         print("  peak memory: on a CPU it is measured on Linux only")
         return
     peaks = {way: peak_in_own_process(way) for way in (PLAIN, LIBRARY)}
@@ -318,39 +292,13 @@ def measure_tracking(options: argparse.Namespace, folder: Path) -> None:
     print(f"  peak memory, plain / library {peaks[PLAIN] / peaks[LIBRARY]:7.2f} ({told})")
 
 
-def peak_in_own_process(way: str) -> int:
-    command = [sys.executable, __file__, *sys.argv[1:], "--peak_of", way]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
-
-
 def measure_peak(options: argparse.Namespace, folder: Path) -> None:
     """Prints the bytes that one way adds to the loaded models at its peak, as JSON."""
-    import torch
-
     ways = TwoWays(options, folder)
     whole, ways.video = ways.video, ways.video[: ways.prompt_frame + 2]
     ways.run(options.peak_of)  # buffers that are made once
     ways.video = whole
-    if options.device == "cpu":
-        PEAK_RESET.write_text("5")
-        before = memory("VmRSS")
-        ways.run(options.peak_of)
-        added = memory("VmHWM") - before
-    else:
-        torch.accelerator.memory.reset_peak_memory_stats()
-        before = torch.accelerator.memory.memory_allocated()
-        ways.run(options.peak_of)
-        added = torch.accelerator.memory.max_memory_allocated() - before
-    print(json.dumps({"peak_bytes": added}))
-
-
-def memory(field: str) -> int:
-    """A line of Linux's account of this process, in bytes. Not getrusage: that counts the parent before the start."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
+    report_peak(added_peak(lambda: ways.run(options.peak_of), options.device))
 
 
 def main() -> None:

@@ -1,18 +1,64 @@
-"""A Wan pipeline of any size with random weights, built from configurations alone: nothing is downloaded."""
+"""A Wan pipeline of any size with random weights, built from configurations alone, and pairs of random latents for it:
+nothing is downloaded."""
 
 from __future__ import annotations
 
+import argparse
 import string
 
 import torch
+from datasets import Dataset
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from safetensors.torch import save
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from spatialalign_trl.models import load_video_model
+from spatialalign_trl.models.base import VideoModel
+
+CHANNELS = 16
 TEXT_DIM = 64
+SIZES = {"layers": 4, "heads": 4, "head_dim": 32, "ffn_dim": 512, "text_tokens": 32}
+
+
+def add_size_arguments(parser: argparse.ArgumentParser, **defaults: int) -> None:
+    """Flags for the size of the model and of the latents, and for where and in what type it computes."""
+    parser.add_argument("--latent_size", type=int, nargs=3, default=[3, 8, 12], metavar=("FRAMES", "HEIGHT", "WIDTH"))
+    for name, default in {**SIZES, **defaults}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the frozen base")
+
+
+def random_video_model(options: argparse.Namespace, folder: str) -> VideoModel:
+    """The model that `options` describe, by way of a folder: loading knows which parts stay in float32."""
+    random_wan(**{name: getattr(options, name) for name in SIZES}).save_pretrained(folder)
+    return load_video_model(folder, torch_dtype=getattr(torch, options.dtype), device=options.device)
+
+
+def tokens_a_video(options: argparse.Namespace) -> int:
+    frames, height, width = options.latent_size
+    return frames * height * width // 4
+
+
+def random_pairs(count: int, latent_size: list[int]) -> Dataset:
+    """Pairs of random latents, as training takes them."""
+    generator = torch.Generator().manual_seed(0)
+    columns: dict[str, list] = {"prompt": ["a fox is on the left of a stump"] * count}
+    for side in ("chosen", "rejected"):
+        latents = (torch.randn((CHANNELS, *latent_size), generator=generator) for _ in range(count))
+        columns[f"{side}_latents"] = [save({"latents": one}) for one in latents]
+    return Dataset.from_dict(columns)
 
 
 def random_wan(
-    *, layers: int, heads: int, head_dim: int, ffn_dim: int, channels: int = 16, text_tokens: int = 32, seed: int = 0
+    *,
+    layers: int,
+    heads: int,
+    head_dim: int,
+    ffn_dim: int,
+    channels: int = CHANNELS,
+    text_tokens: int = 32,
+    seed: int = 0,
 ) -> WanPipeline:
     """Builds the pipeline; Wan2.1-T2V-1.3B has 30 layers, 12 heads of 128, ffn_dim 8960 and 512 text tokens.
 

@@ -21,36 +21,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
-from datasets import Dataset
-from random_wan import random_wan
-from safetensors.torch import save
+from measuring import clock, with_quartiles
+from random_wan import add_size_arguments, random_pairs, random_video_model, tokens_a_video
 
-from spatialalign_trl.models import load_video_model
 from spatialalign_trl.trainer import SpatialAlignConfig, SpatialAlignTrainer
 from spatialalign_trl.trainer.latents import collate_pairs
 
-CHANNELS = 16
 BATCHED, SEPARATE, CHECKPOINTING = "batched", "separate_forward", "checkpointing"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=4, help="pairs in the batch")
-    parser.add_argument("--latent_size", type=int, nargs=3, default=[3, 8, 12], metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--head_dim", type=int, default=32)
-    parser.add_argument("--ffn_dim", type=int, default=512)
-    parser.add_argument("--text_tokens", type=int, default=32)
+    add_size_arguments(parser)
     parser.add_argument("--turns", type=int, default=15, help="how often every choice is timed")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the frozen base")
     return parser.parse_args()
 
 
@@ -59,23 +48,14 @@ class Step:
 
     def __init__(self, options: argparse.Namespace, folder: str) -> None:
         self.device = torch.device(options.device)
-        pipeline = random_wan(
-            layers=options.layers,
-            heads=options.heads,
-            head_dim=options.head_dim,
-            ffn_dim=options.ffn_dim,
-            channels=CHANNELS,
-            text_tokens=options.text_tokens,
-        )
-        pipeline.save_pretrained(f"{folder}/model")  # read back, because loading knows which parts stay in float32
-        dtype = getattr(torch, options.dtype)
-        model = load_video_model(f"{folder}/model", torch_dtype=dtype, device=options.device)
+        self.now = clock(options.device)
+        model = random_video_model(options, f"{folder}/model")
         self.base = model.transformer
         on_cpu = self.device.type == "cpu"
         args = SpatialAlignConfig(
             folder, use_cpu=on_cpu, bf16=not on_cpu, gradient_checkpointing=False, report_to="none", disable_tqdm=True
         )
-        pairs = random_pairs(options.pairs, (CHANNELS, *options.latent_size))
+        pairs = random_pairs(options.pairs, options.latent_size)
         self.trainer = SpatialAlignTrainer(model, args, pairs)
         self.trainer.model.train()
         items = [self.trainer.train_dataset[row] for row in range(options.pairs)]
@@ -99,12 +79,6 @@ class Step:
             self.base.enable_gradient_checkpointing()
         else:
             self.base.disable_gradient_checkpointing()
-
-    def now(self) -> float:
-        if self.device.type == "cpu":
-            return time.process_time()
-        torch.accelerator.synchronize()
-        return time.perf_counter()
 
     def loss(self) -> torch.Tensor:
         with self.trainer.compute_loss_context_manager():
@@ -141,14 +115,6 @@ class Step:
         return torch.accelerator.max_memory_allocated()
 
 
-def random_pairs(count: int, shape: tuple[int, ...]) -> Dataset:
-    generator = torch.Generator().manual_seed(0)
-    columns: dict[str, list] = {"prompt": ["a fox is on the left of a stump"] * count}
-    for side in ("chosen", "rejected"):
-        columns[f"{side}_latents"] = [save({"latents": torch.randn(shape, generator=generator)}) for _ in range(count)]
-    return Dataset.from_dict(columns)
-
-
 @contextlib.contextmanager
 def new_step(options: argparse.Namespace) -> Iterator[Step]:
     with tempfile.TemporaryDirectory() as folder:
@@ -156,8 +122,7 @@ def new_step(options: argparse.Namespace) -> Iterator[Step]:
 
 
 def line(name: str, ratios: list[float]) -> str:
-    low, _, high = quantiles(ratios, n=4)
-    return f"{name:34}{median(ratios):6.2f}   [{low:.2f}, {high:.2f}]"
+    return f"{name:34}{with_quartiles(ratios)}"
 
 
 def take_turns(step: Step, turns: int, report: Callable[[str], None]) -> None:
@@ -171,25 +136,24 @@ def take_turns(step: Step, turns: int, report: Callable[[str], None]) -> None:
         share.append(step.reference_seconds[0] / batched[-1])
         separate.append(step.seconds(SEPARATE) / batched[-1])
         checkpointed.append(step.seconds(CHECKPOINTING) / batched[-1])
-    report(f"{'one step, batched':34}{1:6.2f}   ({1000 * median(batched):.0f} ms)")
+    report(f"{'one step, batched':34}{1:7.2f}   ({1000 * median(batched):.0f} ms)")
     report(line("separate_forward / batched", separate))
     report(line("checkpointing / without", checkpointed))
     kept = step.activation_bytes(CHECKPOINTING) / step.activation_bytes(BATCHED)
-    report(f"{'  activations kept':34}{kept:6.2f}")
+    report(f"{'  activations kept':34}{kept:7.2f}")
     report(line("reference's share of a step", share))
     if step.device.type != "cpu":
         peak = {choice: step.peak_bytes(choice) for choice in (BATCHED, SEPARATE, CHECKPOINTING)}
         for choice in (SEPARATE, CHECKPOINTING):
-            report(f"{f'peak memory, {choice} / batched':34}{peak[choice] / peak[BATCHED]:6.2f}")
+            report(f"{f'peak memory, {choice} / batched':34}{peak[choice] / peak[BATCHED]:7.2f}")
 
 
 def main() -> None:
     options = arguments()
-    frames, height, width = options.latent_size
     with new_step(options) as step:
         weights = sum(weight.numel() for weight in step.base.parameters()) / 1e6
         print(
-            f"{weights:.1f} M weights with LoRA, {options.pairs} pairs of {frames * height * width // 4} tokens, "
+            f"{weights:.1f} M weights with LoRA, {options.pairs} pairs of {tokens_a_video(options)} tokens, "
             f"{options.device}, {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         )
         take_turns(step, options.turns, print)

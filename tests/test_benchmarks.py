@@ -57,13 +57,48 @@ def test_trainer_step(repo_root):
     size = ["--pairs", "1", "--latent_size", "1", "2", "2", "--layers", "1", "--heads", "1", "--turns", "2"]
     printed = output(repo_root, "trainer_step.py", *size)
     for measure in ("separate_forward / batched", "checkpointing / without", "reference's share of a step"):
-        assert re.search(rf"{measure} +\d+\.\d\d   \[", printed), printed
+        assert re.search(rf"{measure} +\d+\.\d\d \[", printed), printed
     kept = float(re.search(r"activations kept +(\d+\.\d\d)", printed)[1])
     assert 0 < kept < 1  # a switch that is not switched gives 1.00
     share = float(re.search(r"share of a step +(\d+\.\d\d)", printed)[1])
     assert 0 < share < 1
 
 
+SMALL_WAN = ["--latent_size", "1", "2", "2", "--layers", "1", "--heads", "1", "--head_dim", "12", "--ffn_dim", "8"]
+
+
+@pytest.mark.slow
+def test_training(repo_root):
+    printed = output(repo_root, "training.py", *SMALL_WAN, "--pairs", "1", "--steps", "2", "--turns", "1")
+    for way in ("trainer", "precomputed"):
+        assert f"losses of 3 steps agree, plain and {way}" in printed
+        assert re.search(rf"peak beside weights, {way} / plain +\d+\.\d\d \(", printed), printed
+    for measure in ("time, trainer / plain", "time, precomputed / plain", "trainer - bare, ms a step"):
+        assert re.search(rf"{measure} +-?\d+\.\d\d \[", printed), printed
+    # One network with its adapter beside two.
+    share = float(re.search(r"resident weights, trainer / plain +(\d\.\d+)", printed)[1])
+    assert 0.5 < share < 0.7
+
+
+def test_rollout(repo_root):
+    printed = output(repo_root, "rollout.py", "--prompts", "1", "--seeds", "2", "--turns", "1")
+    assert "2 videos (1 prompts x 2 seeds)" in printed
+    assert re.search(r"videos agree: \d+\.\d+% of values are equal, others differ by [01] at most", printed), printed
+    assert re.search(r"time, plain / library +\d+\.\d\d \[", printed), printed
+
+
+@pytest.mark.slow
+def test_processes(repo_root):
+    work = ["--prompts", "2", "--seeds", "1", "--pairs", "2", "--steps", "2", "--turns", "1"]
+    printed = output(repo_root, "processes.py", *SMALL_WAN, *work)
+    assert "the same 2 samples; losses differ by" in printed
+    for what in ("rollouts", "a training step"):
+        assert re.search(rf"{what}, 1 process / 2 +\d+\.\d\d \[", printed), printed
+    for moment in ("before", "after"):
+        assert re.search(rf"{moment}: \d+ cores, of which \d+\.\d\d idle", printed), printed
+
+
 def test_every_benchmark_opens_with_its_launch_line(repo_root):
-    for script in ("dsr_geometry.py", "perception.py", "trainer_step.py"):
+    scripts = ("dsr_geometry.py", "perception.py", "processes.py", "rollout.py", "trainer_step.py", "training.py")
+    for script in scripts:
         assert f"    python benchmarks/{script}\n" in (repo_root / "benchmarks" / script).read_text().split('"""')[1]

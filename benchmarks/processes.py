@@ -1,0 +1,181 @@
+"""What a second process buys on one machine's CPUs: rollouts and training with 1 and with 2 gloo processes.
+
+    python benchmarks/processes.py
+    python benchmarks/processes.py --prompts 16 --seeds 4 --pairs 8 --steps 12 --turns 5
+
+Each turn starts the same work twice with torchrun, in one process and in two, each with one thread: the same videos of
+the embedded model, and steps over the same pairs of a random Wan. The clock is the wall's, from the moment when all
+processes are ready to the moment when all are done; starting, loading and the first training step are not in it. Both
+must give the same samples and the same losses. Scaling is the time of one process over that of two: 2 at best, and
+only where two cores are free, so the machine's load is printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from measuring import ratio
+
+ONE, TWO = 1, 2
+LOSS_TOLERANCE = 1e-4
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=4, help="videos a prompt")
+    parser.add_argument("--batch_size", type=int, default=8, help="videos sampled at once in a process")
+    parser.add_argument("--pairs", type=int, default=4, help="in a step, of all processes together")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--work_in", type=Path, help=argparse.SUPPRESS)  # one of the processes that torchrun starts
+    from random_wan import add_size_arguments
+
+    add_size_arguments(parser, layers=8, heads=4, head_dim=64, ffn_dim=1024)
+    options = parser.parse_args()
+    if options.pairs % TWO:
+        parser.error(f"--pairs {options.pairs}: an even number, to be dealt over two processes")
+    return options
+
+
+def launch(processes: int) -> dict[str, Any]:
+    """What the first process saw."""
+    with tempfile.TemporaryDirectory() as folder:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [*torchrun, *sys.argv, "--work_in", folder]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        return json.loads((Path(folder) / "seen.json").read_text())
+
+
+def work(options: argparse.Namespace) -> None:
+    """One process's share of rollouts and training."""
+    import torch
+    from accelerate import Accelerator
+
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    folder = options.work_in
+    seen = {"processes": accelerator.num_processes, **roll_out_share(options, folder, accelerator)}
+    seen |= train_share(options, folder, accelerator)
+    if accelerator.is_main_process:
+        (folder / "seen.json").write_text(json.dumps(seen))
+    accelerator.end_training()
+
+
+def roll_out_share(options: argparse.Namespace, folder: Path, accelerator: Any) -> dict[str, Any]:
+    from rollout import PROMPTS
+
+    from spatialalign_trl.models import load_video_model
+    from spatialalign_trl.prompts import load_prompts
+    from spatialalign_trl.rollout import SampleStore, roll_out
+
+    model = load_video_model("tiny", device="cpu")
+    rows = list(load_prompts(str(PROMPTS), "test"))[: options.prompts]
+    settings, store = model.default_settings(), SampleStore(folder / "samples")
+    accelerator.wait_for_everyone()
+    start = time.perf_counter()
+    samples = roll_out(
+        model,
+        rows,
+        list(range(options.seeds)),
+        settings,
+        store,
+        batch_size=options.batch_size,
+        accelerator=accelerator,
+    )
+    return {"rollouts": time.perf_counter() - start, "samples": [sample.sample_id for sample in samples]}
+
+
+def train_share(options: argparse.Namespace, folder: Path, accelerator: Any) -> dict[str, Any]:
+    from random_wan import random_pairs, random_video_model
+    from training import StepClock
+
+    from spatialalign_trl.trainer import SpatialAlignConfig, SpatialAlignTrainer
+
+    rank, world = accelerator.process_index, accelerator.num_processes
+    clock = StepClock(time.perf_counter)
+    args = SpatialAlignConfig(
+        str(folder / "policy"),
+        use_cpu=True,
+        bf16=False,
+        max_steps=options.steps + 1,
+        per_device_train_batch_size=options.pairs // world,
+        learning_rate=1e-3,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    pairs = random_pairs(options.pairs * (options.steps + 1), options.latent_size)
+    trainer = SpatialAlignTrainer(
+        random_video_model(options, str(folder / f"model-{rank}")), args, pairs, callbacks=[clock]
+    )
+    trainer.train()  # every step ends when its gradients were exchanged
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"a training step": clock.seconds(), "losses": losses}
+
+
+def check_agreement(one: dict[str, Any], two: dict[str, Any]) -> float:
+    """The largest difference of the losses; other differences are errors."""
+    assert (one["processes"], two["processes"]) == (ONE, TWO), "torchrun started another number of processes"
+    assert one["samples"] == two["samples"], "one process and two made other samples"
+    worst = max(abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True))
+    assert worst <= LOSS_TOLERANCE, f"the losses of one process and two differ by {worst}"
+    return worst
+
+
+def free_cores(seconds: float = 2.0) -> float:
+    """How many of the cores that this process may use were idle in the last moments (Linux; else NaN)."""
+    cores = {f"cpu{k}" for k in os.sched_getaffinity(0)} if hasattr(os, "sched_getaffinity") else set()
+
+    def idle() -> float:
+        lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+        ticks = sum(int(fields[4]) for fields in lines if fields and fields[0] in cores)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    if not cores or not Path("/proc/stat").exists():
+        return float("nan")
+    before = idle()
+    time.sleep(seconds)
+    return (idle() - before) / seconds
+
+
+def load() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    average = f", load average {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
+    return f"{cores} cores, of which {free_cores():.2f} idle{average}"
+
+
+def main() -> None:
+    options = arguments()
+    if options.work_in:
+        work(options)
+        return
+    print(f"before: {load()}")
+    seen: dict[int, list[dict[str, Any]]] = {ONE: [], TWO: []}
+    for _ in range(options.turns):
+        for processes, results in seen.items():
+            results.append(launch(processes))
+    worst = max(check_agreement(*both) for both in zip(seen[ONE], seen[TWO], strict=True))
+    print(f"the same {options.prompts * options.seeds} samples; losses differ by {worst:.1e} at most")
+    for what in ("rollouts", "a training step"):
+        one, two = ([result[what] for result in seen[processes]] for processes in (ONE, TWO))
+        print(f"{f'{what}, 1 process / 2':32}{ratio(one, two)}   ({median(one):.2f} / {median(two):.2f} s)")
+    print(f"after: {load()}")
+
+
+if __name__ == "__main__":
+    main()
