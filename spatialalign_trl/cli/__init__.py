@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: with code 2 for a line that cannot be run, with 0 after `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    listing = "\n".join(f"  {name:<13}{what}" for name, what in COMMANDS.items())
+    width = max(map(len, COMMANDS)) + 2
+    listing = "\n".join(f"  {name:<{width}}{what}" for name, what in COMMANDS.items())
     parser = Parser(
         prog="spatialalign",
         description="SpatialAlign from the command line.",
