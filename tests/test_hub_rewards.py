@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import HfApi, snapshot_download
 
 from spatialalign_rewards import DSRScore
+from spatialalign_trl.cli.new_reward import write_package
 from spatialalign_trl.recipe_arguments import PromptArguments
 from spatialalign_trl.reward_loading import load_reward
 from spatialalign_trl.reward_settings import is_hub_spec
@@ -120,6 +122,17 @@ def test_a_function_may_be_a_reward_too(pushed):
     reward = load_reward(f"{REPO}@{commit}", trust_remote_code=True)
     runner = RewardRunner(reward)
     assert runner.describe() == {"plain": {"hub": f"{REPO}@{commit}"}} and score(reward) == [1]
+
+
+def test_what_new_reward_writes_can_be_pushed_as_its_readme_says(pushed, tmp_path):
+    write_package(tmp_path / "smooth", "smooth")
+    commit = pushed.api.upload_folder(
+        repo_id=REPO, folder_path=tmp_path / "smooth", allow_patterns=["smooth.py", "reward_config.json", "README.md"]
+    ).oid
+    reward = load_reward(f"{REPO}@{commit}", trust_remote_code=True)
+    clip = np.stack([np.full((4, 4, 3), 5 * k, np.uint8) for k in range(3)])
+    assert reward(prompts=["p"], completions=[clip]) == [0.5]
+    assert reward.describe() == {"hub": f"{REPO}@{commit}", "full": 10.0}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""`spatialalign push-prompts` against a Hub on this machine: what goes there, comes back, and is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spatialalign_trl.cli import main
+from spatialalign_trl.prompts import load_prompts
+from spatialalign_trl.recipe_arguments import PromptArguments
+
+CARD = """\
+---
+configs:
+  - config_name: default
+    data_files:
+      - split: train
+        path: train.jsonl
+      - split: test
+        path: test.jsonl
+---
+# Mine
+"""
+PROMPT = "In a meadow, a {} is on the left of a box, then the {} jumps to the right of the box."
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    for split, animal in (("train", "cat"), ("test", "dog")):
+        row = {"prompt_id": split, "prompt": PROMPT.format(animal, animal)}
+        (folder / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def push(folder, *more: str) -> int:
+    return main(["push-prompts", str(folder), "--repo", "tester/mine", *more])
+
+
+def test_a_folder_goes_as_it_is_and_comes_back(folder, loopback_client, capsys):
+    (folder / ".secret").write_text("mine alone")
+    assert push(folder) == 0
+    said = capsys.readouterr().out
+    assert "1 train, 1 test prompts: " in said and loopback_client.token not in said
+    files = loopback_client.files("dataset", "tester/mine")
+    assert {name: data for name, data in files.items() if name != ".gitattributes"} == {
+        name: (folder / name).read_bytes() for name in ("README.md", "train.jsonl", "test.jsonl")
+    }
+    assert loopback_client.repo("dataset", "tester/mine").private
+    for split in ("train", "test"):
+        assert load_prompts("tester/mine", split).to_list() == load_prompts(folder, split).to_list()
+    train, test = PromptArguments(train_prompts="tester/mine").load()
+    assert train["animal"][0] == "cat" and test["animal"][0] == "dog"
+
+
+def test_pushing_again_replaces_and_public_is_public(folder, loopback_client):
+    assert push(folder, "--public") == 0
+    row = {"prompt_id": "train", "prompt": PROMPT.format("fox", "fox")}
+    (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
+    assert push(folder) == 0
+    assert not loopback_client.repo("dataset", "tester/mine").private
+    assert load_prompts("tester/mine", "train")["animal"][0] == "fox"
+
+
+def test_the_prompts_in_the_repository_go(loopback_client, repo_root):
+    assert push(repo_root / "datasets" / "tiny_world_prompts") == 0
+    for split in ("train", "validation", "test"):
+        there = load_prompts("tester/mine", split)
+        assert there.to_list() == load_prompts(repo_root / "datasets" / "tiny_world_prompts", split).to_list()
+
+
+def refused(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        push(*words)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_what_does_not_load_is_not_pushed(folder, loopback_client, capsys):
+    good = (folder / "test.jsonl").read_text()
+    (folder / "test.jsonl").write_text(json.dumps({"prompt_id": "x", "prompt": "a cat sleeps", "more": 1}) + "\n")
+    assert "does not load: Couldn't cast" in refused(capsys, folder)  # the splits' columns differ
+    (folder / "test.jsonl").write_text(json.dumps({"prompt_id": "test", "prompt": "a cat sleeps"}) + "\n")
+    assert "split test: row 0 of the dataset" in refused(capsys, folder)
+    (folder / "test.jsonl").write_text(good + good)
+    assert "prompt_id 'test' was already used" in refused(capsys, folder)
+    (folder / "README.md").unlink()
+    assert "has no README.md" in refused(capsys, folder)
+    assert "there is no folder" in refused(capsys, folder / "absent")
+    assert not loopback_client.repos
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_a_hub_that_refuses_is_told_in_one_line_without_the_token(folder, loopback_client, capsys, status):
+    loopback_client.fail("POST", "/api/repos/create", status=status, times=99)
+    said = refused(capsys, folder)
+    assert "tester/mine" in said and loopback_client.token not in said and "Traceback" not in said
