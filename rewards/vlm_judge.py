@@ -25,13 +25,6 @@ QUESTION = (
     "nothing else."
 )
 _ANSWER = re.compile(r"\s*(?P<grade>\d{1,3})\s*(/\s*10)?\s*\.?\s*")
-# Their processors take several images in one message. Others work with trust_remote_code off once they are named here.
-MODEL_TYPES = (
-    "gemma3", "gemma3n", "glm4v", "idefics2", "idefics3", "internvl", "llava", "llava_next",
-    "llava_onevision", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_vl",
-    "qwen3_vl_moe", "smolvlm",
-)  # fmt: skip
-CLASSES = dict.fromkeys(MODEL_TYPES, ("AutoModelForImageTextToText", "AutoProcessor"))
 
 
 class VLMJudge(RunsPretrained):
@@ -51,7 +44,7 @@ class VLMJudge(RunsPretrained):
             Frames shown, evenly spread.
         max_new_tokens (`int`, *optional*, defaults to `16`):
             Length of the answer.
-        device, dtype, revision, trust_remote_code (*optional*):
+        device, dtype, revision (*optional*):
             As of [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
     """
 
@@ -66,16 +59,13 @@ class VLMJudge(RunsPretrained):
         device: "str | torch.device | None" = None,
         dtype: "str | torch.dtype | None" = None,
         revision: str | None = None,
-        trust_remote_code: bool = False,
     ) -> None:
         check_counts(num_frames=num_frames, max_new_tokens=max_new_tokens)
         if "{prompt}" not in question:
             raise ValueError(f"question is {question!r}; it must hold {{prompt}}, where the prompt is filled in.")
         self.__name__ = "vlm_judge"
         self.question, self.num_frames, self.max_new_tokens = question, num_frames, max_new_tokens
-        self.pretrained = PretrainedModel(
-            checkpoint, CLASSES, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-        )
+        self.pretrained = PretrainedModel(checkpoint, _judges(), device=device, dtype=dtype, revision=revision)
 
     def check_prompts(self, **columns: Any) -> None:
         """Refuse a checkpoint that cannot be loaded, before anything is sampled."""
@@ -134,6 +124,13 @@ class VLMJudge(RunsPretrained):
         with torch.inference_mode(), self.pretrained.autocast():
             tokens = model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
         return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _judges() -> dict[str, tuple[str, str]]:
+    """Every kind of model that transformers itself can run as image-text-to-text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return dict.fromkeys(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, ("AutoModelForImageTextToText", "AutoProcessor"))
 
 
 def read_grade(answer: str) -> float | None:

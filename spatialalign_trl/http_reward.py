@@ -209,7 +209,9 @@ class HTTPReward:
 
 
 def shown_url(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query and fragment."""
+    """A URL without what may be secret in it: user, password, query and fragment. Other names of rewards stay."""
+    if not url.startswith(SCHEMES):
+        return url
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

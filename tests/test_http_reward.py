@@ -17,6 +17,7 @@ import pytest
 
 from spatialalign_trl import http_reward
 from spatialalign_trl.http_reward import HTTPReward, read_scores, request_body
+from spatialalign_trl.recipe_arguments import PromptArguments
 from spatialalign_trl.reward_server import RewardServer, read_request
 from spatialalign_trl.rewards import RewardRunner, load_reward
 
@@ -300,6 +301,14 @@ def test_a_page_in_a_browser_cannot_use_the_server():
 def test_a_url_with_a_secret_is_refused_without_showing_it(url, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_reward(url)
+    assert "pa55" not in str(caught.value)
+
+
+def test_a_misspelt_option_shows_no_secret_either():
+    with pytest.raises(
+        ValueError, match="'http://judge/y' is not in reward_funcs. Did you mean 'http://judge/x'"
+    ) as caught:
+        PromptArguments(reward_funcs=["http://pa55@judge/x"], reward_options={"http://pa55@judge/y": {}})
     assert "pa55" not in str(caught.value)
 
 

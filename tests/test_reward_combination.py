@@ -1,11 +1,14 @@
 """Several rewards as one number: gates, normalisation and weights."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from spatialalign_trl.reward_combination import RewardCombination
 from spatialalign_trl.rewards import RewardRunner
+from spatialalign_trl.rollout.store import Sample
+from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
 from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
 
 WEIGHTS = {"a": 1.0, "b": 0.5}
@@ -157,3 +160,29 @@ def test_gates_come_from_a_yaml_or_as_json(tmp_path):
     assert config(tmp_path, reward_gates='{"motion": 0.02}').reward_gates == {"motion": 0.02}
     with pytest.raises(ValueError, match="gate of 'motion' must be a finite number, got 'much'"):
         config(tmp_path, reward_gates={"motion": "much"})
+
+
+def test_pairs_are_made_of_normalised_values_and_keep_the_raw_ones(tmp_path):
+    """Raw, the second reward decides alone, since its numbers are a thousand times larger."""
+    values = {"score": [0.9, 0.8, 0.1, 0.85], "size": [990.0, 1000.0, 1010.0, 980.0], "motion": [1.0, 1.0, 1.0, 0.0]}
+    rewards = [named(name, []) for name in values]
+    samples = [
+        Sample(f"{k:020x}", "p", {"prompt_id": "p", "prompt": "a fox"}, k, {}, "base", scored=True,
+               rewards={name: one[k] for name, one in values.items()})
+        for k in range(4)
+    ]  # fmt: skip
+
+    def pair(normalization: str) -> tuple[str, str]:
+        args = config(
+            tmp_path, pair_strategy="best_vs_worst", reward_normalization=normalization, reward_weights=[1.0, 0.2, 0.0]
+        )
+        runner = RewardRunner(rewards, args.reward_weights, 0.5, args.reward_normalization, {"motion": 0.02})
+        maker = SimpleNamespace(args=args, runner=runner)
+        for order in (samples, samples[::-1]):
+            result = OnlineSpatialAlignTrainer._make_pairs(maker, order)
+        (made,) = result.pairs
+        assert result.stats["invalid_samples"] == 1 and made.chosen.rewards["size"] > 900
+        return made.chosen.seed, made.rejected.seed
+
+    assert pair("none") == (2, 0)
+    assert pair("group") == pair("global") == (0, 2)
