@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from .http_reward import shown_url
 from .near_miss import near_miss
 
 if TYPE_CHECKING:
@@ -194,7 +195,10 @@ class PromptArguments:
     max_eval_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
     reward_funcs: list[str] = field(
         default_factory=lambda: ["dsr_score"],
-        metadata={"help": "Rewards: names of installed ones, path/to/file.py:Name, or user/name@COMMIT on the Hub."},
+        metadata={
+            "help": "Rewards: names of installed ones, path/to/file.py:Name, http://host:port/path of a server, or "
+            "user/name@COMMIT on the Hub."
+        },
     )
     trust_remote_code: bool = field(
         default=False,
@@ -219,8 +223,9 @@ class PromptArguments:
             raise ValueError(f"reward_options={options!r}: expected {{reward: {{option: value}}}}")
         for name in options:
             if name not in self.reward_funcs:
+                known = map(shown_url, self.reward_funcs)
                 raise ValueError(
-                    f"reward_options: {name!r} is not in reward_funcs. {near_miss(name, self.reward_funcs)}"
+                    f"reward_options: {shown_url(name)!r} is not in reward_funcs. {near_miss(shown_url(name), known)}"
                 )
 
     def load_rewards(self) -> list[RewardFunc]:
