@@ -15,6 +15,8 @@ COMMANDS = {
     "new-reward": "begin a reward of your own: a package with its test and entry point",
     "push-preferences": "push a run's preference dataset that the run itself could not push to the Hub",
     "serve-reward": "let other machines ask a reward over HTTP",
+    "label": "make a page on which people label clips",
+    "agreement": "how far DSR-Score and other rewards agree with people's labels",
     "export-lora": "write a trained LoRA under the names that ComfyUI and the original Wan code read",
 }
 

@@ -1,0 +1,209 @@
+"""Reading scores of videos back: what `spatialalign score`, an evaluation and a run left, and any table of a judge."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import read_json
+from ..near_miss import near_miss
+from ..prompt_loading import read_rows
+from ..rollout.video_names import VIDEO_SUFFIXES
+from .parsing import UsageError
+
+FILE_COLUMNS = ("file", "video", "path", "sample_id")
+"""Where a row says which video it is of; the first that is there."""
+DSR_COLUMNS = ("dsr_score", "score", "reward")
+"""What DSR-Score, or the reward of a run, is called; the first that is there."""
+REWARD_PREFIX = "reward/"
+INVALID_VALUE = -100.0
+"""What the authors write for INVALID."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of videos.
+
+    Args:
+        path (`Path`): Where they come from.
+        rows (sequence of `dict`): One a video: what it is (`FILE_COLUMNS`), and its numbers.
+    """
+
+    path: Path
+    rows: Sequence[Row]
+
+    def numbers(self) -> list[str]:
+        """The columns that hold numbers in every row that holds anything in them."""
+        names = dict.fromkeys(name for row in self.rows for name in row if name not in FILE_COLUMNS)
+        return [name for name in names if self._holds_numbers(name)]
+
+    def _holds_numbers(self, name: str) -> bool:
+        values = [row.get(name) for row in self.rows if row.get(name) not in (None, "")]
+        return bool(values) and all(_is_number(value) for value in values)
+
+    def rewards(self) -> list[str]:
+        """The columns that are rewards by their name: `reward/NAME`, else the first of `DSR_COLUMNS`."""
+        known = self.numbers()
+        named = [name for name in known if name.startswith(REWARD_PREFIX)]
+        return named or [name for name in DSR_COLUMNS if name in known][:1]
+
+    def column(self, name: str) -> str:
+        """The column that a reward's name means, with or without `reward/`.
+
+        Raises:
+            UsageError: when there is none; says what was probably meant.
+        """
+        known = self.numbers()
+        for candidate in (name, f"{REWARD_PREFIX}{name}"):
+            if candidate in known:
+                return candidate
+        plain = [one.removeprefix(REWARD_PREFIX) for one in known]
+        raise UsageError(f"{self.path} has no column {name!r} of numbers. {near_miss(name, plain)}")
+
+    def of_files(self, files: Sequence[str]) -> list[Row | None]:
+        """The row of each video, found by the end of its path: a name that one row alone has is enough.
+
+        Raises:
+            UsageError: when several rows are of one video.
+        """
+        by_name: dict[str, list[tuple[tuple[str, ...], Row]]] = {}
+        for row in self.rows:
+            if parts := _parts(_file_of(row)):
+                by_name.setdefault(parts[-1], []).append((parts, row))
+        return [self._row_of(_parts(file), by_name) for file in files]
+
+    def _row_of(
+        self, parts: tuple[str, ...], by_name: Mapping[str, Sequence[tuple[tuple[str, ...], Row]]]
+    ) -> Row | None:
+        found = by_name.get(parts[-1], [])
+        alike = [_common_end(parts, other) for other, _ in found]
+        best = [row for (_, row), length in zip(found, alike, strict=True) if length == max(alike)]
+        if len(best) > 1:
+            raise UsageError(
+                f"{self.path}: {len(best)} rows fit the video {'/'.join(parts)}, such as {_file_of(best[0])} and "
+                f"{_file_of(best[1])}; label and score the videos under the same paths"
+            )
+        return best[0] if best else None
+
+
+def number(value: Any) -> float | None:
+    """A cell's number; `None` (INVALID) for an empty one, NaN, and the authors' -100."""
+    if value is None or value == "":
+        return None
+    value = float(value)
+    return None if math.isnan(value) or value == INVALID_VALUE else value
+
+
+def read_scores(name: str) -> ScoreTable:
+    """
+    Read scores.
+
+    Args:
+        name (`str`):
+            The CSV or JSON file of `spatialalign score`; the `results.json` or `samples.parquet` of an evaluation; a
+            run's folder; or any csv, jsonl, json or parquet table with a column `file` (or `video`, `path`,
+            `sample_id`) and columns of numbers.
+
+    Raises:
+        UsageError: when it is none of them, or holds no scored video.
+    """
+    path = Path(name)
+    try:
+        rows = _read(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--scores: {error}") from error
+    rows = [row for row in rows if _file_of(row)]
+    if not rows:
+        raise UsageError(f"--scores: {name} holds no scored video (a row needs one of {', '.join(FILE_COLUMNS)})")
+    return ScoreTable(path, rows)
+
+
+def _read(path: Path) -> list[Row]:
+    if path.is_dir():
+        return _rows_of_samples(path / "samples" if (path / "samples").is_dir() else path)
+    if path.suffix == ".parquet":
+        return _rows_of_parquet(path)
+    if path.suffix == ".json":
+        data = read_json(path)
+        if isinstance(data, dict):
+            return _rows_of_results(path, data)
+    return [row for _, row in read_rows(path, split="")]
+
+
+def _rows_of_results(path: Path, data: Mapping[str, Any]) -> list[Row]:
+    if "videos" in data:  # spatialalign score --json
+        return [{**row, **(row.get("components") or {})} for row in data["videos"]]
+    beside = path.with_name("samples.parquet")
+    if data.get("kind") == "evaluation" and beside.is_file():
+        return _rows_of_parquet(beside)
+    raise ValueError(f"{path} holds no scores of single videos; give the run's folder, or samples.parquet")
+
+
+def _rows_of_parquet(path: Path) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a parquet file ({error})") from error
+    return [{**row, **json.loads(row.get("components") or "{}")} for row in rows]
+
+
+def _rows_of_samples(folder: Path) -> list[Row]:
+    from ..rollout.store import SampleStore
+
+    return [
+        {
+            "sample_id": sample.sample_id,
+            **{f"{REWARD_PREFIX}{name}": value for name, value in sample.rewards.items()},
+            "reward": sample.reward,
+            **sample.components,
+        }
+        for sample in SampleStore(folder).samples()
+        if sample.scored
+    ]
+
+
+def _file_of(row: Row) -> str:
+    return next((str(row[name]) for name in FILE_COLUMNS if row.get(name)), "")
+
+
+def _parts(file: str) -> tuple[str, ...]:
+    """A path's parts, the last one without the suffix of a video."""
+    path = Path(file.replace("\\", "/"))
+    name = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
+    return (*path.parts[:-1], name) if path.parts else ()
+
+
+def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
+    """How many parts are the same, counted from the end."""
+    count = 0
+    for one, other in zip(reversed(a), reversed(b), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def unique_names(names: Iterable[tuple[str, str]]) -> list[str]:
+    """Names of rewards of several files: as they are, and with the file's before them where two are alike."""
+    pairs = list(names)
+    plain = [name for _, name in pairs]
+    return [name if plain.count(name) == 1 else f"{file}:{name}" for file, name in pairs]

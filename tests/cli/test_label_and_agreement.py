@@ -1,0 +1,255 @@
+"""`spatialalign label` and `spatialalign agreement` through the command line, on the files that the others write."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from spatialalign_trl.cli import main
+from spatialalign_trl.cli.score_files import ScoreTable, number, read_scores
+from spatialalign_trl.evaluation.labels import consensus, read_labels
+from spatialalign_trl.rollout.store import SampleStore
+from spatialalign_trl.tiny_world.clips import caption_for
+from spatialalign_trl.tiny_world.renderer import Scene
+from spatialalign_trl.video import write_video
+
+SETTINGS = {"num_frames": 3, "height": 16, "width": 24, "fps": 8.0}
+ANIMALS = ("fox", "cat", "duck", "frog", "turtle")
+
+
+def row_of(animal, dsr_type="LR"):
+    scene = Scene(scene="In a meadow", color="red", animal=animal, object="stump", verb="jumps", type=dsr_type)
+    prompt = caption_for(scene)
+    return {
+        "prompt_id": f"p-{animal}", "prompt": prompt.prompt, "type": dsr_type, "animal": animal, "object": "stump",
+        "attribute": "red",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory):
+    """A run's folder of ten scored samples of five prompts; the higher the seed, the better the score."""
+    folder = tmp_path_factory.mktemp("run")
+    store = SampleStore(folder / "samples")
+    for k, animal in enumerate(ANIMALS):
+        for seed in range(2):
+            sample = store.new_sample(row_of(animal), seed, SETTINGS, "tiny@base" if seed else "tiny@lora")
+            video = np.full((3, 16, 24, 3), 20 * k + seed, np.uint8)
+            store.add(sample, video, torch.zeros(1, 1, 2, 2), fps=8, crf=0)
+            score = None if k == 4 else 0.5 + 0.1 * k + 0.15 * seed
+            components = {"dsr_initial_score": 0.9, "dsr_final_score": -0.9 + 1.8 * seed}
+            store.write_scores(sample.sample_id, {"dsr_score": score, "vlm": 1.0 - seed}, score, components)
+    return folder
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Runs `spatialalign` with words in a folder of its own; gives back exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
+
+    def run(*words):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def page_data(path):
+    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.S)[1])
+
+
+def write_labels(path, page, labeller="Ada", answer=lambda clip: (2, 2)):
+    """A label file of a page, with what `answer` says of a clip: start and end, or `None` = absent."""
+    rows = []
+    for clip in page["clips"]:
+        said = answer(clip)
+        rows.append({key: clip[key] for key in ("id", "file", "prompt_id", "type")})
+        rows[-1] |= {"absent": said is None, "skipped": False, "seconds": 2.0}
+        rows[-1]["answers"] = {} if said is None else {"start": said[0], "end": said[1], "looks": 2}
+    data = {key: page[key] for key in ("format", "version", "page", "seed")}
+    path.write_text(json.dumps({**data, "labeller": labeller, "labels": rows}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def a_page(a_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "label.html"
+    assert main(["label", str(a_run), "--out", str(path), "--seed", "3"]) == 0
+    return page_data(path)
+
+
+@pytest.fixture
+def ada(a_page, a_run, tmp_path):
+    """Labels that follow the seeds: the second sample of each prompt ends right; the turtles are absent."""
+    seeds = {sample.sample_id: sample.seed for sample in SampleStore(a_run / "samples").samples()}
+
+    def answer(clip):
+        seed = seeds[clip["file"].split("/")[-1].removesuffix(".mp4")]
+        return None if clip["prompt_id"] == "p-turtle" else (2, 2 * seed)
+
+    return write_labels(tmp_path / "ada.json", a_page, answer=answer)
+
+
+def test_the_order_is_random_seeded_and_of_all_prompts(run, a_run, a_page, tmp_path):
+    def files(*words):
+        assert run("label", a_run, "--out", "page.html", *words)[0] == 0
+        return [clip["file"] for clip in page_data(tmp_path / "page.html")["clips"]]
+
+    third = [clip["file"] for clip in a_page["clips"]]
+    assert files("--seed", 3) == third != files("--seed", 4)
+    assert sorted(third) == sorted(files("--seed", 4)) != third
+    run("label", a_run, "--out", "few.html", "--limit", 5)
+    assert {clip["prompt_id"] for clip in page_data(tmp_path / "few.html")["clips"]} == {f"p-{a}" for a in ANIMALS}
+
+
+def test_the_page_of_a_run_holds_no_score_and_no_policy(a_page):
+    assert len(a_page["clips"]) == 10
+    text = json.dumps(a_page)
+    assert "score" not in text and "tiny@" not in text and "lora" not in text
+
+
+def test_a_folder_is_matched_with_a_prompt_file(run, tmp_path):
+    rows = [row_of(animal) for animal in ANIMALS[:2]]
+    with open(tmp_path / "prompts.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    for model in ("a", "b"):
+        write_video(tmp_path / "videos" / model / "p-fox_F81_seed00.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    write_video(tmp_path / "videos" / "b" / "p-bear_seed1.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    code, out, _ = run("label", "videos", "--prompts", "prompts.csv", "--out", "page.html")
+    assert code == 0 and "2 of 2 clips" in out and "p-bear" in out
+    assert len({clip["id"] for clip in page_data(tmp_path / "page.html")["clips"]}) == 2
+
+
+def test_agreement_with_a_run(run, a_run, ada, tmp_path):
+    code, out, err = run("agreement", "--labels", ada, "--scores", a_run, "--json", "a.json", "--markdown", "a.md")
+    assert code == 0, err
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert list(results["rewards"]) == ["dsr_score", "vlm"]
+    dsr, vlm = results["rewards"].values()
+    assert dsr["tau_b"]["value"] > 0.5 > 0 > vlm["tau_b"]["value"]
+    assert dsr["invalid"] == {"clips": 2, "absent_to_humans": 1.0}
+    assert dsr["parts"]["final_score"]["value"] == pytest.approx(1) and vlm["parts"] == {}
+    # 0.5 0.6 0.7 0.8 without, 0.65 0.75 0.85 0.95 with a right end, two INVALID
+    assert dsr["decisions"] == {
+        "both_yes": 3, "both_no": 4, "reward_only": 2, "humans_only": 1, "humans_split": 0,
+    }  # fmt: skip
+    assert dsr["accuracy"]["value"] == pytest.approx(0.7)
+    assert "0.700 [" in out and "dsr_score" in out and "0.700 [" in (tmp_path / "a.md").read_text()
+    assert results["labels"][0]["median_seconds"] == 2
+
+
+def test_what_score_wrote_is_read_and_says_the_same(run, a_run, ada, tmp_path):
+    samples = SampleStore(a_run / "samples").samples()
+    rows = [
+        {"file": f"elsewhere/{one.sample_id}.mp4", "prompt_id": one.prompt_id, "score": one.reward, "valid": True,
+         "initial_score": 0.9, "final_score": one.components["dsr_final_score"]}
+        for one in samples
+    ]  # fmt: skip
+    with open(tmp_path / "scores.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    videos = [{**row, "components": {"final_score": row.pop("final_score")}} for row in rows]
+    (tmp_path / "scores.json").write_text(json.dumps({"videos": videos}))
+    from datasets import Dataset
+
+    Dataset.from_list(
+        [{"video": f"{o.sample_id}.mp4", "reward/dsr_score": o.reward, "components": json.dumps(o.components)}
+         for o in samples]
+    ).to_parquet(tmp_path / "samples.parquet")  # fmt: skip
+    (tmp_path / "results.json").write_text(json.dumps({"kind": "evaluation"}))
+
+    found = []
+    for source in (a_run, "scores.csv", "scores.json", "samples.parquet", "results.json"):
+        name = ["--reward", "dsr_score"] if source == a_run else []
+        assert run("agreement", "--labels", ada, "--scores", source, "--json", "a.json", *name)[0] == 0, source
+        (one,) = json.loads((tmp_path / "a.json").read_text())["rewards"].values()
+        assert one["parts"].pop("final_score")["value"] == pytest.approx(1)
+        found.append({**one, "parts": None})
+    assert all(one == found[0] for one in found)
+
+
+def test_two_labellers_and_a_judges_table(run, a_page, a_run, ada, tmp_path):
+    bob = write_labels(tmp_path / "bob.json", a_page, "Bob", lambda clip: (2, 2))
+    with open(tmp_path / "judge.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "score"])
+        writer.writerows([clip["file"], 1 + place % 5] for place, clip in enumerate(a_page["clips"][:6]))
+    words = ["agreement", "--labels", ada, bob, "--scores", a_run, "judge.csv", "--reward", "dsr_score"]
+    code, out, _ = run(*words, "--reward", "score=3", "--json", "a.json")
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert code == 0 and "Ada and Bob" in out and "judge" not in results["rewards"]
+    assert results["rewards"]["score"]["threshold"] == 3 and results["unscored"] == {"dsr_score": 0, "score": 4}
+    assert results["labellers"][0]["clips"] == 10
+    split = results["rewards"]["dsr_score"]["decisions"]["humans_split"]
+    assert split == sum(one.obeys is None for one in consensus([read_labels(ada), read_labels(bob)])) == 6
+
+    code, _, err = run(*words, "--reward", "score")
+    assert code == 2 and "not in 0 to 1" in err and "--reward score=TAU" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--reward", "dsr_scor"], "Did you mean 'dsr_score'"),
+        (["--reward", "vlm=high"], "not of the form NAME or NAME=TAU"),
+        (["--labels", "nowhere.json"], "nowhere.json"),
+        (["--labels", "ADA", "ADA"], "two files are of 'Ada'"),
+        (["--scores", "ADA"], "no scores of single videos"),
+        (["--scores", "nowhere.csv"], "nowhere.csv"),
+        (["--json", "ADA"], "would overwrite"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_that_says_why(run, a_run, ada, words, message):
+    given = ["--labels", ada, "--scores", a_run, *(ada if word == "ADA" else word for word in words)]
+    code, _, err = run("agreement", *given)
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "--out", "a.html"], "no video and no folder nowhere"),
+        ([".", "--out", "a.html"], "holds no video"),
+        (["clip.mp4", "--out", "a.html"], "give --prompts"),
+        (["clip.mp4", "--prompt", "a fox", "--out", "a.html"], "--prompt: "),
+        (["clip.mp4", "--prompt", "TEXT", "--out", "clip.mp4"], "would overwrite"),
+    ],
+)
+def test_what_cannot_be_labelled_is_one_line_that_says_why(run, tmp_path, words, message):
+    if "clip.mp4" in words:
+        write_video(tmp_path / "clip.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    text = row_of("fox")["prompt"]
+    code, _, err = run("label", *(text if word == "TEXT" else word for word in words))
+    assert code == 2 and message in err
+
+
+def test_an_unreadable_clip_is_left_out_and_said(run, tmp_path):
+    write_video(tmp_path / "good.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    code, out, err = run("label", "good.mp4", "bad.mp4", "--prompt", row_of("fox")["prompt"], "--out", "a.html")
+    assert code == 1 and "1 of 2 clips" in out and "bad.mp4" in err
+
+
+def test_videos_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    table = ScoreTable(tmp_path, [{"file": "x/base/p1.mp4", "score": 1}, {"file": "x/lora/p1.mp4", "score": 2}])
+    found = table.of_files(["y/lora/p1.mp4", "base/p1.mp4", "z/p2.mp4"])
+    assert [row and row["score"] for row in found] == [2, 1, None]
+    with pytest.raises(Exception, match="2 rows fit the video"):
+        table.of_files(["y/other/p1.mp4"])
+
+
+def test_invalid_is_what_all_our_files_and_the_authors_write(tmp_path):
+    assert [number(value) for value in (None, "", float("nan"), "-100", -100)] == [None] * 5
+    assert number("0.5") == 0.5 and number(0) == 0.0
+    (tmp_path / "scores.csv").write_text("file,score,reason\na.mp4,,gone\nb.mp4,0.5,\n")
+    assert read_scores(str(tmp_path / "scores.csv")).rewards() == ["score"]

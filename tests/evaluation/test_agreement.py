@@ -1,0 +1,127 @@
+"""Agreement of rewards with people: against SciPy, against formulas on small tables, and what must not change it."""
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from spatialalign_trl.evaluation.agreement import (
+    accuracy,
+    cohen_kappa,
+    labeller_agreement,
+    order_agreement,
+    prompt_draws,
+    reward_agreement,
+    tau_b,
+)
+from spatialalign_trl.evaluation.labels import Judged, Label, LabelFile
+
+
+def judged(obedience, prompt_id="p", **more):
+    defaults = {"obeys": obedience == 1, "absent": 0.0, "answers": {"looks": 1.0}}
+    return Judged(clip_id="c", file="c.mp4", prompt_id=prompt_id, obedience=obedience, **{**defaults, **more})
+
+
+def labels(name, said, prompts):
+    found = {
+        f"c{k}": Label(f"c{k}", f"c{k}.mp4", prompt, {"start": 2, "end": answer, "looks": 2}, False, 1.0)
+        for k, (answer, prompt) in enumerate(zip(said, prompts, strict=True))
+    }
+    return LabelFile(name, name, found, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weighted_tau_is_scipys_on_repeated_observations(seed):
+    random = np.random.default_rng(seed)
+    x, y = random.integers(0, 6, 25).astype(float), random.integers(0, 4, 25).astype(float)
+    x[random.random(25) < 0.2] = -np.inf
+    weights = random.integers(0, 3, (5, 25)).astype(float)
+    expected = [kendalltau(np.repeat(x, w.astype(int)), np.repeat(y, w.astype(int))).statistic for w in weights]
+    np.testing.assert_allclose(tau_b(x, y, weights), expected, atol=1e-6)
+
+
+def test_tau_of_many_clips_is_scipys():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=900), random.integers(0, 5, 900)
+    assert tau_b(x, y, np.ones((1, 900)))[0] == pytest.approx(kendalltau(x, y).statistic, abs=1e-6)
+
+
+def test_kappa_is_cohens():
+    # Cohen's formula on the table 20 5 / 10 15: observed 0.7, by chance 0.5.
+    a = np.repeat([True, True, False, False], [20, 5, 10, 15])
+    b = np.repeat([True, False, True, False], [20, 5, 10, 15])
+    assert cohen_kappa(a, b, np.ones((1, 50)))[0] == pytest.approx(0.4)
+    assert accuracy(a, b, np.ones((1, 50)))[0] == pytest.approx(0.7)
+    assert np.isnan(cohen_kappa(a | True, b | True, np.ones((1, 50)))[0])
+
+
+def test_draws_are_of_whole_prompts_and_as_many():
+    prompts = ["a", "b", "a", "c", "b"]
+    weights = prompt_draws(prompts)
+    assert (weights[:, 0] == weights[:, 2]).all() and (weights[:, 1] == weights[:, 4]).all()
+    assert (weights[:, [0, 1, 3]].sum(1) == 3).all()
+    np.testing.assert_array_equal(weights, prompt_draws(prompts))
+
+
+def test_any_order_preserving_score_agrees_fully_and_the_reverse_not_at_all():
+    humans, prompts = [0, 0.25, 0.5, 1], list("abcd")
+    assert order_agreement([1, 5, 6, 70], humans, prompts)["value"] == pytest.approx(1)
+    assert order_agreement([-1, -5, -6, -70], humans, prompts)["value"] == pytest.approx(-1)
+    assert order_agreement([3, 3, 3, 3], humans, prompts) == {"value": None, "interval": None, "n": 4}
+
+
+def test_invalid_ranks_lowest_and_fails_but_is_never_dropped():
+    humans = [judged(0.0, "a", absent=1.0), judged(0.5, "b"), judged(1.0, "c")]
+    found = reward_agreement(humans, [None, 0.5, 0.9], 0.7)
+    assert found["tau_b"]["value"] == pytest.approx(1) and found["tau_b"]["n"] == 3
+    assert found["tau_b_valid"]["n"] == 2
+    assert found["accuracy"]["value"] == 1
+    assert found["invalid"] == {"clips": 1, "absent_to_humans": 1.0}
+    swapped = reward_agreement(humans, [0.9, 0.5, None], 0.7)
+    assert swapped["tau_b"]["value"] < 0 and swapped["decisions"]["humans_only"] == 1
+
+
+def test_the_threshold_itself_is_a_success_and_split_clips_are_not_decided():
+    humans = [judged(1.0, "a"), judged(0.0, "b"), judged(0.75, "c", obeys=None)]
+    found = reward_agreement(humans, [0.7 - 1e-12, 0.69, 0.1], 0.7)
+    assert found["accuracy"]["value"] == 1 and found["accuracy"]["n"] == 2
+    assert found["decisions"] == {
+        "both_yes": 1, "both_no": 1, "reward_only": 0, "humans_only": 0, "humans_split": 1,
+    }  # fmt: skip
+    assert found["always"] == 0.5
+
+
+def test_components_are_held_to_their_own_questions():
+    humans = [judged(0.5, str(k), answers={"start": 1 - k / 3, "end": k / 3, "looks": 1.0}) for k in range(4)]
+    components = {"initial_score": [0.9, 0.5, 0.2, 0.1], "final_score": [0.9, 0.5, 0.2, 0.1]}
+    parts = reward_agreement(humans, [0.5] * 4, 0.7, components)["parts"]
+    assert parts["initial_score"]["value"] == pytest.approx(1)
+    assert parts["final_score"]["value"] == pytest.approx(-1)
+
+
+def test_more_prompts_make_narrower_intervals_than_more_clips_of_few():
+    random = np.random.default_rng(0)
+    humans = [judged(float(random.integers(0, 5)) / 4, f"p{k}") for k in range(120)]
+    scores = [one.obedience + random.normal(0, 0.3) for one in humans]
+    few = [judged(one.obedience, f"p{k % 6}") for k, one in enumerate(humans)]
+    many, clustered = (reward_agreement(group, scores, 0.7)["tau_b"] for group in (humans, few))
+    assert many["value"] == clustered["value"]
+    assert many["interval"][0] < many["value"] < many["interval"][1]
+    one_prompt = [judged(one.obedience, "p") for one in humans]
+    assert reward_agreement(one_prompt, scores, 0.7)["tau_b"]["interval"] is None
+
+
+def test_labellers_are_compared_on_what_both_labelled():
+    prompts = list("abcdef")
+    one, same = labels("one", [0, 1, 2, 2, 0, 2], prompts), labels("same", [0, 1, 2, 2, 0, 2], prompts)
+    other = labels("other", [2, 2, 0, 0], prompts[:4])
+    first, second, third = labeller_agreement([one, same, other])
+    assert first["kappa"]["value"] == first["accuracy"]["value"] == 1 and first["clips"] == 6
+    assert first["tau_b"]["value"] == pytest.approx(1)
+    assert second["labellers"] == ["one", "other"] and second["clips"] == 4 and second["kappa"]["value"] < 0
+    nothing = labeller_agreement([one, LabelFile("none", "none", {}, 0)])[0]
+    assert nothing["clips"] == 0 and nothing["kappa"]["value"] is None
+
+
+def test_scores_that_do_not_fit_the_clips_are_refused():
+    with pytest.raises(ValueError, match="1 labelled clips and 2 scores"):
+        reward_agreement([judged(1.0)], [0.1, 0.2], 0.7)
