@@ -117,17 +117,21 @@ class EarlyWarnings(TrainerCallback):
     """
     Says once, while there is time, that a training is going wrong, and what helps.
 
+    The defaults come from the embedded model: 52 trainings whose pictures stayed well had at most 3.1 times the
+    reference's error on rejected videos and 1.4 times on chosen ones; those without the zeroth-order term, which
+    collapsed, passed 4 and 2.7 before step 40 of 180 and ended beyond 23 and 8.
+
     Args:
         max_saturation (`float`, *optional*, defaults to `0.5`):
             Share of pairs, in [0, 1], whose margin may be at the clip.
-        max_loser_inflation (`float`, *optional*, defaults to `1.5`):
+        max_loser_inflation (`float`, *optional*, defaults to `4.0`):
             How many times the reference's error the policy's may be on rejected videos.
-        max_winner_inflation (`float`, *optional*, defaults to `1.1`):
+        max_winner_inflation (`float`, *optional*, defaults to `1.5`):
             The same for chosen videos, on which it should fall.
     """
 
     def __init__(
-        self, max_saturation: float = 0.5, max_loser_inflation: float = 1.5, max_winner_inflation: float = 1.1
+        self, max_saturation: float = 0.5, max_loser_inflation: float = 4.0, max_winner_inflation: float = 1.5
     ) -> None:
         self.max_saturation = max_saturation
         self.most = {"rejected": max_loser_inflation, "chosen": max_winner_inflation}

@@ -129,10 +129,10 @@ def test_a_training_that_goes_wrong_is_told_once_with_a_remedy():
     (message,) = told(callback, **healthy, margin_saturation=0.8)
     assert message.startswith("step 10: 80% of the pairs") and "lower learning_rate or beta" in message
     assert told(callback, **healthy, margin_saturation=0.9) == []  # once
-    (message,) = told(callback, **{**healthy, "mse__rejected": 2.0, "rewards__rejected": -1.0})
-    assert "error on rejected videos is 2.00 times the reference's" in message and "zeroth_order_weight" in message
-    (message,) = told(callback, **{**healthy, "mse__chosen": 1.2, "rewards__chosen": -0.2})
-    assert "chosen videos is 1.20 times" in message
+    (message,) = told(callback, **{**healthy, "mse__rejected": 5.0, "rewards__rejected": -4.0})
+    assert "error on rejected videos is 5.00 times the reference's" in message and "zeroth_order_weight" in message
+    (message,) = told(callback, **{**healthy, "mse__chosen": 1.6, "rewards__chosen": -0.6})
+    assert "chosen videos is 1.60 times" in message
 
 
 def test_inflation_is_a_ratio_of_errors_with_the_same_noise(tmp_path):
