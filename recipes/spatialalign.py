@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spatialalign_trl.launch import check_launch, quiet_libraries
-from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, describe_recipe, parse_recipe
 from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
 
 if TYPE_CHECKING:
     from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
+    from spatialalign_trl.trainer.model_card import Recipe
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
 
@@ -48,16 +49,22 @@ def build_loop(
 
 
 def main(
-    prompt_arguments: PromptArguments, args: OnlineSpatialAlignConfig, model_arguments: ModelArguments
+    prompt_arguments: PromptArguments,
+    args: OnlineSpatialAlignConfig,
+    model_arguments: ModelArguments,
+    recipe: Recipe | None = None,
 ) -> dict[str, object]:
-    return build_loop(prompt_arguments, args, model_arguments).train()
+    loop = build_loop(prompt_arguments, args, model_arguments)
+    loop.recipe = recipe
+    return loop.train()
 
 
 if __name__ == "__main__":
     check_launch()
     quiet_libraries()
     try:
-        main(*parse_recipe((PromptArguments, OnlineSpatialAlignConfig, ModelArguments), DEFAULT_CONFIG))
+        parsed = parse_recipe((PromptArguments, OnlineSpatialAlignConfig, ModelArguments), DEFAULT_CONFIG)
+        main(*parsed, recipe=describe_recipe(parsed, DEFAULT_CONFIG))
     except KeyboardInterrupt as interrupt:  # the message says how to go on; a traceback adds nothing
         print(interrupt, file=sys.stderr)
         raise SystemExit(130) from None

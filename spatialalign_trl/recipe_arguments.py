@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from .models.base import VideoModel
     from .reward_loading import RewardFunc
+    from .trainer.model_card import Recipe
 
 DATASETS = Path(__file__).resolve().parent.parent / "datasets"
 
@@ -105,8 +108,8 @@ class ModelArguments:
 
         Raises:
             ValueError: for an unknown `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or one that
-                this machine cannot run; for `cpu_threads` below 1; for a LoRA under another program's names, or LoRA settings that differ from
-                those of the one to go on from.
+                this machine cannot run; for `cpu_threads` below 1; for a LoRA under another program's names, or LoRA
+                settings that differ from those of the one to go on from.
             ImportError: for a package that one of them needs.
             RuntimeError: for an attention backend that is installed and fails.
         """
@@ -280,6 +283,39 @@ def parse_recipe(
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         parser.error(f"unknown argument {unknown[0]!r}. {_nearest(name, known)}")
     return tuple(parsed)
+
+
+def describe_recipe(
+    parsed: Sequence[Any], default_config: str | Path | None = None, arguments: Sequence[str] | None = None
+) -> Recipe:
+    """What a model card says of the run: the line, and everything that its YAML file and its flags set.
+
+    Args:
+        parsed: what [`parse_recipe`] returned.
+        default_config: as it was given to [`parse_recipe`].
+        arguments: instead of `sys.argv[1:]`.
+    """
+    from .trainer.model_card import Recipe
+
+    script = sys.argv[0] if arguments is None else "recipe.py"
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    config = words[words.index("--config") + 1] if "--config" in words else default_config
+    settings = yaml.safe_load(Path(config).read_text(encoding="utf-8")) if config else {}
+    flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    values = {f.name: getattr(one, f.name) for one in parsed for f in dataclasses.fields(one) if f.init}
+    for name, value in values.items():
+        if name in flags or f"no_{name}" in flags:
+            settings[name] = getattr(value, "value", value)
+    hidden = [name for name in values if name.endswith("token")]
+    settings = {name: value for name, value in settings.items() if name not in (*hidden, "env")}
+    shown = [*words]
+    for k, word in enumerate(words[:-1]):
+        if word[2:].replace("-", "_") in hidden:
+            shown[k + 1] = "..."
+    command = shlex.join(["accelerate", "launch", os.path.relpath(script) if Path(script).is_absolute() else script])
+    text = yaml.safe_dump(json.loads(json.dumps(settings, default=str)), sort_keys=False, allow_unicode=True)
+    return Recipe(" ".join([command, shlex.join(shown)]).strip(), text)
 
 
 class _RecipeParser(TrlParser):

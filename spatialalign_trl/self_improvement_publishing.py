@@ -8,19 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .evaluation import HEADLINE
 from .files import read_json, write_atomic, write_json
+from .hub.lora_files import command_for_later, make_model_repo, push_files
+from .hub.pushing import PushFailed
 from .models.lora import LORA_FILE
 from .report.contact_sheet import ContactSheetRow, contact_sheet
-from .report.tables import rich_table
-from .trainer.model_card import lora_model_card
+from .report.tables import markdown_table, rich_table, summary_rows
+from .trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
 from .trainer.publishing import CARD_FILE
+from .video import browser_mp4
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub import ModelCard
     from rich.console import Console
 
     from .models.base import VideoModel
+    from .models.settings import SamplingSettings
     from .rollout.store import Sample, SampleStore
     from .self_improvement_config import OnlineSpatialAlignConfig
     from .trainer.spatialalign_trainer import SpatialAlignTrainer
@@ -36,7 +41,14 @@ FACTS_FILE = "card.json"
 CONTACT_SHEET_FILE = "contact_sheet.png"
 RESULTS_FILE = "results.json"
 
-PUSHED = (LORA_FILE, CARD_FILE, RESULTS_FILE, CONTACT_SHEET_FILE, "run.json", f"ema/{LORA_FILE}")
+RECIPE_FILE = "recipe.yaml"
+VIDEO_PAIRS = 3
+"""Prompts whose videos before and after are shown in the card."""
+
+PUSHED = (
+    LORA_FILE, CARD_FILE, RESULTS_FILE, CONTACT_SHEET_FILE, "run.json", RECIPE_FILE, f"ema/{LORA_FILE}",
+    "videos/*.mp4",
+)  # fmt: skip
 """What is pushed to the Hub, as far as it is there."""
 
 
@@ -47,9 +59,13 @@ class RunPublishing:
     accelerator: Accelerator
     console: Console
     model: VideoModel
+    settings: SamplingSettings
     output_dir: Path
     store: SampleStore
     results: dict[str, Any]
+    evaluation_samples: dict[str, list[Sample]]
+    recipe: Recipe | None = None
+    """What was run, for the card; a recipe sets it."""
 
     def push_to_hub(
         self,
@@ -60,7 +76,7 @@ class RunPublishing:
         tags: str | list[str] | None = None,
     ) -> str | None:
         """
-        Pushes the run's LoRA, its card, `results.json` and the contact sheet to `args.hub_model_id` (by default the
+        Pushes the run's LoRA, its card, `results.json`, pictures and videos to `args.hub_model_id` (by default the
         name of `output_dir`), which is made if it is missing, private if `args.hub_private_repo` says so.
 
         Args:
@@ -75,31 +91,45 @@ class RunPublishing:
 
         Raises:
             FileNotFoundError: the run has no LoRA yet.
+            PermissionError: there is no token, or it may not write there.
+            PushFailed: after several attempts.
         """
         if not (self.output_dir / LORA_FILE).is_file():
             raise FileNotFoundError(f"{self.output_dir} holds no {LORA_FILE} to push: run train() to its end first.")
         if not self.accelerator.is_main_process:
             return None
-        api, repo = self._hub_repository(token)
+        repo = self._hub_repository(token)
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         self._card(repo, model_name, dataset_name, tags).save(self.output_dir / CARD_FILE)
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=self.output_dir,
-            allow_patterns=list(PUSHED),
-            commit_message=commit_message,
+        commit = push_files(
+            {name: self.output_dir / name for name in self._published()},
+            repo,
+            message=commit_message,
+            private=self.args.hub_private_repo,
+            token=token or self.args.hub_token,
             revision=self.args.hub_revision,
         )
         self.console.print(f"pushed to {commit.commit_url}", soft_wrap=True)
         return str(commit.commit_url)
 
-    def _hub_repository(self, token: str | None = None) -> tuple[HfApi, str]:
-        """Makes the repository, or finds that this cannot be done: called before work whose result is to be pushed."""
-        from huggingface_hub import HfApi
+    def _push_or_tell(self, **kwargs: Any) -> None:
+        """At the end of a run, whose results are safe: a push that fails is told, with the line that repeats it."""
+        try:
+            self.push_to_hub(**kwargs)
+        except (PushFailed, PermissionError) as failure:
+            repo = self.args.hub_model_id or self.output_dir.resolve().name
+            command = command_for_later(self.output_dir, repo, self._published())
+            self.console.print(f"not pushed: {failure}. To push it later:\n  {command}", soft_wrap=True)
 
-        api = HfApi(token=token or self.args.hub_token)
+    def _hub_repository(self, token: str | None = None) -> str:
+        """Makes the repository, or finds that this cannot be done: called before work whose result is to be pushed."""
         name = self.args.hub_model_id or self.output_dir.resolve().name
-        return api, api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True).repo_id
+        return make_model_repo(name, private=self.args.hub_private_repo, token=token or self.args.hub_token)
+
+    def _published(self) -> list[str]:
+        """What is pushed, as far as it is there: paths in `output_dir`, which are those in the repository."""
+        files = (file for pattern in PUSHED for file in sorted(self.output_dir.glob(pattern)))
+        return [file.relative_to(self.output_dir).as_posix() for file in files]
 
     # Files in output_dir
 
@@ -113,6 +143,12 @@ class RunPublishing:
         target.mkdir(exist_ok=True)
         shutil.copyfile(last / "preferences" / PREFERENCES_FILE, target / PREFERENCES_FILE)
         write_json(self.output_dir / RESULTS_FILE, results)
+        if self.recipe is not None:
+            write_atomic(self.output_dir / RECIPE_FILE, self.recipe.settings.encode())
+        for pair, samples in self._shown_videos():
+            for name, sample in zip((pair.before, pair.after), samples, strict=True):
+                data = browser_mp4(self.store.video(sample.sample_id), self.settings.fps)
+                write_atomic(self.output_dir / name, data)
         self._card(self.args.hub_model_id or self.output_dir.name).save(self.output_dir / CARD_FILE)
         if evaluated and self.args.contact_sheet_prompts:
             self._draw_contact_sheet(evaluated["base"], evaluated["aligned"])
@@ -131,7 +167,7 @@ class RunPublishing:
             "facts": {name: str(value) for name, value in trainer._facts().items()},
             "results": logged,
             "step": trainer.state.global_step,
-            "paper_id": trainer._paper.get("id"),
+            "papers": trainer._papers(),
         }
         write_json(policy / FACTS_FILE, noted)
 
@@ -150,8 +186,32 @@ class RunPublishing:
             model_name=model_name or self.output_dir.resolve().name,
             repo=repo,
             dataset_name=dataset_name,
+            comparison=self._comparison(),
+            recipe=self.recipe,
             **noted,
         )
+
+    def _comparison(self) -> Comparison | None:
+        summaries = {name: self.results[name] for name in ("base", "aligned") if self.results.get(name)}
+        if len(summaries) < 2:
+            return None
+        aligned = summaries["aligned"]
+        metrics = {name: aligned[name] for name in (HEADLINE, "S@0.8", "S@0.9")}
+        prompts = f"{aligned['num_prompts']} held-out prompts x {self.args.evaluation_seeds} seeds"
+        table = markdown_table(["", *summaries], summary_rows(summaries))
+        return Comparison(prompts, table, metrics, [pair for pair, _ in self._shown_videos()])
+
+    def _shown_videos(self) -> list[tuple[VideoPair, tuple[Sample, Sample]]]:
+        """Prompts for the card, with their videos."""
+        if not self.evaluation_samples:
+            return []
+        shown = []
+        chosen = _spread_over_types(self.evaluation_samples["base"], self.evaluation_samples["aligned"], VIDEO_PAIRS)
+        for k, pair in enumerate(chosen, start=1):
+            scores = ["INVALID" if one.reward is None else f"{one.reward:.2f}" for one in pair]
+            names = (f"videos/{k}_base.mp4", f"videos/{k}_aligned.mp4")
+            shown.append((VideoPair(pair[0].row["prompt"], *names, f"{scores[0]} -> {scores[1]}"), pair))
+        return shown
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"Rounds": self.args.num_rounds, "Videos sampled a prompt": self.args.num_generations}
@@ -162,11 +222,7 @@ class RunPublishing:
         return facts
 
     def _draw_contact_sheet(self, base: list[Sample], aligned: list[Sample]) -> Path:
-        """The first seed of prompts spread evenly over the types."""
-        firsts = [pair for pair in zip(base, aligned, strict=True) if pair[0].seed == EVALUATION_SEED]
-        firsts.sort(key=lambda pair: str(pair[0].row.get("type", "")))
-        count = min(self.args.contact_sheet_prompts, len(firsts))
-        chosen = [firsts[k * len(firsts) // count] for k in range(count)]
+        chosen = _spread_over_types(base, aligned, self.args.contact_sheet_prompts)
         rows = [
             ContactSheetRow(
                 pair[0].row["prompt"],
@@ -187,6 +243,10 @@ class RunPublishing:
             change = results["difference"]["S@0.7"]
             low, high = change["interval"]
             self.console.print(f"S@0.7 {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired)")
+            verdict = results["verdict"]
+            style = "bold yellow" if verdict["warning"] else None
+            told = f"{'WARNING' if verdict['warning'] else 'looks'}: {verdict['message']}."
+            self.console.print(told, style=style, markup=False, soft_wrap=True)
         for what, name in (
             ("LoRA", LORA_FILE),
             ("preference dataset", "preferences"),
@@ -195,3 +255,11 @@ class RunPublishing:
         ):
             if (self.output_dir / name).exists():
                 self.console.print(f"{what}: {self.output_dir / name}", soft_wrap=True)
+
+
+def _spread_over_types(base: list[Sample], aligned: list[Sample], count: int) -> list[tuple[Sample, Sample]]:
+    """The first seed of so many prompts, spread evenly over the types."""
+    firsts = [pair for pair in zip(base, aligned, strict=True) if pair[0].seed == EVALUATION_SEED]
+    firsts.sort(key=lambda pair: str(pair[0].row.get("type", "")))
+    count = min(count, len(firsts))
+    return [firsts[k * len(firsts) // count] for k in range(count)]

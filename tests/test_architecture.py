@@ -112,8 +112,8 @@ FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
     BASE: (*STAGES, *LOOP),
     STAGES: LOOP,
     library("trainer"): library(
-        "rewards", "reward_loading", "scoring", "rollout", "preferences", "self_improvement", "hub", "evaluation",
-        "perception", "tiny_world",
+        "rewards", "reward_loading", "scoring", "rollout", "preferences", "self_improvement", "evaluation",
+        "hub.preference_card", "hub.preference_files", "perception", "tiny_world",
     ),
     REWARDS: library("rollout", "preferences", "trainer", "models", "perception"),
     library("rollout"): library("rewards", "reward_loading", "scoring", "preferences", "trainer", "evaluation"),

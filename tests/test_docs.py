@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import pytest
-from huggingface_hub import HfApi
 from tiny_pairs import video_pairs
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan
 
@@ -40,17 +38,9 @@ def run(program: str, changes: dict[str, str]) -> dict[str, object]:
     return names
 
 
-def test_online(model, tmp_path, monkeypatch):
+def test_online(model, tmp_path, monkeypatch, loopback_client):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")
-    pushed = {}
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **k: SimpleNamespace(repo_id=f"me/{name}"))
-
-    def upload(self, **kwargs):
-        pushed.update(kwargs)
-        return SimpleNamespace(commit_url="https://example.org/commit")
-
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
     size = f"num_frames={NUM_FRAMES}, height={HEIGHT}, width={WIDTH}, num_inference_steps=1, guidance_scale=1.0"
     tiny = f"{size}, evaluation_seeds=1, use_cpu=True, disable_tqdm=True, score_threshold=0.5"
     names = run(
@@ -68,7 +58,8 @@ def test_online(model, tmp_path, monkeypatch):
         },
     )
     assert names["results"]["aligned"]["num_videos"] == 2
-    assert pushed["repo_id"] == "me/wan" and "pytorch_lora_weights.safetensors" in pushed["allow_patterns"]
+    pushed = loopback_client.files("model", "tester/wan")
+    assert pushed["pytorch_lora_weights.safetensors"] and b"# Wan that knows left from right" in pushed["README.md"]
     assert "# Wan that knows left from right" in (tmp_path / "runs/wan/README.md").read_text()
     assert list((tmp_path / "runs/wan/rounds/01/policy").rglob("events.out.tfevents*"))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from test_self_improvement import config, loop, luck, prompts
-from tiny_pipelines import saved_wan
+from tiny_pipelines import NUM_FRAMES, saved_wan
 
+from spatialalign_trl.hub import lora_files
 from spatialalign_trl.models import load_video_model
+from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
+from spatialalign_trl.video import read_video
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +28,6 @@ def finished(folder, tmp_path_factory) -> OnlineSpatialAlignTrainer:
     return trainer
 
 
-@pytest.fixture
-def hub(monkeypatch) -> list[tuple[str, dict]]:
-    """What the Hub's client was asked for."""
-    calls = []
-
-    def create_repo(self, name, **kwargs):
-        calls.append(("create_repo", {"name": name, "token": self.token, **kwargs}))
-        return SimpleNamespace(repo_id=name if "/" in name else f"me/{name}")
-
-    def upload_folder(self, **kwargs):
-        calls.append(("upload_folder", kwargs))
-        return SimpleNamespace(commit_url=f"https://huggingface.co/{kwargs['repo_id']}/commit/1")
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    return calls
-
-
 def test_the_run_leaves_a_card_that_tells_its_story(finished):
     card = ModelCard.load(finished.output_dir / "README.md")
     assert {"text-to-video", "lora", "diffusers", "template:sd-lora", "spatialalign", "online-dpo"} <= set(
@@ -55,39 +39,87 @@ def test_the_run_leaves_a_card_that_tells_its_story(finished):
     assert "policy" not in card.text.split("## How it was trained")[0]  # the round's folder is not the run's name
 
 
-def test_a_push_holds_what_a_reader_needs_and_nothing_else(finished, hub):
-    url = finished.push_to_hub(token="hf_mine", dataset_name="me/pairs", tags="extra")
-    (_, created), (_, pushed) = hub
-    assert created["name"] == "mine" and created["token"] == "hf_mine" and created["exist_ok"]
-    assert pushed["repo_id"] == "me/mine" and url == "https://huggingface.co/me/mine/commit/1"
-    there = [p.relative_to(finished.output_dir).as_posix() for p in finished.output_dir.rglob("*") if p.is_file()]
-    names = {name for name in there if name in pushed["allow_patterns"]}
-    assert names == {"pytorch_lora_weights.safetensors", "README.md", "results.json", "contact_sheet.png", "run.json"}
-    card = ModelCard.load(finished.output_dir / "README.md")
-    assert 'load_lora_weights("me/mine")' in card.text and card.data.datasets == ["me/pairs"]
+def test_a_push_holds_what_a_reader_needs_and_nothing_else(finished, loopback_client):
+    url = finished.push_to_hub(dataset_name="me/pairs", tags="extra")
+    repo = loopback_client.repo("model", "tester/mine")
+    assert url.endswith(repo.at("main").oid)
+    files = {name: data for name, data in loopback_client.files("model", "tester/mine").items() if name[0] != "."}
+    videos = {f"videos/{k}_{policy}.mp4" for k in (1, 2, 3) for policy in ("base", "aligned")}
+    assert set(files) == {
+        "pytorch_lora_weights.safetensors", "README.md", "results.json", "contact_sheet.png", "run.json", *videos
+    }  # fmt: skip
+    for name, data in files.items():
+        assert data == (finished.output_dir / name).read_bytes()
+        assert loopback_client.token.encode() not in data and str(finished.output_dir).encode() not in data
+    card = ModelCard(files["README.md"].decode())
+    assert 'load_lora_weights("tester/mine")' in card.text and card.data.datasets == ["me/pairs"]
     assert "extra" in card.data.tags
 
 
-def test_push_to_hub_in_the_arguments_pushes_the_run_once_and_not_its_rounds(folder, tmp_path, hub):
-    loop(folder, tmp_path, push_to_hub=True, hub_model_id="org/name", max_steps=1, num_rounds=2).train()
-    assert [name for name, _ in hub] == ["create_repo", "create_repo", "upload_folder"]
-    assert hub[2][1]["repo_id"] == "org/name"
+def test_the_card_compares_and_cites(finished):
+    card = ModelCard.load(finished.output_dir / "README.md")
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert metrics["S@0.7"] == round(finished.results["aligned"]["S@0.7"], 4)
+    assert "On 3 held-out prompts x 2 seeds" in card.text and "|  | base | aligned |" in card.text
+    assert card.text.count("<video ") == 6 and 'videos/1_base.mp4" controls' in card.text
+    assert card.data.to_dict()["widget"][0]["output"] == {"url": "videos/1_aligned.mp4"}
+    assert "{2602.22745}" in card.text and "{2311.12908}" in card.text and "2512.03040" not in card.text
+    for name in ("1_base", "1_aligned"):
+        video = read_video(finished.output_dir / "videos" / f"{name}.mp4")
+        assert video.shape[0] == NUM_FRAMES and video.shape[1] >= 240
 
 
-def test_a_hub_that_refuses_is_heard_before_anything_is_sampled(folder, tmp_path, monkeypatch):
-    def refuse(self, name, **kwargs):
-        raise PermissionError("no token")
+def commits(hub, name: str) -> list[str]:
+    return [commit.message for commit in hub.repo("model", name).branches["main"]]
 
-    monkeypatch.setattr(HfApi, "create_repo", refuse)
-    with pytest.raises(PermissionError, match="no token"):
+
+@pytest.mark.parametrize("strategy", ["every_save", "end"])
+def test_a_run_pushes_every_save_of_every_round_or_the_end_alone(folder, tmp_path, loopback_client, strategy):
+    arguments = {"push_to_hub": True, "hub_model_id": "org/name", "hub_always_push": True, "hub_strategy": strategy}
+    trainer = loop(folder, tmp_path, max_steps=2, num_rounds=2, **arguments)
+    trainer.train()
+    rounds = [
+        f"Round {k}: {what}" for k in (1, 2) for what in ("Training in progress, step 2", "Model save")
+    ]  # fmt: skip
+    said = commits(loopback_client, "org/name")
+    # What is the same as before makes no commit: a save at the last step is the round's policy already.
+    assert said[0] == "initial commit" and said[-1] == "End of training"
+    assert set(said[1:-1]) <= set(rounds)
+    states = loopback_client.repo("model", "org/name").branches["main"]
+    for k in (1, 2):
+        weights = (tmp_path / "rounds" / f"{k:02d}" / "policy" / LORA_FILE).read_bytes()
+        there = any(state.files.get(LORA_FILE) == weights for state in states if state.message[:7] == f"Round {k}")
+        assert there == (strategy == "every_save")
+    count = len(said)
+    loop(folder, tmp_path, max_steps=2, num_rounds=2, **arguments).train()  # a rerun finds everything done
+    assert not [said for said in commits(loopback_client, "org/name")[count:] if said.startswith("Round")]
+
+
+def test_a_push_that_fails_for_good_ends_nothing_and_says_what_pushes_later(
+    folder, tmp_path, loopback_client, monkeypatch, capsys, caplog
+):
+    monkeypatch.setattr(lora_files, "FIRST_PAUSE", 0.0)
+    loopback_client.fail("POST", "/commit/", status=500, times=999)
+    results = loop(folder, tmp_path, push_to_hub=True, hub_model_id="tester/mine", max_steps=1).train()
+    assert results["aligned"] and (tmp_path / "results.json").is_file()
+    said = capsys.readouterr().out
+    assert f"hf upload tester/mine {tmp_path} . --include {LORA_FILE} README.md" in said and "answered 500" in said
+    assert "hf upload tester/mine" in caplog.text  # of the round
+    assert loopback_client.token not in said + caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_hub_that_refuses_is_heard_before_anything_is_sampled(folder, tmp_path, loopback_client, status):
+    loopback_client.fail("POST", "/api/repos/create", status=status)
+    with pytest.raises(PermissionError, match=f"answered {status}"):
         loop(folder, tmp_path, push_to_hub=True).train()
     assert not list((tmp_path / "samples").glob("*"))
 
 
-def test_pushing_before_training_says_what_is_missing(folder, tmp_path, hub):
+def test_pushing_before_training_says_what_is_missing(folder, tmp_path, loopback_client):
     with pytest.raises(FileNotFoundError, match="run train\\(\\) to its end first"):
         loop(folder, tmp_path).push_to_hub()
-    assert not hub
+    assert not loopback_client.repos
 
 
 def test_evaluate_measures_the_policy_as_it_is(folder, finished):

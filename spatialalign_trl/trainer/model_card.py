@@ -1,19 +1,90 @@
 """The model card of a trained LoRA: what it is, how to load it in diffusers, and how it was made."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 if TYPE_CHECKING:
     from ..models.base import VideoModel
 
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "templates" / "lora_model_card.md"
+DIFFUSION_DPO = "2311.12908"
+PAPERS = {
+    "2602.22745": {"key": "spatialalign", "title": "SpatialAlign"},
+    DIFFUSION_DPO: {
+        "key": "wallace2023diffusion",
+        "title": "Diffusion Model Alignment Using Direct Preference Optimization",
+        "author": "Bram Wallace and Meihua Dang and Rafael Rafailov and Linqi Zhou and Aaron Lou and Senthil "
+        "Purushwalkam and Stefano Ermon and Caiming Xiong and Shafiq Joty and Nikhil Naik",
+        "year": "2023",
+    },
+}
+"""arXiv number -> what a citation says of it."""
+
 _EXAMPLE_PROMPT = "In a meadow, a cat is on the left of a box, then the cat jumps to the right of the box."
 _VERSIONS = ("spatialalign-trl", "trl", "transformers", "diffusers", "peft", "torch")
+
+
+@dataclass(frozen=True)
+class VideoPair:
+    """
+    Args:
+        prompt (`str`):
+            What was asked for.
+        before, after (`str`):
+            Paths of mp4 files beside the card.
+        scores (`str`):
+            Of both, in words.
+    """
+
+    prompt: str
+    before: str
+    after: str
+    scores: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Before and after.
+
+    Args:
+        prompts (`str`):
+            What was evaluated on, in words.
+        table (`str`):
+            Markdown.
+        metrics (`dict[str, float]`):
+            Of the aligned model.
+        videos (`list[VideoPair]`):
+            A few.
+    """
+
+    prompts: str
+    table: str
+    metrics: dict[str, float]
+    videos: list[VideoPair] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    Args:
+        command (`str`):
+            The line that was run, without tokens.
+        settings (`str`):
+            YAML with all that it set, from its file and its flags: `--config` of it runs the same again.
+    """
+
+    command: str
+    settings: str
 
 
 def hub_id(name_or_path: str) -> str | None:
@@ -23,7 +94,7 @@ def hub_id(name_or_path: str) -> str | None:
 
 
 def lora_model_card(
-    model: "VideoModel",
+    model: VideoModel,
     *,
     model_name: str,
     repo: str,
@@ -34,7 +105,9 @@ def lora_model_card(
     results: dict[str, float],
     step: int,
     dataset_name: str | None = None,
-    paper_id: str | None = None,
+    papers: Sequence[str] = (),
+    comparison: Comparison | None = None,
+    recipe: Recipe | None = None,
 ) -> ModelCard:
     """
     Renders the card.
@@ -60,8 +133,12 @@ def lora_model_card(
             The optimizer step of `results`.
         dataset_name (`str`, *optional*):
             Hub id of the preference dataset.
-        paper_id (`str`, *optional*):
-            arXiv number of the method's paper.
+        papers (sequence of `str`, *optional*):
+            Keys of `PAPERS`, to cite.
+        comparison ([`Comparison`], *optional*):
+            Before and after.
+        recipe ([`Recipe`], *optional*):
+            What was run.
     """
     base_model = hub_id(model.name_or_path)
     is_tiny = model.name_or_path == "tiny"
@@ -76,7 +153,10 @@ def lora_model_card(
         datasets=[dataset_name] if dataset_name else None,
         tags=sorted(set(tags)),
         model_name=model_name,
+        eval_results=_eval_results(comparison) if comparison else None,
     )
+    if comparison and comparison.videos:  # the Hub's gallery
+        card_data.widget = [{"text": one.prompt, "output": {"url": one.after}} for one in comparison.videos]
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -95,8 +175,27 @@ def lora_model_card(
         results=[(name, f"{value:.6g}") for name, value in results.items()],
         step=step,
         versions=[(name, _version(name)) for name in _VERSIONS],
-        paper_id=paper_id,
+        papers=[{"id": paper, **PAPERS[paper]} for paper in papers],
+        comparison=comparison,
+        video_root=f"{constants.ENDPOINT}/{repo}/resolve/main/" if hub_id(repo) else "",
+        recipe=recipe,
     )
+
+
+def _eval_results(comparison: Comparison) -> list[EvalResult]:
+    """The metadata's `model-index`."""
+    return [
+        EvalResult(
+            task_type="text-to-video",
+            task_name="Text-to-Video",
+            dataset_type="prompts",
+            dataset_name=comparison.prompts,
+            metric_type=name,
+            metric_name=f"{name}, aligned",
+            metric_value=round(value, 4),
+        )
+        for name, value in comparison.metrics.items()
+    ]
 
 
 def _version(distribution: str) -> str:

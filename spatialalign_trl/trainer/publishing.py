@@ -1,22 +1,29 @@
 """What a trainer leaves behind: checkpoints it resumes from, the LoRA in diffusers' format, and its card."""
 
+import logging
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
+
 from ..files import write_json
 from ..models.lora import LORA_FILE
-from .model_card import lora_model_card
+from .model_card import DIFFUSION_DPO, lora_model_card
 from .reference_sync import save_reference
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
+    from huggingface_hub import CommitInfo, ModelCard
 
     from ..models.base import VideoModel
 
+logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
+PUBLISHED = (LORA_FILE, CARD_FILE, f"ema/{LORA_FILE}")
+"""What is pushed of a folder, as far as it is there."""
 
 # Names of `losses` -> names in the logs (TRL's where TRL has one).
 METRIC_NAMES = {
@@ -43,6 +50,8 @@ class LoraPublishing:
     _name: str
     _paper: dict[str, str]
     _tag_names: list[str]
+    push_note: str = ""
+    """Begins the message of every commit, such as `"Round 1: "`."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The adapter as PEFT writes it (a run resumes from it), the LoRA as diffusers loads it, and the card."""
@@ -58,12 +67,105 @@ class LoraPublishing:
         write_json(Path(output_dir, "training_args.json"), self.args.to_dict())  # Trainer's own is a pickle
         self._model_card().save(os.path.join(output_dir, CARD_FILE))  # over PEFT's
 
+    # The Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository; see [`~hub.lora_files.make_model_repo`]."""
+        if not self.is_world_process_zero():
+            return
+        from ..hub.lora_files import make_model_repo
+
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        private = self.args.hub_private_repo if private is None else private
+        self.hub_model_id = make_model_repo(name, private=private, token=token or self.args.hub_token)
+        self.push_in_progress = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See [`~transformers.Trainer.save_model`]; a push that fails is told, and ends nothing."""
+        super().save_model(output_dir, _internal_call=True)
+        if self.args.push_to_hub and not _internal_call and self.is_world_process_zero():
+            self._finish_current_push()
+            folder = Path(output_dir or self.args.output_dir)
+            self._push_or_tell(_published(folder), "Model save", folder)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Pushes the LoRA and its card, and nothing else of `output_dir`. Arguments as in
+        [`~transformers.Trainer.push_to_hub`]; `kwargs` go to [`~LoraPublishing.create_model_card`].
+
+        Returns:
+            `CommitInfo`: a `Future` of it when not `blocking`; `None` on other processes than the first.
+
+        Raises:
+            PushFailed: after several attempts; the reason holds no token.
+        """
+        from huggingface_hub import run_as_future
+
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        revision = revision or self.args.hub_revision
+        arguments = _published(Path(self.args.output_dir)), self.push_note + commit_message, token, revision
+        return self._push(*arguments) if blocking else run_as_future(self._push, *arguments)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Trainer copies a fixed list of files from the checkpoint to what is pushed; add ours."""
-        if self.is_world_process_zero():
-            for name in (LORA_FILE, CARD_FILE):
-                shutil.copy(os.path.join(checkpoint_folder, name), os.path.join(self.args.output_dir, name))
-        super()._push_from_checkpoint(checkpoint_folder)
+        """Pushes what a checkpoint holds, in the background. (Trainer's own would pickle the arguments, token and all,
+        into what it pushes.)"""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        folder = Path(checkpoint_folder)
+        # Read now: the folder may be gone when its turn comes (save_total_limit).
+        files = {name: path.read_bytes() for name, path in _published(folder).items()}
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name
+            inside = [path for path in folder.rglob("*") if path.is_file()]
+            files |= {f"{place}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in inside}
+        from huggingface_hub import run_as_future
+
+        message = f"Training in progress, step {self.state.global_step}"
+        job = run_as_future(self._push_or_tell, files, message, folder)
+        if running:
+            self.push_in_progress.jobs.append(job)
+        else:
+            self.push_in_progress = PushInProgress([job])
+
+    def _push_or_tell(self, files: Mapping[str, bytes | Path], message: str, folder: Path) -> None:
+        from ..hub.lora_files import PushFailed, command_for_later
+
+        try:
+            self._push(files, self.push_note + message, self.args.hub_token, self.args.hub_revision)
+        except PushFailed as failure:
+            command = command_for_later(folder, self.hub_model_id, [name for name in files if name in PUBLISHED])
+            logger.warning(
+                "%r was not pushed to %s: %s. The training goes on; this pushes it later:\n  %s",
+                message, self.hub_model_id, failure, command,
+            )  # fmt: skip
+
+    def _push(
+        self, files: Mapping[str, bytes | Path], message: str, token: str | None, revision: str | None
+    ) -> "CommitInfo":
+        from ..hub.lora_files import push_files
+
+        private = self.args.hub_private_repo
+        return push_files(files, self.hub_model_id, message=message, private=private, token=token, revision=revision)
 
     # Model card
 
@@ -94,7 +196,7 @@ class LoraPublishing:
     ) -> "ModelCard":
         return lora_model_card(
             self.video_model,
-            model_name=model_name or Path(self.args.output_dir).resolve().name,
+            model_name=model_name or (self.hub_model_id or str(Path(self.args.output_dir).resolve())).split("/")[-1],
             repo=self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name,
             tags=[*self._tag_names, *(tags or [])],
             trainer_name=self._name,
@@ -103,8 +205,13 @@ class LoraPublishing:
             results=self._last_logged(),
             step=self.state.global_step,
             dataset_name=dataset_name,
-            paper_id=self._paper.get("id"),
+            papers=self._papers(),
         )
+
+    def _papers(self) -> list[str]:
+        """arXiv numbers of what was used, to cite."""
+        loss = [] if self.args.loss_type == "sft" else [DIFFUSION_DPO]
+        return [*([self._paper["id"]] if "id" in self._paper else []), *loss]
 
     def _formula(self) -> str:
         if self.args.loss_type == "sft":
@@ -154,3 +261,8 @@ class LoraPublishing:
             if "loss" in entry:
                 return {name: value for name, value in entry.items() if name == "loss" or name in names}
         return {}
+
+
+def _published(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file, of what is there."""
+    return {name: folder / name for name in PUBLISHED if (folder / name).is_file()}

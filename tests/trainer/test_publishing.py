@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, snapshot_download
+from loopback_hub import Commit, LoopbackHub
 from safetensors import safe_open
-from tiny_pairs import LATENT_SHAPE, latent_pairs, spatialalign_trainer, wan_model
+from tiny_pairs import LATENT_SHAPE, latent_pairs, lora_of, spatialalign_trainer, wan_model
 from tiny_pipelines import wan_pipeline
 
-from spatialalign_trl.trainer._trl_base import BaseTrainer
+from spatialalign_trl.hub import lora_files
+from spatialalign_trl.hub.pushing import PushFailed
+from spatialalign_trl.trainer import SpatialAlignTrainer
 from spatialalign_trl.trainer.lora import default_lora_config
 from spatialalign_trl.trainer.model_card import hub_id
 
@@ -83,15 +87,92 @@ def test_a_local_base_model_stays_out_of_the_card_s_metadata(tmp_path: Path) -> 
     assert "base_model" not in card and str(tmp_path) not in card
 
 
-def test_a_push_while_training_takes_the_lora_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainer copies a fixed list of files from the checkpoint, and diffusers' LoRA file is not on it."""
-    trainer = spatialalign_trainer(tmp_path, save_strategy="steps", save_steps=3)
+def pushing(output_dir: Path, **overrides) -> SpatialAlignTrainer:
+    options = {"push_to_hub": True, "hub_always_push": True, "save_strategy": "steps", "save_steps": 1}
+    return spatialalign_trainer(output_dir / "my-lora", **{**options, **overrides})
+
+
+def states(hub: LoopbackHub) -> list[Commit]:
+    return hub.repo("model", "tester/my-lora").branches["main"][1:]
+
+
+def test_every_save_is_pushed_and_diffusers_loads_it_back(
+    tmp_path: Path, loopback_client: LoopbackHub
+) -> None:
+    trainer = pushing(tmp_path)
     trainer.train()
-    pushed: list[set[str]] = []
+    trainer._finish_current_push()
+    assert [state.message for state in states(loopback_client)] == [
+        f"Training in progress, step {step}" for step in (1, 2, 3)
+    ]
+    for step, state in enumerate(states(loopback_client), start=1):
+        names = {name for name in state.files if not name.startswith(".")}
+        assert names == {"pytorch_lora_weights.safetensors", "README.md"}
+        for name in names:
+            assert state.files[name] == (tmp_path / "my-lora" / f"checkpoint-{step}" / name).read_bytes()
+            assert loopback_client.token.encode() not in state.files[name]
+    assert not list((tmp_path / "my-lora").glob("*.bin"))  # Trainer's own push pickles the arguments
+    fresh = wan_pipeline()
+    fresh.load_lora_weights("tester/my-lora")
+    assert torch.equal(output(fresh.transformer), output(trainer.model))
 
-    def note(self: BaseTrainer, checkpoint_folder: str) -> None:
-        pushed.append({path.name for path in tmp_path.iterdir() if path.is_file()})
 
-    monkeypatch.setattr(BaseTrainer, "_push_from_checkpoint", note)
-    trainer._push_from_checkpoint(str(tmp_path / "checkpoint-3"))
-    assert pushed == [{"pytorch_lora_weights.safetensors", "README.md"}]
+def test_the_end_alone_is_pushed_on_demand(tmp_path: Path, loopback_client: LoopbackHub) -> None:
+    trainer = pushing(tmp_path, hub_strategy="end", hub_private_repo=True)
+    trainer.train()
+    assert not states(loopback_client)
+    commit = trainer.push_to_hub(tags="extra")
+    (state,) = states(loopback_client)
+    assert state.message == "End of training" and commit.oid == state.oid
+    assert loopback_client.repo("model", "tester/my-lora").private
+    assert "extra" in ModelCard(state.files["README.md"].decode()).data.tags
+
+
+def test_a_checkpoint_on_the_hub_can_be_resumed_from(tmp_path: Path, loopback_client: LoopbackHub) -> None:
+    pushing(tmp_path, hub_strategy="checkpoint", max_steps=2)  # makes the repository
+    first = pushing(tmp_path, hub_strategy="checkpoint", max_steps=2)
+    first.train()
+    first._finish_current_push()
+    there = snapshot_download("tester/my-lora", allow_patterns="last-checkpoint/*")
+    whole = pushing(tmp_path / "whole", push_to_hub=False, max_steps=3)
+    whole.train()
+    resumed = pushing(tmp_path / "resumed", push_to_hub=False, max_steps=3)
+    resumed.train(resume_from_checkpoint=str(Path(there) / "last-checkpoint"))
+    expected, found = lora_of(whole), lora_of(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("status", [401, 429, 500, None])
+def test_a_push_that_fails_ends_no_training(
+    tmp_path: Path, loopback_client: LoopbackHub, monkeypatch: pytest.MonkeyPatch, caplog: Any, status: int | None
+) -> None:
+    monkeypatch.setattr(lora_files, "FIRST_PAUSE", 0.0)
+    trainer = pushing(tmp_path, save_steps=3)
+    loopback_client.fail("POST", "/commit/", status=status, times=999)
+    trainer.train()
+    trainer.save_model()
+    assert not states(loopback_client) and (tmp_path / "my-lora" / "pytorch_lora_weights.safetensors").is_file()
+    command = f"hf upload tester/my-lora {tmp_path / 'my-lora'} . --include pytorch_lora_weights.safetensors README.md"
+    assert command in caplog.text and loopback_client.token not in caplog.text
+    with pytest.raises(PushFailed) as failure:
+        trainer.push_to_hub()
+    assert loopback_client.token not in str(failure.value)
+
+
+def test_a_push_is_repeated_until_it_arrives(
+    tmp_path: Path, loopback_client: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lora_files, "FIRST_PAUSE", 0.0)
+    trainer = pushing(tmp_path, save_steps=3)
+    loopback_client.fail("POST", "/commit/", status=503, times=2)
+    trainer.train()
+    trainer._finish_current_push()
+    assert [state.message for state in states(loopback_client)] == ["Training in progress, step 3"]
+
+
+def test_a_token_that_the_hub_does_not_know_is_heard_before_training(
+    tmp_path: Path, loopback_client: LoopbackHub
+) -> None:
+    with pytest.raises(PermissionError, match="does not know the token") as refusal:
+        pushing(tmp_path, hub_token="hf_wrongToken")
+    assert "hf_wrongToken" not in str(refusal.value)
