@@ -15,6 +15,7 @@ Source: SpatialAlign (arXiv 2602.22745); the paper runs one round with the base 
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,16 +26,15 @@ from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import HubStrategy
 
-from .evaluation import summarize
-from .evaluation.looks import Looks
-from .evaluation.verdict import judge
+from .evaluation import compare, measure_quality, summarize
 from .files import read_json, write_json
 from .models.base import VideoModel
 from .models.efficiency import check_optimizer
-from .models.lora import LORA_FILE, active_adapters, lora_fingerprint
+from .models.lora import LORA_FILE, active_adapters
 from .preferences import to_dataset
 from .rewards import RewardRunner
 from .rollout.sampler import roll_out
@@ -118,10 +118,9 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         self.callbacks = list(callbacks or [])
         self.accelerator = Accelerator(cpu=args.use_cpu)
         self.output_dir = Path(args.output_dir)
-        self.looks = Looks(args.quality_guards, self.output_dir / "looks", self.eval_rows, self.accelerator)
         self.store = SampleStore(args.samples_dir or self.output_dir / "samples")
         # A store may hold samples of several models, and of one model with and without the LoRA it came with.
-        start = lora_fingerprint(model.lora_state_dict()) if self.starts_adapted else "base"
+        start = _fingerprint(_file_names(model.lora_state_dict())) if self.starts_adapted else "base"
         self.base_revision = f"{model.name_or_path}@{start}"
         self.revision = self.base_revision  # of the policy as it is now
         self.results: dict[str, Any] = {}
@@ -134,8 +133,8 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         """Runs what is missing of the loop.
 
         Returns:
-            What `results.json` holds: `base`, `aligned`, `difference` (see `evaluation/`; `None` without evaluation prompts),
-            `quality_difference`, `verdict`, `rounds`, `settings`, `versions`.
+            What `results.json` holds: `base`, `aligned`, `difference` (see `evaluation.py`; `None` without evaluation
+            prompts), `rounds`, `settings`, `versions`.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C; a training has written a checkpoint first. Running again goes on.
@@ -168,13 +167,13 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
             record = self._run_round(number, self.revision)
             self.revision = record["policy_revision"]
             if self.eval_rows and (self.args.evaluate_every_round or number == self.args.num_rounds):
-                evaluated["aligned"] = self._evaluate(self.revision, base=evaluated["base"][0])
+                evaluated["aligned"] = self._evaluate(self.revision)
                 record["evaluation"] = evaluated["aligned"][1]
             rounds.append(record)
-        self.evaluation_samples = {name: samples for name, (samples, _, _) in evaluated.items()}
+        self.evaluation_samples = {name: samples for name, (samples, _) in evaluated.items()}
         self.results = results = {
             **{name: evaluated[name][1] if evaluated else None for name in ("base", "aligned")},
-            **(judge(evaluated["base"], evaluated["aligned"], self.args.seed) if evaluated else {"difference": None}),
+            "difference": compare(*self.evaluation_samples.values(), seed=self.args.seed) if evaluated else None,
             "rounds": rounds,
             "settings": read_json(self.output_dir / "run.json"),
             "versions": describe_versions(),
@@ -218,7 +217,7 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         log_history = self._train_policy(preferences, folder / "policy", is_first=number == 1)
         record = {
             "round": number,
-            "policy_revision": f"{self.model.name_or_path}@{lora_fingerprint(load_file(folder / 'policy' / LORA_FILE))}",
+            "policy_revision": f"{self.model.name_or_path}@{_fingerprint(load_file(folder / 'policy' / LORA_FILE))}",
             "sampled_from": revision,
             "preferences": stats,
             "rollouts": summarize(samples, seed=self.args.seed),
@@ -346,16 +345,14 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         self.model.load_lora(folder)
 
     def _evaluate(
-        self, revision: str, rows: list[dict[str, Any]] | None = None, base: list[Sample] | None = None
-    ) -> tuple[list[Sample], dict[str, Any], dict[str, list[float | None]]]:
-        """The samples, their summary, and the looks that have a value a video; `base`: of the same prompts and seeds."""
+        self, revision: str, rows: list[dict[str, Any]] | None = None
+    ) -> tuple[list[Sample], dict[str, Any]]:
         seeds = [EVALUATION_SEED + k for k in range(self.args.evaluation_seeds)]
         rows = self.eval_rows if rows is None else rows
         samples = self._sample(rows, seeds, revision, f"evaluating {revision.split('@')[-1]}")
-        partners = None if base is None else [(self.store, sample) for sample in base]
-        quality, looks = self.looks.measure(self.store, samples, partners)
-        self.looks.release()
-        return samples, summarize(samples, quality, seed=self.args.seed), looks
+        videos = [self.store.video(sample.sample_id) for sample in samples]
+        quality, _ = measure_quality(self.args.quality_guards, videos, [sample.row for sample in samples])
+        return samples, summarize(samples, quality, seed=self.args.seed)
 
 
 def _check_disjoint(train: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]) -> None:
@@ -375,6 +372,22 @@ def _round_arguments(args: OnlineSpatialAlignConfig, folder: Path) -> OnlineSpat
     if args.hub_strategy == HubStrategy.END:
         own.push_to_hub = False  # the run is pushed as a whole, when it is done
     return own
+
+
+def _fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Names a policy by its weights, so that samples of two policies never meet.
+
+    The file's own bytes will not do: safetensors writes its metadata in no fixed order.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _file_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names that a saved LoRA's tensors have."""
+    return {f"transformer.{name}": tensor for name, tensor in weights.items()}
 
 
 def _describe_pairs(stats: Mapping[str, Any]) -> str:
