@@ -243,10 +243,6 @@ class RunPublishing:
             change = results["difference"]["S@0.7"]
             low, high = change["interval"]
             self.console.print(f"S@0.7 {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired)")
-            verdict = results["verdict"]
-            style = "bold yellow" if verdict["warning"] else None
-            told = f"{'WARNING' if verdict['warning'] else 'looks'}: {verdict['message']}."
-            self.console.print(told, style=style, markup=False, soft_wrap=True)
         for what, name in (
             ("LoRA", LORA_FILE),
             ("preference dataset", "preferences"),
