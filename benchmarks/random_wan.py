@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import string
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -30,8 +31,12 @@ def add_size_arguments(parser: argparse.ArgumentParser, **defaults: int) -> None
 
 
 def random_video_model(options: argparse.Namespace, folder: str) -> VideoModel:
-    """The model that `options` describe, by way of a folder: loading knows which parts stay in float32."""
-    random_wan(**{name: getattr(options, name) for name in SIZES}).save_pretrained(folder)
+    """The model that `options` describe, by way of a folder: loading knows which parts stay in float32.
+
+    What lies in the folder already is taken; of several processes the main one has to be first.
+    """
+    if not Path(folder).exists():
+        random_wan(**{name: getattr(options, name) for name in SIZES}).save_pretrained(folder)
     return load_video_model(folder, torch_dtype=getattr(torch, options.dtype), device=options.device)
 
 

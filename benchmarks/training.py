@@ -129,8 +129,7 @@ class Ways:
             model.base_transformer.enable_gradient_checkpointing()
         lora = default_lora_config(model)
         autocast = self.options.device != "cpu"
-        plain = PlainStep(model.base_transformer, lora, learning_rate=LEARNING_RATE, autocast=autocast)
-        return plain
+        return PlainStep(model.base_transformer, lora, learning_rate=LEARNING_RATE, autocast=autocast)
 
     def batch(self, trainer: SpatialAlignTrainer) -> dict[str, Any]:
         items = [trainer.train_dataset[row] for row in range(self.options.pairs)]
