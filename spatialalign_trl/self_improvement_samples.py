@@ -16,7 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from .files import write_json
 from .report.contact_sheet import ContactSheetRow, contact_sheet
-from .report.score_plots import RelationCurve, check_matplotlib, plot_curves
+from .report.grades import find_grader, relation_names
+from .report.score_plots import RelationCurve, plot_curves
 from .rollout.sampler import noise_seed
 from .video import Video, write_video
 
@@ -33,8 +34,8 @@ class LogSamples(TrainerCallback):
     """
     Every so many steps samples a few prompts, with the same seed each time, scores them, and leaves
     `samples/step-000100/` in the trainer's folder: a sheet of all, an mp4 of each, `scores.json`, and, of a reward
-    with a method `grade` (DSR-Score), the relations' curves, where matplotlib is installed. Trackers get the sheet,
-    the videos (wandb, trackio), the curves and the scores.
+    with a method `grade` (DSR-Score), the relations' curves. Trackers get the sheet, the videos (wandb, trackio), the
+    curves and the scores.
 
     The training is not touched: the weights it ends with are those of a run without this callback, bit for bit.
 
@@ -154,22 +155,17 @@ class LogSamples(TrainerCallback):
     def _draw_curves(
         self, folder: Path, videos: Sequence[Video], columns: Mapping[str, Sequence[Any]]
     ) -> dict[str, Path]:
-        graders = [reward for reward in self.runner.reward_funcs if hasattr(reward, "grade")]
+        grade = find_grader(self.runner.reward_funcs)
         asked = {name: columns[name] for name in ("type", "animal", "object", "attribute") if name in columns}
-        try:
-            check_matplotlib()
-        except ImportError:
-            return {}
-        if not graders or not {"type", "animal", "object"} <= set(asked):
+        if grade is None or not {"type", "animal", "object"} <= set(asked):
             return {}
         pictures = {}
-        for row, graded in zip(self.rows, graders[0].grade(videos, **asked), strict=True):
+        for row, graded in zip(self.rows, grade(videos, **asked), strict=True):
             result = graded.result
             if not len(result.frame_indices):
                 continue
             values = [result.initial_curve, *result.visit_curves, result.final_curve]
-            relations = zip(row["type"], values, strict=True)
-            curves = [RelationCurve(f"{code} ({place})", values) for place, (code, values) in enumerate(relations)]
+            curves = [RelationCurve(*pair) for pair in zip(relation_names(row["type"]), values, strict=True)]
             name = str(row["prompt_id"])
             pictures[f"curves/{name}"] = plot_curves(
                 folder / f"{name}_curves.png",

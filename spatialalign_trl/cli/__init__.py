@@ -13,6 +13,7 @@ COMMANDS = {
     "score": "grade videos: does the animal start and end where the prompt says? (DSR-Score)",
     "push-prompts": "put a folder of prompts on the Hub, as it is",
     "new-reward": "begin a reward of your own: a package with its test and entry point",
+    "report": "make the page of a run or an evaluation again: videos side by side, curves, all numbers",
     "push-preferences": "push a run's preference dataset that the run itself could not push to the Hub",
     "serve-reward": "let other machines ask a reward over HTTP",
     "label": "make a page on which people label clips",

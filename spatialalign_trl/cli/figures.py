@@ -6,17 +6,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import av
-
 from ..prompts import RELATIONS
 from ..report.annotate import annotate_video, annotated_strip
+from ..report.clips import frame_rate
+from ..report.grades import relation_names
 from ..report.score_plots import RelationCurve, plot_curves
 from ..video import Video, write_video
 from .display import score_text
 from .results import ScoredVideo
 from .work import Job, shown
 
-PAPER_FPS = 16.0
 _LONGEST_NAME = 100
 
 
@@ -48,7 +47,9 @@ def draw_figures(folder: Path, name: str, one: ScoredVideo, video: Video) -> Non
         "INVALID" if one.reward is None else f"DSR-Score {score_text(one.reward)}"
     )
     note = " ".join([question.prompt, *([f"INVALID: {one.result.reason}."] if one.reward is None else [])]).strip()
-    named = [RelationCurve(name, values) for name, values in zip(_legend(question.type), one.curves, strict=True)]
+    named = [
+        RelationCurve(name, values) for name, values in zip(relation_names(question.type), one.curves, strict=True)
+    ]
     plot_curves(
         folder / f"{name}_curves.png",
         named,
@@ -61,13 +62,7 @@ def draw_figures(folder: Path, name: str, one: ScoredVideo, video: Video) -> Non
     captions = _captions(one)
     annotated_strip(folder / f"{name}_boxes.png", video, one.tracks, title=title, note=note, captions=captions)
     annotated = annotate_video(video, one.tracks, captions)
-    write_video(folder / f"{name}_boxes.mp4", annotated, fps=_frame_rate(one.job.path))
-
-
-def _legend(dsr_type: str) -> list[str]:
-    """`"on the left of (start)"`, ...: what each relation is called, and when it should hold."""
-    times = ["start", *(f"visit {number}" for number in range(1, len(dsr_type) - 1)), "end"]
-    return [f"{RELATIONS[code].initial} ({time})" for code, time in zip(dsr_type, times, strict=True)]
+    write_video(folder / f"{name}_boxes.mp4", annotated, fps=frame_rate(one.job.path))
 
 
 def _captions(one: ScoredVideo) -> list[str]:
@@ -77,10 +72,3 @@ def _captions(one: ScoredVideo) -> list[str]:
     for place, values in zip(one.result.frame_indices, zip(*one.curves, strict=True), strict=True):
         captions[place] = "   ".join(f"{word} {value:+.2f}" for word, value in zip(words, values, strict=True))
     return captions
-
-
-def _frame_rate(path: Path) -> float:
-    """Frames per second as the file says, or the paper's where it says none or nonsense."""
-    with av.open(str(path)) as container:
-        rate = container.streams.video[0].average_rate
-    return float(rate) if rate and 1 <= rate <= 120 else PAPER_FPS

@@ -99,7 +99,7 @@ def build_parser() -> Parser:
     )  # fmt: skip
     add("--csv", metavar="FILE", help="write one row a video, with the components and the reason")
     add("--json", metavar="FILE", help="the same, with the curves and the summary")
-    add("--plot", metavar="DIR", help="write curves and boxes of every video: two PNGs and an mp4 (needs matplotlib)")
+    add("--plot", metavar="DIR", help="write curves and boxes of every video: two PNGs and an mp4")
     return parser
 
 
@@ -191,12 +191,6 @@ def check_outputs(args: argparse.Namespace, plan: Plan) -> None:
     if args.csv and args.json and Path(args.csv).resolve() == Path(args.json).resolve():
         raise UsageError(f"--csv and --json are both {args.csv}")
     if args.plot is not None:
-        from ..report.score_plots import check_matplotlib
-
-        try:
-            check_matplotlib()
-        except ImportError as error:
-            raise UsageError(f"--plot: {error}") from error
         if args.videos is not None and Path(args.plot).resolve() == Path(args.videos).resolve():
             raise UsageError(f"--plot and --videos are both {args.plot}: the next run would score the pictures")
         _make_folder("--plot", Path(args.plot))

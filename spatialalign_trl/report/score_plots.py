@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import textwrap
@@ -35,16 +34,6 @@ class RelationCurve:
     values: np.ndarray
 
 
-def check_matplotlib() -> None:
-    """Refuse to plan plots where they cannot be drawn.
-
-    Raises:
-        ImportError: when matplotlib is not installed; the message says how to get it.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("plots need matplotlib, which is not installed: pip install 'spatialalign-trl[plot]'")
-
-
 def plot_curves(
     path: str | os.PathLike,
     curves: Sequence[RelationCurve],
@@ -74,10 +63,8 @@ def plot_curves(
         `Path`: the file written.
 
     Raises:
-        ImportError: when matplotlib is not installed.
         ValueError: when there are no curves, or a curve has not one value a counted frame; names the curve.
     """
-    check_matplotlib()
     frame_indices = np.asarray(frame_indices, dtype=np.int64)
     if not curves:
         raise ValueError("there are no curves to draw; give at least one relation")

@@ -371,12 +371,6 @@ def test_a_line_that_cannot_be_run_is_one_clear_error(run, words, message):
     assert sorted(Path.cwd().rglob("*")) == before
 
 
-def test_plots_without_matplotlib_are_refused_before_any_work(run, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    code, out, err = run(write("a.mp4"), *WORDS, *TINY, "--plot", "pictures")
-    assert code == 2 and "pip install 'spatialalign-trl[plot]'" in err and out == ""
-
-
 # ------------------------------------------------------------------------------------------------------- interruptions
 
 

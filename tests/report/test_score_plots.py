@@ -1,6 +1,5 @@
 """Curves of a score: drawn where frames count, refused where they do not fit."""
 
-import importlib.util
 import sys
 
 import numpy as np
@@ -81,9 +80,3 @@ def test_what_does_not_fit_is_refused(tmp_path):
         draw(tmp_path / "x.png", [])
     with pytest.raises(ValueError, match="'late' has shape .5,., but 12 frames count"):
         draw(tmp_path / "x.png", [RelationCurve("late", np.zeros(5))])
-
-
-def test_without_matplotlib_the_error_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'spatialalign-trl\[plot\]'"):
-        draw(tmp_path / "x.png")
