@@ -30,8 +30,8 @@ LABELLER_HEADER = ("labellers", "clips", "kappa", "accuracy", "tau-b")
 NOTES = """\
 tau-b: Kendall's, with how far people say the animal starts and ends where the prompt says (INVALID ranks lowest;
 "valid": without INVALID; "looks": with how far it looks fine). accuracy, kappa: "reward >= the threshold" against
-"starts and ends right"; always: the accuracy of always giving the more frequent answer. In brackets: 95 % intervals,
-bootstrapped over prompts.
+"starts and ends right", without clips on which labellers are split; always: the accuracy of always giving the more
+frequent answer. In brackets: 95 % intervals, bootstrapped over prompts.
 """
 
 EXAMPLES = """\
