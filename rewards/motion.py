@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from spatialalign_trl.perception.optical_flow import fastest_speed, flow_fields, opencv
 from spatialalign_trl.video import Video, check_video
 
-EXTRA = "pip install 'spatialalign-trl[motion]'"
-# The longer side of the frames that flow is measured on: enough for a walking animal, and quick.
-FLOW_SIDE = 256
-# What moves is small: an animal in a landscape. The mean over all pixels would measure its size.
-FASTEST_SHARE = 0.05
+USER = "The reward 'motion'"
 DEFAULT_FPS = 16.0
 
 
@@ -47,7 +44,7 @@ class Motion:
 
     def check_prompts(self, **columns: Any) -> None:
         """Raises an `ImportError` when OpenCV is missing."""
-        _opencv()
+        opencv(USER)
 
     def describe(self) -> dict[str, Any]:
         """What this reward was made with."""
@@ -102,23 +99,4 @@ def motion_speed(video: Video, fps: float) -> float | None:
     """
     if len(video) < 2:
         return None
-    cv2 = _opencv()
-    scale = FLOW_SIDE / max(video.shape[1:3])
-    size = [max(round(side * scale), 32) for side in video.shape[1:3]]
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    gray = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size[::-1], interpolation=way) for f in video]
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    fastest = max(int(FASTEST_SHARE * gray[0].size), 1)
-    steps = []
-    for before, after in zip(gray, gray[1:], strict=False):
-        lengths = np.linalg.norm(flow.calc(before, after, None), axis=-1).ravel()
-        steps.append(np.partition(lengths, -fastest)[-fastest:].mean())
-    return float(np.mean(steps)) * fps / float(np.hypot(*size))
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(f"The reward 'motion' needs OpenCV: {EXTRA}") from error
-    return cv2
+    return float(np.mean([fastest_speed(field) for field in flow_fields(video, USER)])) * fps

@@ -243,11 +243,12 @@ class PromptArguments:
 
     def load(self) -> tuple[Dataset, Dataset]:
         """`(training prompts, evaluation prompts)`."""
-        train = _load(self.train_prompts, self.train_split, self.max_train_prompts)
-        return train, _load(self.eval_prompts or self.train_prompts, self.eval_split, self.max_eval_prompts)
+        train = load_prompt_set(self.train_prompts, self.train_split, self.max_train_prompts)
+        return train, load_prompt_set(self.eval_prompts or self.train_prompts, self.eval_split, self.max_eval_prompts)
 
 
-def _load(source: str, split: str, limit: int | None) -> Dataset:
+def load_prompt_set(source: str, split: str, limit: int | None = None) -> Dataset:
+    """Loads the first `limit` prompts, as `load_prompts` does, or of a folder under `datasets/` by its name."""
     from .prompts import load_prompts
 
     bundled = {folder.name: folder for folder in DATASETS.glob("*") if folder.is_dir()}
@@ -256,7 +257,10 @@ def _load(source: str, split: str, limit: int | None) -> Dataset:
 
 
 def parse_recipe(
-    dataclass_types: Sequence[type], default_config: str | Path | None = None, arguments: Sequence[str] | None = None
+    dataclass_types: Sequence[type],
+    default_config: str | Path | None = None,
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
 ) -> tuple[Any, ...]:
     """Parses `--config file.yaml` and command-line flags (which win) into dataclasses, as `TrlParser` does.
 
@@ -264,6 +268,7 @@ def parse_recipe(
         dataclass_types: the dataclasses, whose fields are the flags. Flags must be spelt out.
         default_config: the YAML used when no `--config` is given.
         arguments: instead of `sys.argv[1:]`.
+        prog: what errors call the command; by default the name of the file that runs.
 
     Raises:
         SystemExit: with code 2 and a message on stderr, for an unknown flag or YAML key, naming the nearest known one;
@@ -274,7 +279,7 @@ def parse_recipe(
     arguments = [part for word in arguments for part in (word.split("=", 1) if _is_config(word) else [word])]
     if "--config" not in arguments and default_config is not None:
         arguments = ["--config", str(default_config), *arguments]
-    parser = _RecipeParser(list(dataclass_types), allow_abbrev=False)
+    parser = _RecipeParser(list(dataclass_types), allow_abbrev=False, prog=prog)
     known = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
     if "--config" in arguments:
         _check_config(arguments, known | {"env"}, parser)

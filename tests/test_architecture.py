@@ -102,9 +102,12 @@ LOOP = library(
     "self_improvement_config",
     "self_improvement_preferences",
     "self_improvement_publishing",
+    "self_improvement_report",
     "self_improvement_samples",
+    "self_improvement_trackers",
     "run_settings",
     "recipe_arguments",
+    "evaluation_arguments",
     "launch",
 )
 FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {

@@ -214,7 +214,7 @@ def test_a_folder_in_the_working_directory_is_not_mistaken_for_a_bundled_one(mon
     opened = []
     monkeypatch.setattr("spatialalign_trl.prompts.load_prompts", lambda source, split: opened.append(source) or [1])
     for source in (".", "..", "tiny_world_prompts", "owner/name", "elsewhere"):
-        recipe_arguments._load(source, "train", None)
+        recipe_arguments.load_prompt_set(source, "train", None)
     bundled = str(recipe_arguments.DATASETS / "tiny_world_prompts")
     assert opened == [".", "..", bundled, "owner/name", "elsewhere"]
 

@@ -11,6 +11,7 @@ from .parsing import Parser, one_of
 
 COMMANDS = {
     "score": "grade videos: does the animal start and end where the prompt says? (DSR-Score)",
+    "evaluate": "models, LoRAs and folders of videos side by side on the same prompts and seeds, with tables",
     "push-prompts": "put a folder of prompts on the Hub, as it is",
     "new-reward": "begin a reward of your own: a package with its test and entry point",
     "report": "make the page of a run or an evaluation again: videos side by side, curves, all numbers",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,13 +10,8 @@ from typing import Any
 from ..files import read_json
 from ..prompt_loading import prompt_from_row, read_rows
 from ..prompts import DSRPrompt, parse_prompt
+from ..rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
 from .parsing import UsageError
-
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
-"""What counts as a video in a folder; a file that is named on the command line may be called anything."""
-
-# The authors' names are {prompt_id}_F81_seed{ss}.mp4; either ending may be missing.
-_AUTHORS_NAME = re.compile(r"(?P<prompt_id>.+?)(_F[0-9]+)?(_seed(?P<seed>[0-9]+))?")
 
 
 @dataclass(frozen=True)
@@ -108,17 +102,13 @@ def find_videos(files: Sequence[str], folder: str | None) -> list[Path]:
         directory = Path(folder)
         if not directory.is_dir():
             raise UsageError(f"--videos: there is no folder {folder}")
-        inside = sorted(path for path in directory.iterdir() if _is_video(path))
+        inside = videos_in(directory)
         if not inside:
             raise UsageError(f"--videos: {folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
         found += inside
     if not found:
         raise UsageError("which videos? Name files, or a folder with --videos DIR")
     return list(dict.fromkeys(found))
-
-
-def _is_video(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
 def read_prompts(source: str, split: str) -> tuple[dict[str, Question], list[Problem]]:
@@ -210,10 +200,7 @@ def questions_of_records(videos: Sequence[Path]) -> Plan:
 
 def _job_by_name(path: Path, questions: dict[str, Question]) -> Job:
     """The job as the authors' naming says it; its question holds no more than the prompt's id."""
-    prompt_id, seed = path.stem, None
-    if prompt_id not in questions:
-        name = _AUTHORS_NAME.fullmatch(path.stem)
-        prompt_id, seed = name["prompt_id"], None if name["seed"] is None else int(name["seed"])
+    prompt_id, seed = read_video_name(path.stem, questions)
     return Job(path, Question("", "", "", prompt_id=prompt_id), seed)
 
 

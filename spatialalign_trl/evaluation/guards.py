@@ -1,13 +1,15 @@
 """Quality guards: what videos look like, measured on the videos that were scored.
 
 A policy whose score rises while they fall has learned to please the reward and nothing else. A guard is named in
-`GUARDS`; `NAME=CHECKPOINT` makes one that needs a model with that model.
+`GUARDS`, or is any reward by its name: `identity`, `clip_iqa`, `path/to/file.py:Mine`. Options follow the name:
+`identity,tracker=grounded_sam,tracker_options.cache_dir=detections`.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..near_miss import near_miss
+from ..reward_loading import installed_rewards, load_reward
 from ..video import Video
 
 Row = Mapping[str, Any]
@@ -23,11 +26,14 @@ Guard = Callable[..., Measures]
 """Called with videos and their prompt rows, and with `base_videos` if it has a parameter of that name: the baseline's
 videos of the same prompts and seeds. Returns named measures, one value a video or one for all of them (`None` when
 there is nothing to measure). It may have `prepare()`, which raises before any work when a package or a checkpoint is
-missing, and `release()`, which frees its models."""
+missing, `check_prompts(rows)`, which refuses prompts, and `release()`, which frees its models."""
 
 GUARDS: dict[str, str] = {
     "frames": "spatialalign_trl.evaluation.guards:frame_statistics",
     "flicker": "spatialalign_trl.evaluation.guards:flicker_statistics",
+    "pixel_drift": "spatialalign_trl.evaluation.guards:pixel_drift",
+    "flow": "spatialalign_trl.evaluation.model_guards:FlowGuard",
+    "drift": "spatialalign_trl.evaluation.model_guards:DriftGuard",
     "tiny_world": "spatialalign_trl.tiny_world.fidelity:tiny_world_guard",
 }
 
@@ -38,31 +44,65 @@ BETTER: dict[str, int] = {
     "frame_change": 1,
     "sharpness": 1,
     "flicker": -1,
+    "flow_speed": 1,
+    "flow_smoothness": 1,
     "sprite_shape": 1,
     "sprite_kind": 1,
     "sprite_color": 1,
     "motion": 1,
     "distance_to_real": -1,
 }
-"""Measure -> 1 where a fall is a loss, -1 where a rise is; one that is not named here is shown and not judged."""
+"""Measure -> 1 where a fall is a loss, -1 where a rise is; see `better_side` for those that are not named here."""
+
+
+def better_side(measure: str) -> int:
+    """1 where a fall of the measure is a loss, -1 where a rise is, 0 where neither: it is shown and not judged."""
+    return BETTER.get(measure, 1 if measure.endswith("_score") else 0)  # of a reward, more is better
 
 
 def get_guard(spec: str) -> Guard:
-    """Finds a quality guard by name, or by `name=checkpoint` where it has a model. No weights are loaded.
+    """Makes a quality guard of `name` or `name,option=value,...`. No weights are loaded.
 
     Raises:
-        ValueError: for an unknown name, with the near miss, or a checkpoint where none is needed.
+        ValueError: for an unknown name, with the near miss, or options that it does not take.
     """
-    name, equals, checkpoint = spec.partition("=")
-    if name not in GUARDS:
-        raise ValueError(f"unknown quality guard {name!r}. {near_miss(name, GUARDS)}")
-    module, attribute = GUARDS[name].split(":")
-    guard = getattr(importlib.import_module(module), attribute)
-    if isinstance(guard, type):
-        return guard(checkpoint) if equals else guard()
-    if equals:
-        raise ValueError(f"quality guard {spec!r}: {name!r} has no model, so no checkpoint can be given")
+    name, *words = spec.split(",")
+    options = _options(spec, words)
+    is_reward = ".py:" in name or (name not in GUARDS and name in installed_rewards())
+    if not is_reward and name not in GUARDS:
+        raise ValueError(f"unknown quality guard {name!r}. {near_miss(name, {*GUARDS, *installed_rewards()})}")
+    try:
+        if is_reward:
+            from .model_guards import RewardGuard
+
+            return RewardGuard(load_reward(name, **options))
+        module, attribute = GUARDS[name].split(":")
+        guard = getattr(importlib.import_module(module), attribute)
+        if isinstance(guard, type):
+            return guard(**options)
+    except TypeError as error:
+        raise ValueError(f"quality guard {spec!r}: {error}") from error
+    if options:
+        raise ValueError(f"quality guard {spec!r}: {name!r} takes no options")
     return guard
+
+
+def _options(spec: str, words: Sequence[str]) -> dict[str, Any]:
+    """`option=value` words as a dict; values are read as JSON where they are some, dots make dicts in dicts."""
+    options: dict[str, Any] = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals or not all(part.isidentifier() for part in path.split(".")):
+            raise ValueError(f"quality guard {spec!r}: {word!r} is not of the form option=value")
+        *parents, last = path.split(".")
+        place = options
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        try:
+            place[last] = json.loads(text)
+        except json.JSONDecodeError:
+            place[last] = text
+    return options
 
 
 def needs_baseline(guard: Guard) -> bool:
@@ -113,6 +153,22 @@ def flicker_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str
             total += float(np.abs(here - (before + after) / 2)[peak].sum())
         values.append(total / (pixels[1:-1].size * 255.0))
     return {"flicker": values}
+
+
+def pixel_drift(
+    videos: Sequence[Video], rows: Sequence[Row], base_videos: Sequence[Video]
+) -> dict[str, list[float | None]]:
+    """Guard that compares with the baseline: how far the pixels have moved on the same prompt and seed.
+
+    Returns:
+        `pixel_drift`: mean absolute difference to the baseline's video, in [0, 1]; `None` where the two have other
+        sizes. Obedience needs some drift, so it is shown and not judged.
+    """
+    values: list[float | None] = []
+    for video, base in zip(videos, base_videos, strict=True):
+        same = video.shape == base.shape
+        values.append(float(np.abs(video.astype(np.int16) - base).mean()) / 255.0 if same else None)
+    return {"pixel_drift": values}
 
 
 def measure_quality(

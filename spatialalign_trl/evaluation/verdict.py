@@ -6,13 +6,41 @@ Everything here is paired: two policies' videos of the same prompts and seeds, i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from .guards import BETTER
+from .guards import better_side
 from .statistics import HEADLINE, Scored, compare, mean_difference
 
 Difference = Mapping[str, Any]
 """`difference` and its 95 % `interval`."""
+
+
+class Measured(NamedTuple):
+    """
+    What is known of a policy's videos.
+
+    Args:
+        samples: Scored, by prompt and seed.
+        summary (`dict`): What `statistics.summarize` returned.
+        looks (`dict[str, list]`): Measure -> one value a video, in the order of the samples.
+    """
+
+    samples: Sequence[Any]
+    summary: dict[str, Any]
+    looks: Mapping[str, Sequence[float | None]]
+
+
+def judge(base: Measured, aligned: Measured, seed: int = 0) -> dict[str, Any]:
+    """What the loop writes of two policies on the same prompts and seeds, in the same order.
+
+    Returns:
+        `difference` (of S@tau), `quality_difference` (of the guards' measures), `verdict`.
+    """
+    rewards = compare_rewards(base.samples, aligned.samples, seed)
+    quality = compare_quality(base.looks, aligned.looks, [sample.prompt_id for sample in aligned.samples], seed)
+    verdict = reward_hacking_verdict(rewards, quality)
+    difference = {name: value for name, value in rewards.items() if name != "reward"}
+    return {"difference": difference, "quality_difference": quality, "verdict": verdict}
 
 
 def compare_rewards(base: Sequence[Scored], aligned: Sequence[Scored], seed: int = 0) -> dict[str, Any]:
@@ -45,8 +73,8 @@ def reward_hacking_verdict(rewards: Mapping[str, Difference], quality: Mapping[s
     """Warns when the reward rose while a guard fell by more than its interval.
 
     The reward rose when S@0.7 or the mean reward did. A guard fell when its paired 95 % interval lies wholly on the
-    worse side of 0 (`guards.BETTER` says which side that is; measures it does not name are not judged). With k judged
-    guards one falls by chance alone in about 2.5 % times k of comparisons of equal policies.
+    worse side of 0 (`guards.better_side` says which side that is; measures that have none are not judged). With k
+    judged guards one falls by chance alone in about 2.5 % times k of comparisons of equal policies.
 
     Args:
         rewards: what `compare_rewards` returned.
@@ -57,8 +85,8 @@ def reward_hacking_verdict(rewards: Mapping[str, Difference], quality: Mapping[s
     """
     told = {name: rewards[name]["difference"] for name in (HEADLINE, "reward") if name in rewards}
     rose = [f"{name} {difference:+.3f}" for name, difference in told.items() if difference > 1e-9]
-    judged = [name for name in quality if name in BETTER]
-    fell = [name for name in judged if _is_worse(quality[name], BETTER[name])]
+    judged = [name for name in quality if better_side(name)]
+    fell = [name for name in judged if _is_worse(quality[name], better_side(name))]
     losses = [_describe(name, quality[name]) for name in fell]
     if not judged:
         message = "no quality guard was compared, so nothing is known about how the videos look"

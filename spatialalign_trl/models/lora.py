@@ -7,6 +7,7 @@ nothing on a transformer without adapters.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -120,6 +121,23 @@ def lora_state_dict(network: torch.nn.Module, state_dict: dict[str, Any] | None 
     return get_peft_model_state_dict(
         base, state_dict=state_dict, adapter_name=_single_adapter(base), save_embedding_layers=False
     )
+
+
+def lora_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
+    """
+    Names a policy by its LoRA's weights, so that samples of two policies never meet.
+
+    The file's own bytes will not do: safetensors writes its metadata in no fixed order.
+
+    Args:
+        weights (`dict[str, torch.Tensor]`):
+            As [`lora_state_dict`] names them, or as a saved file does, with the transformer's name before each.
+    """
+    digest = hashlib.sha256()
+    named = {f"transformer.{name.removeprefix('transformer.')}": tensor for name, tensor in weights.items()}
+    for name, tensor in sorted(named.items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:

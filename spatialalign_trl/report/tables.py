@@ -1,4 +1,4 @@
-"""Before/after tables, for the terminal and for Markdown. Obedience and looks stand side by side."""
+"""Before/after tables, for the terminal, Markdown and LaTeX. Obedience and looks stand side by side."""
 
 from __future__ import annotations
 
@@ -63,3 +63,42 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             raise ValueError(f"a row has {len(row)} cells under {len(header)} headers: {list(row)}")
     lines = [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, *rows)]
     return "\n".join([f"| {lines[0]} |", "|" + "---|" * len(header), *(f"| {line} |" for line in lines[1:])])
+
+
+def latex_table(
+    header: Sequence[str], names: Sequence[str], values: Sequence[Sequence[float | None]], better: Sequence[int]
+) -> str:
+    """A `tabular` with the rules of the package booktabs, its first column text and the others numbers.
+
+    Args:
+        header: of all columns.
+        names: of the rows.
+        values: of the rows; `None` is a dash.
+        better: of each column of numbers: 1 where the highest is best, -1 where the lowest is, 0 where neither; the
+            best of several rows is bold.
+
+    Raises:
+        ValueError: for a row that is longer or shorter than the header.
+    """
+    rows = []
+    for name, row in zip(names, values, strict=True):
+        cells = [_escaped(name)]
+        for column, (value, sign) in enumerate(zip(row, better, strict=True)):
+            text = "--" if value is None else f"{value:.3f}"
+            others = [one[column] for one in values if one[column] is not None]
+            compared = sign and value is not None and len(others) > 1
+            best = compared and sign * value == max(sign * other for other in others)
+            cells.append(f"\\textbf{{{text}}}" if best else text)
+        if len(cells) != len(header):
+            raise ValueError(f"a row has {len(cells)} cells under {len(header)} headers: {cells}")
+        rows.append(" & ".join(cells) + r" \\")
+    top = " & ".join(map(_escaped, header)) + r" \\"
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", top, r"\midrule", *rows, r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}"]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    return "".join(special.get(letter, letter) for letter in text)

@@ -77,12 +77,12 @@ class Sample:
     components: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _plain(value: Any, *, nan_is_none: bool = False) -> Any:
+def plain(value: Any, *, nan_is_none: bool = False) -> Any:
     """NumPy and torch numbers as Python ones, tuples as lists, so that the same value always has the same JSON."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, nan_is_none=nan_is_none) for key, item in value.items()}
+        return {str(key): plain(item, nan_is_none=nan_is_none) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(item, nan_is_none=nan_is_none) for item in value]
+        return [plain(item, nan_is_none=nan_is_none) for item in value]
     if isinstance(value, (np.generic, torch.Tensor)):
         value = value.item()
     if nan_is_none and isinstance(value, float) and not math.isfinite(value):
@@ -114,9 +114,9 @@ class SampleStore:
             TypeError, ValueError: when an input has no JSON form.
         """
         inputs = {
-            "row": _plain(row),
+            "row": plain(row),
             "seed": int(seed),
-            "settings": _plain(settings),
+            "settings": plain(settings),
             "policy_revision": str(policy_revision),
         }
         try:
@@ -133,9 +133,9 @@ class SampleStore:
         return Sample(
             sample_id=cls.sample_id(row, seed, settings, policy_revision),
             prompt_id=str(row["prompt_id"]),
-            row=_plain(row),
+            row=plain(row),
             seed=int(seed),
-            settings=_plain(settings),
+            settings=plain(settings),
             policy_revision=str(policy_revision),
         )
 
@@ -222,7 +222,7 @@ class SampleStore:
         """
         self._require(sample_id)
         scores = {"rewards": dict(rewards), "reward": reward, "components": dict(components or {})}
-        write_json(self.path(sample_id, ".scores.json"), _plain(scores, nan_is_none=True))
+        write_json(self.path(sample_id, ".scores.json"), plain(scores, nan_is_none=True))
         return self.load(sample_id)
 
     def clean(self) -> list[Path]:

@@ -9,7 +9,8 @@ import pytest
 from scipy import ndimage
 
 from spatialalign_trl.evaluation import frame_statistics, get_guard, guards, measure_quality
-from spatialalign_trl.evaluation.guards import flicker_statistics
+from spatialalign_trl.evaluation.guards import flicker_statistics, pixel_drift
+from spatialalign_trl.evaluation.model_guards import RewardGuard
 from spatialalign_trl.tiny_world.fidelity import tiny_world_guard
 
 
@@ -102,8 +103,37 @@ def test_a_measure_may_lack_a_video_and_a_guard_may_look_at_the_baseline():
     assert per_video == {"drift": [0.0, 0.0]}
 
 
-def test_every_guard_is_found_and_one_without_a_model_takes_no_checkpoint():
+def test_every_guard_is_found_and_options_go_to_those_that_take_them():
     for name in guards.GUARDS:
         assert callable(get_guard(name))
-    with pytest.raises(ValueError, match="'frames' has no model"):
-        get_guard("frames=some/checkpoint")
+    assert get_guard("drift,num_frames=3,checkpoint=some/place").num_frames == 3
+    identity = get_guard("identity,checkpoint=some/place,batch_size=4")
+    assert identity.reward.describe()["checkpoint"] == "some/place" and identity.reward.batch_size == 4
+    nested = guards._options("x", ["tracker=sam3", "tracker_options.cache_dir=kept", "tracker_options.text=null"])
+    assert nested == {"tracker": "sam3", "tracker_options": {"cache_dir": "kept", "text": None}}
+    for spec, message in (
+        ("frames,checkpoint=x", "'frames' takes no options"),
+        ("drift,frames", "'frames' is not of the form option=value"),
+        ("drift,frames=3", "unexpected keyword argument 'frames'"),
+        ("identty", "Did you mean 'identity'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            get_guard(spec)
+
+
+def test_pixel_drift_is_the_distance_to_the_baselines_pixels():
+    still, moving = moving_square(0), moving_square(3)
+    found = pixel_drift([still, moving, still], [{}] * 3, base_videos=[still, still, still[:3]])["pixel_drift"]
+    assert found[0] == 0.0 and found[1] == pytest.approx(np.abs(moving - still.astype(float)).mean() / 255)
+    assert found[2] is None
+
+
+def test_a_reward_is_a_guard_with_the_numbers_that_it_logs():
+    def mine(prompts, completions, animal, log_extra, **kwargs):
+        log_extra("mine_speed", [1 if animal == ["ox"] else None])
+        log_extra("mine_reason", ["none"])
+        return [len(word) / 10 for word in animal]
+
+    measures = RewardGuard(mine)([moving_square(0)] * 2, [{"prompt": "p", "animal": word} for word in ("ox", "cat")])
+    assert measures == {"mine_score": [0.2, 0.3], "mine_speed": [1.0, None]}
+    assert [guards.better_side(name) for name in ("mine_score", "mine_speed", "flicker", "drift")] == [1, 0, -1, 0]

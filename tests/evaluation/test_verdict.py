@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from spatialalign_trl.evaluation import compare_quality, compare_rewards, reward_hacking_verdict
+from spatialalign_trl.evaluation.verdict import Measured, judge
 
 PROMPTS = [f"p{k}" for k in range(30) for _ in range(2)]
 
@@ -73,6 +74,19 @@ def test_without_a_guard_the_verdict_says_that_nothing_is_known():
     base, aligned = ([Scored(p, reward) for p in PROMPTS] for reward in (0.2, 0.9))
     verdict = reward_hacking_verdict(compare_rewards(base, aligned), {})
     assert not verdict["warning"] and "nothing is known" in verdict["message"]
+
+
+def test_the_loops_verdict_is_that_of_its_two_policies():
+    base, aligned = (
+        Measured([Scored(p, reward) for p in PROMPTS], {}, {"sharpness": [sharpness] * len(PROMPTS)})
+        for reward, sharpness in ((0.2, 0.5), (0.9, 0.4))
+    )
+    found = judge(base, aligned)
+    assert list(found) == ["difference", "quality_difference", "verdict"]
+    assert found["difference"]["S@0.7"]["difference"] == 1.0 and set(found["difference"]) == {
+        f"S@{tau}" for tau in (0.5, 0.6, 0.7, 0.8, 0.9)
+    }
+    assert found["verdict"]["warning"] and found["verdict"]["fell"] == ["sharpness"]
 
 
 def test_measures_without_a_better_side_are_compared_and_not_judged():

@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from spatialalign_trl.report.tables import markdown_table, rich_table, summary_rows
+from spatialalign_trl.report.tables import latex_table, markdown_table, rich_table, summary_rows
 
 BASE = {
     "S@0.5": 0.5, "S@0.6": 0.4, "S@0.7": 0.3, "S@0.8": 0.2, "S@0.9": 0.1, "S@0.7_interval": [0.25, 0.35],
@@ -68,3 +68,29 @@ def test_markdown():
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"a row has 1 cells under 2 headers: \['S@0.7'\]"):
         markdown_table(["measure", "base"], [["S@0.7"]])
+
+
+def test_a_latex_table_escapes_its_words_and_prints_the_best_of_a_column_bold():
+    text = latex_table(
+        ["", "S@0.7", "invalid_rate", "drift"],
+        ["50% & base", "ours_2"],
+        [[0.25, 0.1, 1.0], [0.5, None, 2.0]],
+        [1, -1, 0],
+    )
+    assert text.splitlines() == [
+        r"\begin{tabular}{lrrr}",
+        r"\toprule",
+        r" & S@0.7 & invalid\_rate & drift \\",
+        r"\midrule",
+        r"50\% \& base & 0.250 & 0.100 & 1.000 \\",
+        r"ours\_2 & \textbf{0.500} & -- & 2.000 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_where_the_lowest_is_best_it_is_bold_and_odd_rows_are_refused():
+    text = latex_table(["", "x"], ["a", "b"], [[0.2], [0.1]], [-1])
+    assert r"b & \textbf{0.100}" in text and "a & 0.200" in text
+    with pytest.raises(ValueError, match="2 cells under 3 headers"):
+        latex_table(["", "x", "y"], ["a"], [[0.2]], [1])

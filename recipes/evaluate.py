@@ -1,0 +1,36 @@
+"""Evaluate models, LoRAs and folders of videos side by side, on as many GPUs as there are.
+
+    python recipes/evaluate.py                                                       # the tiny model and its LoRA
+    accelerate launch --num_processes 8 recipes/evaluate.py --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\
+        --lora ours=runs/wan --prompts dsr_eval120.csv --seeds 5 --output_dir runs/eval120
+
+Without `--config` it runs `recipes/configs/evaluate.yaml`: the embedded model, and the LoRA that
+`recipes/spatialalign.py` leaves. Flags override the YAML. Prompts are dealt over the processes, and rerunning the same
+line continues. It writes `results.json`, `table.md`, `table.tex` and `samples.parquet`; their formats stand in
+`spatialalign_trl/evaluation/result_files.py`. `spatialalign evaluate` does the same in one process.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from spatialalign_trl.evaluation_arguments import EvaluationArguments, run_evaluation
+from spatialalign_trl.launch import check_launch, quiet_libraries
+from spatialalign_trl.recipe_arguments import parse_recipe
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "evaluate.yaml"
+
+
+def main(args: EvaluationArguments) -> dict[str, object]:
+    return run_evaluation(args)
+
+
+if __name__ == "__main__":
+    check_launch()
+    quiet_libraries()
+    try:
+        main(*parse_recipe((EvaluationArguments,), DEFAULT_CONFIG))
+    except KeyboardInterrupt:
+        print("interrupted. What is finished is kept; the same command goes on from there.", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,45 @@
+"""`spatialalign evaluate`: models, LoRAs and folders of videos side by side, on the same prompts and seeds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+PROG = "spatialalign evaluate"
+
+EXAMPLES = f"""\
+examples:
+  {PROG} --model tiny --lora runs/tiny --prompts tiny_world_prompts
+  {PROG} --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --lora ours=runs/wan theirs=owner/lora --prompts dsr_eval120.csv
+  {PROG} --videos wan=outputs/wan ours=outputs/ours --prompts dsr_eval30.csv         {{prompt_id}}_F81_seed{{ss}}.mp4
+  {PROG} --videos runs/tiny/samples --tracker color_segmentation                   samples know their prompts
+  accelerate launch recipes/evaluate.py --model ...                                          on all GPUs
+
+The same line again continues; another --lora beside the old ones samples only what it lacks. --config FILE.yaml holds
+options, which flags override.
+exit code: 0 = done, 1 = done, but something given could not be used and is listed, 2 = the line cannot be run, 130 =
+Ctrl-C.
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    from ..evaluation_arguments import EvaluationArguments
+    from ..launch import quiet_libraries
+    from ..recipe_arguments import parse_recipe
+
+    if not words or {"--help", "-h"} & set(words):
+        print(EXAMPLES)
+    try:
+        (args,) = parse_recipe((EvaluationArguments,), None, words or ["--help"], prog=PROG)
+        quiet_libraries()
+        evaluation = args.build()
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        print(f"{PROG}: error: {error}\n'{PROG} --help' lists the options.", file=sys.stderr)
+        return 2
+    try:
+        results = evaluation.run(args.notes())
+    except KeyboardInterrupt:
+        print(f"interrupted. What is finished is kept in {args.output_dir}; the same line goes on.", file=sys.stderr)
+        return 130
+    return 1 if results["problems"] else 0

@@ -1,0 +1,224 @@
+"""The command line of an evaluation, for `spatialalign evaluate` and `recipes/evaluate.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .evaluation.guards import GUARDS
+from .recipe_arguments import ModelArguments, PromptArguments, load_prompt_set
+
+if TYPE_CHECKING:
+    from .evaluation.evaluator import Evaluation
+    from .models.base import VideoModel
+
+TINY = "tiny"
+
+
+@dataclass
+class EvaluationArguments:
+    """What is evaluated, on what, by whom, and where the results go."""
+
+    model: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Models to sample from: 'tiny' (the embedded model), Hub ids, or diffusers pipeline folders. "
+            "NAME=PLACE says what one is called in the tables; so for lora and videos."
+        },
+    )
+    lora: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "LoRAs on the one model, each evaluated beside it: folders that training wrote, safetensors "
+            "files, or Hub ids."
+        },
+    )
+    videos: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Folders of videos that exist, from any model: {prompt_id}_F81_seed{ss}.mp4 (both endings may be "
+            "missing), or samples as a run leaves them."
+        },
+    )
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "csv, jsonl, json or txt file, a dataset folder or Hub id, or the name of a folder under "
+            "datasets/. May be left out where all videos are a run's samples."
+        },
+    )
+    split: str = field(default="test", metadata={"help": "Split of a prompt dataset."})
+    max_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
+    seeds: int = field(
+        default=5, metadata={"help": "Videos a prompt, with the same fixed seeds for every model and LoRA."}
+    )
+    output_dir: str = field(default="runs/evaluation", metadata={"help": "Where everything goes."})
+    samples_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of all samples, such as a run's, whose videos are then used. None: in output_dir."},
+    )
+    baseline: str | None = field(
+        default=None, metadata={"help": "Name of what the others are compared with. None: the first."}
+    )
+
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["dsr_score"],
+        metadata={"help": "Rewards: names of installed ones, path/to/file.py:Name, or user/name@COMMIT on the Hub."},
+    )
+    reward_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "What a reward is made with: in YAML {dsr_score: {tracker: sam3}}, as a flag JSON."},
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "reward = sum_i weight_i * reward_i. None: 1 each."}
+    )
+    tracker: str | None = field(
+        default=None,
+        metadata={"help": "dsr_score's tracker. None: color_segmentation for the tiny model, else grounded_sam."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Execute the code of rewards on the Hub, at the commits that are named."}
+    )
+    quality_guards: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Measures of the picture beside the score: {', '.join(GUARDS)}, or a reward's name, such as "
+            "identity or clip_iqa, with options: identity,tracker=grounded_sam. None: frames, flicker, pixel_drift, "
+            "and tiny_world for the tiny model."
+        },
+    )
+
+    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. None: the model's default."})
+    height: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    width: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Steps of the sampler. None: the model's default."}
+    )
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "w of uncond + w*(cond - uncond). None: the model's default."}
+    )
+    guidance_scale_2: float | None = field(
+        default=None, metadata={"help": "w at low noise, for a model with two experts. None: the model's default."}
+    )
+    flow_shift: float | None = field(
+        default=None, metadata={"help": "k of s = k*u/(1 + (k-1)*u) in sampling. None: the model's default."}
+    )
+    negative_prompt: str | None = field(default=None, metadata={"help": "None: the model's default."})
+    fps: float | None = field(default=None, metadata={"help": "Of the written mp4. None: the model's default."})
+    batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
+    video_crf: int | None = field(
+        default=None,
+        metadata={"help": "x264 quality of stored videos. None: 18; 0 (lossless) for the tiny model."},
+    )
+
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "float32, bfloat16, float16. None: bfloat16 on a GPU, else float32."}
+    )
+    quantization: str | None = field(default=None, metadata={"help": "bitsandbytes_8bit or bitsandbytes_4bit."})
+    attention_backend: str | None = field(
+        default=None, metadata={"help": "native, xformers, flash, or another of diffusers' names."}
+    )
+    vae_tiling: bool = field(default=False, metadata={"help": "Decode in overlapping tiles: less memory."})
+    vae_slicing: bool = field(default=False, metadata={"help": "Decode one video of a batch at a time."})
+    cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU. None: its choice."})
+    use_cpu: bool = field(default=False, metadata={"help": "Coordinate the processes of a launch on CPUs."})
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether every model is the embedded one."""
+        return bool(self.model) and all(one.rpartition("=")[2] == TINY for one in self.model)
+
+    def build(self) -> Evaluation:
+        """
+        The evaluation that the arguments describe, with everything checked that can be without sampling.
+
+        Raises:
+            ValueError, FileNotFoundError, ConnectionError, ImportError: see [`Evaluation`] and `plan_policies`.
+        """
+        from accelerate import Accelerator
+        from rich.console import Console
+
+        from .evaluation.evaluator import Evaluation
+        from .evaluation.policies import plan_policies
+        from .rewards import RewardRunner
+
+        policies = plan_policies(self.model, self.lora, self.videos)
+        if self.prompts is None and self.model:
+            raise ValueError("a model needs prompts: give a file, a dataset, or a name under datasets/")
+        rows = [] if self.prompts is None else list(load_prompt_set(self.prompts, self.split, self.max_prompts))
+        runner = RewardRunner(self._rewards(), self.reward_weights)
+        accelerator = Accelerator(cpu=self.use_cpu)
+        return Evaluation(
+            policies,
+            rows,
+            runner,
+            Path(self.output_dir),
+            load_model=self._load_model,
+            seeds=self.seeds,
+            sampling=self._sampling(),
+            quality_guards=self._guards(),
+            baseline=self.baseline,
+            samples_dir=None if self.samples_dir is None else Path(self.samples_dir),
+            tag=self._tag(),
+            batch_size=self.batch_size,
+            video_crf=self.video_crf if self.video_crf is not None else 0 if self.is_tiny else 18,
+            accelerator=accelerator,
+            console=Console(quiet=not accelerator.is_main_process),
+        )
+
+    def notes(self) -> dict[str, Any]:
+        """What `results.json` says of how it was made."""
+        from .run_settings import describe_versions
+
+        settings = dataclasses.asdict(self)
+        return {"settings": settings, "command": list(sys.argv), "versions": describe_versions()}
+
+    def _rewards(self) -> list[Any]:
+        loader = PromptArguments(
+            reward_funcs=self.reward_funcs,
+            reward_options=self.reward_options,
+            trust_remote_code=self.trust_remote_code,
+        )
+        if "dsr_score" in self.reward_funcs:
+            options = dict((loader.reward_options or {}).get("dsr_score", {}))
+            if self.tracker is not None and options.get("tracker", self.tracker) != self.tracker:
+                raise ValueError(f"tracker={self.tracker!r}, but reward_options says {options['tracker']!r}")
+            options.setdefault("tracker", self.tracker or ("color_segmentation" if self.is_tiny else "grounded_sam"))
+            loader.reward_options = {**(loader.reward_options or {}), "dsr_score": options}
+        elif self.tracker is not None:
+            raise ValueError(f"tracker={self.tracker!r} is for dsr_score, which is not in reward_funcs")
+        return loader.load_rewards()
+
+    def _guards(self) -> list[str]:
+        if self.quality_guards is not None:
+            return self.quality_guards
+        return ["frames", "flicker", "pixel_drift", *(["tiny_world"] if self.is_tiny else [])]
+
+    def _sampling(self) -> dict[str, Any]:
+        from .models.settings import SamplingSettings
+
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(SamplingSettings)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _tag(self) -> str:
+        """What of the loading changes the videos, so that they are not taken for others'."""
+        said = {name: getattr(self, name) for name in ("model_revision", "dtype", "quantization")}
+        return "".join(f" {name}={value}" for name, value in said.items() if value is not None)
+
+    def _load_model(self, name: str) -> VideoModel:
+        shared = {one.name for one in dataclasses.fields(ModelArguments)} & {f.name for f in dataclasses.fields(self)}
+        return ModelArguments(name, **{one: getattr(self, one) for one in shared}).load()
+
+
+def run_evaluation(args: EvaluationArguments) -> dict[str, Any]:
+    """Runs what is missing of the evaluation and writes its files; returns what `results.json` holds."""
+    return args.build().run(args.notes())

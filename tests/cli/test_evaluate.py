@@ -1,0 +1,93 @@
+"""The command: the tiny model from prompts to tables, the authors' prompt files, and lines that cannot be run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from spatialalign_trl.cli import main
+from spatialalign_trl.evaluation_arguments import EvaluationArguments
+from spatialalign_trl.recipe_arguments import parse_recipe
+
+TINY = ["evaluate", "--model", "tiny", "--prompts", "tiny_world_prompts", "--num_inference_steps", "2"]
+
+
+def test_the_tiny_model_is_evaluated_with_one_line_and_again_from_its_videos(tmp_path, capsys):
+    first = tmp_path / "first"
+    assert main([*TINY, "--max_prompts", "2", "--seeds", "2", "--output_dir", str(first)]) == 0
+    printed = capsys.readouterr().out
+    assert "S@0.7" in printed and "sprite_shape" in printed and "samples.parquet" in printed
+    results = json.loads((first / "results.json").read_text())
+    assert results["rewards"]["dsr_score"]["tracker"] == "color_segmentation"
+    assert {"frame_change", "flicker", "sprite_kind", "distance_to_real"} <= set(
+        results["policies"]["tiny"]["summary"]["quality"]
+    )
+    assert results["settings"]["seeds"] == 2 and "torch" in results["versions"]
+
+    words = ["evaluate", "--videos", f"tiny={first / 'samples'}", "--tracker", "color_segmentation"]
+    assert main([*words, "--quality_guards", "frames", "--output_dir", str(tmp_path / "second")]) == 0
+    again = json.loads((tmp_path / "second" / "results.json").read_text())["policies"]["tiny"]["summary"]
+    known = results["policies"]["tiny"]["summary"]
+    assert {name: again[name] for name in known if name != "quality"} == {
+        name: known[name] for name in known if name != "quality"
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "tiny"], "a model needs prompts"),
+        (["--prompts", "tiny_world_prompts"], "nothing to evaluate"),
+        ([*TINY[1:], "--lora", "nowhere/at/all"], "no LoRA file or folder 'nowhere/at/all'"),
+        ([*TINY[1:], "--quality_guards", "flick"], "unknown quality guard 'flick'"),
+        ([*TINY[1:], "--reward_funcs", "dsr"], "There is no reward named 'dsr'"),
+        ([*TINY[1:], "--seeds", "0"], "seeds=0: must be at least 1"),
+        (["--model", "tiny", "--prompts", "none.csv"], "there is no prompt file none.csv"),
+        (["--videos", "nowhere", "--tracker", "color_segmentation"], "no folder of videos 'nowhere'"),
+    ],
+)
+def test_a_line_that_cannot_be_run_ends_with_2_and_says_why(words, message, capsys, tmp_path):
+    assert main(["evaluate", *words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_misspelt_option_is_named(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY, "--seed", "3"])
+    assert ended.value.code == 2 and "Did you mean 'seeds'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dsr_eval30.csv", "dsr_eval120.csv"])
+def test_the_authors_prompt_files_and_names_are_taken_as_they_are(name, tmp_path, repo_root):
+    file = repo_root.parent / "shared" / "data" / name
+    if not file.is_file():
+        pytest.skip(f"{file} is not here")
+    with file.open(newline="") as opened:
+        ids = [row["prompt_id"] for row in csv.DictReader(opened)]
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for prompt_id in ids[:3]:
+        (videos / f"{prompt_id}_F81_seed01.mp4").write_bytes(b"not opened before it is scored")
+    reward = tmp_path / "mine.py"
+    reward.write_text("def mine(prompts, completions, **kwargs):\n    return [0.5] * len(prompts)\n")
+    args = EvaluationArguments(
+        videos=[str(videos)],
+        prompts=str(file),
+        reward_funcs=[f"{reward}:mine"],
+        output_dir=str(tmp_path / "out"),
+        use_cpu=True,
+    )
+    evaluation = args.build()
+    assert len(evaluation.rows) == len(ids) == int(name.removeprefix("dsr_eval").removesuffix(".csv"))
+    samples = evaluation._folders["videos"].samples
+    assert [(one.prompt_id, one.seed) for one in samples] == [(prompt_id, 1) for prompt_id in ids[:3]]
+
+
+def test_the_recipes_default_config_parses(repo_root):
+    config = repo_root / "recipes" / "configs" / "evaluate.yaml"
+    (args,) = parse_recipe((EvaluationArguments,), config, [])
+    assert args.is_tiny and args.lora == ["aligned=runs/tiny"] and Path(args.samples_dir) == Path("runs/tiny/samples")
