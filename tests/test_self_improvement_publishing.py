@@ -9,7 +9,6 @@ from huggingface_hub import ModelCard
 from test_self_improvement import config, loop, luck, prompts
 from tiny_pipelines import NUM_FRAMES, saved_wan
 
-from spatialalign_trl.hub import lora_files
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
@@ -98,7 +97,7 @@ def test_a_run_pushes_every_save_of_every_round_or_the_end_alone(folder, tmp_pat
 def test_a_push_that_fails_for_good_ends_nothing_and_says_what_pushes_later(
     folder, tmp_path, loopback_client, monkeypatch, capsys, caplog
 ):
-    monkeypatch.setattr(lora_files, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("spatialalign_trl.hub.pushing.FIRST_PAUSE", 0.0)
     loopback_client.fail("POST", "/commit/", status=500, times=999)
     results = loop(folder, tmp_path, push_to_hub=True, hub_model_id="tester/mine", max_steps=1).train()
     assert results["aligned"] and (tmp_path / "results.json").is_file()

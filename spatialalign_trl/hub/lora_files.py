@@ -5,28 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from .pushing import (
-    ATTEMPTS,
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
-    PushFailed,
-    _impatient,
-    _may_pass,
-    _retry_after,
-    _status,
-    describe_failure,
-)
+from .pushing import ATTEMPTS, describe_failure, impatient_client, may_pass, retry_push, status_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def make_model_repo(name: str, *, private: bool | None = None, token: str | None = None) -> str:
@@ -52,15 +40,15 @@ def make_model_repo(name: str, *, private: bool | None = None, token: str | None
     if not (token or get_token()):
         raise PermissionError(f"pushing to {name!r} needs a token that may write: `hf auth login`, or set HF_TOKEN.")
     try:
-        with _impatient():
+        with impatient_client():
             return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
     except Exception as error:
         problem = describe_failure(error)
-        if _status(error) in (401, 403):
+        if status_of(error) in (401, 403):
             raise PermissionError(
                 f"pushing to {name!r}: {problem}. Check the token's rights (`hf auth whoami`) and the owner's name."
             ) from None  # the client's error holds the request
-        if not _may_pass(error):
+        if not may_pass(error):
             raise
     logger.warning("%s; %s is made when there is something to push", problem, name)
     return name
@@ -110,26 +98,9 @@ def push_files(
         added = [CommitOperationAdd(name, os.fspath(f) if isinstance(f, Path) else f) for name, f in files.items()]
         return api.create_commit(where, added, commit_message=message, revision=revision)
 
-    return _again_when_it_may_pass(push, repo, attempts)
+    return retry_push(push, repo, attempts)
 
 
 def command_for_later(folder: Path, repo: str, names: list[str]) -> str:
     """The line that pushes files of a folder by hand."""
     return shlex.join(["hf", "upload", repo, os.fspath(folder), ".", "--include", *names])
-
-
-def _again_when_it_may_pass(push: Callable[[], T], repo: str, attempts: int) -> T:
-    pause = FIRST_PAUSE
-    for attempt in range(1, attempts + 1):
-        try:
-            with _impatient():
-                return push()
-        except Exception as error:
-            reason = describe_failure(error)
-            if attempt == attempts or not _may_pass(error):
-                raise PushFailed(reason, attempt) from None  # the client's error holds the request
-            wait = min(max(pause, _retry_after(error)), LONGEST_PAUSE)
-            logger.warning("%s; pushing to %s again in %.0f s (%d of %d)", reason, repo, wait, attempt + 1, attempts)
-        time.sleep(wait)
-        pause *= 2
-    raise ValueError(f"attempts is {attempts}; it must be at least 1")

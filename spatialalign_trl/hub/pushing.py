@@ -10,11 +10,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 RETRIED = {
     408: "it gave up waiting",
@@ -97,10 +99,10 @@ def check_hub_access(repo: str, option: str, *, private: bool, token: str | None
             f"{option}={repo!r} needs a token that may write: `hf auth login`, or set the environment's HF_TOKEN."
         )
     try:
-        with _impatient():
+        with impatient_client():
             HfApi(token=token).create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
     except Exception as error:
-        if _status(error) in (401, 403):
+        if status_of(error) in (401, 403):
             raise PermissionError(
                 f"{option}={repo!r}: {describe_failure(error)}. Check the token's rights (`hf auth whoami`) and the "
                 "owner's name."
@@ -148,23 +150,48 @@ def push_dataset_folder(
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
+
+    def push() -> str:
+        api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo,
+            repo_type="dataset",
+            folder_path=Path(folder),
+            ignore_patterns=[".*"],  # half-written files
+            delete_patterns=list(replaced) or None,
+            commit_message=message,
+        )
+        return str(commit.commit_url)
+
+    return retry_push(push, repo, attempts)
+
+
+def retry_push(push: Callable[[], T], repo: str, attempts: int = ATTEMPTS) -> T:
+    """
+    Does a push, again when what went wrong may pass by itself.
+
+    Args:
+        push (`Callable`):
+            Can be repeated without harm.
+        repo (`str`):
+            Where to, for the log.
+        attempts (`int`, *optional*, defaults to `5`):
+            At most so often.
+
+    Returns:
+        What `push` returned.
+
+    Raises:
+        PushFailed: when it failed for good.
+    """
     pause = FIRST_PAUSE
     for attempt in range(1, attempts + 1):
         try:
-            with _impatient():
-                api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-                commit = api.upload_folder(
-                    repo_id=repo,
-                    repo_type="dataset",
-                    folder_path=Path(folder),
-                    ignore_patterns=[".*"],  # half-written files
-                    delete_patterns=list(replaced) or None,
-                    commit_message=message,
-                )
-            return str(commit.commit_url)
+            with impatient_client():
+                return push()
         except Exception as error:
             reason = describe_failure(error)
-            if attempt == attempts or not _may_pass(error):
+            if attempt == attempts or not may_pass(error):
                 raise PushFailed(reason, attempt) from None  # the client's error holds the request
             wait = min(max(pause, _retry_after(error)), LONGEST_PAUSE)
             logger.warning("%s; pushing to %s again in %.0f s (%d of %d)", reason, repo, wait, attempt + 1, attempts)
@@ -175,7 +202,7 @@ def push_dataset_folder(
 
 def describe_failure(error: BaseException) -> str:
     """What went wrong, in one line that holds no token."""
-    status = _status(error)
+    status = status_of(error)
     if status is not None:
         known = {
             401: "it does not know the token",
@@ -210,7 +237,8 @@ def _response(error: BaseException) -> Any:
     return next((one.response for one in _chain(error) if getattr(one, "response", None) is not None), None)
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
+    """The Hub's answer that led to the error."""
     response = _response(error)
     return None if response is None else int(response.status_code)
 
@@ -221,8 +249,9 @@ def _is_of_the_network(error: BaseException) -> bool:
     return bool(names & {"TransportError", "ConnectionError", "TimeoutError"}) and "OfflineModeIsEnabled" not in names
 
 
-def _may_pass(error: BaseException) -> bool:
-    status = _status(error)
+def may_pass(error: BaseException) -> bool:
+    """Whether trying again can help."""
+    status = status_of(error)
     return status in RETRIED if status is not None else _is_of_the_network(error)
 
 
@@ -232,15 +261,14 @@ def _retry_after(error: BaseException) -> float:
     return float(text) if text.isdecimal() else 0.0
 
 
-class _impatient:
+@contextmanager
+def impatient_client() -> Iterator[None]:
     """Within the block the Hub's client does not wait for ever for an answer."""
+    from huggingface_hub import get_session
 
-    def __enter__(self) -> None:
-        from huggingface_hub import get_session
-
-        self._session = get_session()
-        self._before = self._session.timeout
-        self._session.timeout = SILENCE
-
-    def __exit__(self, *exception: object) -> None:
-        self._session.timeout = self._before
+    session = get_session()
+    before, session.timeout = session.timeout, SILENCE
+    try:
+        yield
+    finally:
+        session.timeout = before

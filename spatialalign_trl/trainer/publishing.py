@@ -148,11 +148,13 @@ class LoraPublishing:
             self.push_in_progress = PushInProgress([job])
 
     def _push_or_tell(self, files: Mapping[str, bytes | Path], message: str, folder: Path) -> None:
-        from ..hub.lora_files import PushFailed, command_for_later
+        from ..hub.lora_files import command_for_later
+        from ..hub.pushing import PushFailed, describe_failure
 
         try:
             self._push(files, self.push_note + message, self.args.hub_token, self.args.hub_revision)
-        except PushFailed as failure:
+        except Exception as error:  # whatever it is: nobody looks at what a thread raised
+            failure = error if isinstance(error, PushFailed) else describe_failure(error)
             command = command_for_later(folder, self.hub_model_id, [name for name in files if name in PUBLISHED])
             logger.warning(
                 "%r was not pushed to %s: %s. The training goes on; this pushes it later:\n  %s",

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from tiny_pairs import LATENT_SHAPE, latent_pairs, lora_of, spatialalign_trainer, wan_model
 from tiny_pipelines import wan_pipeline
 
-from spatialalign_trl.hub import lora_files
 from spatialalign_trl.hub.pushing import PushFailed
 from spatialalign_trl.trainer import SpatialAlignTrainer
 from spatialalign_trl.trainer.lora import default_lora_config
@@ -146,7 +145,7 @@ def test_a_checkpoint_on_the_hub_can_be_resumed_from(tmp_path: Path, loopback_cl
 def test_a_push_that_fails_ends_no_training(
     tmp_path: Path, loopback_client: LoopbackHub, monkeypatch: pytest.MonkeyPatch, caplog: Any, status: int | None
 ) -> None:
-    monkeypatch.setattr(lora_files, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("spatialalign_trl.hub.pushing.FIRST_PAUSE", 0.0)
     trainer = pushing(tmp_path, save_steps=3)
     loopback_client.fail("POST", "/commit/", status=status, times=999)
     trainer.train()
@@ -162,7 +161,7 @@ def test_a_push_that_fails_ends_no_training(
 def test_a_push_is_repeated_until_it_arrives(
     tmp_path: Path, loopback_client: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora_files, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("spatialalign_trl.hub.pushing.FIRST_PAUSE", 0.0)
     trainer = pushing(tmp_path, save_steps=3)
     loopback_client.fail("POST", "/commit/", status=503, times=2)
     trainer.train()
