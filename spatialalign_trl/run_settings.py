@@ -24,7 +24,7 @@ RUN_FILE = "run.json"
 FREE = {
     "output_dir", "logging_steps", "logging_strategy", "logging_first_step", "disable_tqdm", "report_to",
     "run_name", "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers", "rollout_batch_size",
-    "contact_sheet_prompts", "log_samples_steps", "log_samples_prompts",
+    "contact_sheet_prompts", "report_megabytes", "log_samples_steps", "log_samples_prompts",
     "num_rounds", "samples_dir", "latent_cache_dir", "log_level",
     "log_level_replica", "log_on_each_node",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",

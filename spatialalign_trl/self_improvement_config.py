@@ -157,6 +157,10 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
     )
     log_samples_prompts: int = field(default=4, metadata={"help": "Prompts that log_samples_steps samples."})
     contact_sheet_prompts: int = field(default=6, metadata={"help": "Prompts on the contact sheet; 0 for none."})
+    report_megabytes: float = field(
+        default=10.0,
+        metadata={"help": "Size of report.html; videos that do not fit are left out, with a note. 0: no page."},
+    )
 
     push_preferences_to_hub: str | None = field(
         default=None,
@@ -188,6 +192,8 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.num_generations < 2 and self.num_rounds == 1:
             raise ValueError(f"num_generations={self.num_generations}: a pair needs at least 2 videos of a prompt")
+        if not 0 <= self.report_megabytes < float("inf"):
+            raise ValueError(f"report_megabytes={self.report_megabytes}: must be at least 0 (no page), such as 10")
         if not 0 <= self.video_crf <= 51:
             raise ValueError(f"video_crf={self.video_crf}: must be in 0..51 (0 is lossless)")
         if self.refresh_reference and not self.continue_adapter:

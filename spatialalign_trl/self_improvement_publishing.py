@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from .hub.pushing import PushFailed
 from .models.lora import LORA_FILE
 from .report.contact_sheet import ContactSheetRow, contact_sheet
 from .report.tables import markdown_table, rich_table, summary_rows
+from .report.write import REPORT_FILE
+from .self_improvement_report import leave_report
+from .self_improvement_trackers import show_outcome, trackers_of_run
 from .trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
 from .trainer.publishing import CARD_FILE
 from .video import browser_mp4
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
     from .models.base import VideoModel
     from .models.settings import SamplingSettings
+    from .rewards import RewardRunner
     from .rollout.store import Sample, SampleStore
     from .self_improvement_config import OnlineSpatialAlignConfig
     from .trainer.spatialalign_trainer import SpatialAlignTrainer
@@ -60,6 +65,7 @@ class RunPublishing:
     console: Console
     model: VideoModel
     settings: SamplingSettings
+    runner: RewardRunner
     output_dir: Path
     store: SampleStore
     results: dict[str, Any]
@@ -152,7 +158,29 @@ class RunPublishing:
         self._card(self.args.hub_model_id or self.output_dir.name).save(self.output_dir / CARD_FILE)
         if evaluated and self.args.contact_sheet_prompts:
             self._draw_contact_sheet(evaluated["base"], evaluated["aligned"])
+        self._show_outcome(results)
+        if self.args.report_megabytes:
+            command = self.recipe.command if self.recipe else None
+            rewards, size = self.runner.reward_funcs, self.args.report_megabytes
+            leave_report(self.output_dir, self.store, rewards, evaluated, self._round_scores, size, command)
         self._print_outcome(results)
+
+    def _round_scores(self) -> list[list[float | None]]:
+        """Each round's scores of the samples that it was trained on."""
+        rounds = range(1, self.args.num_rounds + 1)
+        return [[sample.reward for sample in self._samples_of_round(number)] for number in rounds]
+
+    def _show_outcome(self, results: Mapping[str, Any]) -> None:
+        """In the trackers, which the trainers have closed."""
+        if not self.args.report_to or results["base"] is None:
+            return
+        names = [CONTACT_SHEET_FILE, *(name for pair, _ in self._shown_videos() for name in (pair.before, pair.after))]
+        files = {f"outcome/{Path(name).stem}": self.output_dir / name for name in names}
+        try:
+            with trackers_of_run(self.args) as trackers:
+                show_outcome(trackers, results, {name: file for name, file in files.items() if file.is_file()})
+        except Exception as error:  # a tracker may not be reached; the results are on disk
+            warnings.warn(f"the outcome is not in the trackers ({type(error).__name__}: {error})", stacklevel=2)
 
     def _last_round(self) -> Path:
         return self.output_dir / "rounds" / f"{self.args.num_rounds:02d}"
@@ -247,6 +275,7 @@ class RunPublishing:
             ("LoRA", LORA_FILE),
             ("preference dataset", "preferences"),
             ("picture", CONTACT_SHEET_FILE),
+            ("page", REPORT_FILE),
             ("all numbers", RESULTS_FILE),
         ):
             if (self.output_dir / name).exists():

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .files import write_json
@@ -19,6 +17,7 @@ from .report.contact_sheet import ContactSheetRow, contact_sheet
 from .report.grades import find_grader, relation_names
 from .report.score_plots import RelationCurve, plot_curves
 from .rollout.sampler import noise_seed
+from .self_improvement_trackers import Shown, Table, trackers_of
 from .video import Video, write_video
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class LogSamples(TrainerCallback):
     Every so many steps samples a few prompts, with the same seed each time, scores them, and leaves
     `samples/step-000100/` in the trainer's folder: a sheet of all, an mp4 of each, `scores.json`, and, of a reward
     with a method `grade` (DSR-Score), the relations' curves. Trackers get the sheet, the videos (wandb, trackio), the
-    curves and the scores.
+    curves and the scores, also as a table.
 
     The training is not touched: the weights it ends with are those of a run without this callback, bit for bit.
 
@@ -107,7 +106,13 @@ class LogSamples(TrainerCallback):
         if self.trainer is not None:
             handler = self.trainer.callback_handler
             handler.on_log(args, state, control, logs)
-            _show(handler.callbacks, state.global_step, pictures)
+            for tracker in trackers_of(handler.callbacks):
+                tracker.show(state.global_step, Shown(pictures, {"samples/scores": self._scores(rewards)}))
+
+    def _scores(self, rewards: Sequence[float | None]) -> Table:
+        told = ["INVALID" if reward is None else f"{reward:.3f}" for reward in rewards]
+        rows = [[str(row["prompt_id"]), row["prompt"], text] for row, text in zip(self.rows, told, strict=True)]
+        return Table(["prompt_id", "prompt", "score"], rows)
 
     def _sample(self) -> list[Video]:
         model = self.model
@@ -188,18 +193,3 @@ def _untouched_random_state() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _show(callbacks: Sequence[TrainerCallback], step: int, pictures: Mapping[str, Path]) -> None:
-    """Hands pictures and videos to the trackers that run, each in its own way."""
-    for callback in callbacks:
-        if getattr(callback, "tb_writer", None) is not None:
-            for name, path in pictures.items():
-                if path.suffix == ".png":  # its videos need moviepy, and are GIFs
-                    pixels = np.asarray(Image.open(path).convert("RGB"))
-                    callback.tb_writer.add_image(name, pixels, step, dataformats="HWC")
-    for tracker in ("wandb", "trackio"):
-        module = sys.modules.get(tracker)
-        if module is not None and any(type(one).__name__.lower() == f"{tracker}callback" for one in callbacks):
-            module.log({name: (module.Image if path.suffix == ".png" else module.Video)(str(path))
-                        for name, path in pictures.items()})  # fmt: skip

@@ -107,7 +107,6 @@ LOOP = library(
     "self_improvement_trackers",
     "run_settings",
     "recipe_arguments",
-    "evaluation_arguments",
     "launch",
 )
 FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {

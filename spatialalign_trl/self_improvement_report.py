@@ -1,0 +1,66 @@
+"""The loop's part of the report: what only it knows is noted in `report.json`, then the page is made from disk."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .evaluation import invalid_reason
+from .report.gallery import Clip
+from .report.grades import find_grader
+from .report.write import REPORT_FILE, note_run, write_report
+
+if TYPE_CHECKING:
+    from .rollout.store import Sample, SampleStore
+
+_SECRET = ("token", "key", "password", "secret")
+
+
+def leave_report(
+    folder: Path,
+    store: SampleStore,
+    rewards: Sequence[Any],
+    evaluated: Mapping[str, Sequence[Sample]],
+    round_scores: Callable[[], Sequence[Sequence[float | None]]],
+    max_megabytes: float,
+    command: str | None = None,
+) -> None:
+    """Writes `report.json` and `report.html` into a finished run's folder.
+
+    Args:
+        folder: the run's `output_dir`, with its `results.json`.
+        store: where the evaluated videos lie.
+        rewards: the loop's rewards; the first with a method `grade` tells curves and boxes.
+        evaluated: policy -> its evaluated samples.
+        round_scores: tells each round's scores of the samples that it was trained on.
+        max_megabytes: size of the page.
+        command: the line that started the run.
+    """
+    clips = {name: [_clip(name, sample, store, folder) for sample in one] for name, one in evaluated.items()}
+    try:
+        note_run(folder, clips, round_scores(), command)
+        write_report(folder, find_grader(rewards), max_megabytes)
+    except Exception as error:  # the LoRA and the numbers are there already; a page must not lose them their ending
+        warnings.warn(
+            f"no {REPORT_FILE} was written ({type(error).__name__}: {error}); 'spatialalign report {folder}' tries "
+            "again",
+            stacklevel=2,
+        )
+
+
+def _clip(policy: str, sample: Sample, store: SampleStore, folder: Path) -> Clip:
+    video = store.path(sample.sample_id, ".mp4").resolve()
+    is_inside = folder.resolve() in video.parents
+    return Clip(
+        policy=policy,
+        sample_id=sample.sample_id,
+        prompt_id=sample.prompt_id,
+        seed=sample.seed,
+        video=os.path.relpath(video, folder.resolve()) if is_inside else str(video),
+        row=sample.row,
+        reward=sample.reward,
+        reason=invalid_reason(sample) if sample.reward is None else None,
+    )
