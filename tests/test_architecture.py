@@ -107,6 +107,7 @@ LOOP = library(
     "self_improvement_trackers",
     "run_settings",
     "recipe_arguments",
+    "evaluation_arguments",
     "launch",
 )
 FORBIDDEN: dict[tuple[str, ...], tuple[str, ...]] = {
