@@ -15,7 +15,6 @@ Source: SpatialAlign (arXiv 2602.22745); the paper runs one round with the base 
 from __future__ import annotations
 
 import copy
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,15 +25,16 @@ from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import HubStrategy
 
-from .evaluation import compare, measure_quality, summarize
+from .evaluation import summarize
+from .evaluation.looks import Looks
+from .evaluation.verdict import Measured, judge
 from .files import read_json, write_json
 from .models.base import VideoModel
 from .models.efficiency import check_optimizer
-from .models.lora import LORA_FILE, active_adapters
+from .models.lora import LORA_FILE, active_adapters, lora_fingerprint
 from .preferences import to_dataset
 from .rewards import RewardRunner
 from .rollout.sampler import roll_out
@@ -118,9 +118,10 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         self.callbacks = list(callbacks or [])
         self.accelerator = Accelerator(cpu=args.use_cpu)
         self.output_dir = Path(args.output_dir)
+        self.looks = Looks(args.quality_guards, self.output_dir / "looks", self.eval_rows, self.accelerator)
         self.store = SampleStore(args.samples_dir or self.output_dir / "samples")
         # A store may hold samples of several models, and of one model with and without the LoRA it came with.
-        start = _fingerprint(_file_names(model.lora_state_dict())) if self.starts_adapted else "base"
+        start = lora_fingerprint(model.lora_state_dict()) if self.starts_adapted else "base"
         self.base_revision = f"{model.name_or_path}@{start}"
         self.revision = self.base_revision  # of the policy as it is now
         self.results: dict[str, Any] = {}
@@ -133,8 +134,8 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         """Runs what is missing of the loop.
 
         Returns:
-            What `results.json` holds: `base`, `aligned`, `difference` (see `evaluation.py`; `None` without evaluation
-            prompts), `rounds`, `settings`, `versions`.
+            What `results.json` holds: `base`, `aligned`, `difference` (see `evaluation/`; `None` without evaluation
+            prompts), `quality_difference`, `verdict`, `rounds`, `settings`, `versions`.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C; a training has written a checkpoint first. Running again goes on.
@@ -167,13 +168,13 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
             record = self._run_round(number, self.revision)
             self.revision = record["policy_revision"]
             if self.eval_rows and (self.args.evaluate_every_round or number == self.args.num_rounds):
-                evaluated["aligned"] = self._evaluate(self.revision)
+                evaluated["aligned"] = self._evaluate(self.revision, base=evaluated["base"].samples)
                 record["evaluation"] = evaluated["aligned"][1]
             rounds.append(record)
-        self.evaluation_samples = {name: samples for name, (samples, _) in evaluated.items()}
+        self.evaluation_samples = {name: measured.samples for name, measured in evaluated.items()}
         self.results = results = {
             **{name: evaluated[name][1] if evaluated else None for name in ("base", "aligned")},
-            "difference": compare(*self.evaluation_samples.values(), seed=self.args.seed) if evaluated else None,
+            **(judge(evaluated["base"], evaluated["aligned"], self.args.seed) if evaluated else {"difference": None}),
             "rounds": rounds,
             "settings": read_json(self.output_dir / "run.json"),
             "versions": describe_versions(),
@@ -215,9 +216,10 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         preferences, stats = self._pair(self._pool(number, samples), folder / "preferences")
         self._push_preferences(number, samples)
         log_history = self._train_policy(preferences, folder / "policy", is_first=number == 1)
+        weights = load_file(folder / "policy" / LORA_FILE)
         record = {
             "round": number,
-            "policy_revision": f"{self.model.name_or_path}@{_fingerprint(load_file(folder / 'policy' / LORA_FILE))}",
+            "policy_revision": f"{self.model.name_or_path}@{lora_fingerprint(weights)}",
             "sampled_from": revision,
             "preferences": stats,
             "rollouts": summarize(samples, seed=self.args.seed),
@@ -345,14 +347,16 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         self.model.load_lora(folder)
 
     def _evaluate(
-        self, revision: str, rows: list[dict[str, Any]] | None = None
-    ) -> tuple[list[Sample], dict[str, Any]]:
+        self, revision: str, rows: list[dict[str, Any]] | None = None, base: list[Sample] | None = None
+    ) -> Measured:
+        """Samples, scores and measures; `base` holds the base model's samples of the same prompts and seeds."""
         seeds = [EVALUATION_SEED + k for k in range(self.args.evaluation_seeds)]
         rows = self.eval_rows if rows is None else rows
         samples = self._sample(rows, seeds, revision, f"evaluating {revision.split('@')[-1]}")
-        videos = [self.store.video(sample.sample_id) for sample in samples]
-        quality, _ = measure_quality(self.args.quality_guards, videos, [sample.row for sample in samples])
-        return samples, summarize(samples, quality, seed=self.args.seed)
+        partners = None if base is None else [(self.store, sample) for sample in base]
+        quality, looks = self.looks.measure(self.store, samples, partners)
+        self.looks.release()
+        return Measured(samples, summarize(samples, quality, seed=self.args.seed), looks)
 
 
 def _check_disjoint(train: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]) -> None:
@@ -372,22 +376,6 @@ def _round_arguments(args: OnlineSpatialAlignConfig, folder: Path) -> OnlineSpat
     if args.hub_strategy == HubStrategy.END:
         own.push_to_hub = False  # the run is pushed as a whole, when it is done
     return own
-
-
-def _fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Names a policy by its weights, so that samples of two policies never meet.
-
-    The file's own bytes will not do: safetensors writes its metadata in no fixed order.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _file_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names that a saved LoRA's tensors have."""
-    return {f"transformer.{name}": tensor for name, tensor in weights.items()}
 
 
 def _describe_pairs(stats: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluation import HEADLINE
+from .evaluation import EVALUATION_SEED, HEADLINE
 from .files import read_json, write_atomic, write_json
 from .hub.lora_files import command_for_later, make_model_repo, push_files
 from .hub.pushing import PushFailed
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from .rollout.store import Sample, SampleStore
     from .self_improvement_config import OnlineSpatialAlignConfig
     from .trainer.spatialalign_trainer import SpatialAlignTrainer
-
-EVALUATION_SEED = 100_000
-"""Evaluation seeds start here, so that they never meet a training seed."""
 
 PREFERENCES_FILE = "train-00000-of-00001.parquet"
 
@@ -271,6 +268,10 @@ class RunPublishing:
             change = results["difference"]["S@0.7"]
             low, high = change["interval"]
             self.console.print(f"S@0.7 {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired)")
+            verdict = results["verdict"]
+            style = "bold yellow" if verdict["warning"] else None
+            told = f"{'WARNING' if verdict['warning'] else 'looks'}: {verdict['message']}."
+            self.console.print(told, style=style, markup=False, soft_wrap=True)
         for what, name in (
             ("LoRA", LORA_FILE),
             ("preference dataset", "preferences"),

@@ -84,6 +84,8 @@ def test_a_round_leaves_everything_that_was_promised(folder, tmp_path):
         assert len(written[policy]["S@0.7_interval"]) == 2
         assert set(written[policy]["by_type"]) == {"LR", "LT", "RL"}
         assert {"frame_change", "sharpness"} <= set(written[policy]["quality"])
+    assert {"frame_change", "sharpness"} <= set(written["quality_difference"])
+    assert set(written["verdict"]["judged"]) <= set(written["quality_difference"]) and written["verdict"]["message"]
     assert (tmp_path / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
     pairs = Dataset.from_parquet(str(tmp_path / "preferences" / "train-00000-of-00001.parquet"))
     assert len(pairs) == 6 and min(np.subtract(pairs["score_chosen"], pairs["score_rejected"])) > 0

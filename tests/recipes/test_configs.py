@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from spatialalign_trl.evaluation_arguments import EvaluationArguments
 from spatialalign_trl.models.wan import WanVideoModel
 from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
 from spatialalign_trl.rewards import RewardRunner
@@ -36,8 +37,8 @@ def launch_line(path: Path) -> list[str]:
 def test_there_are_configurations_for_every_way_in():
     names = {path.stem for path in CONFIGS}
     assert {"tiny", "smoke", "wan2.1_t2v_1.3b"} <= names
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in sorted(names - {"smoke"}) if f"{name}.yaml" not in readme] == []
+    told = "".join((ROOT / page).read_text() for page in ("README.md", "docs/evaluation.md"))
+    assert [name for name in sorted(names - {"smoke"}) if f"{name}.yaml" not in told] == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -53,6 +54,9 @@ def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
         (args,) = parse_recipe((pretraining.PretrainTinyArguments,), None, arguments)
         assert set(args.stages) <= set(pretraining.STAGES)
     arguments += ["--use_cpu", "true"]
+    if script == "recipes/evaluate.py":
+        (args,) = parse_recipe((EvaluationArguments,), None, arguments)
+        assert args.model and args.prompts and args.output_dir == str(tmp_path)
     if script == "recipes/spatialalign.py":
         prompts, args, _ = parse_recipe(MAIN_JOB, None, [*arguments, "--bf16", "false"])
         train, evaluation = prompts.load()
