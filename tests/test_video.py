@@ -1,4 +1,7 @@
 import io
+import os
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -31,6 +34,26 @@ def test_lossy_round_trip_keeps_frames_order_and_colours(tmp_path):
     assert error.mean() < 4
     closest = [np.abs(again[i].astype(int) - video.astype(int)).mean(axis=(1, 2, 3)).argmin() for i in range(9)]
     assert closest == list(range(9))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="fills memory and picks cores as Linux can")
+def test_the_same_video_gives_the_same_bytes_in_every_process(tmp_path):
+    video = np.random.default_rng(0).integers(0, 256, (9, 20, 30, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    np.save(tmp_path / "video.npy", video)
+    code = (
+        "import hashlib, os, sys, numpy as np\n"
+        "cores = os.sched_getaffinity(0)\n"
+        "os.sched_setaffinity(0, set(sorted(cores)[: int(sys.argv[2])]))\n"
+        "from spatialalign_trl.video import encode_video\n"
+        "print(hashlib.sha256(encode_video(np.load(sys.argv[1]), 8)).hexdigest())\n"
+    )
+    digests = set()
+    for fill, cores in (("0", "99"), ("85", "1"), ("170", "99")):  # what malloc leaves in memory; how many cores
+        line = [sys.executable, "-c", code, str(tmp_path / "video.npy"), cores]
+        done = subprocess.run(line, env=os.environ | {"MALLOC_PERTURB_": fill}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        digests.add(done.stdout)
+    assert len(digests) == 1
 
 
 def test_lower_crf_is_closer():
