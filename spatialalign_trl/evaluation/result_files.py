@@ -33,8 +33,10 @@ from rich.text import Text
 
 from ..files import write_atomic, write_json
 from ..report.tables import latex_table, markdown_table, rich_table, summary_rows
+from ..report.write import REPORT_FILE
 from .guards import better_side
 from .statistics import HEADLINE, THRESHOLDS, invalid_reason
+from .verdict import difference_text
 
 if TYPE_CHECKING:
     from .evaluator import Evaluated
@@ -67,15 +69,9 @@ def difference_rows(results: Results) -> list[list[str]]:
     """`[measure, difference and interval of the first policy that is no baseline, ...]`."""
     columns = [{**one.get("rewards", {}), **one.get("quality", {})} for one in results["differences"].values()]
     names = dict.fromkeys(name for column in columns for name in column)
-    return [[name, *(difference_text(column.get(name)) for column in columns)] for name in names]
-
-
-def difference_text(difference: Mapping[str, Any] | None) -> str:
-    """`"+0.120 [+0.050, +0.190]"`."""
-    if difference is None:
-        return "-"
-    low, high = difference["interval"]
-    return f"{difference['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return [
+        [name, *(difference_text(column[name]) if name in column else "-" for column in columns)] for name in names
+    ]
 
 
 def verdict_lines(results: Results) -> dict[str, str]:
@@ -150,7 +146,7 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
         console.print(Text(f"{'WARNING: ' if warns else ''}{name}: {line}.", "bold yellow" if warns else ""))
     for problem in results["problems"]:
         console.print(problem, markup=False, soft_wrap=True)
-    files = ", ".join((RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SAMPLES_FILE))
+    files = ", ".join((RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SAMPLES_FILE, REPORT_FILE))
     console.print(f"written to {folder}: {files}", markup=False, soft_wrap=True)
 
 

@@ -113,5 +113,12 @@ def _is_worse(difference: Difference, better: int) -> bool:
 
 
 def _describe(name: str, difference: Difference) -> str:
-    low, high = difference["interval"]
-    return f"{name} {difference['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{name} {difference_text(difference)}"
+
+
+def difference_text(difference: Difference) -> str:
+    """`"+0.120 [+0.050, +0.190]"`; with two digits that count where all three are small."""
+    values = (difference["difference"], *difference["interval"])
+    form = "+.3f" if max(map(abs, values)) >= 0.01 else "+.2g"
+    middle, low, high = (format(value, form) for value in values)
+    return f"{middle} [{low}, {high}]"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spatialalign_trl.evaluation import compare_quality, compare_rewards, reward_hacking_verdict
-from spatialalign_trl.evaluation.verdict import Measured, judge
+from spatialalign_trl.evaluation.verdict import Measured, difference_text, judge
 
 PROMPTS = [f"p{k}" for k in range(30) for _ in range(2)]
 
@@ -74,6 +74,11 @@ def test_without_a_guard_the_verdict_says_that_nothing_is_known():
     base, aligned = ([Scored(p, reward) for p in PROMPTS] for reward in (0.2, 0.9))
     verdict = reward_hacking_verdict(compare_rewards(base, aligned), {})
     assert not verdict["warning"] and "nothing is known" in verdict["message"]
+
+
+def test_small_differences_keep_two_digits():
+    assert difference_text({"difference": -0.12, "interval": [-0.2, 0.0]}) == "-0.120 [-0.200, +0.000]"
+    assert difference_text({"difference": -0.00123, "interval": [-0.002, -0.0004]}) == "-0.0012 [-0.002, -0.0004]"
 
 
 def test_the_loops_verdict_is_that_of_its_two_policies():
