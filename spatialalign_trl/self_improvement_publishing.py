@@ -17,7 +17,7 @@ from .models.lora import LORA_FILE
 from .report.contact_sheet import ContactSheetRow, contact_sheet
 from .report.tables import markdown_table, rich_table, summary_rows
 from .report.write import REPORT_FILE
-from .self_improvement_report import leave_report
+from .self_improvement_report import report_run
 from .self_improvement_trackers import show_outcome, trackers_of_run
 from .trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
 from .trainer.publishing import CARD_FILE
@@ -159,7 +159,8 @@ class RunPublishing:
         if self.args.report_megabytes:
             command = self.recipe.command if self.recipe else None
             rewards, size = self.runner.reward_funcs, self.args.report_megabytes
-            leave_report(self.output_dir, self.store, rewards, evaluated, self._round_scores, size, command)
+            report_run(self.output_dir, self.store, rewards, evaluated, self._round_scores, size, command)
+            self.runner.release()
         self._print_outcome(results)
 
     def _round_scores(self) -> list[list[float | None]]:

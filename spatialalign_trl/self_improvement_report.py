@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from .evaluation import invalid_reason
 from .report.gallery import Clip
 from .report.grades import find_grader
-from .report.write import REPORT_FILE, note_run, write_report
+from .report.write import leave_report, note_run
 
 if TYPE_CHECKING:
     from .rollout.store import Sample, SampleStore
 
-_SECRET = ("token", "key", "password", "secret")
 
-
-def leave_report(
+def report_run(
     folder: Path,
     store: SampleStore,
     rewards: Sequence[Any],
@@ -41,14 +39,12 @@ def leave_report(
     """
     clips = {name: [_clip(name, sample, store, folder) for sample in one] for name, one in evaluated.items()}
     try:
-        note_run(folder, clips, round_scores(), command)
-        write_report(folder, find_grader(rewards), max_megabytes)
-    except Exception as error:  # the LoRA and the numbers are there already; a page must not lose them their ending
-        warnings.warn(
-            f"no {REPORT_FILE} was written ({type(error).__name__}: {error}); 'spatialalign report {folder}' tries "
-            "again",
-            stacklevel=2,
-        )
+        scores = round_scores()
+    except FileNotFoundError as error:
+        warnings.warn(f"the page has no histograms of the rounds: {error}", stacklevel=2)
+        scores = []
+    note_run(folder, clips, scores, command)
+    leave_report(folder, find_grader(rewards), max_megabytes)
 
 
 def _clip(policy: str, sample: Sample, store: SampleStore, folder: Path) -> Clip:

@@ -5,6 +5,7 @@ output_dir/
   scores/             of videos in other folders, by what is in the file
   looks/              what the quality guards measured, by sample
   results.json, table.md, table.tex, samples.parquet      see `result_files.py`
+  report.html, report.json     see `report/write.py`
 """
 
 from __future__ import annotations
@@ -169,6 +170,8 @@ class Evaluation:
         Returns:
             What `results.json` holds; see `result_files.py`.
         """
+        from ..report.grades import find_grader
+        from ..report.write import leave_report
         from .result_files import print_results, write_results
 
         evaluated = self._sample() | self._folders
@@ -181,6 +184,8 @@ class Evaluation:
         results = self._results(evaluated) | dict(notes or {})
         if self.is_main:
             write_results(self.output_dir, results, evaluated)
+            leave_report(self.output_dir, find_grader(self.runner.reward_funcs))
+            self.runner.release()
             print_results(self.console, results, self.output_dir)
         if self.accelerator:
             self.accelerator.wait_for_everyone()

@@ -79,6 +79,20 @@ def write_report(
     return write_atomic(folder / REPORT_FILE, page)
 
 
+def leave_report(
+    folder: Path, grade: Callable[..., Sequence[Any]] | None = None, max_megabytes: float = MEGABYTES
+) -> None:
+    """`write_report` at the end of hours of work whose results are on disk: what goes wrong is only told."""
+    try:
+        write_report(folder, grade, max_megabytes)
+    except Exception as error:  # a page must not lose a run its ending
+        warnings.warn(
+            f"no {REPORT_FILE} was written ({type(error).__name__}: {error}); 'spatialalign report {folder}' tries "
+            "again",
+            stacklevel=2,
+        )
+
+
 def note_run(
     folder: Path,
     evaluated: Mapping[str, Sequence[Clip]],
@@ -222,6 +236,9 @@ def _scores_of(clips: Sequence[Clip]) -> dict[str, list[float | None]]:
 def _run_commands(folder: Path, model: str, command: str | None) -> list[tuple[str, str]]:
     commands = [("Run it again, or go on after an interruption", command)] if command else []
     commands.append(("Make this page again, larger", _line("spatialalign", "report", folder, "--megabytes", "50")))
+    prompts = "tiny_world_prompts" if model == "tiny" else "dsr_prompts"
+    line = _line("spatialalign", "evaluate", "--model", model, "--lora", folder, "--prompts", prompts, "--seeds", "5")
+    commands.append(("Evaluate it beside its base, on five seeds a prompt", line))
     imports, source = ["from diffusers import DiffusionPipeline"], repr(model)
     if model == "tiny":
         imports.append("from spatialalign_trl.models import tiny_model_path")
