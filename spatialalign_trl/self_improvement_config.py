@@ -109,6 +109,13 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
     min_pair_gap: float = field(
         default=0.0, metadata={"help": "Smallest score(chosen) - score(rejected), for every strategy."}
     )
+    invalid_score: float | None = field(
+        default=None,
+        metadata={
+            "help": "What an INVALID video counts as where videos are paired, such as 0: it can then be the rejected "
+            "one, so that later rounds unlearn what cannot be judged. None: INVALID videos are in no pair (the paper)."
+        },
+    )
     pairs_per_prompt: int | None = field(
         default=4,
         metadata={
@@ -194,6 +201,12 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
             raise ValueError(f"num_generations={self.num_generations}: a pair needs at least 2 videos of a prompt")
         if not 0 <= self.report_megabytes < float("inf"):
             raise ValueError(f"report_megabytes={self.report_megabytes}: must be at least 0 (no page), such as 10")
+        if self.invalid_score is not None and self.pair_strategy == "threshold":
+            if not self.invalid_score < self.score_threshold:
+                raise ValueError(
+                    f"invalid_score={self.invalid_score:g} is not below score_threshold={self.score_threshold:g}: "
+                    "INVALID videos would win"
+                )
         if not 0 <= self.video_crf <= 51:
             raise ValueError(f"video_crf={self.video_crf}: must be in 0..51 (0 is lossless)")
         if self.refresh_reference and not self.continue_adapter:

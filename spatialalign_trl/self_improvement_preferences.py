@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +62,14 @@ class PreferencePublishing:
     def _make_pairs(self, samples: Sequence[Sample]) -> PairingResult:
         args = self.args
         samples = combine_scores(samples, self.runner.combination, normalize=True)
-        return make_pairs(
+        invalid = sum(sample.reward is None for sample in samples)
+        if args.invalid_score is not None:
+            samples = [_lost(sample, args.invalid_score) for sample in samples]
+        result = make_pairs(
             samples, args.pair_strategy, args.score_threshold, args.min_pair_gap, args.pairs_per_prompt, args.seed
         )
+        result.stats["invalid_samples"] = invalid
+        return result
 
     def _check_preferences_repo(self) -> None:
         """Before anything is sampled. A Hub that is down does not stop the run, a wrong token does."""
@@ -226,6 +232,14 @@ class PreferencePublishing:
             f"this pushes them:\n  {command}",
             stacklevel=3,
         )
+
+
+def _lost(sample: Sample, invalid_score: float) -> Sample:
+    """The sample, with a score where a reward's verdict was INVALID; a reward that failed gave no verdict."""
+    failed = any(sample.components.get(f"{name}_error") for name in sample.rewards)
+    if sample.reward is not None or not sample.scored or failed:
+        return sample
+    return replace(sample, reward=invalid_score)
 
 
 def push_preferences_folder(

@@ -186,3 +186,28 @@ def test_pairs_are_made_of_normalised_values_and_keep_the_raw_ones(tmp_path):
 
     assert pair("none") == (2, 0)
     assert pair("group") == pair("global") == (0, 2)
+
+
+def test_invalid_videos_lose_when_they_are_given_a_score_and_failed_rewards_do_not_speak(tmp_path):
+    """Seed 0 wins, 1 is INVALID, 2 was never judged because the reward failed, 3 was not scored yet."""
+    failed = {"score_error": "it fell over"}
+    samples = [
+        Sample(f"{k:020x}", "p", {"prompt_id": "p", "prompt": "a fox"}, k, {}, "base", scored=k != 3,
+               rewards={"score": 0.9 if k == 0 else None}, components=failed if k == 2 else {})
+        for k in range(4)
+    ]  # fmt: skip
+
+    def pairs(**overrides) -> list[tuple[int, int, float]]:
+        args = config(tmp_path, pairs_per_prompt=None, **overrides)
+        maker = SimpleNamespace(args=args, runner=RewardRunner([named("score", [])]))
+        result = OnlineSpatialAlignTrainer._make_pairs(maker, samples)
+        assert result.stats["invalid_samples"] == 3
+        return [(pair.chosen.seed, pair.rejected.seed, pair.score_rejected) for pair in result.pairs]
+
+    assert pairs(pair_strategy="threshold") == []
+    assert pairs(pair_strategy="threshold", invalid_score=0.0) == [(0, 1, 0.0)]
+    assert pairs(pair_strategy="best_vs_worst", invalid_score=-1.0) == [(0, 1, -1.0)]
+    with pytest.raises(
+        ValueError, match="invalid_score=0.8 is not below score_threshold=0.7"
+    ):
+        config(tmp_path, pair_strategy="threshold", score_threshold=0.7, invalid_score=0.8)
