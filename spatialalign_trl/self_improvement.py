@@ -8,6 +8,7 @@
       rounds/01/round.json                     its numbers; written last
       preferences/, pytorch_lora_weights.safetensors, README.md      the last round's, and the LoRA's card
       results.json, contact_sheet.png          before and after
+      report.html, report.json                 all of it as one page, and what the page needs to be made again
 
 Source: SpatialAlign (arXiv 2602.22745); the paper runs one round with the base model as the sampler.
 """
