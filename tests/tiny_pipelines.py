@@ -109,6 +109,13 @@ _WAN_SIZES = {
 FAMILIES = [
     TinyFamily("wan", wan_pipeline, (NUM_FRAMES, HEIGHT, WIDTH), illegal_sizes=_WAN_SIZES),
     TinyFamily("wan_unipc", lambda: wan_pipeline(kind="unipc"), (NUM_FRAMES, HEIGHT, WIDTH), illegal_sizes=_WAN_SIZES),
+    TinyFamily(
+        "wan_context",
+        wan_pipeline,
+        (NUM_FRAMES, HEIGHT, WIDTH),
+        illegal_sizes=_WAN_SIZES,
+        options={"variant": "context"},
+    ),
     *(
         TinyFamily(
             f"wan22_a14b_{expert}",

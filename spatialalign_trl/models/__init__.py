@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "base": ["VideoModel"],
         "loading": ["ADAPTERS", "load_video_model"],
         "wan": ["WanVideoModel"],
+        "wan_context": ["WanContextVideoModel"],
         "ltx": ["LTXVideoModel"],
         "cogvideox": ["CogVideoXVideoModel"],
         "hunyuan_video": ["HunyuanVideoModel", "HunyuanVideo15Model"],

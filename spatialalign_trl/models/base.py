@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import diffusers
@@ -55,6 +56,8 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
     family: ClassVar[str]
     pipeline_class: ClassVar[str]
     default_lora_targets: ClassVar[tuple[str, ...]]
+    lora_full_rank: Mapping[str, int] = MappingProxyType({})
+    """Modules whose adapter by default is the whole layer, by their rank: small ones that only a task brought in."""
     options: ClassVar[tuple[str, ...]] = ()
     """Keyword arguments of the class that [`load_video_model`] passes on."""
     num_train_timesteps: ClassVar[int] = 1000

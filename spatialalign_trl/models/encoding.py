@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
+import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 
 Conditioning: TypeAlias = dict[str, torch.Tensor]
-"""What the transformer is told about the prompts: named tensors, batch first."""
+"""What the transformer is told about the prompts and what else conditions it: named tensors, batch first."""
 
 _VOXELS_PER_VAE_BATCH = 81 * 480 * 832
 
@@ -56,11 +60,28 @@ def batch_to_pixels(videos: Sequence[Video] | np.ndarray | torch.Tensor) -> torc
     return torch.from_numpy(np.stack(list(videos))).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
 
 
+def content_digest(cell: Any) -> str:
+    """
+    A hash of what a dataset's cell holds: of a file's bytes where it is a path or an undecoded `Video`, of an array's
+    numbers, else of the value's JSON.
+    """
+    if isinstance(cell, Mapping) and {"bytes", "path"} & set(cell):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, (str, os.PathLike)) and os.path.isfile(cell):
+        cell = Path(cell).read_bytes()
+    if isinstance(cell, (np.ndarray, torch.Tensor)):
+        array = np.ascontiguousarray(cell)
+        cell = f"{array.dtype} {array.shape}\n".encode() + array.tobytes()
+    return hashlib.sha256(cell if isinstance(cell, bytes) else json.dumps(cell).encode()).hexdigest()
+
+
 class EncodingMixin:
     """Encoding and decoding, batched to fit in memory; a family fills in one prompt and one batch of pixels."""
 
     pipeline: DiffusionPipeline
     encoder_names: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
+    conditioning_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of a dataset that condition the model beside `prompt`, in the rows that have them."""
     revision: str | None
     quantization_config: PipelineQuantizationConfig | None
     computation: dict[str, Any]
@@ -189,6 +210,27 @@ class EncodingMixin:
         with torch.no_grad():
             embedded = [self._encode_prompt(prompt) for prompt in prompts]
         return {name: torch.cat([one[name] for one in embedded]) for name in embedded[0]}
+
+    def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Conditioning:
+        """
+        Embed all that the rows of a dataset condition the model on: their prompts, and for a model that reads more
+        than a prompt its `conditioning_columns`.
+
+        Args:
+            rows (`list[dict]`):
+                At least one row, each with a `prompt`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: what the transformer is conditioned on, batch first.
+        """
+        return self.encode_prompts([row["prompt"] for row in rows])
+
+    def row_content(self, row: Mapping[str, Any]) -> bytes:
+        """Bytes that name what [`~EncodingMixin.encode_rows`] makes of a row: the same bytes, the same result."""
+        present = [name for name in self.conditioning_columns if row.get(name) is not None]
+        if not present:
+            return row["prompt"].encode()
+        return "\n".join([row["prompt"], *(f"{name} {content_digest(row[name])}" for name in present)]).encode()
 
     @abstractmethod
     def _encode_prompt(self, prompt: str) -> Conditioning:

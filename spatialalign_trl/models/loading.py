@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from importlib import import_module
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ..files import read_json
 from ..hub_errors import explain_hub_errors
@@ -18,6 +19,8 @@ from .tiny import TINY_MODEL, tiny_model_path
 
 if TYPE_CHECKING:
     from .base import VideoModel
+
+logger = logging.getLogger(__name__)
 
 # Pipeline class named by model_index.json -> "module:class" of the adapter that runs it.
 ADAPTERS: dict[str, str] = {
@@ -28,10 +31,15 @@ ADAPTERS: dict[str, str] = {
     "HunyuanVideo15Pipeline": "spatialalign_trl.models.hunyuan_video:HunyuanVideo15Model",
 }
 
+# What conditions a model beside its prompt -> the adapters that add it.
+VARIANTS: dict[str, dict[str, str]] = {
+    "context": {"WanPipeline": "spatialalign_trl.models.wan_context:WanContextVideoModel"},
+}
+
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
-def load_video_model(name_or_path: str = "tiny", **kwargs: Any) -> VideoModel:
+def load_video_model(name_or_path: str = "tiny", variant: str | None = None, **kwargs: Any) -> VideoModel:
     """
     Load a text-to-video model with the adapter its pipeline class asks for.
 
@@ -39,6 +47,9 @@ def load_video_model(name_or_path: str = "tiny", **kwargs: Any) -> VideoModel:
         name_or_path (`str`, *optional*, defaults to `"tiny"`):
             `"tiny"` for the model embedded in this package, a folder holding a diffusers pipeline, or a Hub id such as
             `"Wan-AI/Wan2.1-T2V-1.3B-Diffusers"`.
+        variant (`"context"`, *optional*):
+            What conditions the model beside its prompt: `"context"` is a recording of a scene and a camera trajectory
+            ([`WanContextVideoModel`]). `None`: nothing.
         kwargs:
             Passed to [`VideoModel.from_pretrained`]: `torch_dtype`, `device`, `revision`, and what the family alone
             knows, such as `expert` of Wan 2.2 A14B.
@@ -57,13 +68,49 @@ def load_video_model(name_or_path: str = "tiny", **kwargs: Any) -> VideoModel:
             f"{name_or_path!r} is a pipeline of class {class_name!r}, and no adapter for a text-to-video pipeline "
             f"of that class exists here. {near_miss(str(class_name), ADAPTERS)}"
         )
-    module, adapter = ADAPTERS[class_name].split(":")
+    adapters = ADAPTERS
+    if variant is not None:
+        if variant not in VARIANTS:
+            raise ValueError(f"there is no variant {variant!r}. {near_miss(variant, VARIANTS)}")
+        adapters = VARIANTS[variant]
+        if class_name not in adapters:
+            raise ValueError(f"{name_or_path!r} is a {class_name}; variant {variant!r} exists of {sorted(adapters)}.")
+    module, adapter = adapters[class_name].split(":")
     return getattr(import_module(module), adapter).from_pretrained(name_or_path, **kwargs)
 
 
 def resolve_source(name_or_path: str | os.PathLike) -> str:
     """Where the weights come from: the embedded model's folder for `"tiny"`, else the name or path as it is."""
     return str(tiny_model_path()) if name_or_path == TINY_MODEL else os.path.expanduser(os.fspath(name_or_path))
+
+
+def optional_file(source: str, name: str, revision: str | None = None) -> Path | None:
+    """
+    A file of a pipeline's folder or repository that not every one has.
+
+    Args:
+        source (`str`):
+            A folder or a Hub id; anything else has no files.
+        name (`str`):
+            The file.
+        revision (`str`, *optional*):
+            Branch, tag or commit on the Hub.
+
+    Returns:
+        `Path`: `None` where there is none, or where the Hub cannot be asked and the cache does not hold it.
+    """
+    if os.path.isdir(source):
+        path = Path(source) / name
+        return path if path.is_file() else None
+    if "/" not in source or not _HUB_ID.match(source):
+        return None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except LocalEntryNotFoundError:
+        logger.warning("the Hub could not be asked whether %s holds %s; it is taken to hold none.", source, name)
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        pass
+    return None
 
 
 def read_model_index(source: str, revision: str | None = None) -> dict:

@@ -128,13 +128,13 @@ def _sample_missing(
     if not had_encoders:
         model.reload_encoders()
     try:
-        embedded = _embed(model, [sample.row["prompt"] for sample in missing])
+        embedded = _embed(model, missing)
         guided = model.uses_negative_prompt(settings)
         negative = model.encode_prompts([settings.negative_prompt]) if guided else None
         model.rest_text_encoders()
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
-            prompts = [embedded[sample.row["prompt"]] for sample in batch]
+            prompts = [embedded[sample.prompt_id] for sample in batch]
             conditioning = {name: torch.cat([one[name] for one in prompts]) for name in prompts[0]}
             noise_seeds = [noise_seed(sample.seed, sample.prompt_id) for sample in batch]
             latents = model.sample(conditioning, negative, noise_seeds, settings)
@@ -149,9 +149,13 @@ def _sample_missing(
             model.release_encoders()
 
 
-def _embed(model: VideoModel, prompts: Iterable[str]) -> dict[str, Conditioning]:
-    """Every distinct prompt embedded once, kept on the CPU: 4 MB each for Wan 2.1."""
-    return {
-        prompt: {name: tensor.cpu() for name, tensor in model.encode_prompts([prompt]).items()}
-        for prompt in dict.fromkeys(prompts)
+def _embed(model: VideoModel, samples: Iterable[Sample]) -> dict[str, Conditioning]:
+    """Prompt id -> embedding. Every distinct one is made once and kept on the CPU: 4 MB each for Wan 2.1."""
+    rows = {sample.prompt_id: sample.row for sample in samples}
+    contents = {prompt_id: model.row_content(row) for prompt_id, row in rows.items()}
+    distinct = {content: rows[prompt_id] for prompt_id, content in contents.items()}
+    embedded = {
+        content: {name: tensor.cpu() for name, tensor in model.encode_rows([row]).items()}
+        for content, row in distinct.items()
     }
+    return {prompt_id: embedded[content] for prompt_id, content in contents.items()}

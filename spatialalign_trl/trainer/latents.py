@@ -21,8 +21,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..files import write_atomic
-from ..video import read_video
-from .pair_columns import SIDES, PairColumns, check_pairs, check_same_shape, latent_shape, raise_at, video_bytes
+from .pair_columns import SIDES, PairColumns, check_pairs, check_same_shape, latent_shape, raise_at
 
 if TYPE_CHECKING:
     from ..models.base import VideoModel
@@ -153,7 +152,7 @@ def prepare_pairs(
         ValueError: a column, a row or a video is wrong; the message names it.
     """
     share = share or Share()
-    pairs = check_pairs(dataset, name)
+    pairs = check_pairs(dataset, name, model.conditioning_columns)
     model.reload_encoders()
     cache = _Cache(Path(cache_dir), model, share, show_progress)
     cells = [(row, side) for row in range(len(pairs)) for side in SIDES]
@@ -173,7 +172,7 @@ def prepare_pairs(
             f"{pairs.where(0, SIDES[0])}: latents with {shape[0]} channels, but {model.name_or_path} has {channels}. "
             "They come from another model: drop the latent columns to encode the videos again."
         )
-    return PairDataset(pairs, files, cache.encode_prompts(pairs), shape)
+    return PairDataset(pairs, files, cache.encode_conditions(pairs), shape)
 
 
 class _Cache:
@@ -193,14 +192,12 @@ class _Cache:
         files = {}
         first: dict[Path, tuple[int, str]] = {}
         for cell in self.progress(cells, "hashing videos"):
-            content = video_bytes(pairs.cell(*cell), pairs.where(*cell))
-            files[cell] = self._path("video", content)
+            files[cell] = self._path("video", pairs.video_content(*cell))
             first.setdefault(files[cell], cell)
         for path in self._mine(first, "encoding videos"):
-            row, side = first[path]
-            where = pairs.where(row, side)
+            where = pairs.where(*first[path])
             try:
-                latents = self.model.encode_video([read_video(video_bytes(pairs.cell(row, side), where))])[0]
+                latents = self.model.encode_video([pairs.video(*first[path])])[0]
             except ValueError as error:  # unreadable, or frames and size that the model refuses
                 raise_at(where, error)
             if not latents.isfinite().all():
@@ -209,14 +206,20 @@ class _Cache:
         self.share.barrier()
         return files
 
-    def encode_prompts(self, pairs: PairColumns) -> list[Path]:
-        files = {prompt: self._path("prompt", prompt.encode()) for prompt in dict.fromkeys(pairs.prompts)}
-        texts = {path: prompt for prompt, path in files.items()}
-        for path in self._mine(texts, "embedding prompts"):
-            conditioning = self.model.encode_prompts([texts[path]])
+    def encode_conditions(self, pairs: PairColumns) -> list[Path]:
+        """For every row, the file of its conditioning."""
+        files = [self._path("prompt", self.model.row_content(pairs.condition(row))) for row in range(len(pairs))]
+        first: dict[Path, int] = {}
+        for row, path in enumerate(files):
+            first.setdefault(path, row)
+        for path in self._mine(first, "embedding prompts"):
+            try:
+                conditioning = self.model.encode_rows([pairs.condition(first[path])])
+            except ValueError as error:
+                raise_at(f"{pairs.name} row {first[path]}", error)
             self._write(path, {name: tensor[0] for name, tensor in conditioning.items()})
         self.share.barrier()
-        return [files[prompt] for prompt in pairs.prompts]
+        return files
 
     def _path(self, kind: str, content: bytes) -> Path:
         digest = hashlib.sha256(f"{_FORMAT} {kind} {self.encoders}\n".encode() + content).hexdigest()

@@ -48,6 +48,8 @@ def default_lora_config(
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules=targets,
+        rank_pattern=dict(model.lora_full_rank),
+        alpha_pattern=dict(model.lora_full_rank),  # a scale of 1
     )
 
 

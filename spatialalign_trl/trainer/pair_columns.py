@@ -4,11 +4,14 @@ Errors name the dataset, the row and the column: a run that dies at its 2,000th 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
+
+from ..video import Video, read_video
 
 SIDES = ("chosen", "rejected")
 LATENT_COLUMNS = {side: f"{side}_latents" for side in SIDES}
@@ -34,6 +37,8 @@ class PairColumns:
         noise_seeds (`list[tuple[int, int]]`, *optional*):
             For every row, the seeds of the noise that chosen and rejected were sampled from; `None` where the dataset
             does not say.
+        conditions (`datasets.Dataset`, *optional*):
+            What conditions the model beside the prompt, undecoded; `None` where it reads nothing else.
     """
 
     name: str
@@ -42,9 +47,22 @@ class PairColumns:
     columns: dict[str, str]
     holds_latents: bool
     noise_seeds: list[tuple[int, int]] | None = None
+    conditions: datasets.Dataset | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def condition(self, row: int) -> dict[str, Any]:
+        """All that conditions the model in a row: its prompt, and the model's own columns."""
+        return {"prompt": self.prompts[row], **(self.conditions[row] if self.conditions is not None else {})}
+
+    def video_content(self, row: int, side: str) -> bytes:
+        """Bytes that name the video in a cell."""
+        return video_bytes(self.cell(row, side), self.where(row, side))
+
+    def video(self, row: int, side: str) -> Video:
+        """The video in a cell."""
+        return read_video(self.video_content(row, side))
 
     def where(self, row: int, side: str) -> str:
         """How errors name a cell."""
@@ -55,7 +73,9 @@ class PairColumns:
         return self.rows[row][self.columns[side]]
 
 
-def check_pairs(dataset: datasets.Dataset, name: str = "train_dataset") -> PairColumns:
+def check_pairs(
+    dataset: datasets.Dataset, name: str = "train_dataset", conditioning_columns: Sequence[str] = ()
+) -> PairColumns:
     """
     Checks kind, columns and prompts of a preference dataset.
 
@@ -67,15 +87,14 @@ def check_pairs(dataset: datasets.Dataset, name: str = "train_dataset") -> PairC
             video was sampled from is `torch.randn` of the latents' shape, fp32, from a CPU generator with that seed.
         name (`str`, *optional*, defaults to `"train_dataset"`):
             What errors call it.
+        conditioning_columns (sequence of `str`, *optional*):
+            What the model reads beside the prompt, where the dataset has it.
 
     Raises:
         TypeError: not a `datasets.Dataset`.
         ValueError: no rows, missing columns, or an empty prompt.
     """
-    if not isinstance(dataset, datasets.Dataset):
-        remedy = "Pass one split, such as load_dataset(...)['train']" if isinstance(dataset, dict) else "Pass one"
-        remedy += " (a streaming dataset: materialise it first)."
-        raise TypeError(f"{name} is a {type(dataset).__name__}, but a datasets.Dataset is needed. {remedy}")
+    check_is_dataset(dataset, name)
     names = set(dataset.column_names)
     given = [side for side in SIDES if LATENT_COLUMNS[side] in names]
     if len(given) == 1:
@@ -90,16 +109,43 @@ def check_pairs(dataset: datasets.Dataset, name: str = "train_dataset") -> PairC
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: there is no pair to train on (did all samples of each prompt tie?)")
+    prompts = prompts_of(dataset, name)
+    rows = undecoded(dataset, list(columns.values()))
+    seeds = _noise_seeds(dataset, name)
+    conditions = condition_columns(dataset, conditioning_columns)
+    return PairColumns(name, prompts, rows, dict(columns), bool(given), noise_seeds=seeds, conditions=conditions)
+
+
+def check_is_dataset(dataset: Any, name: str) -> None:
+    """Raises a `TypeError` that says what to pass instead."""
+    if not isinstance(dataset, datasets.Dataset):
+        remedy = "Pass one split, such as load_dataset(...)['train']" if isinstance(dataset, dict) else "Pass one"
+        remedy += " (a streaming dataset: materialise it first)."
+        raise TypeError(f"{name} is a {type(dataset).__name__}, but a datasets.Dataset is needed. {remedy}")
+
+
+def prompts_of(dataset: datasets.Dataset, name: str) -> list[str]:
+    """The column `prompt`; a `ValueError` names the row that has none."""
     prompts = dataset.select_columns(["prompt"]).with_format(None)["prompt"][:]
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"{name} row {row}, column 'prompt': expected a text, got {prompt!r}")
-    rows = dataset.select_columns(list(columns.values())).with_format(None)
-    for column in columns.values():
+    return prompts
+
+
+def undecoded(dataset: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
+    """Some columns of a dataset, videos as their files."""
+    rows = dataset.select_columns(columns).with_format(None)
+    for column in columns:
         if isinstance(rows.features[column], datasets.Video):
             rows = rows.cast_column(column, datasets.Video(decode=False))
-    seeds = _noise_seeds(dataset, name)
-    return PairColumns(name, prompts, rows, dict(columns), holds_latents=bool(given), noise_seeds=seeds)
+    return rows
+
+
+def condition_columns(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset | None:
+    """Those of the columns that the dataset has; `None` without any."""
+    present = [name for name in names if name in dataset.column_names]
+    return undecoded(dataset, present) if present else None
 
 
 def _noise_seeds(dataset: datasets.Dataset, name: str) -> list[tuple[int, int]] | None:
