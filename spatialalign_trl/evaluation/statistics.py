@@ -1,7 +1,7 @@
 """The numbers of scored videos: obedience, and its intervals and differences.
 
 Obedience is S@tau, the share of ALL videos whose score reaches tau: an INVALID video is a failure and stays in the
-denominator. Intervals are bootstrapped over prompts, because the seeds of one prompt are not independent.
+denominator. The score is the first reward's value: a sum of several has no scale that a tau could stand on. Intervals are bootstrapped over prompts, because the seeds of one prompt are not independent.
 """
 
 from __future__ import annotations
@@ -29,8 +29,15 @@ class Scored(Protocol):
 
     prompt_id: str
     row: dict[str, Any]
+    rewards: dict[str, float | None]
     reward: float | None
     components: dict[str, Any]
+
+
+def headline_score(sample: Scored) -> float | None:
+    """What S@tau looks at: the value of the first of the run's rewards; `None` for a video that is INVALID, be it by a
+    gate on another reward."""
+    return None if sample.reward is None else next(iter(sample.rewards.values()), sample.reward)
 
 
 def success_rate(rewards: Sequence[float | None], threshold: float) -> float:
@@ -45,7 +52,7 @@ def _by_prompt(samples: Sequence[Scored], threshold: float) -> np.ndarray:
     """`(prompts, 2)`: successes and videos of every prompt, prompts in order of first appearance."""
     counts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for sample in samples:
-        counts[sample.prompt_id][0] += success_rate([sample.reward], threshold)
+        counts[sample.prompt_id][0] += success_rate([headline_score(sample)], threshold)
         counts[sample.prompt_id][1] += 1
     return np.asarray(list(counts.values()))
 
@@ -113,21 +120,21 @@ def mean_difference(
 
 
 def _obedience(samples: Sequence[Scored]) -> dict[str, Any]:
-    rewards = [sample.reward for sample in samples]
-    valid = [reward for reward in rewards if reward is not None]
-    summary: dict[str, Any] = {f"S@{tau}": success_rate(rewards, tau) for tau in THRESHOLDS}
-    summary["dsr_mean"] = fmean(valid) if valid else None
-    summary["invalid_rate"] = rewards.count(None) / len(rewards)
+    scores = [headline_score(sample) for sample in samples]
+    summary: dict[str, Any] = {f"S@{tau}": success_rate(scores, tau) for tau in THRESHOLDS}
+    summary["dsr_mean"] = _mean(scores)
+    summary["invalid_rate"] = scores.count(None) / len(scores)
     return summary
 
 
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
 def _components(samples: Sequence[Scored]) -> dict[str, float]:
-    means = {}
-    for name in COMPONENTS:
-        values = [s.components[name] for s in samples if s.components.get(name) is not None]
-        if values:
-            means[name] = fmean(values)
-    return means
+    means = {name: _mean([sample.components.get(name) for sample in samples]) for name in COMPONENTS}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def invalid_reason(sample: Scored) -> str:
@@ -156,8 +163,9 @@ def summarize(
 
     Returns:
         A dict ready for JSON: `S@0.5`..`S@0.9` in [0, 1] of all videos, `S@0.7_interval` (95 %, over prompts),
-        `dsr_mean` of the valid videos (`None` without any), `invalid_rate`, `components`, `by_type`, `quality`,
-        `invalid_reasons` with counts (the ten most frequent), `num_prompts`, `num_videos`.
+        `dsr_mean`, the mean score of the valid videos (`None` without any), `invalid_rate`, `components`, `by_type`,
+        `quality`, `invalid_reasons` with counts (the ten most frequent), `num_prompts`, `num_videos`; with several
+        rewards `rewards`, the mean of each.
 
     Raises:
         ValueError: when there are no samples.
@@ -166,11 +174,14 @@ def summarize(
         raise ValueError("there is nothing to summarize: no samples")
     types = sorted({str(sample.row["type"]) for sample in samples if "type" in sample.row})
     reasons = Counter(invalid_reason(sample) for sample in samples if sample.reward is None)
+    names = list(samples[0].rewards)
+    means = {name: _mean([sample.rewards.get(name) for sample in samples]) for name in names}
     return {
         **_obedience(samples),
         f"{HEADLINE}_interval": list(bootstrap_interval(samples, 0.7, seed=seed)),
         "components": _components(samples),
         "by_type": {t: _obedience([s for s in samples if s.row.get("type") == t]) for t in types},
+        **({"rewards": means} if len(names) > 1 else {}),
         "quality": dict(quality or {}),
         "invalid_reasons": dict(reasons.most_common(10)),
         "num_prompts": len({sample.prompt_id for sample in samples}),
@@ -182,7 +193,7 @@ def compare(base: Sequence[Scored], aligned: Sequence[Scored], seed: int = 0) ->
     """Differences aligned - base of S@tau with paired 95 % intervals over prompts."""
     differences = {}
     for tau in THRESHOLDS:
-        rates = [success_rate([s.reward for s in group], tau) for group in (base, aligned)]
+        rates = [success_rate([headline_score(s) for s in group], tau) for group in (base, aligned)]
         differences[f"S@{tau}"] = {
             "difference": rates[1] - rates[0],
             "interval": list(bootstrap_interval(aligned, tau, base, seed=seed)),

@@ -35,9 +35,9 @@ def summary_rows(summaries: Mapping[str, Summary]) -> list[list[str]]:
     for type in types:
         values = [summary.get("by_type", {}).get(type, {}).get(HEADLINE) for summary in columns]
         rows.append([f"{HEADLINE} {type}", *map(_share, values)])
-    for group in ("components", "quality"):
+    for group, prefix in (("rewards", "mean "), ("components", ""), ("quality", "")):
         for measure in dict.fromkeys(name for summary in columns for name in summary.get(group, {})):
-            rows.append([measure, *(_share(summary.get(group, {}).get(measure)) for summary in columns)])
+            rows.append([prefix + measure, *(_share(summary.get(group, {}).get(measure)) for summary in columns)])
     return rows
 
 

@@ -18,6 +18,7 @@ class Scored:
     reward: float | None
     row: dict[str, Any] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
+    rewards: dict[str, float | None] = field(default_factory=dict)
 
 
 def scored(rewards: dict[str, list[float | None]]) -> list[Scored]:
@@ -210,6 +211,23 @@ def test_a_summary_holds_what_results_json_promises():
     assert (summary["num_prompts"], summary["num_videos"]) == (2, 4)
     assert summary["S@0.7_interval"] == list(bootstrap_interval(samples, 0.7))
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_with_several_rewards_the_first_is_counted_and_a_gate_on_another_disqualifies():
+    """A sum of rewards has no scale that a threshold of the first could stand on."""
+    samples = [
+        Scored("a", 3.9, rewards={"dsr_score": 0.9, "motion": 3.0}),
+        Scored("b", 3.2, rewards={"dsr_score": 0.2, "motion": 3.0}),
+        Scored("c", None, rewards={"dsr_score": 0.9, "motion": 0.0}),
+        Scored("d", 2.0, rewards={"dsr_score": None, "motion": 2.0}),
+    ]
+    summary = summarize(samples)
+    assert (summary["S@0.7"], summary["invalid_rate"]) == (0.25, 0.5)
+    assert summary["dsr_mean"] == pytest.approx(0.55)
+    assert summary["rewards"] == {"dsr_score": pytest.approx(2 / 3), "motion": 2.0}
+    assert compare(samples, samples)["S@0.7"]["difference"] == 0
+    assert bootstrap_interval(samples[:1] * 3, 0.7) == (1.0, 1.0)
+    assert "rewards" not in summarize([Scored("a", 0.9, rewards={"dsr_score": 0.9})])
 
 
 def test_a_policy_without_a_valid_video_has_no_mean_and_is_still_json():

@@ -21,6 +21,7 @@ class Scored:
     reward: float | None
     row: dict[str, Any] = field(default_factory=dict)
     components: dict[str, Any] = field(default_factory=dict)
+    rewards: dict[str, float | None] = field(default_factory=dict)
 
 
 def judged(reward: float, sharpness: float, flicker: float = 0.0, noise: float = 0.1) -> dict[str, Any]:
