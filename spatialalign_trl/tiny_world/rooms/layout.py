@@ -1,0 +1,203 @@
+"""Which room a seed means: its size, walls and furniture, drawn such that no two splits share a layout.
+
+A seed belongs to one split, by its range. A layout belongs to one split too, by a hash of its signature (size of the
+room, partition wall, and the place of every kind of object); a seed draws until it meets a layout of its own split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...near_miss import near_miss
+from .furniture import INDOOR, OUTDOOR, Kind
+
+SPLIT_SEEDS: dict[str, range] = {
+    "train": range(0, 1_000_000),
+    "validation": range(1_000_000, 2_000_000),
+    "test": range(2_000_000, 3_000_000),
+}
+STYLES = ("indoor", "outdoor")
+"""Outdoor layouts exist for validation and test seeds only: nothing is ever trained on them."""
+
+GRID = 0.5
+"""Objects stand on a grid of this many metres, so that "the same layout" means something."""
+
+_GAP = 0.15
+_CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
+_WALLS = {
+    "north": (0.0, (0, 1)),
+    "east": (np.pi / 2, (1, 0)),
+    "south": (np.pi, (0, -1)),
+    "west": (-np.pi / 2, (-1, 0)),
+}
+"""Wall -> yaw of an object with its back to it, and direction of the wall in x and z."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one object stands.
+
+    Attributes:
+        kind, color: Words of `furniture.py`.
+        position: x and z of its middle, metres.
+        yaw: Radians; 0 has the back towards +z.
+        size: Width, height, depth before it is turned, metres.
+    """
+
+    kind: str
+    color: str
+    position: tuple[float, float]
+    yaw: float
+    size: tuple[float, float, float]
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.kind}"
+
+    def half_extent(self) -> tuple[float, float]:
+        """Half the ground it covers along x and z."""
+        cos, sin = abs(np.cos(self.yaw)), abs(np.sin(self.yaw))
+        width, _, depth = self.size
+        return (cos * width + sin * depth) / 2, (sin * width + cos * depth) / 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A room without its surfaces.
+
+    Attributes:
+        style: `"indoor"` or `"outdoor"`.
+        half: Half the room's size along x and z, metres; the middle of the floor is the origin.
+        height: Of the walls, metres.
+        partition: x0, z0, x1, z1 of a wall that stands into the room, or `None`.
+        places: The objects; no two with the same kind and colour.
+    """
+
+    style: str
+    half: tuple[float, float]
+    height: float
+    partition: tuple[float, float, float, float] | None
+    places: tuple[Place, ...]
+
+    def signature(self) -> str:
+        """What makes two rooms the same layout, whatever their colours and textures."""
+        places = sorted((place.kind, *(round(x / GRID) for x in place.position)) for place in self.places)
+        return repr((self.style, self.half, self.partition, places))
+
+    def split(self) -> str:
+        """The split that this layout belongs to: eight tenths are for training."""
+        bucket = hashlib.sha256(self.signature().encode()).digest()[0] % 10
+        return {8: "validation", 9: "test"}.get(bucket, "train")
+
+
+def split_of(seed: int) -> str:
+    """The split of a room's seed.
+
+    Raises:
+        ValueError: for a seed outside all ranges of `SPLIT_SEEDS`.
+    """
+    for split, seeds in SPLIT_SEEDS.items():
+        if seed in seeds:
+            return split
+    ranges = ", ".join(f"{split} {seeds.start} to {seeds.stop - 1}" for split, seeds in SPLIT_SEEDS.items())
+    raise ValueError(f"seed is {seed}, which belongs to no split; use {ranges}.")
+
+
+def sample_layout(seed: int, style: str = "indoor") -> Layout:
+    """The layout that a seed means.
+
+    Raises:
+        ValueError: for an unknown style, a seed of no split, or an outdoor training seed.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style is {style!r}. {near_miss(str(style), STYLES)}")
+    split = split_of(seed)
+    if style == "outdoor" and split == "train":
+        raise ValueError(
+            f"seed is {seed}, a training seed; outdoor rooms are for checks out of the training's domain and have "
+            f"seeds from {SPLIT_SEEDS['validation'].start} on."
+        )
+    rng = np.random.default_rng([seed, STYLES.index(style)])
+    while True:
+        layout = _draw(rng, style)
+        if layout.split() == split:
+            return layout
+
+
+def _draw(rng: np.random.Generator, style: str) -> Layout:
+    indoor = style == "indoor"
+    low, high = (9, 14) if indoor else (18, 25)  # in half metres
+    half = tuple(float(size) * GRID / 2 for size in rng.integers(low, high, 2))
+    height = float(rng.integers(25, 31)) / 10 if indoor else 4.0
+    partition = _partition(rng, half) if indoor and rng.random() < 0.4 else None
+    kinds = INDOOR if indoor else OUTDOOR
+    number = int(rng.integers(6, 10))
+    names = [*rng.permutation(list(kinds)), *rng.choice(list(kinds), 4)]  # two of a kind come with two colours
+    places: list[Place] = []
+    for name in names:
+        if len(places) == number:
+            break
+        free = sum(kinds[place.kind].stands == "free" for place in places)
+        if indoor and kinds[name].stands == "free" and free >= 3:
+            continue  # cameras need room
+        colors = [color for color in kinds[name].colors if (name, color) not in {(p.kind, p.color) for p in places}]
+        if colors:
+            place = _find_place(rng, str(name), str(rng.choice(colors)), kinds[name], half, partition, places)
+            places += [place] if place else []
+    return Layout(style, half, height, partition, tuple(places))
+
+
+def _partition(rng: np.random.Generator, half: tuple[float, float]) -> tuple[float, float, float, float]:
+    """A wall 12 cm thick from one of the walls into the room."""
+    axis, side = int(rng.integers(2)), int(rng.choice([-1, 1]))
+    at = float(rng.integers(-2, 3)) * GRID / 2
+    end = side * (half[axis] - half[axis] * 2 * rng.choice([0.35, 0.45]))
+    along = sorted((side * half[axis], end))
+    box = np.empty((2, 2))
+    box[:, axis], box[:, 1 - axis] = along, (at - 0.06, at + 0.06)
+    return tuple(float(x) for x in box.round(3).ravel())
+
+
+def _find_place(rng: np.random.Generator, name: str, color: str, kind: Kind, half: tuple[float, float],
+                partition: tuple[float, ...] | None, places: list[Place]) -> Place | None:  # fmt: skip
+    size = tuple(float(x) for x in (np.asarray(kind.size) * rng.uniform(0.9, 1.12, 3)).round(2))
+    for _ in range(30):
+        yaw, position = _candidate(rng, kind.stands, size, half)
+        place = Place(name, color, position, yaw, size)
+        if _fits(place, half, partition, places):
+            return place
+    return None
+
+
+def _candidate(rng: np.random.Generator, stands: str, size: tuple[float, float, float],
+               half: tuple[float, float]) -> tuple[float, tuple[float, float]]:  # fmt: skip
+    """A yaw and a position."""
+    on_grid = [float(rng.integers(np.ceil(-h / GRID), np.floor(h / GRID) + 1)) * GRID for h in half]
+    if stands == "free":
+        return float(rng.uniform(-np.pi, np.pi)), (on_grid[0], on_grid[1])
+    if stands == "corner":
+        reach = max(size[0], size[2]) / 2 + 0.08
+        side = _CORNERS[rng.integers(4)]
+        return float(rng.uniform(-np.pi, np.pi)), tuple(s * (h - reach) for s, h in zip(side, half, strict=True))
+    yaw, wall = list(_WALLS.values())[rng.integers(4)]
+    inset = size[2] / 2 + 0.02
+    position = [s * (h - inset) if s else at for s, h, at in zip(wall, half, on_grid, strict=True)]
+    return yaw, (position[0], position[1])
+
+
+def _fits(place: Place, half: tuple[float, float], partition: tuple[float, ...] | None, places: list[Place]) -> bool:
+    reach = np.array(place.half_extent())
+    middle = np.array(place.position)
+    if np.any(np.abs(middle) + reach > np.asarray(half) - 0.005):
+        return False
+    if partition is not None:
+        low, high = np.array(partition[:2]), np.array(partition[2:])
+        if np.all(middle + reach > low - 0.3) and np.all(middle - reach < high + 0.3):
+            return False
+    return all(
+        np.any(np.abs(middle - np.array(other.position)) > reach + np.array(other.half_extent()) + _GAP)
+        for other in places
+    )

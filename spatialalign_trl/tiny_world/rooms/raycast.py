@@ -1,0 +1,308 @@
+"""Room + camera poses -> frames, exact depth, and where each object is.
+
+Every quad is seen through two facts of projective geometry, both linear in the pixel: the inverse depth of its plane,
+and on which side of each of its edges the pixel's ray passes. A row of pixels meets a quad in one interval, so that
+visibility costs a few array operations a quad; colours are looked up once a pixel.
+
+Pixels follow OpenCV: the middle of the top left pixel is (0, 0), and the camera looks along its z with x right and y
+down. A pose is a 4x4 camera-to-world matrix: `world = pose[:3, :3] @ camera + pose[:3, 3]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from .room import Room
+from .surfaces import TEXELS_PER_METRE, Quad, normal_of
+
+_FAR = 1e-4
+"""The smallest inverse depth that counts as in front of the camera, 1/m."""
+
+_MIP_LEVELS = 6
+_EDGE = 1e-3
+"""Intervals are widened by this many fine pixels, so that no ray slips between two quads that share an edge."""
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What the cameras see.
+
+    Attributes:
+        frames (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`): RGB.
+        depth (`np.ndarray` of shape `(n, height, width)`, `float32`): z in the camera's frame at the pixel's middle,
+            metres (not the length of the ray).
+        objects (`np.ndarray` of shape `(n, height, width)`, `int16`): Index in `room.objects` of what is seen at the
+            pixel's middle, -1 for walls and the like.
+        boxes (`np.ndarray` of shape `(n, objects, 4)`, `float64`): x1, y1, x2, y2 around the *visible* pixels of each
+            object, the right and lower ends exclusive; NaN where it is not seen.
+        visible_pixels (`np.ndarray` of shape `(n, objects)`, `int64`): How many pixels show it.
+        intrinsics (`np.ndarray` of shape `(3, 3)`): The camera that was used.
+    """
+
+    frames: np.ndarray
+    depth: np.ndarray
+    objects: np.ndarray
+    boxes: np.ndarray
+    visible_pixels: np.ndarray
+    intrinsics: np.ndarray
+
+
+def intrinsics_for(size: tuple[int, int], field_of_view: float = 75.0) -> np.ndarray:
+    """The 3x3 matrix of a camera with square pixels and its axis through the middle of the image.
+
+    Args:
+        size (tuple of 2 `int`): Height and width in pixels.
+        field_of_view (`float`, *optional*, defaults to `75.0`): Horizontal, degrees, in (0, 180).
+    """
+    height, width = size
+    if not 0 < field_of_view < 180:
+        raise ValueError(f"field_of_view is {field_of_view}; it must lie in (0, 180) degrees.")
+    focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
+    return np.array([[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2], [0.0, 0.0, 1.0]])
+
+
+def render(room: Room, poses: np.ndarray, size: tuple[int, int] = (240, 416), *,
+           intrinsics: np.ndarray | None = None, supersample: int = 3) -> Rendering:  # fmt: skip
+    """Renders a room.
+
+    Args:
+        room (`Room`): From `sample_room`.
+        poses (`np.ndarray` of shape `(n, 4, 4)`): Camera-to-world, OpenCV's axes, metres.
+        size (tuple of 2 `int`, *optional*, defaults to `(240, 416)`): Height and width in pixels.
+        intrinsics (`np.ndarray` of shape `(3, 3)`, *optional*): In pixels; `intrinsics_for(size)` without.
+        supersample (`int`, *optional*, defaults to `3`): Rays along each side of a pixel, odd, so that one of them
+            is its middle. 1 is fastest and has jagged edges; small images want 5 or more.
+
+    Raises:
+        ValueError: for poses, intrinsics or numbers that are none.
+    """
+    poses = np.asarray(poses, np.float64)
+    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
+        raise ValueError(
+            f"poses have shape {poses.shape}; they are finite camera-to-world matrices of shape (n, 4, 4)."
+        )
+    if supersample < 1 or supersample % 2 == 0:
+        raise ValueError(f"supersample is {supersample}; it must be odd and at least 1.")
+    if min(size) < 1:
+        raise ValueError(f"size is {size}; height and width must be at least 1.")
+    intrinsics = intrinsics_for(size) if intrinsics is None else np.asarray(intrinsics, np.float64)
+    if intrinsics.shape != (3, 3):
+        raise ValueError(f"intrinsics have shape {intrinsics.shape}; they are a 3x3 matrix.")
+    camera = _Camera(_scene_of(room), size, intrinsics, supersample)
+    seen = [camera.look(pose) for pose in poses]
+    frames, depth, objects = (np.stack(parts) for parts in zip(*seen, strict=True))
+    boxes, visible = _boxes(objects, len(room.objects))
+    return Rendering(frames, depth, objects, boxes, visible, intrinsics)
+
+
+def _boxes(objects: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    boxes = np.full((len(objects), number, 4), np.nan)
+    visible = np.zeros((len(objects), number), np.int64)
+    for frame, image in enumerate(objects):
+        for index in range(number):
+            mask = image == index
+            visible[frame, index] = mask.sum()
+            if visible[frame, index]:
+                rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+                boxes[frame, index] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes, visible
+
+
+class _Scene:
+    """A room as arrays: corners, planes, texture coordinates; all textures and their smaller copies in one row."""
+
+    def __init__(self, room: Room) -> None:
+        self.corners = np.stack([quad.corners for quad in room.quads])
+        self.normals = np.stack([normal_of(quad) for quad in room.quads])
+        self.two_sided = np.array([quad.two_sided for quad in room.quads])
+        self.owners, self.shades = room.owners.astype(np.int16), room.shades.astype(np.float32)
+        index = {name: i for i, name in enumerate(room.textures)}
+        self.texture = np.array([index[quad.texture] for quad in room.quads])
+        self.texels = np.stack([_texture_axes(quad, room.textures[quad.texture].shape) for quad in room.quads])
+        texels, offsets, sizes = [], [], []
+        start = 0
+        for image in room.textures.values():
+            levels = _mip_levels(image)
+            offsets.append([start + sum(level.size for level in levels[:i]) for i in range(_MIP_LEVELS)])
+            sizes.append([level.shape for level in levels])
+            start = offsets[-1][-1] + levels[-1].size
+            texels += [level.ravel() for level in levels]
+        self.atlas = np.concatenate(texels)
+        self.offsets, self.sizes = np.array(offsets), np.array(sizes)  # (textures, levels), (textures, levels, 2)
+
+
+@lru_cache(maxsize=2)
+def _scene_of(room: Room) -> _Scene:
+    return _Scene(room)
+
+
+def _texture_axes(quad: Quad, shape: tuple[int, ...]) -> np.ndarray:
+    """`(2, 4)`: texel x and y of a point on the quad are this times (point, 1)."""
+    origin, right, down = quad.corners[0], quad.corners[1] - quad.corners[0], quad.corners[3] - quad.corners[0]
+    if quad.fitted:
+        axes = np.stack([right * shape[1] / (right @ right), down * shape[0] / (down @ down)])
+        start = np.zeros(2)
+    else:
+        right = right / np.linalg.norm(right)
+        down = np.cross(right, normal_of(quad))
+        down *= np.sign(down @ (quad.corners[2] - quad.corners[1])) or 1.0
+        axes = np.stack([right, down]) * TEXELS_PER_METRE
+        inside = (quad.corners - origin) @ axes.T
+        start = -inside.min(axis=0)
+    return np.concatenate([axes, (start - axes @ origin)[:, None]], axis=1)
+
+
+def _mip_levels(image: np.ndarray) -> list[np.ndarray]:
+    """The texture and its copies at half, a quarter, ... of its size, each texel packed into one number."""
+    level, packed = image.astype(np.float32), []
+    for _ in range(_MIP_LEVELS):
+        whole = np.zeros((*level.shape[:2], 4), np.uint8)
+        whole[..., :3] = level + 0.5
+        packed.append(whole.view(np.uint32)[..., 0])
+        level = level[: level.shape[0] // 2 * 2, : level.shape[1] // 2 * 2]
+        level = (level[::2, ::2] + level[1::2, ::2] + level[::2, 1::2] + level[1::2, 1::2]) / 4
+    return packed
+
+
+class _Camera:
+    """Renders one scene from any pose with fixed intrinsics."""
+
+    def __init__(self, scene: _Scene, size: tuple[int, int], intrinsics: np.ndarray, supersample: int) -> None:
+        self.scene, self.size, self.fine = scene, size, supersample
+        self.inverse = np.linalg.inv(intrinsics)
+        height, width = size
+        shift = (supersample - 1) / 2
+        self.columns = np.arange(width * supersample, dtype=np.int32)
+        self.x = ((self.columns - shift) / supersample).astype(np.float32)
+        self.y = (np.arange(height * supersample) - shift) / supersample
+
+    def look(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Frame, depth and object indices."""
+        height, width = self.size
+        kept, plane, texel_x, texel_y, low, high = self._project(pose)
+        ids, inverse_depth = self._cover(plane, low, high)
+        middle = slice(self.fine // 2, None, self.fine)
+        table = np.concatenate([texel_x, texel_y, plane], axis=1).astype(np.float32)
+        colors = self._colors(ids, kept, table).reshape(height, width, 3)
+        owners = np.concatenate([self.scene.owners[kept], [-1]]).astype(np.int16)
+        with np.errstate(divide="ignore"):
+            depth = 1.0 / inverse_depth[middle, middle]
+        return colors, np.where(ids[middle, middle] >= 0, depth, np.inf), owners[ids[middle, middle]]
+
+    def _project(self, pose: np.ndarray) -> tuple[np.ndarray, ...]:
+        """For the quads that may be seen: their indices; 3 numbers each for inverse depth and for both texel
+        coordinates over depth, all linear in (x, y, 1); first and last fine column on every fine row."""
+        scene, rotation, centre = self.scene, pose[:3, :3], pose[:3, 3]
+        towards = np.einsum("qi,qi->q", scene.normals, centre - scene.corners[:, 0])
+        kept = np.flatnonzero((towards > 1e-9) | (scene.two_sided & (np.abs(towards) > 1e-9)))
+        corners = (scene.corners[kept] - centre) @ rotation  # in the camera's frame
+        # z * (normal . ray) = normal . corner, for a ray with z = 1
+        plane = (scene.normals[kept] @ rotation) / -towards[kept, None] @ self.inverse
+        texels = scene.texels[kept]
+        constant = texels[:, :, :3] @ centre + texels[:, :, 3]
+        texel_x, texel_y = (
+            texels[:, axis, :3] @ rotation @ self.inverse + constant[:, axis, None] * plane for axis in (0, 1)
+        )
+        edges = np.cross(corners, np.roll(corners, -1, axis=1))
+        edges *= np.sign(np.einsum("qei,qi->qe", edges, corners.mean(axis=1)))[..., None]
+        edges = edges @ self.inverse
+        edges /= np.abs(edges[..., :2]).max(axis=-1, keepdims=True) + 1e-30
+        front = plane - np.array([0.0, 0.0, _FAR])
+        low, high = self._intervals(np.concatenate([edges, front[:, None]], axis=1))
+        seen = (low <= high).any(axis=1)
+        return kept[seen], plane[seen], texel_x[seen], texel_y[seen], low[seen], high[seen]
+
+    def _intervals(self, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First and last fine column, for every quad and fine row, where all its lines a*x + b*y + c are >= 0."""
+        slope = lines[..., 0, None]
+        rest = lines[..., 1, None] * self.y + lines[..., 2, None]
+        flat = np.abs(slope) < 1e-12
+        with np.errstate(divide="ignore", invalid="ignore"):
+            crossing = -rest / slope
+        low = np.where(slope > 0, crossing, -np.inf)
+        high = np.where(slope < 0, crossing, np.inf)
+        low = np.where(flat, np.where(rest < 0, np.inf, -np.inf), low).max(axis=1)
+        high = np.where(flat, np.inf, high).min(axis=1)
+        last, shift = len(self.columns) - 1, (self.fine - 1) / 2
+        low = np.ceil(np.clip(low * self.fine + shift - _EDGE, 0, last + 1))
+        high = np.floor(np.clip(high * self.fine + shift + _EDGE, -1, last))
+        return low.astype(np.int32), high.astype(np.int32)
+
+    def _cover(self, plane: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest quad on every fine pixel (-1 for none), and its inverse depth."""
+        shape = (len(self.y), len(self.columns))
+        nearest, ids = np.zeros(shape, np.float32), np.full(shape, -1, np.int16)
+        for quad, (a, b, c) in enumerate(plane):
+            rows = np.flatnonzero(low[quad] <= high[quad])
+            rows = slice(rows[0], rows[-1] + 1)
+            first, last = low[quad, rows], high[quad, rows]
+            columns = slice(first.min(), last.max() + 1)
+            depths = np.add.outer((b * self.y[rows] + c).astype(np.float32), np.float32(a) * self.x[columns])
+            at = self.columns[columns]
+            closer = depths > nearest[rows, columns]
+            closer &= at >= first[:, None]
+            closer &= at <= last[:, None]
+            np.copyto(nearest[rows, columns], depths, where=closer)
+            np.copyto(ids[rows, columns], np.int16(quad), where=closer)
+        return ids, nearest
+
+    def _colors(self, ids: np.ndarray, kept: np.ndarray, table: np.ndarray) -> np.ndarray:
+        """Colours of all pixels, `(height * width, 3)` uint8: one look-up where a pixel shows one quad, one for each
+        of its rays where it shows several."""
+        height, width = self.size
+        fine = self.fine
+        blocks = ids.reshape(height, fine, width, fine)
+        middle = np.ascontiguousarray(blocks[:, fine // 2, :, fine // 2])
+        rows, columns = np.divmod(np.arange(height * width), width)
+        scale = np.float32(1.0)
+        image = self._look_up(middle.ravel(), columns.astype(np.float32), rows.astype(np.float32), kept, table, scale)
+        if fine > 1:
+            mixed = (blocks != middle[:, None, :, None]).any(axis=(1, 3))
+            at = np.flatnonzero(mixed)
+            rows, columns = np.divmod(at, width)
+            steps = ((np.arange(fine) - fine // 2) / fine).astype(np.float32)
+            x = (columns[:, None, None] + steps[None, None, :]).astype(np.float32)
+            y = (rows[:, None, None] + steps[None, :, None]).astype(np.float32)
+            x, y = np.broadcast_arrays(x, y)
+            inner = blocks[rows, :, columns, :]
+            rays = self._look_up(inner.ravel(), x.ravel(), y.ravel(), kept, table, scale / fine)
+            image[at] = rays.reshape(len(at), fine * fine, 3).mean(axis=1)
+        return (image + 0.5).astype(np.uint8)
+
+    def _look_up(self, ids: np.ndarray, x: np.ndarray, y: np.ndarray, kept: np.ndarray, table: np.ndarray,
+                 spacing: np.float32) -> np.ndarray:  # fmt: skip
+        """Colours where rays meet quads: bilinear in the copy of the texture whose texels are as far apart as rays."""
+        scene = self.scene
+        coefficients = table[ids]
+        over, down, inverse = (
+            coefficients[:, i] * x + coefficients[:, i + 1] * y + coefficients[:, i + 2] for i in (0, 3, 6)
+        )
+        depth = 1.0 / np.maximum(inverse, _FAR)
+        u, v = over * depth, down * depth
+        spread = spacing * depth
+        u_x, u_y = (coefficients[:, i] - u * coefficients[:, 6 + i] for i in (0, 1))
+        v_x, v_y = (coefficients[:, 3 + i] - v * coefficients[:, 6 + i] for i in (0, 1))
+        squares = (u_x * u_x + v_x * v_x) * (u_y * u_y + v_y * v_y)
+        level = 0.25 * np.log2(np.maximum(squares, 1e-12)) + np.log2(spread)
+        level = np.clip((level + 0.5).astype(np.int32), 0, _MIP_LEVELS - 1)
+        quads = kept[ids]
+        texture = scene.texture[quads]
+        sizes = scene.sizes[texture, level]
+        smaller = np.ldexp(np.float32(1.0), -level)
+        u, v = u * smaller - 0.5, v * smaller - 0.5
+        column, row = np.floor(u), np.floor(v)
+        right, lower = u - column, v - row
+        columns, rows = column.astype(np.int64), row.astype(np.int64)
+        left_column, right_column = (np.clip(columns + i, 0, sizes[:, 1] - 1) for i in (0, 1))
+        start = scene.offsets[texture, level]
+        upper_row, lower_row = (start + np.clip(rows + i, 0, sizes[:, 0] - 1) * sizes[:, 1] for i in (0, 1))
+        color = np.zeros((len(ids), 4), np.float32)
+        for line, down_share in ((upper_row, 1 - lower), (lower_row, lower)):
+            for place, right_share in ((left_column, 1 - right), (right_column, right)):
+                texels = scene.atlas[line + place].view(np.uint8).reshape(-1, 4)
+                color += texels * (down_share * right_share)[:, None]
+        shade = np.where(ids >= 0, scene.shades[quads], 0.0)
+        return color[:, :3] * shade[:, None]

@@ -1,0 +1,279 @@
+"""A room with all its surfaces, made of a seed: what there is to render, and what each named object is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .furniture import FRONTS, INDOOR, OUTDOOR
+from .layout import Layout, Place, sample_layout
+from .surfaces import TEXELS_PER_METRE, Quad, cuboid, inside_of_cuboid, normal_of, placed
+from .textures import COLORS, TEXTURES, Color, Texture
+
+_WALL_COLORS: tuple[Color, ...] = (
+    (206, 196, 172), (178, 196, 200), (208, 180, 168), (188, 200, 172), (214, 206, 196), (192, 184, 206),
+)  # fmt: skip
+_FLOOR_COLORS: tuple[Color, ...] = ((162, 118, 78), (126, 88, 60), (178, 150, 116), (150, 146, 140), (190, 180, 164))
+_LIGHT = np.array([0.35, -0.78, -0.52])
+_SKY_DISTANCE = 60.0
+_OBJECT_TEXELS = 256
+
+
+@dataclass(frozen=True)
+class RoomObject:
+    """A named object.
+
+    Attributes:
+        name (`str`): Colour and kind, such as `"green plant"`; unique in its room.
+        kind, color (`str`): The two words.
+        low, high (`np.ndarray` of shape `(3,)`): Corners of its box along the world's axes, metres. `low[1]` is its
+            top, since y points down.
+        yaw (`float`): Radians; the object's back looks along (sin yaw, 0, cos yaw).
+        has_front (`bool`): Whether it stands with its back to a wall.
+    """
+
+    name: str
+    kind: str
+    color: str
+    low: np.ndarray
+    high: np.ndarray
+    yaw: float
+    has_front: bool
+
+    @property
+    def centre(self) -> np.ndarray:
+        return (self.low + self.high) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Room:
+    """Everything that there is to see, and where it is.
+
+    Attributes:
+        seed, layout: What it was made of.
+        objects (`tuple[RoomObject, ...]`): The named objects.
+        quads (`tuple[Quad, ...]`): All surfaces.
+        owners (`np.ndarray` of shape `(quads,)`): The index of each surface's object, -1 for walls and the like.
+        shades (`np.ndarray` of shape `(quads,)`): How light each surface is.
+        textures (`dict[str, np.ndarray]`): Name -> uint8 `(height, width, 3)`.
+    """
+
+    seed: int
+    layout: Layout
+    objects: tuple[RoomObject, ...]
+    quads: tuple[Quad, ...]
+    owners: np.ndarray
+    shades: np.ndarray
+    textures: dict[str, Texture]
+
+    @property
+    def style(self) -> str:
+        return self.layout.style
+
+    @property
+    def split(self) -> str:
+        return self.layout.split()
+
+    @cached_property
+    def obstacles(self) -> np.ndarray:
+        """Boxes that no camera may enter, `(n, 2, 3)`: low and high corners of the objects and the partition."""
+        boxes = [(one.low, one.high) for one in self.objects]
+        if self.layout.partition is not None:
+            x0, z0, x1, z1 = self.layout.partition
+            boxes.append((np.array([x0, -self.layout.height, z0]), np.array([x1, 0.0, z1])))
+        return np.array(boxes, dtype=np.float64).reshape(-1, 2, 3)
+
+    def object_named(self, name: str) -> RoomObject:
+        """The object of that name.
+
+        Raises:
+            KeyError: when there is none; lists those there are.
+        """
+        for one in self.objects:
+            if one.name == name:
+                return one
+        names = ", ".join(one.name for one in self.objects)
+        raise KeyError(f"room {self.seed} has no {name!r}; it has: {names}")
+
+    def clearance(self, points: np.ndarray) -> np.ndarray:
+        """Distance of points from the nearest wall, floor, ceiling or obstacle.
+
+        Args:
+            points (`np.ndarray` of shape `(n, 3)`): World coordinates, metres.
+
+        Returns:
+            `np.ndarray` of shape `(n,)`: metres; 0 or less inside something or outside the room.
+        """
+        points = np.asarray(points, np.float64)
+        half = np.array(self.layout.half)
+        walls = (half - np.abs(points[:, [0, 2]])).min(axis=1)
+        upright = np.minimum(-points[:, 1], points[:, 1] + self.layout.height)
+        if not len(self.obstacles):
+            return np.minimum(walls, upright)
+        outside = np.maximum(self.obstacles[:, 0] - points[:, None], points[:, None] - self.obstacles[:, 1])
+        away = np.linalg.norm(np.maximum(outside, 0.0), axis=2) + np.minimum(outside.max(axis=2), 0.0)
+        return np.minimum(np.minimum(walls, upright), away.min(axis=1))
+
+
+def sample_room(seed: int, style: str = "indoor") -> Room:
+    """The room that a seed means; the same on every machine with the same NumPy.
+
+    Args:
+        seed (`int`): Its range says which split the room belongs to, see `SPLIT_SEEDS`.
+        style (`str`, *optional*, defaults to `"indoor"`): Or `"outdoor"`, a garden, which has no training seeds.
+
+    Raises:
+        ValueError: for an unknown style or a seed that the style has not.
+    """
+    layout = sample_layout(seed, style)
+    rng = np.random.default_rng([seed, 77])
+    builder = _Builder(layout, rng)
+    builder.shell()
+    if layout.style == "indoor":
+        builder.decorate()
+    objects = tuple(builder.furnish(index, place) for index, place in enumerate(layout.places))
+    normals = np.stack([normal_of(quad) for quad in builder.quads])
+    light = np.clip(normals @ (_LIGHT / np.linalg.norm(_LIGHT)), -1, 1)
+    shades = np.array([0.8 + 0.2 * x if not lit else 1.0 for x, lit in zip(light, builder.self_lit, strict=True)])
+    textures = {name: np.clip(image + 0.5, 0, 255).astype(np.uint8) for name, image in builder.textures.items()}
+    return Room(seed, layout, objects, tuple(builder.quads), np.array(builder.owners), shades, textures)
+
+
+class _Builder:
+    """Collects the quads and textures of one room."""
+
+    def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
+        self.layout, self.rng = layout, rng
+        self.quads: list[Quad] = []
+        self.owners: list[int] = []
+        self.self_lit: list[bool] = []
+        self.textures: dict[str, Texture] = {}
+
+    def add(self, quads: list[Quad], owner: int = -1, self_lit: bool = False) -> None:
+        self.quads += quads
+        self.owners += [owner] * len(quads)
+        self.self_lit += [self_lit] * len(quads)
+
+    def paint(self, name: str, function: str, color: Color, height: int, width: int) -> str:
+        """Adds a texture; sides are multiples of 32, so that smaller copies of it fit exactly."""
+        height, width = (max(32, round(side / 32) * 32) for side in (height, width))
+        self.textures[name] = TEXTURES[function](self.rng, height, width, color)
+        return name
+
+    def shell(self) -> None:
+        """Floor, walls, and ceiling or sky."""
+        (x, z), height = self.layout.half, self.layout.height
+        indoor = self.layout.style == "indoor"
+        density = TEXELS_PER_METRE if indoor else TEXELS_PER_METRE * 0.6
+        floors, walls = (("planks", "tiles"), ("plaster", "wallpaper")) if indoor else (("grass",), ("facade",))
+        base = _WALL_COLORS[self.rng.integers(len(_WALL_COLORS))]
+        names = {}
+        for side, length in (("north", 2 * x), ("east", 2 * z), ("south", 2 * x), ("west", 2 * z)):
+            function = str(self.rng.choice(walls)) if self.rng.random() > 0.15 or not indoor else "bricks"
+            color = base if indoor else tuple(self.rng.uniform(120, 215, 3))
+            names[side] = self.paint(side, function, color, int(height * density), int(length * density))
+            self.textures[side] *= _edge_shadow(*self.textures[side].shape[:2], density)
+        floor_color = _FLOOR_COLORS[self.rng.integers(len(_FLOOR_COLORS))] if indoor else (92, 146, 66)
+        function = str(self.rng.choice(floors))
+        names["floor"] = self.paint("floor", function, floor_color, int(2 * z * density), int(2 * x * density))
+        self._cast_shadows()
+        if indoor:
+            names["ceiling"] = self.paint("ceiling", "plaster", (226, 224, 218), int(z * density), int(x * density))
+        self.add(inside_of_cuboid((-x, -height, -z), (x, 0.0, z), names))
+        if not indoor:
+            self._sky()
+        elif self.layout.partition is not None:
+            x0, z0, x1, z1 = self.layout.partition
+            self.paint("partition", "wallpaper", base, int(height * density), int(max(x1 - x0, z1 - z0) * density))
+            self.add(cuboid((x0, -height, z0), (x1, 0.0, z1), "partition"))
+
+    def _cast_shadows(self) -> None:
+        """Darkens the floor under and around what stands on it, and along the walls indoors."""
+        floor = self.textures["floor"]
+        (x, z), (rows, columns) = self.layout.half, floor.shape[:2]
+        at_z = np.linspace(z, -z, rows, dtype=np.float32)[:, None]
+        at_x = np.linspace(-x, x, columns, dtype=np.float32)[None, :]
+        light = np.ones((rows, columns), np.float32)
+        for place in self.layout.places:
+            (px, pz), (hx, hz) = place.position, place.half_extent()
+            away = np.hypot(np.maximum(np.abs(at_x - px) - hx, 0), np.maximum(np.abs(at_z - pz) - hz, 0))
+            light *= 1.0 - 0.42 * np.exp(-away / 0.14)
+        wall = np.minimum(x - np.abs(at_x), z - np.abs(at_z))
+        floor *= (light * (1.0 - 0.3 * np.exp(-wall / 0.2)))[..., None]
+
+    def _sky(self) -> None:
+        far, names = _SKY_DISTANCE, {}
+        for side in ("north", "east", "south", "west"):
+            names[side] = self.paint(f"sky {side}", "sky", (112, 168, 232), 384, 768)
+        names["ceiling"] = self.paint("sky top", "sky", (104, 160, 228), 384, 384)
+        self.add(inside_of_cuboid((-far, -far, -far), (far, 0.0, far), names), self_lit=True)
+
+    def decorate(self) -> None:
+        """Pictures, windows, a door and a rug: features for matching, and something to look at."""
+        (x, z), height = self.layout.half, self.layout.height
+        lengths = {"north": x, "east": z, "south": x, "west": z}
+        with_door, with_window = self.rng.permutation(list(lengths))[:2]
+        for side, half_length in lengths.items():
+            at = -half_length + 0.55
+            number = 0
+            while at < half_length - 0.6:
+                kind = "painting"
+                if number == 0 and side == with_window:
+                    kind = "window"
+                if number == 1 and side == with_door:
+                    kind = "door"
+                wide = {"painting": self.rng.uniform(0.5, 1.1), "window": 1.5, "door": 0.9}[kind]
+                tall = {"painting": self.rng.uniform(0.45, 0.8), "window": 1.1, "door": 2.05}[kind]
+                if at + wide > half_length - 0.25:
+                    break
+                top = -2.05 if kind == "door" else -min(1.55 + tall / 2, height - 0.15)
+                self._hang(side, at + wide / 2, wide, top, tall, kind, f"{kind} {side} {number}")
+                at += wide + self.rng.uniform(0.25, 0.8)
+                number += 1
+        wide, deep = self.rng.uniform(0.35, 0.5, 2) * 2 * np.array([x, z])
+        self.paint("rug", "carpet", tuple(self.rng.uniform(70, 200, 3)), int(deep * 128), int(wide * 128))
+        corners = [(-wide / 2, -0.008, deep / 2), (wide / 2, -0.008, deep / 2), (wide / 2, -0.008, -deep / 2),
+                   (-wide / 2, -0.008, -deep / 2)]  # fmt: skip
+        self.add([Quad(np.array(corners), "rug", True)])
+
+    def _hang(self, side: str, at: float, wide: float, top: float, tall: float, kind: str, name: str) -> None:
+        """Puts a picture on a wall; `at` is along x or z."""
+        color = {"door": (150, 104, 70), "window": (238, 236, 230)}.get(kind, tuple(self.rng.uniform(30, 120, 3)))
+        self.paint(name, kind, color, int(tall * 160), int(wide * 160))
+        x, z = self.layout.half
+        thin = 0.015
+        low = {"north": (at - wide / 2, z - thin), "south": (at - wide / 2, -z), "east": (x - thin, at - wide / 2),
+               "west": (-x, at - wide / 2)}[side]  # fmt: skip
+        extent = (wide, thin) if side in ("north", "south") else (thin, wide)
+        box = cuboid((low[0], top, low[1]), (low[0] + extent[0], top + tall, low[1] + extent[1]), name)
+        inward = {"north": (0, 0, -1), "south": (0, 0, 1), "east": (-1, 0, 0), "west": (1, 0, 0)}[side]
+        self.add([Quad(quad.corners, name, True) for quad in box if normal_of(quad) @ np.array(inward) > 0.5])
+
+    def furnish(self, index: int, place: Place) -> RoomObject:
+        """Builds an object; returns its name and its exact box."""
+        kind = (INDOOR if self.layout.style == "indoor" else OUTDOOR)[place.kind]
+        quads = placed(kind.build(*place.size, self.rng), place.yaw, (place.position[0], 0.0, place.position[1]))
+        color = COLORS[place.color]
+        known = {"main": (kind.main, color), **kind.others}
+        if place.kind in FRONTS:
+            known["front"] = (FRONTS[place.kind], color)
+        for name in sorted({quad.texture for quad in quads}):
+            function, tint = known[name]
+            sides = (_OBJECT_TEXELS, _OBJECT_TEXELS)
+            if name == "front":
+                sides = (int(place.size[1] * TEXELS_PER_METRE), int(place.size[0] * TEXELS_PER_METRE))
+            self.paint(f"{index} {name}", function, tint, *sides)
+        self.add([Quad(q.corners, f"{index} {q.texture}", q.fitted, q.two_sided) for q in quads], index)
+        corners = np.concatenate([quad.corners for quad in quads])
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        return RoomObject(place.name, place.kind, place.color, low, high, place.yaw, kind.stands == "wall")
+
+
+def _edge_shadow(height: int, width: int, density: float) -> Texture:
+    """Brightness of a wall: a little darker towards floor, ceiling and corners."""
+    y, x = (np.arange(side, dtype=np.float32)[:, None] / density for side in (height, width))
+    rows = np.minimum(y, y[::-1])
+    columns = np.minimum(x, x[::-1])
+    return (1 - 0.22 * np.exp(-rows / 0.2))[..., None] * (1 - 0.22 * np.exp(-columns / 0.25)).T[..., None]

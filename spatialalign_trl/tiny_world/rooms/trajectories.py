@@ -1,0 +1,258 @@
+"""Smooth camera paths through a room that keep clear of walls and objects, and what they are called in words.
+
+A path is a few knots (position, yaw, pitch) with cubic splines between them, so that a line of a dataset holds it and
+any number of frames can be made of it. Yaw 0 looks along +z and grows towards +x (to the right); pitch grows upwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+
+from ...near_miss import near_miss
+from .raycast import render
+from .room import Room, RoomObject
+
+Knot = tuple[float, float, float, float, float]
+"""x, y, z in metres, yaw and pitch in degrees."""
+
+CLEARANCE = 0.25
+"""No camera comes nearer than this to anything, metres."""
+
+_ATTEMPTS = 300
+_THUMBNAIL = (30, 52)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A camera path.
+
+    Attributes:
+        kind (`str`): Such as `"orbit"`.
+        knots (`tuple[Knot, ...]`): At equal steps of time; at least two. Yaw is continuous: it may pass 360.
+        text (`str`): The path as an instruction.
+    """
+
+    kind: str
+    knots: tuple[Knot, ...]
+    text: str
+
+    def __post_init__(self) -> None:
+        if len(self.knots) < 2 or any(len(knot) != 5 for knot in self.knots):
+            raise ValueError(f"a trajectory has at least 2 knots of x, y, z, yaw, pitch; got {self.knots!r}")
+        if not np.isfinite(np.array(self.knots, np.float64)).all():
+            raise ValueError(f"a knot of the trajectory is not finite: {self.knots!r}")
+
+    def poses(self, num_frames: int) -> np.ndarray:
+        """Camera-to-world matrices `(num_frames, 4, 4)` from the first knot to the last.
+
+        Raises:
+            ValueError: for fewer than 1 frame.
+        """
+        if num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}; it must be at least 1.")
+        knots = np.array(self.knots, np.float64)
+        values = CubicSpline(np.linspace(0, 1, len(knots)), knots)(np.linspace(0, 1, num_frames))
+        return np.stack([look(value[:3], value[3], value[4]) for value in values])
+
+
+def look(position: Sequence[float], yaw: float, pitch: float = 0.0) -> np.ndarray:
+    """The pose of an upright camera.
+
+    Args:
+        position (sequence of 3 `float`): World coordinates, metres.
+        yaw, pitch (`float`): Degrees.
+    """
+    yaw, pitch = np.radians(yaw), np.radians(pitch)
+    forward = np.array([np.sin(yaw) * np.cos(pitch), -np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
+    right = np.array([np.cos(yaw), 0.0, -np.sin(yaw)])
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
+    pose[:3, 3] = position
+    return pose
+
+
+def direction(start: np.ndarray, end: np.ndarray) -> tuple[float, float]:
+    """Yaw and pitch, in degrees, of the view from one point to another."""
+    x, y, z = np.asarray(end, np.float64) - np.asarray(start, np.float64)
+    return float(np.degrees(np.arctan2(x, z))), float(np.degrees(np.arctan2(-y, np.hypot(x, z))))
+
+
+def is_clear(room: Room, trajectory: Trajectory, clearance: float = CLEARANCE) -> bool:
+    """Whether the camera keeps its distance from everything all along the path."""
+    return bool(room.clearance(trajectory.poses(97)[:, :3, 3]).min() >= clearance)
+
+
+def sample_trajectory(room: Room, kind: str, rng: np.random.Generator) -> Trajectory:
+    """A path of a kind: `"pan"`, `"dolly"`, `"orbit"`, `"walk"` or `"survey"` (which looks all around).
+
+    Raises:
+        ValueError: for an unknown kind.
+        RuntimeError: when the room has no space for one.
+    """
+    if kind not in _DRAWERS:
+        raise ValueError(f"kind is {kind!r}. {near_miss(kind, _DRAWERS)}")
+    for _ in range(_ATTEMPTS):
+        drawn = _DRAWERS[kind](room, rng)
+        if is_clear(room, drawn) and (kind == "survey" or _sees_far_enough(room, drawn)):
+            return drawn
+    raise RuntimeError(f"room {room.seed} has no space for a {kind!r} trajectory; take another seed.")
+
+
+def sample_approach(room: Room, target: RoomObject, rng: np.random.Generator) -> Trajectory:
+    """A path that starts where the target is out of view and ends with it in the middle of the picture.
+
+    Raises:
+        RuntimeError: when none was found, for instance because the target is hidden.
+    """
+    index = room.objects.index(target)
+    for _ in range(_ATTEMPTS):
+        drawn = _draw_approach(room, target, rng)
+        if not is_clear(room, drawn):
+            continue
+        ends = render(room, drawn.poses(2), _THUMBNAIL, supersample=1)
+        share = ends.visible_pixels[:, index] / np.prod(_THUMBNAIL)
+        if share[0] == 0 and share[1] > 0.02 and np.median(ends.depth[0]) > 1.0 and _centred(ends.boxes[1, index]):
+            return drawn
+    raise RuntimeError(f"room {room.seed} has no free path to the {target.name}; take another target or seed.")
+
+
+def _centred(box: np.ndarray) -> bool:
+    """Whether the visible part of an object lies around the middle of the thumbnail."""
+    height, width = _THUMBNAIL
+    return abs(box[0] + box[2] - width) < 0.3 * width and abs(box[1] + box[3] - height) < 0.5 * height
+
+
+def rounded(values: np.ndarray) -> tuple[Knot, ...]:
+    """Knots as a dataset stores them: 0.1 mm, 0.01 degrees."""
+    return tuple((*(round(float(x), 4) for x in knot[:3]), *(round(float(x), 2) for x in knot[3:])) for knot in values)
+
+
+def _eased(number: int) -> np.ndarray:
+    """Shares of the way at equal steps of time: a slow start and a slow stop."""
+    time = np.linspace(0, 1, number)
+    return time * time * (3 - 2 * time)
+
+
+def _position(room: Room, rng: np.random.Generator) -> np.ndarray:
+    """A point at eye height, clear of everything but not proven to be."""
+    half = np.array(room.layout.half) - 0.5
+    x, z = rng.uniform(-half, half)
+    return np.array([x, -rng.uniform(1.25, 1.6), z])
+
+
+def _sees_far_enough(room: Room, trajectory: Trajectory) -> bool:
+    """Frames full of one near wall show nothing to find a camera by."""
+    seen = render(room, trajectory.poses(3), _THUMBNAIL, supersample=1)
+    return bool(np.median(seen.depth.reshape(3, -1), axis=1).min() > 1.2)
+
+
+def _side(angle: float) -> str:
+    return "right" if angle > 0 else "left"
+
+
+def _draw_pan(room: Room, rng: np.random.Generator) -> Trajectory:
+    position, start, pitch = _position(room, rng), rng.uniform(-180, 180), rng.uniform(-12, 0)
+    angle = rng.choice([-1, 1]) * rng.uniform(35, 80)
+    yaws = start + angle * _eased(9)
+    text = f"Stand still and turn {_side(angle)} by {abs(angle):.0f} degrees."
+    return Trajectory("pan", rounded(np.array([(*position, yaw, pitch) for yaw in yaws])), text)
+
+
+def _draw_dolly(room: Room, rng: np.random.Generator) -> Trajectory:
+    position, yaw, pitch = _position(room, rng), rng.uniform(-180, 180), rng.uniform(-10, 0)
+    sideways = rng.random() < 0.35
+    length = rng.choice([-1, 1]) * rng.uniform(0.7, 1.6)
+    heading = np.radians(yaw + (90 if sideways else 0))
+    step = np.array([np.sin(heading), 0.0, np.cos(heading)]) * length
+    words = ("right" if length > 0 else "left") if sideways else ("forward" if length > 0 else "backward")
+    knots = [(*(position + step * share), yaw, pitch) for share in _eased(9)]
+    return Trajectory("dolly", rounded(np.array(knots)), f"Move {words} by {abs(length):.1f} metres.")
+
+
+def _draw_orbit(room: Room, rng: np.random.Generator) -> Trajectory:
+    target = room.objects[rng.integers(len(room.objects))]
+    radius = np.hypot(*(target.high - target.low)[[0, 2]]) / 2 + rng.uniform(0.7, 1.6)
+    start, sweep = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1]) * rng.uniform(0.6, 1.4)
+    height = rng.uniform(1.25, 1.6)
+    knots = []
+    for angle in start + sweep * _eased(9):
+        eye = np.array([target.centre[0] + radius * np.sin(angle), -height, target.centre[2] + radius * np.cos(angle)])
+        knots.append((*eye, *direction(eye, target.centre)))
+    # Looking at the middle, the camera moves to its left as the angle around the middle grows.
+    text = f"Circle the {target.name} to the {_side(-sweep)} by {np.degrees(abs(sweep)):.0f} degrees, looking at it."
+    return Trajectory("orbit", rounded(_continuous(knots)), text)
+
+
+def _draw_walk(room: Room, rng: np.random.Generator) -> Trajectory:
+    """Along a bend, looking ahead."""
+    start, end = _position(room, rng), _position(room, rng)
+    end[1] = start[1]
+    bend = (start + end) / 2 + np.array([*rng.uniform(-0.8, 0.8, 2), 0.0])[[0, 2, 1]]
+    share = _eased(9)[:, None]
+    path = (1 - share) ** 2 * start + 2 * share * (1 - share) * bend + share**2 * end
+    tangent = 2 * (1 - share) * (bend - start) + 2 * share * (end - bend)
+    knots = [
+        (*point, np.degrees(np.arctan2(step[0], step[2])), -4.0) for point, step in zip(path, tangent, strict=True)
+    ]
+    values = _continuous(knots)
+    length = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
+    angle = values[-1, 3] - values[0, 3]
+    if not 1.0 < length < 4.0 or abs(angle) > 120:
+        return _draw_walk(room, rng)
+    turn = f", turning {_side(angle)} by {abs(angle):.0f} degrees" if abs(angle) >= 5 else ""
+    return Trajectory("walk", rounded(values), f"Walk forward {length:.1f} metres{turn}.")
+
+
+def _draw_survey(room: Room, rng: np.random.Generator) -> Trajectory:
+    """Once around on a small ellipse, looking outwards: what a person does who films a whole room."""
+    middle = _position(room, rng)
+    radii = rng.uniform(0.25, 0.45) * np.array(room.layout.half)
+    start, turn = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1])
+    knots = []
+    for share in np.linspace(0, 1, 17):
+        angle = start + turn * 2 * np.pi * share
+        eye = middle + np.array([radii[0] * np.sin(angle), 0.05 * np.sin(3 * angle), radii[1] * np.cos(angle)])
+        # Looking across the room shows more of it than looking at the nearest wall.
+        knots.append((*eye, np.degrees(angle) + 180 + 25 * np.sin(2 * angle), -8.0))
+    return Trajectory("survey", rounded(_continuous(knots)), "Walk around the room and look at all of it.")
+
+
+def _draw_approach(room: Room, target: RoomObject, rng: np.random.Generator) -> Trajectory:
+    start = _position(room, rng)
+    reach = np.hypot(*(target.high - target.low)[[0, 2]]) / 2 + rng.uniform(0.7, 1.5)
+    around = rng.uniform(0, 2 * np.pi)
+    if target.has_front:
+        around = target.yaw + np.pi + rng.uniform(-0.9, 0.9)
+    end = np.array([target.centre[0] + reach * np.sin(around), start[1], target.centre[2] + reach * np.cos(around)])
+    final_yaw, final_pitch = direction(end, target.centre)
+    yaw = final_yaw + rng.choice([-1, 1]) * rng.uniform(60, 130)
+    bend = (start + end) / 2 + np.array([*rng.uniform(-0.6, 0.6, 2), 0.0])[[0, 2, 1]]
+    knots = []
+    for share in _eased(9):
+        point = (1 - share) ** 2 * start + 2 * share * (1 - share) * bend + share**2 * end
+        # The view turns first and rests on the target for the last third.
+        turned = min(share * 1.25, 1.0)
+        turned = turned * turned * (3 - 2 * turned)
+        knots.append((*point, yaw + (final_yaw - yaw) * turned, -5.0 + (final_pitch + 5.0) * turned))
+    return Trajectory("approach", rounded(np.array(knots)), f"Find the {target.name}.")
+
+
+def _continuous(knots: Sequence[Sequence[float]]) -> np.ndarray:
+    """Knots whose yaw has no jump of 360 degrees."""
+    values = np.array(knots, np.float64)
+    values[:, 3] = np.degrees(np.unwrap(np.radians(values[:, 3])))
+    return values
+
+
+_DRAWERS: dict[str, Callable[[Room, np.random.Generator], Trajectory]] = {
+    "pan": _draw_pan,
+    "dolly": _draw_dolly,
+    "orbit": _draw_orbit,
+    "walk": _draw_walk,
+    "survey": _draw_survey,
+}
+TRAJECTORY_KINDS = tuple(_DRAWERS)
