@@ -13,11 +13,12 @@ World, objects and cameras have OpenCV's axes: x right, y down, z forward, in me
 """
 
 from .layout import SPLIT_SEEDS, STYLES, split_of
-from .raycast import Rendering, intrinsics_for, render
+from .raycast import Geometry, Rendering, intrinsics_for, render, render_geometry
 from .room import Room, RoomObject, sample_room
 from .trajectories import TRAJECTORY_KINDS, Trajectory, is_clear, look, sample_approach, sample_trajectory
 
 __all__ = [
-    "SPLIT_SEEDS", "STYLES", "TRAJECTORY_KINDS", "Rendering", "Room", "RoomObject", "Trajectory", "intrinsics_for",
-    "is_clear", "look", "render", "sample_approach", "sample_room", "sample_trajectory", "split_of",
+    "SPLIT_SEEDS", "STYLES", "TRAJECTORY_KINDS", "Geometry", "Rendering", "Room", "RoomObject", "Trajectory",
+    "intrinsics_for", "is_clear", "look", "render", "render_geometry", "sample_approach", "sample_room",
+    "sample_trajectory", "split_of",
 ]  # fmt: skip

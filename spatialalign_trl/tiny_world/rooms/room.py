@@ -22,6 +22,26 @@ _OBJECT_TEXELS = 256
 
 
 @dataclass(frozen=True)
+class Paint:
+    """How one texture is made.
+
+    Attributes:
+        function (`str`): A name of `TEXTURES`.
+        color: What it is given as its colour.
+        height, width (`int`): In texels, multiples of 32, so that smaller copies of it fit exactly.
+        shadows (`"wall"` or `"floor"`, *optional*): What is laid over it.
+        density (`float`): Texels per metre, for the shadows.
+    """
+
+    function: str
+    color: Color
+    height: int
+    width: int
+    shadows: str | None = None
+    density: float = TEXELS_PER_METRE
+
+
+@dataclass(frozen=True)
 class RoomObject:
     """A named object.
 
@@ -57,7 +77,7 @@ class Room:
         quads (`tuple[Quad, ...]`): All surfaces.
         owners (`np.ndarray` of shape `(quads,)`): The index of each surface's object, -1 for walls and the like.
         shades (`np.ndarray` of shape `(quads,)`): How light each surface is.
-        textures (`dict[str, np.ndarray]`): Name -> uint8 `(height, width, 3)`.
+        paints (`dict[str, Paint]`): Name of a texture -> how it is made.
     """
 
     seed: int
@@ -66,7 +86,21 @@ class Room:
     quads: tuple[Quad, ...]
     owners: np.ndarray
     shades: np.ndarray
-    textures: dict[str, Texture]
+    paints: dict[str, Paint]
+
+    @cached_property
+    def textures(self) -> dict[str, np.ndarray]:
+        """Name -> uint8 `(height, width, 3)`. Made when first asked for: most of the work, and geometry needs none."""
+        painted = {}
+        for index, (name, paint) in enumerate(self.paints.items()):
+            rng = np.random.default_rng([self.seed, 78, index])
+            image = TEXTURES[paint.function](rng, paint.height, paint.width, paint.color)
+            if paint.shadows == "wall":
+                image *= _edge_shadow(paint.height, paint.width, paint.density)
+            elif paint.shadows == "floor":
+                image *= _floor_shadow(self.layout, paint.height, paint.width)
+            painted[name] = np.clip(image + 0.5, 0, 255).astype(np.uint8)
+        return painted
 
     @property
     def style(self) -> str:
@@ -137,29 +171,29 @@ def sample_room(seed: int, style: str = "indoor") -> Room:
     normals = np.stack([normal_of(quad) for quad in builder.quads])
     light = np.clip(normals @ (_LIGHT / np.linalg.norm(_LIGHT)), -1, 1)
     shades = np.array([0.8 + 0.2 * x if not lit else 1.0 for x, lit in zip(light, builder.self_lit, strict=True)])
-    textures = {name: np.clip(image + 0.5, 0, 255).astype(np.uint8) for name, image in builder.textures.items()}
-    return Room(seed, layout, objects, tuple(builder.quads), np.array(builder.owners), shades, textures)
+    return Room(seed, layout, objects, tuple(builder.quads), np.array(builder.owners), shades, builder.paints)
 
 
 class _Builder:
-    """Collects the quads and textures of one room."""
+    """Collects the quads of one room, and how their textures are made."""
 
     def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
         self.layout, self.rng = layout, rng
         self.quads: list[Quad] = []
         self.owners: list[int] = []
         self.self_lit: list[bool] = []
-        self.textures: dict[str, Texture] = {}
+        self.paints: dict[str, Paint] = {}
 
     def add(self, quads: list[Quad], owner: int = -1, self_lit: bool = False) -> None:
         self.quads += quads
         self.owners += [owner] * len(quads)
         self.self_lit += [self_lit] * len(quads)
 
-    def paint(self, name: str, function: str, color: Color, height: int, width: int) -> str:
-        """Adds a texture; sides are multiples of 32, so that smaller copies of it fit exactly."""
+    def paint(self, name: str, function: str, color: Color, height: float, width: float,
+              shadows: str | None = None, density: float = TEXELS_PER_METRE) -> str:  # fmt: skip
+        """Orders a texture of about that size."""
         height, width = (max(32, round(side / 32) * 32) for side in (height, width))
-        self.textures[name] = TEXTURES[function](self.rng, height, width, color)
+        self.paints[name] = Paint(function, color, height, width, shadows, density)
         return name
 
     def shell(self) -> None:
@@ -173,35 +207,19 @@ class _Builder:
         for side, length in (("north", 2 * x), ("east", 2 * z), ("south", 2 * x), ("west", 2 * z)):
             function = str(self.rng.choice(walls)) if self.rng.random() > 0.15 or not indoor else "bricks"
             color = base if indoor else tuple(self.rng.uniform(120, 215, 3))
-            names[side] = self.paint(side, function, color, int(height * density), int(length * density))
-            self.textures[side] *= _edge_shadow(*self.textures[side].shape[:2], density)
+            names[side] = self.paint(side, function, color, height * density, length * density, "wall", density)
         floor_color = _FLOOR_COLORS[self.rng.integers(len(_FLOOR_COLORS))] if indoor else (92, 146, 66)
         function = str(self.rng.choice(floors))
-        names["floor"] = self.paint("floor", function, floor_color, int(2 * z * density), int(2 * x * density))
-        self._cast_shadows()
+        names["floor"] = self.paint("floor", function, floor_color, 2 * z * density, 2 * x * density, "floor", density)
         if indoor:
-            names["ceiling"] = self.paint("ceiling", "plaster", (226, 224, 218), int(z * density), int(x * density))
+            names["ceiling"] = self.paint("ceiling", "plaster", (226, 224, 218), z * density, x * density)
         self.add(inside_of_cuboid((-x, -height, -z), (x, 0.0, z), names))
         if not indoor:
             self._sky()
         elif self.layout.partition is not None:
             x0, z0, x1, z1 = self.layout.partition
-            self.paint("partition", "wallpaper", base, int(height * density), int(max(x1 - x0, z1 - z0) * density))
+            self.paint("partition", "wallpaper", base, height * density, int(max(x1 - x0, z1 - z0) * density))
             self.add(cuboid((x0, -height, z0), (x1, 0.0, z1), "partition"))
-
-    def _cast_shadows(self) -> None:
-        """Darkens the floor under and around what stands on it, and along the walls indoors."""
-        floor = self.textures["floor"]
-        (x, z), (rows, columns) = self.layout.half, floor.shape[:2]
-        at_z = np.linspace(z, -z, rows, dtype=np.float32)[:, None]
-        at_x = np.linspace(-x, x, columns, dtype=np.float32)[None, :]
-        light = np.ones((rows, columns), np.float32)
-        for place in self.layout.places:
-            (px, pz), (hx, hz) = place.position, place.half_extent()
-            away = np.hypot(np.maximum(np.abs(at_x - px) - hx, 0), np.maximum(np.abs(at_z - pz) - hz, 0))
-            light *= 1.0 - 0.42 * np.exp(-away / 0.14)
-        wall = np.minimum(x - np.abs(at_x), z - np.abs(at_z))
-        floor *= (light * (1.0 - 0.3 * np.exp(-wall / 0.2)))[..., None]
 
     def _sky(self) -> None:
         far, names = _SKY_DISTANCE, {}
@@ -233,7 +251,7 @@ class _Builder:
                 at += wide + self.rng.uniform(0.25, 0.8)
                 number += 1
         wide, deep = self.rng.uniform(0.35, 0.5, 2) * 2 * np.array([x, z])
-        self.paint("rug", "carpet", tuple(self.rng.uniform(70, 200, 3)), int(deep * 128), int(wide * 128))
+        self.paint("rug", "carpet", tuple(self.rng.uniform(70, 200, 3)), deep * 128, wide * 128)
         corners = [(-wide / 2, -0.008, deep / 2), (wide / 2, -0.008, deep / 2), (wide / 2, -0.008, -deep / 2),
                    (-wide / 2, -0.008, -deep / 2)]  # fmt: skip
         self.add([Quad(np.array(corners), "rug", True)])
@@ -241,7 +259,7 @@ class _Builder:
     def _hang(self, side: str, at: float, wide: float, top: float, tall: float, kind: str, name: str) -> None:
         """Puts a picture on a wall; `at` is along x or z."""
         color = {"door": (150, 104, 70), "window": (238, 236, 230)}.get(kind, tuple(self.rng.uniform(30, 120, 3)))
-        self.paint(name, kind, color, int(tall * 160), int(wide * 160))
+        self.paint(name, kind, color, tall * 160, wide * 160)
         x, z = self.layout.half
         thin = 0.015
         low = {"north": (at - wide / 2, z - thin), "south": (at - wide / 2, -z), "east": (x - thin, at - wide / 2),
@@ -277,3 +295,17 @@ def _edge_shadow(height: int, width: int, density: float) -> Texture:
     rows = np.minimum(y, y[::-1])
     columns = np.minimum(x, x[::-1])
     return (1 - 0.22 * np.exp(-rows / 0.2))[..., None] * (1 - 0.22 * np.exp(-columns / 0.25)).T[..., None]
+
+
+def _floor_shadow(layout: Layout, height: int, width: int) -> Texture:
+    """Brightness of the floor: darker under and around what stands on it, and along the walls."""
+    x, z = layout.half
+    at_z = np.linspace(z, -z, height, dtype=np.float32)[:, None]
+    at_x = np.linspace(-x, x, width, dtype=np.float32)[None, :]
+    wall = np.minimum(x - np.abs(at_x), z - np.abs(at_z))
+    light = 1.0 - 0.3 * np.exp(-wall / 0.2)
+    for place in layout.places:
+        (px, pz), (hx, hz) = place.position, place.half_extent()
+        away = np.hypot(np.maximum(np.abs(at_x - px) - hx, 0), np.maximum(np.abs(at_z - pz) - hz, 0))
+        light *= 1.0 - 0.42 * np.exp(-away / 0.14)
+    return light[..., None]

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from ...near_miss import near_miss
-from .raycast import render
+from .raycast import render_geometry
 from .room import Room, RoomObject
 
 Knot = tuple[float, float, float, float, float]
@@ -113,7 +113,7 @@ def sample_approach(room: Room, target: RoomObject, rng: np.random.Generator) ->
         drawn = _draw_approach(room, target, rng)
         if not is_clear(room, drawn):
             continue
-        ends = render(room, drawn.poses(2), _THUMBNAIL, supersample=1)
+        ends = render_geometry(room, drawn.poses(2), _THUMBNAIL)
         share = ends.visible_pixels[:, index] / np.prod(_THUMBNAIL)
         if share[0] == 0 and share[1] > 0.02 and np.median(ends.depth[0]) > 1.0 and _centred(ends.boxes[1, index]):
             return drawn
@@ -146,7 +146,7 @@ def _position(room: Room, rng: np.random.Generator) -> np.ndarray:
 
 def _sees_far_enough(room: Room, trajectory: Trajectory) -> bool:
     """Frames full of one near wall show nothing to find a camera by."""
-    seen = render(room, trajectory.poses(3), _THUMBNAIL, supersample=1)
+    seen = render_geometry(room, trajectory.poses(3), _THUMBNAIL)
     return bool(np.median(seen.depth.reshape(3, -1), axis=1).min() > 1.2)
 
 
