@@ -48,7 +48,7 @@ VIDEO_PAIRS = 3
 """Prompts whose videos before and after are shown in the card."""
 
 PUSHED = (
-    LORA_FILE, CARD_FILE, RESULTS_FILE, CONTACT_SHEET_FILE, "run.json", RECIPE_FILE, f"ema/{LORA_FILE}",
+    LORA_FILE, CARD_FILE, RESULTS_FILE, CONTACT_SHEET_FILE, REPORT_FILE, "run.json", RECIPE_FILE, f"ema/{LORA_FILE}",
     "videos/*.mp4",
 )  # fmt: skip
 """What is pushed to the Hub, as far as it is there."""
@@ -105,7 +105,7 @@ class RunPublishing:
         tags = [tags] if isinstance(tags, str) else list(tags or [])
         self._card(repo, model_name, dataset_name, tags).save(self.output_dir / CARD_FILE)
         commit = push_files(
-            {name: self.output_dir / name for name in self._published()},
+            {name: self._without_own_path(name) for name in self._published()},
             repo,
             message=commit_message,
             private=self.args.hub_private_repo,
@@ -133,6 +133,13 @@ class RunPublishing:
         """What is pushed, as far as it is there: paths in `output_dir`, which are those in the repository."""
         files = (file for pattern in PUSHED for file in sorted(self.output_dir.glob(pattern)))
         return [file.relative_to(self.output_dir).as_posix() for file in files]
+
+    def _without_own_path(self, name: str) -> bytes | Path:
+        """A file as the Hub gets it: the page's command lines name the folder, and not where it lies here."""
+        file = self.output_dir / name
+        if name != REPORT_FILE:
+            return file
+        return file.read_bytes().replace(str(self.output_dir).encode(), self.output_dir.name.encode())
 
     # Files in output_dir
 

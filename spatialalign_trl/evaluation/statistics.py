@@ -1,7 +1,8 @@
 """The numbers of scored videos: obedience, and its intervals and differences.
 
 Obedience is S@tau, the share of ALL videos whose score reaches tau: an INVALID video is a failure and stays in the
-denominator. The score is the first reward's value: a sum of several has no scale that a tau could stand on. Intervals are bootstrapped over prompts, because the seeds of one prompt are not independent.
+denominator. The score is the first reward's value: a sum of several has no scale that a tau could stand on. Intervals
+are bootstrapped over prompts, because the seeds of one prompt are not independent.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def test_the_command_line_does_it_all(loopback_client, tmp_path):
     assert "preferences pushed to" in printed
 
     model = hub.files("model", "tester/lora")
-    assert {"pytorch_lora_weights.safetensors", "README.md", "results.json", "contact_sheet.png"} <= set(model)
+    assert {"pytorch_lora_weights.safetensors", "README.md", "results.json", "report.html"} <= set(model)
     assert model["pytorch_lora_weights.safetensors"] == (output / "pytorch_lora_weights.safetensors").read_bytes()
     assert ModelCard(model["README.md"].decode()).data.datasets == ["tester/prefs"]
     data = hub.files("dataset", "tester/prefs")

@@ -18,7 +18,7 @@ from spatialalign_trl.models import load_video_model
 from spatialalign_trl.models.tiny import tiny_model_path
 
 ROOT = Path(__file__).parents[2]
-ARTEFACTS = ("results.json", "contact_sheet.png", "pytorch_lora_weights.safetensors", "run.json")
+ARTEFACTS = ("results.json", "report.html", "contact_sheet.png", "pytorch_lora_weights.safetensors", "run.json")
 LAUNCHER = ["-m", "accelerate.commands.launch"]
 SMOKE = ["--config", "recipes/configs/smoke.yaml"]
 
