@@ -114,13 +114,14 @@ def stack_draws(draws: list[tuple[Tensor, Tensor, Tensor]], keys: list[DrawKey],
     return Draws(torch.cat(sigma).to(device), noise, keys)
 
 
-class PairDrawing:
-    """The part of a trainer that says which generator, and so which draws, each pair of a batch gets."""
+class StepGenerators:
+    """The part of a trainer that gives every example of a batch a generator of its own."""
 
-    noise: PairNoise
+    _micro_step: tuple[int, int]
+    _eval_batches: int
 
     def _generators(self, count: int) -> list[torch.Generator]:
-        """One generator for every pair of the batch at hand; see [`flow_matching.pair_generator`]."""
+        """One generator for every example of the batch at hand; see [`flow_matching.pair_generator`]."""
         place = {"rank": self.args.process_index, "world_size": self.args.world_size}
         if self.model.training:
             step, drawn = self._micro_step
@@ -134,6 +135,12 @@ class PairDrawing:
             first = step_position(0, micro_step=self._eval_batches, batch_size=self.args.eval_batch_size, **place)
             self._eval_batches += 1
         return [pair_generator(self.args.seed, stream, step, first + i) for i in range(count)]
+
+
+class PairDrawing:
+    """The part of a trainer that says which draws each pair of a batch gets."""
+
+    noise: PairNoise
 
     def _draw(self, inputs: dict[str, Any]) -> Draws:
         """The draws of a batch, on the latents' device."""

@@ -70,12 +70,12 @@ class PairDataset(Dataset):
         where = self.pairs.where(row, side)
         if self.latent_files:
             path = self.latent_files[row, side]
-            return _load(path.read_bytes(), f"{where} (cached in {path})")[LATENTS].float()
-        return _load(self.pairs.cell(row, side), where)[LATENTS].float()
+            return load_tensors(path.read_bytes(), f"{where} (cached in {path})")[LATENTS].float()
+        return load_tensors(self.pairs.cell(row, side), where)[LATENTS].float()
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         path = self.prompt_files[row]
-        conditioning = _load(path.read_bytes(), f"{self.pairs.name} row {row}, its prompt (cached in {path})")
+        conditioning = load_tensors(path.read_bytes(), f"{self.pairs.name} row {row}, its prompt (cached in {path})")
         item = {**{side: self.latents(row, side) for side in SIDES}, "conditioning": conditioning}
         item["row"] = torch.tensor(row)
         if self.pairs.noise_seeds is not None:
@@ -154,7 +154,7 @@ def prepare_pairs(
     share = share or Share()
     pairs = check_pairs(dataset, name, model.conditioning_columns)
     model.reload_encoders()
-    cache = _Cache(Path(cache_dir), model, share, show_progress)
+    cache = EncodingCache(Path(cache_dir), model, share, show_progress)
     cells = [(row, side) for row in range(len(pairs)) for side in SIDES]
     if pairs.holds_latents:
         files: dict[tuple[int, str], Path] = {}
@@ -163,7 +163,7 @@ def prepare_pairs(
         _check_finite(pairs, cells[share.rank :: share.world_size])
     else:
         files = cache.encode_videos(pairs, cells)
-        shapes = {cell: _shape_of(path) for cell, path in files.items()}
+        shapes = {cell: shape_of(path) for cell, path in files.items()}
     shape = check_same_shape(pairs, shapes)
     settings = model.default_settings()
     channels = model.latent_shape(settings.num_frames, settings.height, settings.width)[0]
@@ -175,7 +175,7 @@ def prepare_pairs(
     return PairDataset(pairs, files, cache.encode_conditions(pairs), shape)
 
 
-class _Cache:
+class EncodingCache:
     """The files in a cache folder, and the encoding of missing ones dealt over the processes."""
 
     def __init__(self, folder: Path, model: "VideoModel", share: Share, show_progress: bool) -> None:
@@ -259,7 +259,7 @@ def weights_digest(digest: "hashlib._Hash", part: str, weights: Mapping[str, Ten
         digest.update(torch.cat([flat[:4], flat[-4:]]).double().cpu().numpy().tobytes())
 
 
-def _load(data: bytes, where: str) -> dict[str, Tensor]:
+def load_tensors(data: bytes, where: str) -> dict[str, Tensor]:
     try:
         return load_safetensors(data)
     except SafetensorError as error:
@@ -275,7 +275,7 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _shape_of(path: Path) -> tuple[int, ...]:
+def shape_of(path: Path) -> tuple[int, ...]:
     with safe_open(path, "pt") as file:
         return tuple(file.get_slice(LATENTS).get_shape())
 
@@ -283,5 +283,5 @@ def _shape_of(path: Path) -> tuple[int, ...]:
 def _check_finite(pairs: PairColumns, cells: list[tuple[int, str]]) -> None:
     for cell in cells:
         where = pairs.where(*cell)
-        if not _load(pairs.cell(*cell), where)[LATENTS].isfinite().all():
+        if not load_tensors(pairs.cell(*cell), where)[LATENTS].isfinite().all():
             raise ValueError(f"{where}: the latents hold values that are not finite")

@@ -12,7 +12,6 @@ from transformers.utils.hub import PushInProgress
 from ..files import write_json
 from ..models.lora import LORA_FILE
 from .model_card import DIFFUSION_DPO, lora_model_card
-from .reference_sync import save_reference
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelCard
@@ -47,7 +46,9 @@ class LoraPublishing:
 
     video_model: "VideoModel"
     flow_shift: float
+    sigma_bounds: tuple[float, float]
     _name: str
+    _examples: str = "Pairs"
     _paper: dict[str, str]
     _tag_names: list[str]
     push_note: str = ""
@@ -62,8 +63,6 @@ class LoraPublishing:
         network = self.accelerator.unwrap_model(self.model)
         network.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
         self.video_model.save_lora(output_dir, state_dict)
-        if self.args.sync_reference:
-            save_reference(self.video_model, Path(output_dir))
         write_json(Path(output_dir, "training_args.json"), self.args.to_dict())  # Trainer's own is a pickle
         self._model_card().save(os.path.join(output_dir, CARD_FILE))  # over PEFT's
 
@@ -236,19 +235,23 @@ class LoraPublishing:
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         targets = lora.target_modules
         return {
-            "Pairs": len(self.train_dataset),
+            self._examples: len(self.train_dataset),
             "Optimizer steps": self.state.global_step,
-            "Pairs a step": batch,
+            f"{self._examples} a step": batch,
             "LoRA": f"rank {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout}",
             "LoRA targets": targets if isinstance(targets, str) else ", ".join(f"`{t}`" for t in sorted(targets)),
             "Learning rate": f"{args.learning_rate}, schedule {getattr(args.lr_scheduler_type, 'value', 'own')}",
             "Weight decay": args.weight_decay,
-            "Noise levels": f"{args.timestep_sampling} in {list(self.noise.sigma_bounds)}, shift {self.flow_shift}",
-            "Noise within a pair": self._noise_in_words(),
+            "Noise levels": f"{args.timestep_sampling} in {list(self.sigma_bounds)}, shift {self.flow_shift}",
+            **self._own_facts(),
             "Latents (C, F, H, W)": self.train_dataset.latent_shape,
             "Precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "Seed": args.seed,
         }
+
+    def _own_facts(self) -> dict[str, Any]:
+        """What this trainer alone has to say of how it was trained."""
+        return {"Noise within a pair": self._noise_in_words()}
 
     def _noise_in_words(self) -> str:
         args = self.args

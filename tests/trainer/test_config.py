@@ -8,6 +8,7 @@ from trl import TrlParser
 
 from spatialalign_trl.trainer import DiffusionDPOConfig, SpatialAlignConfig
 from spatialalign_trl.trainer._trl_base import BaseConfig
+from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 OWN_FIELDS = {f.name for f in dataclasses.fields(SpatialAlignConfig)} - {
     f.name for f in dataclasses.fields(BaseConfig)
@@ -32,7 +33,7 @@ def test_defaults(tmp_path: Path) -> None:
 
 
 def test_bf16_is_on_where_an_accelerator_computes_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import spatialalign_trl.trainer.diffusion_dpo_config as module
+    import spatialalign_trl.trainer.video_trainer_config as module
 
     monkeypatch.setattr(module, "_accelerator_computes_in_bf16", lambda: True)
     monkeypatch.setattr(BaseConfig, "__post_init__", lambda self: None)  # it would look for the accelerator
@@ -47,11 +48,9 @@ def test_every_field_of_ours_has_a_help_text() -> None:
     assert all(len(fields[name]) > 30 for name in OWN_FIELDS)
     assert "MEAN squared errors" in fields["beta"] and "sigmoid" in fields["beta"]
     assert "L_dpo + lambda*L_zo" in fields["zeroth_order_weight"]
+    documented = SpatialAlignConfig.__doc__ + DiffusionDPOConfig.__doc__ + VideoTrainerConfig.__doc__
     for name in OWN_FIELDS:
-        assert f"{name} (`" in SpatialAlignConfig.__doc__ + DiffusionDPOConfig.__doc__ or name in (
-            "min_sigma",
-            "max_sigma",
-        )
+        assert f"{name} (`" in documented or name in ("min_sigma", "max_sigma")
 
 
 def test_parses_from_yaml_and_command_line(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from tiny_pairs import latent_pairs, logged, lora_of, spatialalign_trainer, wan_model
 from transformers import TrainerCallback
 
-import spatialalign_trl.trainer.diffusion_dpo_trainer as trainer_module
+import spatialalign_trl.trainer.video_trainer as trainer_module
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.trainer import SpatialAlignTrainer
 from spatialalign_trl.trainer.reference_cache import reference_fingerprint

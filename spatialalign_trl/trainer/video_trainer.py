@@ -1,0 +1,280 @@
+"""What trains a LoRA of a video model on TRL's base trainer, whatever the examples and the loss are."""
+
+import copy
+import functools
+import os
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import torch
+from accelerate.utils.memory import clear_device_cache
+from peft import LoraConfig
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from transformers import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..models.base import VideoModel
+from ..models.efficiency import check_optimizer
+from ._trl_base import BaseTrainer
+from .distribution import refuse_unsupported_distribution
+from .draws import StepGenerators
+from .flow_matching import sigma_bounds
+from .latents import Share
+from .lora import attach_lora
+from .publishing import METRIC_NAMES, LoraPublishing
+from .video_trainer_config import VideoTrainerConfig
+
+
+class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
+    """
+    Encodes the examples once, releases the encoders, and trains a LoRA on them.
+
+    A trainer says how a dataset becomes examples (`_prepare`), how examples become a batch (`collate`), and what the
+    loss of every example of a batch is (`_example_losses`).
+
+    Args:
+        model (`str` or [`VideoModel`]):
+            The model whose transformer is trained; a string is passed to [`load_video_model`].
+        args ([`VideoTrainerConfig`], *optional*):
+            A copy of it becomes `trainer.args`.
+        train_dataset (`datasets.Dataset`):
+            The examples.
+        eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
+            The same columns. Every evaluation draws the same noise.
+        peft_config ([`~peft.LoraConfig`], *optional*):
+            The adapter; by default [`default_lora_config`], or the adapter that the model already carries.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Added to the default ones.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler to use instead of those that `args` describes.
+    """
+
+    loss_is_scaled_for_ga = False
+    config_class: ClassVar[type[VideoTrainerConfig]]
+    collate: ClassVar[Callable[[list[dict[str, Any]]], dict[str, Any]]]
+
+    def __init__(
+        self,
+        model: str | VideoModel,
+        args: VideoTrainerConfig | None = None,
+        train_dataset: datasets.Dataset | None = None,
+        eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
+        peft_config: LoraConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+    ) -> None:
+        args = self._checked_args(args, model)
+        self.video_model = _load(model, args)
+        self.flow_shift = _flow_shift(self.video_model, args)
+        self.sigma_bounds = _sigma_interval(self.video_model, args)
+        # a grid without a point: now, not at step 0
+        sigma_bounds(self.flow_shift, args.timestep_sampling, *self.sigma_bounds, args.num_train_timesteps)
+        self.latent_cache_dir = Path(args.latent_cache_dir or os.path.join(args.output_dir, "_latent_cache"))
+
+        if train_dataset is None:
+            raise ValueError("train_dataset is missing")
+        train_examples = self._prepare(train_dataset, args, "train_dataset")
+        if isinstance(eval_dataset, dict):
+            eval_examples: Any = {k: self._prepare(v, args, f"eval_dataset[{k!r}]") for k, v in eval_dataset.items()}
+        else:
+            eval_examples = None if eval_dataset is None else self._prepare(eval_dataset, args, "eval_dataset")
+        self.video_model.release_encoders()
+
+        self._set_gradient_checkpointing(args)
+        network = attach_lora(self.video_model, peft_config, seed=args.seed)
+        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._micro_step = (-1, -1)  # (optimizer step, micro-steps of it that were drawn for)
+        self._eval_batches = 0
+        self._wrapped_and_not: tuple[torch.nn.Module | None, torch.nn.Module | None] = (None, None)
+        super().__init__(
+            model=network,
+            args=args,
+            data_collator=self.collate,
+            train_dataset=train_examples,
+            eval_dataset=eval_examples,
+            processing_class=None,  # the pipeline stays ours: Trainer would save it with every checkpoint
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+
+    @abstractmethod
+    def _prepare(self, dataset: datasets.Dataset, args: VideoTrainerConfig, name: str) -> Dataset:
+        """The examples of a dataset, checked and encoded; `name` is what errors call it."""
+
+    @abstractmethod
+    def _example_losses(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`(losses, metrics)` of a batch, of shape `(batch,)` each."""
+
+    @staticmethod
+    def _sharing(args: VideoTrainerConfig) -> dict[str, Any]:
+        """How encoding is dealt over the processes, as the functions that encode take it."""
+        share = Share(args.process_index, args.world_size, args.distributed_state.wait_for_everyone)
+        return {"share": share, "show_progress": not args.disable_tqdm}
+
+    def _checked_args(self, args: VideoTrainerConfig | None, model: str | VideoModel) -> VideoTrainerConfig:
+        if args is None:
+            name = model if isinstance(model, str) else getattr(model, "name_or_path", "model")
+            args = self.config_class(output_dir=f"{os.path.basename(name.rstrip('/'))}-{self._name}")
+        if not isinstance(args, self.config_class):
+            raise TypeError(
+                f"args is a {type(args).__name__}; {type(self).__name__} needs a {self.config_class.__name__}"
+            )
+        args = copy.copy(args)  # what is switched off below stays as the caller set it
+        refuse_unsupported_distribution(args)
+        check_optimizer(getattr(args.optim, "value", args.optim))
+        if args.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would remove every column of the batches: leave it off")
+        if args.world_size > 1 and not args.accelerator_config.even_batches:
+            raise ValueError(
+                "even_batches=False lets a process with fewer examples leave the others waiting: leave it on"
+            )
+        return args
+
+    def _set_gradient_checkpointing(self, args: VideoTrainerConfig) -> None:
+        """Trainer would call a method that diffusers' models do not have; switch it here and hide it from Trainer."""
+        network = self.video_model.base_transformer
+        if args.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        else:
+            network.disable_gradient_checkpointing()
+        args.gradient_checkpointing = args.activation_checkpointing = False
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent: TRL's own version reads fields that a diffusers config does not have."""
+
+    # Loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of a batch; its metrics are noted for the next log."""
+        losses, metrics = self._example_losses(model, inputs)
+        self._note({**metrics, "loss": losses.detach()})
+        loss = losses.mean()
+        return (loss, metrics) if return_outputs else loss
+
+    def _unwrapped(self, model: torch.nn.Module) -> torch.nn.Module:
+        """What the model wraps; kept, because accelerate walks the whole network in looking for it."""
+        if self._wrapped_and_not[0] is not model:
+            self._wrapped_and_not = model, self.accelerator.unwrap_model(model)
+        return self._wrapped_and_not[1]
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """The loss of a batch without gradients; there are no labels."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    # Metrics
+
+    def _note(self, metrics: dict[str, Tensor]) -> None:
+        """Collects every example's values from all processes."""
+        values = torch.stack(list(metrics.values()), dim=1)  # (batch, metrics): one message instead of one a metric
+        if self.model.training:
+            # Not gather_for_metrics: batches are fetched ahead, and it would cut an earlier one to the last one's
+            # size.
+            mode, values = "train", self.accelerator.gather(values)
+        else:
+            mode, values = "eval", self.accelerator.gather_for_metrics(values)
+        for name, column in zip(metrics, values.T.tolist(), strict=True):
+            if name == "loss" and mode == "train":  # Trainer logs it
+                continue
+            self._metrics[mode][METRIC_NAMES.get(name, name)].extend(column)
+
+    def _take_metrics(self, mode: str) -> dict[str, float]:
+        averages = {name: sum(values) / len(values) for name, values in self._metrics[mode].items()}
+        self._metrics[mode].clear()
+        return averages
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the averages over all examples since the last log."""
+        super().log({**logs, **self._take_metrics("train")} if self.model.training else logs, start_time)
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Evaluates with the same noise every time; the result holds all metrics, averaged over examples."""
+        self._metrics["eval"].clear()
+        self._eval_batches = 0
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        give_back_memory()
+        output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._take_metrics("eval").items()})
+        return output
+
+    # Training
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See [`~transformers.Trainer.train`]."""
+        self._micro_step = (-1, -1)  # an interrupted step starts over
+        return super().train(*args, **kwargs)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule that `args` names, held at its last value past its end (a cosine would rise again)."""
+        is_ours = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if is_ours and isinstance(scheduler, LambdaLR):
+            rates = scheduler.lr_lambdas
+            scheduler.lr_lambdas = [functools.partial(_held, rate, last_step=num_training_steps) for rate in rates]
+        return scheduler
+
+
+def give_back_memory() -> None:
+    """Returns what evaluation's larger batches left reserved on the accelerator, which training would go without."""
+    if torch.accelerator.is_available():
+        clear_device_cache(garbage_collection=True)
+
+
+def _held(rate: Callable[[int], float], step: int, *, last_step: int) -> float:
+    return rate(min(step, last_step))
+
+
+def _flow_shift(model: VideoModel, args: VideoTrainerConfig) -> float:
+    """Training on another grid than the one that is sampled from wastes it, so the default is the sampler's."""
+    for shift in (args.flow_shift, model.default_settings().flow_shift):
+        if shift is not None:
+            return shift
+    return model.flow_shift
+
+
+def _sigma_interval(model: VideoModel, args: VideoTrainerConfig) -> tuple[float, float]:
+    """The noise levels that the arguments allow and the trained transformer meets in sampling."""
+    low, high = model.sigma_range
+    bounds = max(args.min_sigma, low), min(args.max_sigma, high)
+    if bounds[0] >= bounds[1]:
+        raise ValueError(
+            f"min_sigma={args.min_sigma}, max_sigma={args.max_sigma}: the transformer that is trained sees noise "
+            f"levels in [{low}, {high}] only, and none of yours is among them. Widen the bounds, or train the other "
+            "one."
+        )
+    return bounds
+
+
+def _load(model: str | VideoModel, args: VideoTrainerConfig) -> VideoModel:
+    if isinstance(model, VideoModel):
+        return model
+    if not isinstance(model, str):
+        raise TypeError(f"model is a {type(model).__name__}: pass a name, a folder or a VideoModel (load_video_model)")
+    from ..models import load_video_model
+
+    options = dict(args.model_init_kwargs or {})
+    if isinstance(options.get("torch_dtype"), str):
+        options["torch_dtype"] = getattr(torch, options["torch_dtype"])
+    return load_video_model(model, **{"device": args.device, **options})
