@@ -36,6 +36,6 @@ def scene_row(seed: int = 0, frames: int = 5, prompt: str = PROMPT, **changes: A
         "context_indices": [7 * i for i in range(frames)],
         "context_poses": walk(frames),
         "camera_poses": walk(NUM_FRAMES, first=frames),
-        "intrinsics": [WIDTH * 0.9, WIDTH * 0.9, WIDTH / 2, HEIGHT / 2],
+        "intrinsics": [WIDTH * 0.9, WIDTH * 0.9, (WIDTH - 1) / 2, (HEIGHT - 1) / 2],
     }
     return {name: value for name, value in {**row, **changes}.items() if value is not None}

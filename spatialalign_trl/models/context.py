@@ -1,7 +1,7 @@
 """What a context-conditioned model is told of a scene: which frames, where in time, and along which cameras.
 
-Pure functions, with poses as camera-to-world matrices in OpenCV's axes (x right, y down, z into the picture) and
-pixels counted from the picture's corner.
+Pure functions. Poses are camera-to-world matrices in OpenCV's axes (x right, y down, z into the picture), and
+intrinsics in its pixels, whose middles are at whole numbers.
 
 Source: Video4Spatial (arXiv 2512.03040), which has no public code. Each docstring says what is our reading of it.
 """
@@ -139,13 +139,16 @@ def as_poses(value: Any, name: str, count: int | None = None) -> np.ndarray:
 def as_intrinsics(value: Any, height: int, width: int) -> np.ndarray:
     """
     `(fx/width, fy/height, cx/width, cy/height)` from a 3x3 matrix (or its 9 numbers) or `(fx, fy, cx, cy)` in pixels.
+
+    Pixels' middles are at whole numbers, so the middle of the picture is `((width - 1)/2, (height - 1)/2)`; what is
+    returned counts from the picture's corner, and the middle is 0.5.
     """
     numbers = np.asarray(value, float).flatten()
     if numbers.size == 9:
         numbers = numbers[[0, 4, 2, 5]]
     if numbers.size != 4 or not (np.isfinite(numbers).all() and (numbers[:2] > 0).all()):
         raise ValueError(f"intrinsics: expected a 3x3 matrix or (fx, fy, cx, cy) in pixels, got {value!r}")
-    return numbers / np.array([width, height, width, height])
+    return (numbers + [0, 0, 0.5, 0.5]) / [width, height, width, height]
 
 
 def pack_cameras(poses: np.ndarray, intrinsics: np.ndarray, origin: np.ndarray) -> torch.Tensor:

@@ -153,6 +153,12 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
         network.rope.register_forward_hook(self._add_context_positions)
         network.patch_embedding.register_forward_hook(self._add_rays)
 
+    @property
+    def sees_cameras(self) -> bool:
+        """Whether cameras have an effect, or can get one: their map is not zero, or carries an adapter."""
+        projection = self.base_transformer.camera_projection
+        return not isinstance(projection, torch.nn.Linear) or bool(projection.weight.any())
+
     def save_context_modules(self, directory: str | Path) -> Path:
         """Save what the context adds to the transformer, where it was trained in full, beside `model_index.json`."""
         weight = self.base_transformer.camera_projection.weight.detach().cpu().contiguous()

@@ -45,7 +45,7 @@ def test_positions_keep_the_gaps_of_the_recording():
 
 def test_rays_go_through_the_pixels_of_their_camera():
     poses = np.array(walk(5))
-    cameras = pack_cameras(poses, as_intrinsics([20, 20, 16, 8], 16, 32), poses[0])
+    cameras = pack_cameras(poses, as_intrinsics([20, 20, 15.5, 7.5], 16, 32), poses[0])
     rays = pluecker_rays(cameras, 2, 4)
     assert rays.shape == (5, 2, 4, 6)
     direction, moment = rays[..., :3], rays[..., 3:]
@@ -66,7 +66,7 @@ def test_rays_go_through_the_pixels_of_their_camera():
 def test_rays_do_not_depend_on_the_world_s_axes():
     poses = np.array(walk(6))
     moved = np.array(walk(9))[8] @ poses
-    intrinsics = as_intrinsics([[20, 0, 16], [0, 20, 8], [0, 0, 1]], 16, 32)
+    intrinsics = as_intrinsics([[20, 0, 15.5], [0, 20, 7.5], [0, 0, 1]], 16, 32)
     one, other = (pack_cameras(some, intrinsics, some[0]) for some in (poses, moved))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
