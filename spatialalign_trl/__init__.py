@@ -22,6 +22,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "trainer.diffusion_dpo_trainer": ["DiffusionDPOTrainer"],
         "trainer.spatialalign_config": ["SpatialAlignConfig"],
         "trainer.spatialalign_trainer": ["SpatialAlignTrainer"],
+        "trainer.context_sft_config": ["ContextSFTConfig"],
+        "trainer.context_sft_trainer": ["ContextSFTTrainer"],
         "self_improvement_config": ["OnlineSpatialAlignConfig"],
         "self_improvement": ["OnlineSpatialAlignTrainer"],
     },

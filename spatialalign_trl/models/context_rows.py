@@ -26,7 +26,7 @@ class SceneRowsMixin:
 
     The columns of a row that condition it beside `prompt`, all of them optional:
 
-        context            the recording: a video's path, bytes or undecoded `Video`, or an array of frames; as high
+        context            the recording: a video's path, bytes or undecoded `Video`, or its frames; as high
                            and wide as the video that is asked for
         context_indices    frame number in the recording of each of its frames; 0, 1, 2, ... by default
         camera_poses       one camera-to-world matrix a frame of the video that is asked for
@@ -159,8 +159,8 @@ def _video(cell: Any) -> Video:
     """The frames of a dataset's cell."""
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, (np.ndarray, torch.Tensor)):
-        return check_video(np.asarray(cell), "context")
+    if isinstance(cell, (list, np.ndarray, torch.Tensor)):
+        return check_video(np.asarray(cell, np.uint8 if isinstance(cell, list) else None), "context")
     if not isinstance(cell, (bytes, str, Path)) or not cell:
         raise ValueError(f"context: expected a video's path, bytes or frames, got a {type(cell).__name__}")
     return read_video(cell)

@@ -16,11 +16,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "diffusion_dpo_trainer": ["DiffusionDPOTrainer"],
         "spatialalign_config": ["SpatialAlignConfig"],
         "spatialalign_trainer": ["SpatialAlignTrainer"],
+        "context_sft_config": ["ContextSFTConfig"],
+        "context_sft_trainer": ["ContextSFTTrainer"],
         "lora": ["default_lora_config"],
     },
 )
 
 if TYPE_CHECKING:
+    from .context_sft_config import ContextSFTConfig as ContextSFTConfig
+    from .context_sft_trainer import ContextSFTTrainer as ContextSFTTrainer
     from .diffusion_dpo_config import DiffusionDPOConfig as DiffusionDPOConfig
     from .diffusion_dpo_trainer import DiffusionDPOTrainer as DiffusionDPOTrainer
     from .lora import default_lora_config as default_lora_config

@@ -19,6 +19,13 @@ TEMPLATE = Path(__file__).resolve().parent.parent / "templates" / "lora_model_ca
 DIFFUSION_DPO = "2311.12908"
 PAPERS = {
     "2602.22745": {"key": "spatialalign", "title": "SpatialAlign"},
+    "2512.03040": {
+        "key": "xiao2025video4spatial",
+        "title": "Video4Spatial: Towards Visuospatial Intelligence with Context-Guided Video Generation",
+        "author": "Zeqi Xiao and Yiwei Zhao and Lingxiao Li and Yushi Lan and Ning Yu and Rahul Garg and Roshni "
+        "Cooper and Mohammad H. Taghavi and Xingang Pan",
+        "year": "2025",
+    },
     DIFFUSION_DPO: {
         "key": "wallace2023diffusion",
         "title": "Diffusion Model Alignment Using Direct Preference Optimization",

@@ -1,0 +1,155 @@
+"""Supervised training of a context-conditioned model: recordings of scenes and what came next in, a LoRA out."""
+
+from typing import Any, ClassVar
+
+import datasets
+import torch
+from peft import LoraConfig
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ..models.base import VideoModel
+from ..models.context_rows import LATENTS as CONTEXT
+from ..models.wan_context import WanContextVideoModel
+from .context_examples import SceneDataset, prepare_scenes
+from .context_sft_config import ContextSFTConfig
+from .flow_matching import draw_noise, sample_sigmas
+from .latents import collate_pairs
+from .losses import per_sample_mse
+from .video_trainer import VideoTrainer
+
+
+class ContextSFTTrainer(VideoTrainer):
+    """
+    Trains a LoRA of a [`WanContextVideoModel`] with flow matching on the target frames:
+
+        x_s = (1 - s)*x0 + s*eps,    L = mean over target tokens of |v(x_s, s; g, context) - (eps - x0)|^2
+
+    The context is clean (diffusion time 0) and is not predicted; with `context_dropout` it is noise and the
+    instruction is null, which teaches the null branch of joint guidance.
+
+    Source: Video4Spatial (arXiv 2512.03040), which trains the whole network and has no public code; that a LoRA is
+    trained, the noise levels (those of the base's sampling) and the shares of null examples are ours.
+
+    Args:
+        model (`str` or [`WanContextVideoModel`]):
+            The model whose transformer is trained; a string is passed to [`load_video_model`].
+        args ([`ContextSFTConfig`], *optional*):
+            A copy of it becomes `trainer.args`.
+        train_dataset (`datasets.Dataset`):
+            Columns `prompt`, `video`, and what conditions the model beside the prompt ([`prepare_scenes`]).
+        eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
+            The same columns. Every evaluation draws the same noise, and leaves no context out.
+        peft_config ([`~peft.LoraConfig`], *optional*):
+            The adapter; by default [`default_lora_config`], or the adapter that the model already carries.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Added to the default ones.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler to use instead of those that `args` describes.
+
+    Raises:
+        TypeError: `model` or `args` is of the wrong kind.
+        ValueError: a dataset is wrong (the message names row and column), or has cameras that nothing would learn of.
+    """
+
+    config_class: ClassVar[type[ContextSFTConfig]] = ContextSFTConfig
+    _tag_names = ["spatialalign-trl", "trl", "text-to-video", "lora", "diffusers", "template:sd-lora", "video4spatial"]
+    _name = "Context SFT"
+    _paper = {"id": "2512.03040"}
+    _examples = "Scenes"
+    collate = staticmethod(collate_pairs)
+
+    def __init__(
+        self,
+        model: str | VideoModel,
+        args: ContextSFTConfig | None = None,
+        train_dataset: datasets.Dataset | None = None,
+        eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
+        peft_config: LoraConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
+    ) -> None:
+        self._null: dict[str, Tensor] = {}
+        super().__init__(model, args, train_dataset, eval_dataset, peft_config, callbacks, optimizers)
+        conditions = self.train_dataset.columns.conditions
+        if conditions is not None and "camera_poses" in conditions.column_names and not self.video_model.sees_cameras:
+            raise ValueError(
+                "train_dataset has the column 'camera_poses', but the adapter leaves camera_projection out, so that "
+                "no camera would ever matter: add it to the LoRA's targets, or drop the column."
+            )
+
+    def _prepare(self, dataset: datasets.Dataset, args: ContextSFTConfig, name: str) -> SceneDataset:
+        model = self.video_model
+        if not isinstance(model, WanContextVideoModel):
+            raise TypeError(
+                f"model is a {type(model).__name__}, which takes no context: load it with "
+                "load_video_model(..., variant='context')"
+            )
+        scenes = prepare_scenes(
+            dataset, model, self.latent_cache_dir, draw=args.auxiliary_box, name=name, **self._sharing(args)
+        )
+        if not self._null:
+            prompt = args.null_prompt if args.null_prompt is not None else model.default_settings().negative_prompt
+            self._null = model.encode_prompts([prompt])
+        return scenes
+
+    def _example_losses(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        clean = inputs["latents"]
+        sigma, noise, conditioning = self._draw(inputs)
+        noisy = self.video_model.add_noise(clean, noise, sigma)
+        prediction = self.video_model.predict(noisy, sigma, conditioning, transformer=model)
+        losses = per_sample_mse(prediction, self.video_model.target(clean, noise, sigma))
+        return losses, {}
+
+    def _draw(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Noise level and noise of every example, and its conditioning, which for some is the null one."""
+        args, clean, conditioning = self.args, inputs["latents"], inputs["conditioning"]
+        context = conditioning.get(CONTEXT)
+        sigmas, noises, shares, null_contexts = [], [], [], []
+        for generator in self._generators(len(clean)):
+            sigmas.append(
+                sample_sigmas(
+                    1,
+                    shift=self.flow_shift,
+                    generator=generator,
+                    sampling=args.timestep_sampling,
+                    min_sigma=self.sigma_bounds[0],
+                    max_sigma=self.sigma_bounds[1],
+                    num_train_timesteps=args.num_train_timesteps,
+                )
+            )
+            noises.append(draw_noise(tuple(clean.shape[1:]), generator))
+            shares.append(torch.rand(1, generator=generator))
+            if context is not None:
+                null_contexts.append(draw_noise(tuple(context.shape[1:]), generator))
+        sigma, share = (torch.cat(values).to(clean.device) for values in (sigmas, shares))
+        noise = torch.stack(noises).to(clean.device)
+        if not self.model.training:
+            return sigma, noise, conditioning
+        conditioning = self.video_model.nulled(
+            conditioning,
+            self._null,
+            torch.stack(null_contexts) if null_contexts else None,
+            instruction=share < args.context_dropout + args.instruction_dropout,
+            context=share < args.context_dropout,
+        )
+        return sigma, noise, conditioning
+
+    # The card
+
+    def _papers(self) -> list[str]:
+        return [self._paper["id"]]
+
+    def _formula(self) -> str:
+        return (
+            "x_s = (1 - s)*x0 + s*eps\n"
+            "L   = mean over target frames of |v(x_s, s; instruction, context) - (eps - x0)|^2"
+        )
+
+    def _own_facts(self) -> dict[str, Any]:
+        model = self.video_model
+        return {
+            "Without instruction and context": self.args.context_dropout,
+            "Without instruction": self.args.instruction_dropout,
+            "Context": f"{model.context_frames or 'all'} frames, {model.context_layout} time indices",
+        }

@@ -1,0 +1,210 @@
+"""Supervised training with a context, on random scenes: what the loss sees, what is learned, and that runs go on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+from tiny_pairs import LATENT_SHAPE, logged, lora_of, random_mp4, spatialalign_config, wan_model
+from tiny_pipelines import NUM_FRAMES
+from tiny_scenes import PROMPT, context_model, scene_row, walk
+
+from spatialalign_trl.models import SamplingSettings
+from spatialalign_trl.models.context_rows import LATENTS
+from spatialalign_trl.rollout import SampleStore, noise_seed, roll_out
+from spatialalign_trl.trainer import ContextSFTConfig, ContextSFTTrainer, SpatialAlignTrainer
+from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
+from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
+from spatialalign_trl.video import encode_video, read_video, write_video
+
+B_OF_THE_MAP = "base_model.model.camera_projection.lora_B.default.weight"
+
+
+def scenes(count: int = 3, **changes: Any) -> datasets.Dataset:
+    rows = []
+    for i in range(count):
+        row = scene_row(i, frames=3, prompt=f"{PROMPT} {i}", **changes)
+        row["context"] = encode_video(row["context"], fps=8, crf=0)
+        rows.append({**row, "video": random_mp4(i)})
+    return datasets.Dataset.from_list(rows)
+
+
+def trainer_on(output_dir: Path, dataset: datasets.Dataset | None = None, **overrides: Any) -> ContextSFTTrainer:
+    arguments = {name: overrides.pop(name) for name in ("model", "eval_dataset", "peft_config") if name in overrides}
+    options = {
+        "per_device_train_batch_size": 3, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant", "save_strategy": "no", "gradient_checkpointing": False, "use_cpu": True,
+        "disable_tqdm": True, "seed": 7, "latent_cache_dir": str(output_dir / "cache"),
+    }  # fmt: skip
+    args = ContextSFTConfig(output_dir=str(output_dir), **{**options, **overrides})
+    arguments.setdefault("model", context_model())
+    return ContextSFTTrainer(args=args, train_dataset=scenes() if dataset is None else dataset, **arguments)
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_it_learns_all_that_conditions_it_and_saves_it(tmp_path: Path) -> None:
+    trainer = trainer_on(tmp_path, max_steps=40, min_sigma=0.3, eval_dataset=scenes(2))
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.95 * before
+    assert lora_of(trainer)["camera_projection.lora_B.weight"].any()
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "2512.03040" in card and "Scenes" in card and "mean over target frames" in card
+
+    again = context_model()
+    again.load_lora(tmp_path)
+    assert_same(again.lora_state_dict(), lora_of(trainer))
+    row = again.encode_rows([scene_row(0, 3)])
+    negative = again.encode_prompts([""])
+    settings = SamplingSettings(NUM_FRAMES, 16, 32, num_inference_steps=2, guidance_scale=2.0)
+    trainer.video_model.transformer.eval()
+    expected = trainer.video_model.sample(row, negative, [1], settings)
+    assert torch.equal(again.sample(row, negative, [1], settings), expected)
+
+
+def test_the_loss_is_that_of_the_targets_alone(tmp_path: Path) -> None:
+    trainer = trainer_on(tmp_path, context_dropout=0.0)
+    model, batch = trainer.video_model, next(iter(trainer.get_train_dataloader()))
+    assert batch["latents"].shape == (3, *LATENT_SHAPE) and batch["conditioning"][LATENTS].shape == (3, 4, 3, 2, 4)
+    trainer.model.train()
+    outputs: list[torch.Tensor] = []
+    hook = trainer.model.register_forward_hook(lambda module, args, output: outputs.append(output[0]))
+    losses, _ = trainer._example_losses(trainer.model, batch)
+    hook.remove()
+    (gradient,) = torch.autograd.grad(losses.sum(), outputs)
+    assert gradient.shape[2] == 6 and not gradient[:, :, :3].any() and gradient[:, :, 3:].any()
+
+    trainer._micro_step = (-1, -1)  # the same draws again
+    sigma, noise, conditioning = trainer._draw(batch)
+    with torch.no_grad():
+        answer = model.predict(model.add_noise(batch["latents"], noise, sigma), sigma, conditioning)
+    expected = (answer - (noise - batch["latents"])).pow(2).flatten(1).mean(1)
+    torch.testing.assert_close(losses.detach(), expected)
+
+
+def test_dropout_makes_both_null_branches(tmp_path: Path) -> None:
+    trainer = trainer_on(tmp_path, context_dropout=0.4, instruction_dropout=0.3, null_prompt="blurry")
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    null = context_model().encode_prompts(["blurry"])["prompt_embeds"][0]
+    kinds = []
+    for _ in range(40):
+        _, _, conditioning = trainer._draw(batch)
+        for i in range(3):
+            clean = torch.equal(conditioning[LATENTS][i], batch["conditioning"][LATENTS][i])
+            told = bool(conditioning["cameras"][i].any())
+            assert clean == (not conditioning["context_sigma"][i].any())
+            assert told == (not torch.equal(conditioning["prompt_embeds"][i], null))
+            kinds.append((clean, told))
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
+    assert shares.keys() == {(True, True), (True, False), (False, False)}
+    assert abs(shares[False, False] - 0.4) < 0.15 and abs(shares[True, False] - 0.3) < 0.15
+    trainer.model.eval()
+    assert trainer._draw(batch)[2] is batch["conditioning"]  # evaluation leaves nothing out
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = trainer_on(tmp_path / "whole", max_steps=4, per_device_train_batch_size=2, context_dropout=0.5)
+    whole.train()
+    options = {"per_device_train_batch_size": 2, "context_dropout": 0.5, "max_steps": 4, "save_strategy": "steps"}
+    first = trainer_on(tmp_path / "run", **options, save_steps=2)
+    first.train()
+    second = trainer_on(tmp_path / "run", **options, save_steps=2)
+    second.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert second.state.global_step == 4
+    assert_same(lora_of(second), lora_of(whole))
+    assert logged(second, "loss")[-2:] == logged(whole, "loss")[-2:]
+
+
+def test_boxes_are_part_of_what_is_learned_unless_switched_off(tmp_path: Path) -> None:
+    boxes = [None] * 5 + [[4.0, 2.0, 20.0, 14.0]] * 4
+    plain, drawn = scenes(2), scenes(2).add_column("boxes", [boxes, boxes])
+    latents = {
+        name: trainer_on(tmp_path, dataset, auxiliary_box=on).train_dataset[0]["latents"]
+        for name, dataset, on in (("plain", plain, True), ("off", drawn, False), ("on", drawn, True))
+    }
+    assert torch.equal(latents["plain"], latents["off"]) and not torch.equal(latents["plain"], latents["on"])
+
+
+def test_frames_do_as_well_as_files(tmp_path: Path) -> None:
+    files = scenes(1)
+    frames = {name: read_video(files[0][name]).tolist() for name in ("context", "video")}
+    as_lists = datasets.Dataset.from_list([{**files[0], **frames}])
+    one, other = (trainer_on(tmp_path, dataset).train_dataset[0] for dataset in (files, as_lists))
+    assert torch.equal(one["latents"], other["latents"])
+    assert_same(one["conditioning"], other["conditioning"])
+
+
+def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="variant='context'"):
+        trainer_on(tmp_path, model=wan_model())
+    with pytest.raises(ValueError, match="no column 'video'"):
+        trainer_on(tmp_path, scenes().remove_columns("video"))
+    with pytest.raises(ValueError, match="train_dataset row 0: camera_poses without intrinsics"):
+        trainer_on(tmp_path, scenes().remove_columns("intrinsics"))
+    mixed = scenes(2)
+    longer = encode_video(np.zeros((4, 16, 32, 3), np.uint8), fps=8)
+    rows = [mixed[0], {**mixed[1], "context": longer, "context_indices": [0, 1, 2, 3], "context_poses": walk(4)}]
+    with pytest.raises(ValueError, match="row 1 conditions the model otherwise than row 0.*context_frames"):
+        trainer_on(tmp_path, datasets.Dataset.from_list(rows))
+    model = context_model()
+    lora = default_lora_config(model, targets=["attn1.to_q"])
+    with pytest.raises(ValueError, match="camera_projection out"):
+        trainer_on(tmp_path, model=model, peft_config=lora)
+
+
+def test_the_config_s_help_and_bounds(tmp_path: Path) -> None:
+    own = {f.name: f.metadata["help"] for f in dataclasses.fields(ContextSFTConfig)}
+    own = {name: own[name] for name in own.keys() - {f.name for f in dataclasses.fields(VideoTrainerConfig)}}
+    assert own.keys() == {"context_dropout", "instruction_dropout", "null_prompt", "auxiliary_box"}
+    assert all(f"{name} (`" in ContextSFTConfig.__doc__ for name in own) and "v(null, z)" in own["context_dropout"]
+    config = ContextSFTConfig(output_dir=str(tmp_path), use_cpu=True, model_init_kwargs='{"context_frames": 4}')
+    assert config.model_init_kwargs == {"variant": "context", "context_frames": 4}
+    for options, message in (
+        ({"context_dropout": -0.1}, "context_dropout=-0.1"),
+        ({"context_dropout": 0.7, "instruction_dropout": 0.5}, "at most 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ContextSFTConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_rollouts_and_preference_training_carry_the_context_without_knowing_of_it(tmp_path: Path) -> None:
+    """The supervised model is the reference; its margin at step 0 is exactly 0, and what it saw is the row's scene."""
+    rows = []
+    for i in range(2):
+        row = scene_row(i, frames=3, prompt=PROMPT)
+        file = write_video(tmp_path / f"{i}.mp4", row["context"], fps=8, crf=0)
+        rows.append({"prompt_id": str(i), **row, "context": str(file)})
+    model = context_model()
+    attach_lora(model)
+    torch.nn.init.normal_(model.transformer.get_parameter(B_OF_THE_MAP), std=0.1)
+    model.set_reference_to_policy()
+
+    settings = SamplingSettings(NUM_FRAMES, 16, 32, num_inference_steps=2, guidance_scale=2.0)
+    store = SampleStore(tmp_path / "samples")
+    samples = roll_out(model, rows, [0, 1], settings, store)
+    latents = [store.latents(sample.sample_id) for sample in samples]
+    alone = model.sample(model.encode_rows(rows[1:]), model.encode_prompts([""]), [noise_seed(1, "1")], settings)
+    torch.testing.assert_close(latents[3], alone[0], rtol=1e-3, atol=1e-3)
+
+    sides = [save({"latents": one.contiguous()}) for one in latents]
+    pairs = datasets.Dataset.from_list(
+        [{**row, "chosen_latents": sides[2 * i], "rejected_latents": sides[2 * i + 1]} for i, row in enumerate(rows)]
+    )
+    seen = []
+    predict = model.predict
+    model.predict = lambda *args, **kwargs: seen.append(args[2]) or predict(*args, **kwargs)
+    trainer = SpatialAlignTrainer(model, args=spatialalign_config(tmp_path / "run", max_steps=2), train_dataset=pairs)
+    trainer.train()
+    assert logged(trainer, "rewards/margins")[0] == 0 == logged(trainer, "distance_to_reference")[0]
+    assert logged(trainer, "distance_to_reference")[1] > 0
+    assert all({LATENTS, "cameras"} <= conditioning.keys() for conditioning in seen) and len(seen) == 4
+    assert not torch.equal(seen[0][LATENTS][0], seen[0][LATENTS][1])  # the two rows' own, though the prompt is one
