@@ -189,11 +189,13 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
         return tuple(tables)
 
     def _add_rays(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        if self._call.rays is None:
+        rays, projection = self._call.rays, self.base_transformer.camera_projection
+        if rays is None and not torch.is_grad_enabled():
             return None
-        projection = self.base_transformer.camera_projection
+        if rays is None:  # the map takes part all the same: DDP waits for a gradient of every weight
+            rays = output.new_zeros(1, 1, 1, 1, projection.in_features)
         # An adapter in float32 would give float32, and the blocks expect the patches' type.
-        added = projection(self._call.rays.to(self.dtype)).to(output.dtype)
+        added = projection(rays.to(self.dtype)).to(output.dtype)
         return output + added.permute(0, 4, 1, 2, 3)
 
     @contextmanager

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..files import write_atomic
+from ..video import Video
 from .pair_columns import SIDES, PairColumns, check_pairs, check_same_shape, latent_shape, raise_at
 
 if TYPE_CHECKING:
@@ -175,6 +176,26 @@ def prepare_pairs(
     return PairDataset(pairs, files, cache.encode_conditions(pairs), shape)
 
 
+class Encodable(Protocol):
+    """Rows of a checked dataset, as [`EncodingCache`] asks for them; `side` is a column or stands for one."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def where(self, row: int, side: str) -> str:
+        """How errors name a cell."""
+
+    def condition(self, row: int) -> dict[str, Any]:
+        """All that conditions the model in a row."""
+
+    def video_content(self, row: int, side: str) -> bytes:
+        """Bytes that name the video in a cell."""
+
+    def video(self, row: int, side: str) -> Video:
+        """The video in a cell."""
+
+
 class EncodingCache:
     """The files in a cache folder, and the encoding of missing ones dealt over the processes."""
 
@@ -188,7 +209,7 @@ class EncodingCache:
     def progress(self, items: list[Any], what: str) -> "tqdm[Any]":
         return tqdm(items, desc=what, disable=not self.show_progress)
 
-    def encode_videos(self, pairs: PairColumns, cells: list[tuple[int, str]]) -> dict[tuple[int, str], Path]:
+    def encode_videos(self, pairs: Encodable, cells: list[tuple[int, str]]) -> dict[tuple[int, str], Path]:
         files = {}
         first: dict[Path, tuple[int, str]] = {}
         for cell in self.progress(cells, "hashing videos"):
@@ -206,7 +227,7 @@ class EncodingCache:
         self.share.barrier()
         return files
 
-    def encode_conditions(self, pairs: PairColumns) -> list[Path]:
+    def encode_conditions(self, pairs: Encodable) -> list[Path]:
         """For every row, the file of its conditioning."""
         files = [self._path("prompt", self.model.row_content(pairs.condition(row))) for row in range(len(pairs))]
         first: dict[Path, int] = {}

@@ -90,6 +90,20 @@ def test_the_loss_is_that_of_the_targets_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(losses.detach(), expected)
 
 
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_every_weight_takes_part_whatever_the_rows_hold(tmp_path: Path, gradient_checkpointing: bool) -> None:
+    """DDP would wait for ever for the gradient of one that does not."""
+    for left_out in ([], ["camera_poses"], ["camera_poses", "context"]):
+        trainer = trainer_on(
+            tmp_path, scenes(2).remove_columns(left_out), gradient_checkpointing=gradient_checkpointing
+        )
+        batch = next(iter(trainer.get_train_dataloader()))
+        trainer._example_losses(trainer.model.train(), batch)[0].mean().backward()
+        trained = {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
+        assert trained and all(gradient is not None for gradient in trained.values())
+        assert bool(trained[B_OF_THE_MAP].any()) == (not left_out)
+
+
 def test_dropout_makes_both_null_branches(tmp_path: Path) -> None:
     trainer = trainer_on(tmp_path, context_dropout=0.4, instruction_dropout=0.3, null_prompt="blurry")
     trainer.model.train()
