@@ -1,0 +1,69 @@
+"""Tasks in rooms: a seed is a row, a row is videos, and what the target shows was seen in the context."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from spatialalign_trl.tiny_world.rooms import intrinsics_for, look, render_geometry, sample_room
+from spatialalign_trl.tiny_world.rooms.tasks import MIN_COVERAGE, covered, make_row, render_row
+
+SIZE = (24, 42)
+SEEDS = {"navigation": (0, "indoor"), "grounding": (2_000_001, "outdoor")}
+
+
+@pytest.fixture(scope="module", params=list(SEEDS))
+def row(request):
+    seed, style = SEEDS[request.param]
+    return make_row(seed, request.param, style)
+
+
+def test_a_row_repeats_and_survives_json(row):
+    assert make_row(row["room_seed"], row["task"], row["style"]) == row
+    assert json.loads(json.dumps(row)) == row
+    assert row["coverage"] >= MIN_COVERAGE
+    assert (np.diff(row["context_indices"]) > 0).all() and len(set(np.diff(row["context_indices"]))) > 1
+
+
+def test_a_row_is_videos_with_cameras(row):
+    task = render_row(row, SIZE, num_frames=5, supersample=1)
+    number = len(row["context_indices"])
+    assert task.context_frames.shape == (number, *SIZE, 3) and task.target_frames.shape == (5, *SIZE, 3)
+    assert task.context_poses.shape == (number, 4, 4) and task.target_poses.shape == (5, 4, 4)
+    assert np.allclose(task.intrinsics, intrinsics_for(SIZE, row["field_of_view"]))
+    longer = render_row(row, SIZE, num_frames=9, supersample=1)
+    assert np.array_equal(longer.target_frames[::2], task.target_frames)
+    assert np.array_equal(longer.context_frames, task.context_frames)
+    columns = task.columns()
+    if row["task"] == "navigation":
+        assert np.array_equal(columns["camera_poses"], task.target_poses) and np.isnan(task.boxes).all()
+    else:
+        assert columns["object"] == row["object"] and row["object"] in row["prompt"]
+        assert np.isnan(task.boxes[0]).all() and not np.isnan(task.boxes[-1]).any()
+
+
+def test_coverage_is_a_share_of_what_was_seen():
+    room = sample_room(4)
+    point = next(
+        np.array([x, -1.4, z]) for x in np.linspace(-1, 1, 9) for z in np.linspace(-1, 1, 9)
+        if room.clearance(np.array([[x, -1.4, z]]))[0] > 0.4
+    )  # fmt: skip
+    ahead, little, behind = (look(point, angle)[None] for angle in (0, 20, 180))
+    seen = render_geometry(room, ahead, (36, 64))
+    assert covered(room, ahead, ahead, seen) > 0.97
+    assert 0.5 < covered(room, little, ahead, seen) < 0.95
+    assert covered(room, behind, ahead, seen) < 0.02
+
+
+def test_rows_that_are_none_are_refused(row):
+    with pytest.raises(ValueError, match="Did you mean 'grounding'"):
+        make_row(0, "groundings")
+    with pytest.raises(ValueError, match="context_indices are .*; they must increase"):
+        render_row(row | {"context_indices": [4, 3]}, SIZE)
+    with pytest.raises(ValueError, match=r"lie in \[0, 81\)"):
+        render_row(row | {"context_indices": [4, 81]}, SIZE)
+    if row["task"] == "grounding":
+        with pytest.raises(KeyError, match="has no 'green elephant'"):
+            render_row(row | {"object": "green elephant"}, SIZE, 2, 1)
