@@ -135,7 +135,9 @@ def _draw(rng: np.random.Generator, style: str) -> Layout:
     partition = _partition(rng, half) if indoor and rng.random() < 0.4 else None
     kinds = INDOOR if indoor else OUTDOOR
     number = int(rng.integers(6, 10))
-    names = [*rng.permutation(list(kinds)), *rng.choice(list(kinds), 4)]  # two of a kind come with two colours
+    names = [*rng.permutation(list(kinds)), *rng.choice(list(kinds), 4)]
+    if rng.random() < 0.5:  # two of a kind, in two colours
+        names.insert(int(rng.integers(1, 4)), names[0])
     places: list[Place] = []
     for name in names:
         if len(places) == number:

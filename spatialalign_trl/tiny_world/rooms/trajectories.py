@@ -54,9 +54,15 @@ class Trajectory:
         """
         if num_frames < 1:
             raise ValueError(f"num_frames is {num_frames}; it must be at least 1.")
+        return np.stack([look(value[:3], value[3], value[4]) for value in self._at(num_frames)])
+
+    def positions(self, number: int) -> np.ndarray:
+        """Where the camera is at equal steps of time, `(number, 3)`."""
+        return self._at(number)[:, :3]
+
+    def _at(self, number: int) -> np.ndarray:
         knots = np.array(self.knots, np.float64)
-        values = CubicSpline(np.linspace(0, 1, len(knots)), knots)(np.linspace(0, 1, num_frames))
-        return np.stack([look(value[:3], value[3], value[4]) for value in values])
+        return CubicSpline(np.linspace(0, 1, len(knots)), knots)(np.linspace(0, 1, number))
 
 
 def look(position: Sequence[float], yaw: float, pitch: float = 0.0) -> np.ndarray:
@@ -83,7 +89,7 @@ def direction(start: np.ndarray, end: np.ndarray) -> tuple[float, float]:
 
 def is_clear(room: Room, trajectory: Trajectory, clearance: float = CLEARANCE) -> bool:
     """Whether the camera keeps its distance from everything all along the path."""
-    return bool(room.clearance(trajectory.poses(97)[:, :3, 3]).min() >= clearance)
+    return bool(room.clearance(trajectory.positions(97)).min() >= clearance)
 
 
 def sample_trajectory(room: Room, kind: str, rng: np.random.Generator) -> Trajectory:
