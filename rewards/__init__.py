@@ -22,5 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "aesthetic": ["Aesthetic"],
         "identity": ["IdentityConsistency"],
         "vlm_judge": ["VLMJudge"],
+        "scene_navigation": ["SceneNavigation"],
+        "object_grounding": ["ObjectGrounding"],
     },
 )

@@ -10,8 +10,9 @@ forgive half the motion, or the wrong direction.
 |---|---|---|
 | `sift` | frames of 240 rows and more | OpenCV: the extra `camera` |
 | `colmap` | the same, slower and more exact | pycolmap: the extra `colmap` |
+| `room_render_and_compare` | small frames of the tiny world's rooms | the column `room_seed` |
 
-Frames too small for keypoints, of a scene that can be rendered: `camera_render.py`. A network (VGGT, Depth Anything
+Small frames of another scene that can be rendered: `camera_render.py`. A network (VGGT, Depth Anything
 3) comes as a function, see [`CallableEstimator`].
 """
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 POSE_ESTIMATORS: dict[str, str] = {
     "sift": "spatialalign_trl.perception.camera_map:SIFTEstimator",
     "colmap": "spatialalign_trl.perception.camera_colmap:ColmapEstimator",
+    "room_render_and_compare": "spatialalign_trl.perception.camera_render:RoomRenderAndCompare",
 }
 
 ContextKind = Literal["moving", "turning", "unusable"]

@@ -22,6 +22,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from .camera import CameraEstimate, Sightings, unusable
 from .camera_geometry import known, unknown_poses
+from .detections import Detections
 
 if TYPE_CHECKING:
     from ..video import Video
@@ -138,7 +139,7 @@ class RenderAndCompare:
 
 class RoomRenderAndCompare:
     """
-    [`RenderAndCompare`] for rows about the tiny world's rooms. The row's columns say which: `room` (its seed) and
+    [`RenderAndCompare`] for rows about the tiny world's rooms. The row's columns say which: `room_seed` and
     `style`.
 
     Args:
@@ -148,6 +149,7 @@ class RoomRenderAndCompare:
     """
 
     name = "room_render_and_compare"
+    required_columns = ("room_seed",)
 
     def __init__(self, climbs: int = 2, alike: float = ALIKE, places: int = 5) -> None:
         self.climbs, self.alike, self.places = climbs, alike, places
@@ -167,9 +169,9 @@ class RoomRenderAndCompare:
         Raises:
             `ValueError`: when the row names no room.
         """
-        if columns.get("room") is None:
-            raise ValueError("room_render_and_compare needs the column 'room', the seed of the room a row is about.")
-        key = int(columns["room"]), str(columns.get("style") or "indoor")
+        if columns.get("room_seed") is None:
+            raise ValueError("room_render_and_compare needs the column 'room_seed', the room a row is about.")
+        key = int(columns["room_seed"]), str(columns.get("style") or "indoor")
         if self._kept is None or self._kept[0] != key:
             self._kept = key, self._estimator(*key)
         return self._kept[1]
@@ -190,6 +192,58 @@ class RoomRenderAndCompare:
             return render(room, poses, size, intrinsics=intrinsics, supersample=3).frames
 
         return RenderAndCompare(shown, starts, self.climbs, self.alike)
+
+
+class RoomObjects:
+    """
+    A detector for the tiny world's rooms that knows where things stand: boxes of a named object as the estimated
+    camera must see it. Whether the frame does show it there is for the reward's same-object factor to say.
+
+    Its rows name the room, as those of [`RoomRenderAndCompare`]; poses have to be in the room's system.
+    """
+
+    name = "room_objects"
+    required_columns = ("room_seed",)
+
+    def __init__(self) -> None:
+        self._row: Mapping[str, Any] = {}
+
+    def for_row(self, columns: Mapping[str, Any]) -> RoomObjects:
+        """A detector for the row's room."""
+        found = RoomObjects()
+        found._row = columns
+        return found
+
+    def detect_at(self, video: Video, names: list[str], poses: np.ndarray, intrinsics: np.ndarray) -> list[Detections]:
+        """
+        Boxes of what the cameras see, with score 1; nothing where the pose is unknown.
+
+        Args:
+            video (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`): Only its size is read.
+            names (list of `str`): Of objects of the room.
+            poses (`np.ndarray` of shape `(n, 4, 4)`): Camera to world.
+            intrinsics (`np.ndarray` of shape `(3, 3)`): In pixels.
+
+        Raises:
+            `ValueError`: when the room has no such object.
+        """
+        from ..tiny_world.rooms import render, sample_room
+
+        room = sample_room(int(self._row["room_seed"]), str(self._row.get("style") or "indoor"))
+        every = [one.name for one in room.objects]
+        missing = [name for name in names if name not in every]
+        if missing:
+            raise ValueError(f"room {room.seed} has no {missing[0]!r}; it has: {', '.join(every)}")
+        places = [every.index(name) for name in names]
+        answers = [Detections(np.zeros((0, 4)), np.zeros(0), ()) for _ in poses]
+        there = np.flatnonzero(known(poses))
+        if len(there):
+            seen = render(room, poses[there], video.shape[1:3], intrinsics=intrinsics, supersample=1)
+            for frame, boxes in zip(there, seen.boxes[:, places], strict=True):
+                shown = np.isfinite(boxes).all(axis=1)
+                labels = tuple(name for name, one in zip(names, shown, strict=True) if one)
+                answers[frame] = Detections(boxes[shown], np.ones(len(labels)), labels)
+        return answers
 
 
 def _look(frames: Video, coarse: bool = False) -> np.ndarray:
@@ -223,8 +277,9 @@ def _capped(step: np.ndarray) -> np.ndarray:
 
 
 def _compare(frame: np.ndarray, view: np.ndarray) -> Sightings:
-    """Patches of a sixth of the height, each seen when its likeness is above the threshold of whole frames."""
-    side = max(4, frame.shape[0] // 6)
+    """Patches of a twelfth of the height: seen where the pictures differ by less than half of what the rendered patch
+    differs from a picture of one colour."""
+    side = max(3, frame.shape[0] // 12)
     pixels, seen = [], []
     for top in range(0, frame.shape[0] - side + 1, side):
         for left in range(0, frame.shape[1] - side + 1, side):

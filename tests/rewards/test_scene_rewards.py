@@ -1,0 +1,233 @@
+"""Navigation and grounding: the correct video is good, no hack is half as good, and a bad row is not a bad video."""
+
+import cv2
+import numpy as np
+import pytest
+from scene_hacks import FRAMES, PerfectDetector, World, build_world
+
+from spatialalign_rewards.object_grounding import ObjectGrounding, get_detector
+from spatialalign_rewards.scene_navigation import SceneNavigation, pose_factors, step_factors
+from spatialalign_rewards.scene_scoring import SceneGrade, continuity_factor
+from spatialalign_trl.perception.camera import CallableEstimator
+from spatialalign_trl.rewards import RewardRunner, load_reward
+from spatialalign_trl.tiny_world.rooms import look
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return build_world()
+
+
+@pytest.fixture(scope="module")
+def navigation() -> SceneNavigation:
+    return SceneNavigation(frames=7, context_frames=12)
+
+
+@pytest.fixture(scope="module")
+def grounding() -> ObjectGrounding:
+    return ObjectGrounding(detector=PerfectDetector(), frames=4, last_frames=3, context_frames=12)
+
+
+@pytest.fixture(scope="module")
+def table(world, navigation, grounding) -> dict[str, tuple[SceneGrade, SceneGrade]]:
+    """Both rewards of every case; a few seconds."""
+    return {
+        name: (
+            navigation.grade(case.video, world.row),
+            grounding.grade(case.video, {**world.row, "boxes": case.boxes}),
+        )
+        for name, case in world.cases.items()
+    }
+
+
+def test_the_correct_video_is_good(table):
+    navigation, grounding = table["correct"]
+    assert navigation.reward > 0.6
+    assert grounding.reward > 0.6
+    assert navigation.factors["rotation_error"] < 1.0
+    assert navigation.factors["position_error"] < 0.05
+
+
+HACKS = (
+    "static", "static at the target", "freeze at half", "half motion", "mirrored", "reversed", "jump cut", "2-D zoom",
+    "black", "noise", "target pasted in", "other room",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("hack", HACKS)
+@pytest.mark.parametrize("task", [0, 1], ids=["navigation", "grounding"])
+def test_no_hack_is_half_as_good(table, hack, task):
+    grade = table[hack][task]
+    assert grade.reward is not None, grade.reason
+    assert grade.reward <= 0.5 * table["correct"][task].reward, grade
+
+
+def test_all_hacks_are_tried(world):
+    assert {"correct", *HACKS} == set(world.cases)
+
+
+def test_a_bad_video_has_zero_and_says_why(table):
+    for hack in ("black", "noise", "other room"):
+        for grade in table[hack]:
+            assert grade.reward == 0
+            assert grade.reason == "no frame was found in the scene of the context"
+    assert table["static"][0].reason == "nothing moves in the video"
+
+
+def test_what_catches_the_pasted_target_is_the_scene_behind_it(table):
+    factors = table["target pasted in"][1].factors
+    assert factors["visible"] > 0.6
+    assert factors["V"] < 0.3
+
+
+def test_recompression_and_a_little_noise_cost_little(world, navigation, table):
+    video = world.cases["correct"].video.astype(np.int16)
+    noisy = np.clip(video + np.random.default_rng(0).normal(0, 4, video.shape), 0, 255).astype(np.uint8)
+    jpeg = [cv2.imdecode(cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], 1) for frame in noisy]
+    assert navigation.grade(np.stack(jpeg), world.row).reward > 0.6
+
+
+BAD_ROWS = {
+    "another length": ({"camera_poses": np.tile(np.eye(4), (5, 1, 1))}, "5 poses and the video 13 frames"),
+    "poses that are none": ({"camera_poses": np.ones((FRAMES, 4, 4))}, "number 0 is no pose"),
+    "no focal length": ({"intrinsics": (0, 1, 2, 3)}, "focal lengths above 0"),
+    "too few context poses": ({"context_poses": np.tile(np.eye(4), (3, 1, 1))}, "context_poses must have the shape"),
+    "a black context": ({"context": np.zeros((12, 240, 416, 3), np.uint8)}, "no texture"),
+    "one frame": ({"context": np.zeros((1, 240, 416, 3), np.uint8), "context_poses": None}, "single frame"),
+    "no such file": ({"context": "/nowhere/context.mp4"}, "there is no such video file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change, message", BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row_is_invalid_whatever_the_video(world, change, message):
+    grade = SceneNavigation(frames=3, context_frames=12).grade(world.cases["correct"].video, {**world.row, **change})
+    assert grade.reward is None
+    assert message in grade.reason
+
+
+def test_a_static_context_is_invalid(world):
+    still = np.repeat(world.row["context"][:1], 12, axis=0)
+    grade = SceneNavigation(frames=2).grade(world.cases["correct"].video, {**world.row, "context": still})
+    assert grade.reward is None
+    assert "all the same picture" in grade.reason
+
+
+def test_rows_are_refused_before_anything_is_sampled(navigation, grounding):
+    good = {"camera_poses": [np.eye(4)[None]], "intrinsics": [(1, 1, 0, 0)]}
+    navigation.check_prompts(**good)
+    with pytest.raises(ValueError, match="prompt 0: camera_poses: number 0 is not finite"):
+        navigation.check_prompts(**{**good, "camera_poses": [np.full((1, 4, 4), np.nan)]})
+    with pytest.raises(ValueError, match="prompt 0: intrinsics must be"):
+        navigation.check_prompts(**{**good, "intrinsics": [(1, 1)]})
+    with pytest.raises(ValueError, match="prompt 0: object is ''"):
+        grounding.check_prompts(object=[""], intrinsics=[(1, 1, 0, 0)])
+
+
+def follow(estimates):
+    """An estimator that answers with given poses, whatever it sees."""
+    return CallableEstimator(lambda frames, intrinsics: estimates, name="given")
+
+
+def test_they_run_in_the_loop_by_their_columns(world):
+    exact = np.concatenate([world.row["context_poses"], world.walk_poses])
+    reward = SceneNavigation(pose_estimator=follow(exact), frames=FRAMES, context_frames=12)
+    runner = RewardRunner([reward])
+    columns = {name: [world.row[name]] for name in ("context", "context_poses", "camera_poses", "intrinsics")}
+    runner.check_prompts([{"prompt": "walk", **{name: value[0] for name, value in columns.items()}}])
+    output = runner(["walk"], [world.cases["correct"].video], columns)
+    assert output.errors == {}
+    assert output.rewards[0] == pytest.approx(1.0)
+    assert output.extra["scene_navigation_P"] == [pytest.approx(1.0)]
+    with pytest.raises(ValueError, match="needs the prompt column 'camera_poses'"):
+        runner.check_columns(["prompt", "context", "intrinsics"])
+
+
+def test_the_alignment_does_not_look_at_the_generated_cameras(world):
+    """Half the motion, in a system of the estimator's own: the context gives the scale, so that it stays half."""
+    half = world.walk_poses.copy()
+    half[:, :3, 3] = half[:1, :3, 3] + 0.5 * (half[:, :3, 3] - half[:1, :3, 3])
+    poses = np.concatenate([world.row["context_poses"], half])
+    poses[:, :3, 3] *= 7.0
+    reward = SceneNavigation(pose_estimator=follow(poses), frames=FRAMES, context_frames=12)
+    video = world.cases["correct"].video
+    assert reward.grade(video, world.row).reward < 0.4
+    poses = np.concatenate([world.row["context_poses"], world.walk_poses])
+    poses[:, :3, 3] *= 7.0
+    reward = SceneNavigation(pose_estimator=follow(poses), frames=FRAMES, context_frames=12)
+    assert reward.grade(video, world.row).reward == pytest.approx(1.0)
+
+
+PATH = np.stack([look((0.2 * k, -1.4, 0.1 * k), 4 * k) for k in range(9)])
+
+
+def test_perfect_poses_have_perfect_factors():
+    for factors in (pose_factors(PATH, PATH, 1.0), step_factors(PATH, PATH)):
+        assert factors["P"] == pytest.approx(1.0)
+        assert factors["M"] == pytest.approx(1.0)
+
+
+def test_steps_alone_do_not_see_the_unit_but_the_direction():
+    larger = PATH.copy()
+    larger[:, :3, 3] *= 3
+    assert step_factors(larger, PATH)["P"] == pytest.approx(1.0)
+    assert step_factors(PATH[::-1], PATH)["P"] < 0.1
+
+
+def test_unknown_poses_count_as_nothing():
+    lost = PATH.copy()
+    lost[4:] = np.nan
+    factors = pose_factors(lost, PATH, 1.0)
+    assert factors["P"] == pytest.approx(4 / 9)
+    assert factors["M"] == pytest.approx(3 / 8)
+    assert pose_factors(np.full_like(PATH, np.nan), PATH, 1.0)["P"] == 0
+
+
+def test_a_turn_on_the_spot_is_not_asked_for_centimetres():
+    turn = np.stack([look((0, -1.4, 0), 5 * k) for k in range(9)])
+    near = turn.copy()
+    near[:, 0, 3] += 0.02
+    assert pose_factors(near, turn, 2.0)["P"] > 0.85
+    away = turn.copy()
+    away[:, 0, 3] += np.linspace(0, 2, 9)
+    assert pose_factors(away, turn, 2.0)["P"] < 0.3
+
+
+def test_a_leap_of_the_camera_is_a_cut():
+    numbers = np.arange(9)
+    assert continuity_factor(PATH, numbers, 0.1) == 1
+    leap = PATH.copy()
+    leap[5:, :3, 3] += [5.0, 0, 0]
+    assert continuity_factor(leap, numbers, 0.1) < 0.2
+
+
+def test_they_are_found_by_name_and_say_what_they_are():
+    reward = load_reward("scene_navigation", frames=5)
+    assert reward.describe()["pose_estimator"] == "sift"
+    assert load_reward("object_grounding").describe()["detector"] == "grounding_dino"
+    with pytest.raises(ValueError, match="no pose estimator named 'shift'"):
+        load_reward("scene_navigation", pose_estimator="shift")
+    with pytest.raises(TypeError, match="needs a method detect"):
+        get_detector(object(), {})
+
+
+def test_named_settings_survive_saving(tmp_path):
+    reward = SceneNavigation(frames=5)
+    again = SceneNavigation.from_pretrained(reward.save_pretrained(tmp_path))
+    assert again.describe() == reward.describe()
+    with pytest.raises(ValueError, match="only what is named can be saved"):
+        ObjectGrounding(detector=PerfectDetector()).settings()
+
+
+def test_sd_tells_the_scene_from_another(world):
+    """The map is made of the video here, so that another room cannot be brought together with the context."""
+    reward = ObjectGrounding(
+        detector=PerfectDetector(), frames=2, last_frames=1, context_frames=12, distance_estimator="sift"
+    )
+    graded = {
+        name: reward.grade(world.cases[name].video, {**world.row, "boxes": world.cases[name].boxes}).factors
+        for name in ("correct", "other room")
+    }
+    assert graded["correct"]["SD"] < 0.1
+    assert graded["correct"]["IF"] > 0.6
+    assert graded["other room"]["SD"] == 1.0
+    assert graded["other room"]["IF"] == 0.0
