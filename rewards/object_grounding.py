@@ -28,7 +28,7 @@ import numpy as np
 from spatialalign_trl.perception.camera import CameraEstimate, PoseEstimator, Sightings
 from spatialalign_trl.perception.camera_diagnosis import cut_factor, moving_share, steps
 from spatialalign_trl.perception.camera_distance import GOOD_DISTANCE
-from spatialalign_trl.perception.camera_geometry import extent, known
+from spatialalign_trl.perception.camera_geometry import known
 from spatialalign_trl.perception.detections import Detections, Detector
 from spatialalign_trl.perception.tracks import make_named
 from spatialalign_trl.reward_settings import RewardSettingsOnHub
@@ -172,15 +172,14 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
             video: As one of `completions`.
             row (mapping): The columns of its row.
         """
-        video = video_of(video, "the video")
+        video, name = video_of(video, "the video"), _check_name(row["object"], "object")
         changes = steps(video)
         last = np.arange(max(len(video) - self.last_frames, 0), len(video))
         chosen = np.union1d(looked_at(changes, self.frames), last)
         try:
-            name = _check_name(row["object"], "object")
             scene = read_scene(row["context"], row.get("context_poses"), row["intrinsics"], video, self.context_frames)
             estimate = self.estimate(scene, video[chosen], row)
-        except (BadInput, ValueError) as error:
+        except BadInput as error:
             return SceneGrade(None, str(error))
         at_end = np.searchsorted(chosen, last)
         detector = for_row(self.detector, row)
@@ -189,13 +188,11 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
         else:
             found = detector.detect(video[last], [name])
         visible, proven = visibility(found, name, estimate, at_end, video.shape[1:3])
-        # The estimate is in the context's system by now, so that its own context cameras say how large the scene is.
-        unit = 0.1 * max(extent(estimate.context_poses), 1e-6)
         factors = {
             "V": proven,
             "visible": visible,
             "C": support_factor(estimate),
-            "S": min(cut_factor(changes), continuity_factor(estimate.poses, chosen, unit)),
+            "S": min(cut_factor(changes), continuity_factor(estimate, chosen)),
             "M": min(moving_share(changes) / MOVING_SHARE, 1.0),
             "registered": float(known(estimate.poses).mean()),
         }

@@ -150,14 +150,12 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
         changes = steps(video)
         chosen = looked_at(changes, self.frames)
         try:
-            target = check_poses(row["camera_poses"], None, "camera_poses")
-            if len(target) != len(video):
-                raise BadInput(f"the trajectory has {len(target)} poses and the video {len(video)} frames")
+            target = _trajectory(row["camera_poses"], len(video))
             scene = read_scene(row["context"], row.get("context_poses"), row["intrinsics"], video, self.context_frames)
             estimate = self.estimate(scene, video[chosen], row)
             if scene.context_poses is not None and estimate.context_kind == "turning" and path_length(target) > 0.05:
                 raise BadInput(f"the target moves, and {estimate.reason}")
-        except (BadInput, ValueError) as error:
+        except BadInput as error:
             return SceneGrade(None, str(error))
         target = target[chosen]
         if scene.context_poses is None:
@@ -166,8 +164,7 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
             factors = pose_factors(estimate.poses, target, extent(scene.context_poses))
         factors["C"] = support_factor(estimate)
         factors["reobserved"], factors["O"] = reobserved_factor(estimate)
-        unit = DISTANCE_SHARE * max(path_length(target), 1e-6)
-        factors["S"] = min(cut_factor(changes), continuity_factor(estimate.poses, chosen, unit))
+        factors["S"] = min(cut_factor(changes), continuity_factor(estimate, chosen))
         factors["registered"] = float(known(estimate.poses).mean())
         reason = None
         if moving_share(changes) == 0 and factors.pop("target_moves"):
@@ -232,6 +229,17 @@ def step_factors(poses: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     if both.any():
         factors["rotation_error"] = float(angle[both].mean())
     return factors
+
+
+def _trajectory(poses: Any, frames: int) -> np.ndarray:
+    """The target of a row. Raises [`BadInput`] when it is none, or not for so many frames."""
+    try:
+        target = check_poses(poses, None, "camera_poses")
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    if len(target) != frames:
+        raise BadInput(f"the trajectory has {len(target)} poses and the video {frames} frames")
+    return target
 
 
 def _relative(poses: np.ndarray) -> np.ndarray:

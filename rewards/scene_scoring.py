@@ -22,7 +22,7 @@ from spatialalign_trl.perception.camera import (
 )
 from spatialalign_trl.perception.camera_diagnosis import CUT_RATIO
 from spatialalign_trl.perception.camera_distance import spatial_distance
-from spatialalign_trl.perception.camera_geometry import rotation_degrees, scaled_intrinsics
+from spatialalign_trl.perception.camera_geometry import extent, rotation_degrees, scaled_intrinsics
 from spatialalign_trl.video import Video, check_video, read_video
 
 from .sampled_frames import evenly_spaced
@@ -133,18 +133,18 @@ def looked_at(changes: np.ndarray, count: int) -> np.ndarray:
     return np.union1d(even, changes.argmax() + np.arange(2)) if len(changes) else even
 
 
-def continuity_factor(poses: np.ndarray, frames: np.ndarray, unit: float) -> float:
+def continuity_factor(estimate: CameraEstimate, frames: np.ndarray) -> float:
     """
     The cut factor S by poses, for cuts between similar pictures: `exp(-(ratio - 6) / 6)` where the camera once moves
     `ratio` > 6 times as far in a frame as it usually does.
 
     Args:
-        poses (`np.ndarray` of shape `(n, 4, 4)`): Of the frames that were looked at.
+        estimate ([`~spatialalign_trl.perception.camera.CameraEstimate`]): Of the frames that were looked at. A tenth
+            of its context's extent counts as much as 10 degrees.
         frames (`np.ndarray` of shape `(n,)`): Their numbers, growing.
-        unit (`float`): The distance that counts as much as 10 degrees.
     """
     gaps = np.diff(frames)
-    rates = step_sizes(poses, unit) / gaps
+    rates = step_sizes(estimate.poses, 0.1 * max(extent(estimate.context_poses), 1e-6)) / gaps
     moving = rates[np.isfinite(rates) & (rates * gaps > REST)]
     if len(moving) < 3:
         return 1.0
@@ -259,7 +259,7 @@ class SceneReward:
             return found
         aligned = found.aligned(scene.context_poses)
         if aligned is None:
-            raise BadInput("fewer than two context cameras were found, so nothing can be aligned with them")
+            raise BadInput("fewer than two context cameras were found where its poses say, so nothing can be aligned")
         return aligned
 
     def distance(self, scene: Scene, video: Video, estimate: CameraEstimate, columns: Mapping[str, Any]) -> Any:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 
 import numpy as np
 
-from .camera_geometry import align, known, unknown_poses
+from .camera_geometry import Similarity, align, known, unknown_poses
 from .tracks import make_named
 
 if TYPE_CHECKING:
@@ -103,12 +103,16 @@ class CameraEstimate:
                 Camera to world of the context frames.
 
         Returns:
-            [`CameraEstimate`] or `None`: `None` when fewer than two context cameras were found. Positions are NaN
-            where the context cannot give the scale (a camera that only turned); rotations are right all the same.
+            [`CameraEstimate`] or `None`: `None` when fewer than two context cameras were found, or their positions
+            do not fit. Cameras of a context that only turned stand where it stood: what was found by turning alone
+            has no other place.
         """
-        found = align(self.context_poses, np.asarray(context_poses, float))
-        if found is None:
+        context_poses = np.asarray(context_poses, float)
+        found = align(self.context_poses, context_poses)
+        if found is None or not (np.isfinite(found.scale) or self.context_kind == "turning"):
             return None
+        if self.context_kind == "turning":
+            found = Similarity(0.0, found.rotation, np.median(context_poses[:, :3, 3], axis=0))
         points = None if self.points is None else found.points(self.points)
         moved = found.poses(self.context_poses), found.poses(self.poses)
         return replace(self, context_poses=moved[0], poses=moved[1], points=points)

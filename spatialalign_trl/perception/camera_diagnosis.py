@@ -99,22 +99,22 @@ def diagnose(video: Video, intrinsics: np.ndarray) -> Diagnosis:
             return Diagnosis("blank", f"no frame has more than {most} keypoints")
         if moving_share(changes) == 0:
             return Diagnosis("static", f"no step changes the picture by more than {STILL} grey levels")
-        sharpest = int(changes.argmax())
-        if cut_factor(changes) < 1:
-            pair = [find_features(video[frame]) for frame in (sharpest, sharpest + 1)]
-            relation = relate(*pair, intrinsics, video.shape[2])
-            if relation is None or not relation.holds:
-                return Diagnosis("cut", f"frame {sharpest + 1} has nothing to do with the one before", sharpest + 1)
-        # A fast camera leaves nothing in common over several frames, so a link that fails is tried over one step.
-        links = []
+        links, broken = [], []
         for first, last in zip(picked, picked[1:], strict=False):
             link = relate(features[int(first)], features[int(last)], intrinsics, video.shape[2])
             if link is None or not link.holds:
-                link = relate(features[int(first)], find_features(video[first + 1]), intrinsics, video.shape[2])
+                # A fast camera leaves little in common over several frames; a cut leaves nothing over one.
+                step = int(first + changes[first:last].argmax())
+                pair = [find_features(video[frame]) for frame in (step, step + 1)]
+                link = relate(*pair, intrinsics, video.shape[2])
+                if link is None or not link.holds:
+                    broken.append(step + 1)
             links.append(link if link is not None and link.holds else None)
     holding = [link for link in links if link is not None]
     if len(holding) <= len(links) / 2:
         return Diagnosis("noise", f"of {len(links)} pairs of frames only {len(holding)} show the same things")
+    if broken:
+        return Diagnosis("cut", f"frame {broken[0]} has nothing to do with the one before", broken[0])
     if all(link.translation is None for link in holding):
         return Diagnosis("turning", f"a turn of the camera alone explains all {len(holding)} pairs of frames")
     return Diagnosis("moving", f"{len(holding)} of {len(links)} pairs of frames show one rigid scene")

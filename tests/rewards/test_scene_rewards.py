@@ -8,7 +8,7 @@ from scene_hacks import FRAMES, PerfectDetector, World, build_world
 from spatialalign_rewards.object_grounding import ObjectGrounding, get_detector
 from spatialalign_rewards.scene_navigation import SceneNavigation, pose_factors, step_factors
 from spatialalign_rewards.scene_scoring import SceneGrade, continuity_factor
-from spatialalign_trl.perception.camera import CallableEstimator
+from spatialalign_trl.perception.camera import CallableEstimator, CameraEstimate
 from spatialalign_trl.rewards import RewardRunner, load_reward
 from spatialalign_trl.tiny_world.rooms import look
 
@@ -193,11 +193,17 @@ def test_a_turn_on_the_spot_is_not_asked_for_centimetres():
 
 
 def test_a_leap_of_the_camera_is_a_cut():
-    numbers = np.arange(9)
-    assert continuity_factor(PATH, numbers, 0.1) == 1
+    numbers, support = np.arange(9), np.ones(9)
+    assert continuity_factor(CameraEstimate(PATH, PATH, support), numbers) == 1
     leap = PATH.copy()
-    leap[5:, :3, 3] += [5.0, 0, 0]
-    assert continuity_factor(leap, numbers, 0.1) < 0.2
+    leap[5:, :3, 3] += [9.0, 0, 0]
+    assert continuity_factor(CameraEstimate(PATH, leap, support), numbers) < 0.2
+
+
+def test_what_trembles_on_the_spot_is_no_cut():
+    turn = np.stack([look((0, -1.4, 0), 5 * k) for k in range(9)])
+    turn[:, :3, 3] += np.random.default_rng(0).normal(0, 0.01, (9, 3))
+    assert continuity_factor(CameraEstimate(PATH, turn, np.ones(9)), np.arange(9)) == 1
 
 
 def test_they_are_found_by_name_and_say_what_they_are():
