@@ -220,7 +220,7 @@ def _read_colmap(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
         cameras[words[0]] = _colmap_camera(words[1:], place)
     rows = []
     # Every image has two lines; the second lists its points, and may be empty.
-    lines = (folder / "images.txt").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "images.txt").read_text(encoding="utf-8").rstrip().splitlines()
     lines = [(number, line) for number, line in enumerate(lines, start=1) if not line.startswith("#")]
     for number, line in lines[::2]:
         place, words = f"{folder / 'images.txt'}, line {number}", line.split(maxsplit=9)

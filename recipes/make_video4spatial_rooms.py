@@ -1,0 +1,66 @@
+"""Makes the task sets `datasets/video4spatial_navigation` and `datasets/video4spatial_grounding` again.
+
+Each row is a task in a rendered room: what the context is, what is asked for, and a path that does it. Rows are
+numbers and words; `spatialalign_trl.tiny_world.rooms.tasks.render_row` makes the videos of them at any size and
+length. The rooms of the splits share no layout, and `outdoor` is a style that `train` does not have. The same seeds
+give the same bytes.
+
+    python recipes/make_video4spatial_rooms.py
+    python recipes/make_video4spatial_rooms.py --tasks navigation --num_train 5000 --output runs/rooms
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.scene_tasks import TASKS
+from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS
+from spatialalign_trl.tiny_world.rooms.tasks import make_row
+
+DATASETS = Path(__file__).resolve().parent.parent / "datasets"
+OUTDOOR_FIRST = SPLIT_SEEDS["test"].start + 500_000
+"""Outdoor rooms have test seeds of their own."""
+
+
+def make_rows(task: str, split: str, number: int) -> Iterator[dict[str, Any]]:
+    """The first `number` tasks of a split; seeds whose room has no such task are passed over."""
+    style = "outdoor" if split == "outdoor" else "indoor"
+    seeds = range(OUTDOOR_FIRST, SPLIT_SEEDS["test"].stop) if split == "outdoor" else SPLIT_SEEDS[split]
+    made = 0
+    for seed in seeds:
+        if made == number:
+            return
+        try:
+            row = make_row(seed, task, style)
+        except RuntimeError:
+            continue
+        made += 1
+        yield row
+
+
+def to_jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
+    """One row a line, without spaces."""
+    return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=DATASETS, help="where the folders of the sets go")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="which sets to make")
+    for split, number in (("train", 64), ("validation", 16), ("test", 32), ("outdoor", 16)):
+        parser.add_argument(f"--num_{split}", type=int, default=number, help=f"tasks of the {split} split")
+    options = parser.parse_args(arguments)
+    for task in options.tasks:
+        for split in ("train", "validation", "test", "outdoor"):
+            rows = list(make_rows(task, split, getattr(options, f"num_{split}")))
+            path = write_atomic(options.output / f"video4spatial_{task}" / f"{split}.jsonl", to_jsonl(rows))
+            print(f"{path}: {len(rows)} tasks", flush=True)
+
+
+if __name__ == "__main__":
+    main()
