@@ -1,0 +1,75 @@
+"""The task sets of the rooms: they load, are what the recipe makes, and no split has a room or layout of another."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import datasets
+import pytest
+
+from spatialalign_trl.scene_tasks import TASKS
+from spatialalign_trl.tiny_world.rooms import split_of
+from spatialalign_trl.tiny_world.rooms.layout import sample_layout
+
+SIZES = {"train": 64, "validation": 16, "test": 32, "outdoor": 16}
+
+
+@pytest.fixture(scope="module")
+def recipe(repo_root):
+    path = repo_root / "recipes" / "make_video4spatial_rooms.py"
+    spec = importlib.util.spec_from_file_location("make_video4spatial_rooms", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def folder(request, repo_root):
+    return repo_root / "datasets" / f"video4spatial_{request.param}"
+
+
+@pytest.fixture(scope="module")
+def splits(folder):
+    return {
+        split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()] for split in SIZES
+    }
+
+
+def test_the_folder_loads_as_a_dataset(folder, splits, tmp_path):
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path))
+    assert {split: len(rows) for split, rows in loaded.items()} == SIZES
+    for split, rows in loaded.items():
+        assert rows[0] == splits[split][0] and rows[-1] == splits[split][-1]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for column in loaded["train"].column_names:
+        assert f"| `{column}` |" in card
+    for split, size in SIZES.items():
+        assert f"| {split} | {size} |" in card
+    assert f"> {splits['test'][0]['prompt']}\n" in card
+
+
+def test_splits_share_neither_rooms_nor_layouts_and_only_outdoor_is_outdoors(splits):
+    layouts = {}
+    for split, rows in splits.items():
+        style = "outdoor" if split == "outdoor" else "indoor"
+        assert {row["style"] for row in rows} == {style}
+        assert {split_of(row["room_seed"]) for row in rows} == {"test" if split == "outdoor" else split}
+        layouts[split] = {sample_layout(row["room_seed"], style).signature() for row in rows}
+    names = list(layouts)
+    assert not any(layouts[a] & layouts[b] for i, a in enumerate(names) for b in names[:i])
+    ids = [row["task_id"] for rows in splits.values() for row in rows]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_recipe_makes_the_same_rows_again(recipe, folder, splits, tmp_path):
+    task = folder.name.removeprefix("video4spatial_")
+    sizes = [f"--num_{split}=2" for split in SIZES]
+    recipe.main(["--output", str(tmp_path), "--tasks", task, *sizes])
+    for split in SIZES:
+        made = (tmp_path / folder.name / f"{split}.jsonl").read_bytes()
+        assert made.count(b"\n") == 2 and (folder / f"{split}.jsonl").read_bytes().startswith(made)
+
+
+def test_the_sets_are_small(folder):
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 600_000
