@@ -1,7 +1,7 @@
 """
 Object grounding as a reward: does the video end with the named object in view, the real one, where it stands?
 
-    R = V * sqrt(C) * S * M                                                                       all in [0, 1]
+    R = V * sqrt(C) * S * M * D                                                                   all in [0, 1]
 
     V  mean over the last 5 frames of the best box of   min(confidence / 0.5, 1) * centred * size * B
        centred  exp(-(dx^2 + dy^2) / (2 * 0.35^2)), with dx and dy in halves of the frame from its middle
@@ -12,6 +12,8 @@ Object grounding as a reward: does the video end with the named object in view, 
     S  exp(-(ratio - 6) / 6) where one step changes the picture, or moves the camera, `ratio` > 6 times as much as
        others do, else 1
     M  min(share of the steps in which something moves / 0.6, 1); a still video has 0
+    D  1 where the frames have depth, to 0 for a zoom into a still: from 80 % of the keypoints that a 2-D similarity
+       explains (1) to 95 % (0)
 
 Without B a target that is pasted into the picture is the best video of all: visibility alone says 0.99.
 
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from spatialalign_trl.perception.camera import CameraEstimate, PoseEstimator, Sightings
-from spatialalign_trl.perception.camera_diagnosis import cut_factor, moving_share, steps
+from spatialalign_trl.perception.camera_diagnosis import cut_factor, flat_share, moving_share, steps
 from spatialalign_trl.perception.camera_distance import GOOD_DISTANCE
 from spatialalign_trl.perception.camera_geometry import known
 from spatialalign_trl.perception.detections import Detections, Detector
@@ -59,6 +61,7 @@ MIN_BOX_POINTS = 4
 UNPROVEN = 0.3
 """B of a box into which too few points of the context belong: nothing speaks for it."""
 MOVING_SHARE = 0.6
+FLAT = (0.8, 0.95)
 
 
 class ObjectGrounding(SceneReward, RewardSettingsOnHub):
@@ -194,6 +197,7 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
             "C": support_factor(estimate),
             "S": min(cut_factor(changes), continuity_factor(estimate, chosen)),
             "M": min(moving_share(changes) / MOVING_SHARE, 1.0),
+            "D": depth_factor(flat_share(video, scene.intrinsics)),
             "registered": float(known(estimate.poses).mean()),
         }
         reason = None
@@ -203,7 +207,7 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
             reason = f"no {name} was found at the end"
         elif not factors["M"]:
             reason = "nothing moves in the video"
-        reward = factors["V"] * np.sqrt(factors["C"]) * factors["S"] * factors["M"]
+        reward = factors["V"] * np.sqrt(factors["C"]) * factors["S"] * factors["M"] * factors["D"]
         distance = self.distance(scene, video, estimate, row)
         if self.distance_estimator is not None:
             factors["SD"] = distance
@@ -255,6 +259,14 @@ def same_object(sightings: Sightings | None, box: np.ndarray) -> float:
         return UNPROVEN
     low, high = SAME_OBJECT
     return float(np.clip((share - low) / (high - low), 0, 1))
+
+
+def depth_factor(flat: float | None) -> float:
+    """D, from [`~spatialalign_trl.perception.camera_diagnosis.flat_share`]; 1 where nothing can be told."""
+    if flat is None:
+        return 1.0
+    low, high = FLAT
+    return float(np.clip((high - flat) / (high - low), 0, 1))
 
 
 def get_detector(detector: str | Detector, options: dict[str, Any]) -> Detector:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from .camera_features import MIN_MATCHES, find_features, opencv, relate, repeatable
+from .camera_features import MIN_MATCHES, find_features, opencv, relate, repeatable, tolerance
 
 if TYPE_CHECKING:
     from ..video import Video
@@ -72,6 +72,32 @@ def cut_factor(changes: np.ndarray) -> float:
     # The largest steps themselves are left out of the median: a clip of few moving steps would excuse its own cut.
     usual = max(float(np.median(np.sort(moving)[: max(1, len(moving) - 1)])), 2 * STILL)
     return float(np.exp(-max(moving.max() / usual - CUT_RATIO, 0.0) / CUT_RATIO))
+
+
+def flat_share(video: Video, intrinsics: np.ndarray) -> float | None:
+    """
+    How well one picture, shifted and enlarged, explains the video: of the keypoints that frames a third of the clip
+    apart share, the share that one 2-D similarity explains, the median over the pairs that differ by 1 % of the width.
+
+    Near 1 for a zoom into a still, which pose estimators take for a walk towards a wall. A camera that moves through a
+    room, or turns, bends and shears what it sees.
+
+    Returns:
+        `float` or `None`: in [0, 1]; `None` where no pair moves, or shows the same things.
+    """
+    cv2 = opencv()
+    picked = np.unique(np.linspace(0, len(video) - 1, 4).round().astype(int))
+    width, shares = video.shape[2], []
+    with repeatable():
+        features = [find_features(video[frame]) for frame in picked]
+        for first, second in zip(features, features[1:], strict=False):
+            found = relate(first, second, intrinsics, width)
+            if found is None or not found.holds or found.displacement < 0.01:
+                continue
+            before, after = first.pixels[found.matches[:, 0]], second.pixels[found.matches[:, 1]]
+            _, inliers = cv2.estimateAffinePartial2D(before, after, ransacReprojThreshold=tolerance(width))
+            shares.append(0.0 if inliers is None else float(inliers.mean()))
+    return float(np.median(shares)) if shares else None
 
 
 def diagnose(video: Video, intrinsics: np.ndarray) -> Diagnosis:
