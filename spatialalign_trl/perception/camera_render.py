@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import gaussian_filter
 
 from .camera import CameraEstimate, Sightings, unusable
 from .camera_geometry import known, unknown_poses
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 Render = Callable[[np.ndarray, tuple[int, int], np.ndarray], np.ndarray]
 """`render(poses (n, 4, 4), (height, width), intrinsics (3, 3)) -> uint8 (n, height, width, 3)`."""
 
-COARSE_WIDTH = 40
+BLURS = (6.0, 2.0)
+"""Deviations of the blur, in hundredths of the width: first to come near, then to be exact."""
 STEPS = 10
 ALIKE = 0.5
 """Likeness below which a frame is nowhere in the scene."""
@@ -74,7 +75,7 @@ class RenderAndCompare:
         if context_poses is None:
             return unusable(len(context), len(video), "render and compare needs the context's poses to start from")
         starts = np.concatenate([context_poses, self.starts])
-        looks = self._views(starts, video.shape[1:3], intrinsics, coarse=True)
+        looks = self._views(starts, video.shape[1:3], intrinsics, BLURS[0])
         poses, support = unknown_poses(len(video)), np.zeros(len(video))
         before: np.ndarray | None = None
         for number, frame in enumerate(video):
@@ -88,28 +89,30 @@ class RenderAndCompare:
     def _find(
         self, frame: np.ndarray, starts: np.ndarray, looks: np.ndarray, before: np.ndarray | None, k: np.ndarray
     ) -> tuple[np.ndarray, float]:
-        likeness = looks @ _look(frame[None], coarse=True)[0]
+        likeness = looks @ _look(frame[None], BLURS[0])[0]
         candidates = [starts[i] for i in np.argsort(-likeness)[: self.climbs]]
         if before is not None:
             candidates.append(before)
-        climbed = [self._climb(frame, pose, k) for pose in candidates]
+        # Blurred pictures change slowly with the pose, so that the way uphill is seen from farther away.
+        rough = [self._climb(frame, pose, k, BLURS[0])[0] for pose in candidates]
+        climbed = [self._climb(frame, pose, k, BLURS[1]) for pose in rough]
         return max(climbed, key=lambda one: one[1])
 
-    def _climb(self, frame: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, float]:
+    def _climb(self, frame: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray, blur: float) -> tuple:
         """Gauss-Newton with damping on the difference of looks; derivatives by rendering, six at a time."""
-        size, wanted = frame.shape[:2], _look(frame[None])[0]
+        size, wanted = frame.shape[:2], _look(frame[None], blur)[0]
         sizes = np.array([0.02, 0.02, 0.02, 0.008, 0.008, 0.008])
-        current = self._views(pose[None], size, intrinsics)[0]
+        current = self._views(pose[None], size, intrinsics, blur)[0]
         best, damping = float(current @ wanted), 1e-2
         for _ in range(STEPS):
             moved = np.stack([_nudged(pose, step) for step in np.diag(sizes)])
-            slopes = (self._views(moved, size, intrinsics) - current).T / sizes
+            slopes = (self._views(moved, size, intrinsics, blur) - current).T / sizes
             normal, right = slopes.T @ slopes, slopes.T @ (wanted - current)
             tries = [
                 _nudged(pose, _capped(np.linalg.solve(normal + d * np.diag(np.diag(normal) + 1e-9), right)))
                 for d in (damping, 30 * damping)
             ]
-            views = self._views(np.stack(tries), size, intrinsics)
+            views = self._views(np.stack(tries), size, intrinsics, blur)
             scores = views @ wanted
             winner = int(scores.argmax())
             if scores[winner] <= best + 1e-5:
@@ -124,8 +127,8 @@ class RenderAndCompare:
                 break
         return pose, best
 
-    def _views(self, poses: np.ndarray, size: tuple[int, int], k: np.ndarray, coarse: bool = False) -> np.ndarray:
-        return _look(self.render(poses, size, k), coarse)
+    def _views(self, poses: np.ndarray, size: tuple[int, int], k: np.ndarray, blur: float) -> np.ndarray:
+        return _look(self.render(poses, size, k), blur)
 
     def _sightings(self, video: Video, poses: np.ndarray, intrinsics: np.ndarray) -> list[Sightings]:
         """For a grid of patches: whether the frame shows there what the renderer does."""
@@ -246,15 +249,13 @@ class RoomObjects:
         return answers
 
 
-def _look(frames: Video, coarse: bool = False) -> np.ndarray:
-    """Frames as vectors `(n, pixels)` of mean 0 and length 1, blurred so that a pixel's step changes little."""
-    frames = frames.astype(np.float32)
-    if coarse:
-        factor = min(1.0, COARSE_WIDTH / frames.shape[2])
-        frames = gaussian_filter(frames, (0, 1 / factor, 1 / factor, 0))
-        frames = zoom(frames, (1, factor, factor, 1), order=1) if factor < 1 else frames
-    else:
-        frames = gaussian_filter(frames, (0, 1.0, 1.0, 0))
+def _look(frames: Video, blur: float) -> np.ndarray:
+    """Frames as vectors `(n, pixels)` of mean 0 and length 1, blurred by `blur` hundredths of the width; of what is
+    blurred much only some pixels are kept."""
+    sigma = blur * frames.shape[2] / 100
+    frames = gaussian_filter(frames.astype(np.float32), (0, sigma, sigma, 0))
+    step = max(1, int(sigma))
+    frames = frames[:, ::step, ::step]
     flat = frames.reshape(len(frames), -1)
     # Per colour channel, so that a wall's paint counts: only the brightness of the whole is left out.
     flat = flat - flat.mean(axis=1, keepdims=True)

@@ -240,7 +240,7 @@ def test_a_cut_stands_out_and_a_rest_does_not():
 
 
 def test_rendering_finds_the_camera_of_tiny_frames():
-    size, row = (30, 52), {"room_seed": SEED}
+    size, row = (48, 80), {"room_seed": SEED}
     intrinsics, room = intrinsics_for(size), sample_room(SEED)
     share = np.linspace(0, 1, 4)
     context_poses = np.stack([look((-1.8 + 1.6 * s, -1.4, -1.9 + 2.4 * s), 25 + 60 * s, -8) for s in share])
