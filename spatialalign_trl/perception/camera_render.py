@@ -33,9 +33,9 @@ Render = Callable[[np.ndarray, tuple[int, int], np.ndarray], np.ndarray]
 BLURS = (6.0, 2.0)
 """Deviations of the blur, in hundredths of the width: first to come near, then to be exact."""
 STEPS = 10
-ALIKE = 0.5
+ALIKE = 0.75
 """Likeness below which a frame is nowhere in the scene."""
-PERFECT = 0.9
+PERFECT = 0.95
 
 
 class RenderAndCompare:
@@ -48,22 +48,22 @@ class RenderAndCompare:
             `(n, height, width, 3)`.
         starts (`np.ndarray` of shape `(n, 4, 4)`, *optional*):
             Poses from which the search may start, beside the context's and the one of the frame before.
-        climbs (`int`, *optional*, defaults to `2`):
+        climbs (`int`, *optional*, defaults to `3`):
             How many of the most promising starts are followed.
-        alike (`float`, *optional*, defaults to `0.5`):
+        alike (`float`, *optional*, defaults to `0.75`):
             Likeness, in [-1, 1], that a frame must reach to count as found.
     """
 
     name = "render_and_compare"
 
     def __init__(
-        self, render: Render, starts: np.ndarray | None = None, climbs: int = 2, alike: float = ALIKE
+        self, render: Render, starts: np.ndarray | None = None, climbs: int = 3, alike: float = ALIKE
     ) -> None:
         if climbs < 1:
             raise ValueError(f"climbs is {climbs}; it must be at least 1.")
         self.render, self.climbs, self.alike = render, climbs, alike
         self.starts = np.zeros((0, 4, 4)) if starts is None else np.asarray(starts, float)
-        self._looks: dict[tuple[int, int], np.ndarray] = {}
+        self._looks: tuple[bytes, np.ndarray] | None = None
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "climbs": self.climbs, "alike": self.alike, "starts": len(self.starts)}
@@ -75,7 +75,7 @@ class RenderAndCompare:
         if context_poses is None:
             return unusable(len(context), len(video), "render and compare needs the context's poses to start from")
         starts = np.concatenate([context_poses, self.starts])
-        looks = self._views(starts, video.shape[1:3], intrinsics, BLURS[0])
+        looks = self._looks_from(starts, video.shape[1:3], intrinsics)
         poses, support = unknown_poses(len(video)), np.zeros(len(video))
         before: np.ndarray | None = None
         for number, frame in enumerate(video):
@@ -85,6 +85,13 @@ class RenderAndCompare:
                 support[number] = np.clip((likeness - self.alike) / (PERFECT - self.alike), 0, 1)
         sightings = self._sightings(video, poses, intrinsics)
         return CameraEstimate(np.array(context_poses, float), poses, support, sightings=sightings)
+
+    def _looks_from(self, starts: np.ndarray, size: tuple[int, int], intrinsics: np.ndarray) -> np.ndarray:
+        """What the starts see; the samples of one prompt share it."""
+        key = repr(size).encode() + intrinsics.tobytes() + starts.tobytes()
+        if self._looks is None or self._looks[0] != key:
+            self._looks = key, self._views(starts, size, intrinsics, BLURS[0])
+        return self._looks[1]
 
     def _find(
         self, frame: np.ndarray, starts: np.ndarray, looks: np.ndarray, before: np.ndarray | None, k: np.ndarray
@@ -147,14 +154,14 @@ class RoomRenderAndCompare:
 
     Args:
         climbs, alike: As of [`RenderAndCompare`].
-        places (`int`, *optional*, defaults to `5`):
-            Starts stand on a grid of this many places along each side of the room, looking in eight directions.
+        places (`int`, *optional*, defaults to `6`):
+            Starts stand on a grid of this many places along each side of the room, looking in twelve directions.
     """
 
     name = "room_render_and_compare"
     required_columns = ("room_seed",)
 
-    def __init__(self, climbs: int = 2, alike: float = ALIKE, places: int = 5) -> None:
+    def __init__(self, climbs: int = 3, alike: float = ALIKE, places: int = 6) -> None:
         self.climbs, self.alike, self.places = climbs, alike, places
         self._kept: tuple[tuple[int, str], RenderAndCompare] | None = None
 
@@ -189,7 +196,7 @@ class RoomRenderAndCompare:
         x, z = (np.linspace(-half + 0.5, half - 0.5, self.places) for half in room.layout.half)
         spots = np.array([(one, -1.4, other) for one in x for other in z])
         free = spots[room.clearance(spots) > 0.2]
-        starts = np.stack([look(spot, yaw, -8.0) for spot in free for yaw in range(0, 360, 45)])
+        starts = np.stack([look(spot, yaw, -8.0) for spot in free for yaw in range(0, 360, 30)])
 
         def shown(poses: np.ndarray, size: tuple[int, int], intrinsics: np.ndarray) -> Video:
             return render(room, poses, size, intrinsics=intrinsics, supersample=3).frames
