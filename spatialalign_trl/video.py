@@ -15,6 +15,7 @@ from typing import TypeAlias
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 from .files import write_atomic
 
@@ -172,6 +173,10 @@ def browser_mp4_of(data: bytes, min_height: int = 240) -> bytes:
     return browser_mp4(read_video(data), float(fps or 16), min_height)
 
 
+SMALL_FRAME = 128 * 128
+"""Pixels up to which starting threads takes longer than decoding without."""
+
+
 def read_video(source: str | os.PathLike | bytes) -> Video:
     """
     Read all frames of a video.
@@ -197,8 +202,13 @@ def read_video(source: str | os.PathLike | bytes) -> Video:
         with av.open(opened, mode="r") as container:
             if not container.streams.video:
                 raise ValueError(f"{name} holds no video stream.")
-            container.streams.video[0].thread_type = "AUTO"
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            stream = container.streams.video[0]
+            if stream.width * stream.height <= SMALL_FRAME:
+                stream.codec_context.thread_count = 1
+            else:
+                stream.thread_type = "AUTO"
+            to_rgb = VideoReformatter()  # one for all frames: making it takes longer than converting a small frame
+            frames = [to_rgb.reformat(frame, format="rgb24").to_ndarray() for frame in container.decode(stream)]
     except av.FFmpegError as error:
         raise ValueError(f"{name} is not a readable video ({error}); it may be cut short. Make it again.") from error
     if not frames:
