@@ -207,7 +207,5 @@ def test_invalid_videos_lose_when_they_are_given_a_score_and_failed_rewards_do_n
     assert pairs(pair_strategy="threshold") == []
     assert pairs(pair_strategy="threshold", invalid_score=0.0) == [(0, 1, 0.0)]
     assert pairs(pair_strategy="best_vs_worst", invalid_score=-1.0) == [(0, 1, -1.0)]
-    with pytest.raises(
-        ValueError, match="invalid_score=0.8 is not below score_threshold=0.7"
-    ):
+    with pytest.raises(ValueError, match="invalid_score=0.8 is not below score_threshold=0.7"):
         config(tmp_path, pair_strategy="threshold", score_threshold=0.7, invalid_score=0.8)

@@ -95,9 +95,7 @@ def states(hub: LoopbackHub) -> list[Commit]:
     return hub.repo("model", "tester/my-lora").branches["main"][1:]
 
 
-def test_every_save_is_pushed_and_diffusers_loads_it_back(
-    tmp_path: Path, loopback_client: LoopbackHub
-) -> None:
+def test_every_save_is_pushed_and_diffusers_loads_it_back(tmp_path: Path, loopback_client: LoopbackHub) -> None:
     trainer = pushing(tmp_path)
     trainer.train()
     trainer._finish_current_push()
