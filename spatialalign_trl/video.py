@@ -52,9 +52,10 @@ def check_video(video: Video, name: str = "video") -> Video:
     return video
 
 
-SAME_BYTES = {"threads": "4", "x264-params": "mbtree=0"}
-"""x264's macroblock tree reads memory that nobody wrote, and its output depends on the number of threads, by default
-the machine's: what a reward sees of a video would change from process to process."""
+SAME_BYTES = {"threads": "4", "x264-params": "bframes=0"}
+"""With B-frames x264's macroblock tree reads memory that nobody wrote, and the output depends on the number of
+threads, by default the machine's: what a reward sees of a video would change from process to process. (Without the
+tree, frames of a still video differ a little from each other.)"""
 
 
 def encode_video(video: Video, fps: float, crf: int = 18) -> bytes:

@@ -54,7 +54,8 @@ def samples_of(policy: str, rewards, folder: Path, prompts: int, seeds: int, fir
             row = {"prompt_id": f"p{number}", "prompt": f"{EVIL} {number}", **words}
             reward = rewards(number, seed)
             reason = {"dsr_reason": "only 3 of 9 frames show the fox"} if reward is None else {}
-            one = SimpleNamespace(prompt_id=f"p{number}", row=row, reward=reward, components=reason)
+            scores = {"dsr_score": reward}
+            one = SimpleNamespace(prompt_id=f"p{number}", row=row, rewards=scores, reward=reward, components=reason)
             name = f"{policy}-{number}-{seed}"
             file = write_video(folder / "samples" / f"{name}.mp4", moving_video(20 * number % 240), fps=8, crf=0)
             why = invalid_reason(one) if reward is None else None

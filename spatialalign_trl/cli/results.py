@@ -41,6 +41,10 @@ class ScoredVideo:
         return self.result.score
 
     @property
+    def rewards(self) -> dict[str, float | None]:
+        return {"dsr_score": self.reward}
+
+    @property
     def prompt_id(self) -> str:
         """Whose seeds belong together: the prompt's id, or the question where it has none."""
         question = self.job.question

@@ -55,7 +55,11 @@ def test_the_picture_does_not_depend_on_when_it_is_drawn(tmp_path):
     draw(tmp_path / "one.png", note="A fox.")
     draw(tmp_path / "two.png", note="A fox.")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_drawing_asks_for_no_window_system(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would fail
+    draw(tmp_path / "one.png", note="A fox.")
 
 
 def test_a_video_without_a_counted_frame_still_has_a_picture(tmp_path):
