@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
-from spatialalign_trl.video import Video, check_video
+from spatialalign_trl.video import Video, check_completions
 
 from .clip_similarity import CLASSES, DEFAULT_CHECKPOINT, squeezed
 from .sampled_frames import check_counts, evenly_spaced, in_batches
@@ -87,8 +87,7 @@ class CLIPIQA(RunsPretrained):
         **kwargs: Any,
     ) -> list[float | None]:
         """Score `N` videos (`uint8`, `(frames, height, width, 3)`). `log_extra` gets `<reward>_<prompt>` of each."""
-        for k, video in enumerate(completions):
-            check_video(video, name=f"completions[{k}]")
+        check_completions(completions)
         measured = [self._measure(video) for video in completions]
         if log_extra is not None and len(self.prompts) > 1:
             for name in measured[0] if measured else ():

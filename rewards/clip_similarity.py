@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
-from spatialalign_trl.video import Video, check_video
+from spatialalign_trl.video import Video, check_completions
 
 from .sampled_frames import check_counts, evenly_spaced, in_batches
 
@@ -66,8 +66,7 @@ class CLIPSimilarity(RunsPretrained):
         **kwargs: Any,
     ) -> list[float | None]:
         """Score `N` videos (`uint8`, `(frames, height, width, 3)`) for their `N` prompts."""
-        for k, video in enumerate(completions):
-            check_video(video, name=f"completions[{k}]")
+        check_completions(completions)
         return [self._similarity(*one) for one in zip(prompts, completions, strict=True)]
 
     def _similarity(self, prompt: str, video: Video) -> float:

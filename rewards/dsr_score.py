@@ -15,7 +15,7 @@ import numpy as np
 from spatialalign_trl.perception.depth import DepthEstimator, add_nearness, get_depth_estimator
 from spatialalign_trl.perception.tracks import Tracker, Tracks, get_tracker
 from spatialalign_trl.reward_settings import RewardSettingsOnHub
-from spatialalign_trl.video import Video, check_video, read_video
+from spatialalign_trl.video import Video, check_completions, read_video
 
 from .dsr_geometry import BoxScores, required_frames, score_box_arrays, spatial_offsets
 from .dsr_tracks import DSRResult, asks_depth, check_question, score_tracks, score_tracks_batch
@@ -204,8 +204,7 @@ class DSRScore(RewardSettingsOnHub):
         for row, question in enumerate(zip(type, animal, object, strict=True)):
             check_question(*question, where=f"video {row}")
         videos = [read_video(video) if isinstance(video, (str, os.PathLike)) else video for video in videos]
-        for k, video in enumerate(videos):
-            check_video(video, name=f"completions[{k}]")
+        check_completions(videos)
         adjectives = None if attribute is None else [adjective or "" for adjective in attribute]
         tracks = self.tracker.track(videos, animal=animal, object=object, attribute=adjectives)
         if len(tracks) != len(videos):

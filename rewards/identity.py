@@ -12,7 +12,7 @@ import numpy as np
 
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
 from spatialalign_trl.perception.tracks import Tracker, Tracks, get_tracker
-from spatialalign_trl.video import Video, check_video
+from spatialalign_trl.video import Video, check_completions
 
 from .sampled_frames import check_counts, in_batches
 
@@ -105,8 +105,7 @@ class IdentityConsistency(RunsPretrained):
         **kwargs: Any,
     ) -> list[float | None]:
         """Score `N` videos (`uint8`, `(frames, height, width, 3)`). `log_extra` gets `identity_reason`."""
-        for k, video in enumerate(completions):
-            check_video(video, name=f"completions[{k}]")
+        check_completions(completions)
         adjectives = None if attribute is None else [adjective or "" for adjective in attribute]
         tracks = self.tracker.track(completions, animal=animal, object=object, attribute=adjectives)
         scores, reasons = [], []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from spatialalign_trl.perception.optical_flow import fastest_speed, flow_fields, opencv
-from spatialalign_trl.video import Video, check_video
+from spatialalign_trl.video import Video, check_completions
 
 USER = "The reward 'motion'"
 DEFAULT_FPS = 16.0
@@ -72,8 +72,7 @@ class Motion:
                 Gets `motion_speed`: `v`, in diagonals a second.
         """
         rates = fps or [self.fps] * len(completions)
-        for k, video in enumerate(completions):
-            check_video(video, name=f"completions[{k}]")
+        check_completions(completions)
         speeds = [motion_speed(*one) for one in zip(completions, rates, strict=True)]
         if log_extra is not None:
             log_extra("motion_speed", speeds)

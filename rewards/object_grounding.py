@@ -156,16 +156,8 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
         Returns:
             `list[float | None]`: one reward a video, `None` when INVALID.
         """
-        count = len(completions)
-        more = {name: values for name, values in kwargs.items() if isinstance(values, list) and len(values) == count}
-        columns = {
-            "context": context, "object": object, "intrinsics": intrinsics,
-            "context_poses": context_poses or [None] * count, **more,
-        }  # fmt: skip
-        rows = [{name: values[k] for name, values in columns.items()} for k in range(count)]
-        grades = [self.grade(video, row) for video, row in zip(completions, rows, strict=True)]
-        self.log(grades, log_extra, log_metric)
-        return [grade.reward for grade in grades]
+        columns = {"context": context, "object": object, "intrinsics": intrinsics, "context_poses": context_poses}
+        return self.grade_all(completions, columns, kwargs, log_extra, log_metric)
 
     def grade(self, video: Any, row: Mapping[str, Any]) -> SceneGrade:
         """

@@ -128,15 +128,10 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
         Returns:
             `list[float | None]`: one reward a video, `None` when INVALID.
         """
-        count = len(completions)
         columns = {
-            "context": context, "camera_poses": camera_poses, "intrinsics": intrinsics,
-            "context_poses": context_poses or [None] * count, **_per_row(kwargs, count),
+            "context": context, "camera_poses": camera_poses, "intrinsics": intrinsics, "context_poses": context_poses
         }  # fmt: skip
-        rows = [{name: values[k] for name, values in columns.items()} for k in range(count)]
-        grades = [self.grade(video, row) for video, row in zip(completions, rows, strict=True)]
-        self.log(grades, log_extra, log_metric)
-        return [grade.reward for grade in grades]
+        return self.grade_all(completions, columns, kwargs, log_extra, log_metric)
 
     def grade(self, video: Any, row: Mapping[str, Any]) -> SceneGrade:
         """
@@ -258,8 +253,3 @@ def _motion(own: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
         return {"M": 1.0, "target_moves": False}
     made = np.minimum(np.nan_to_num(own[moves], nan=0.0) / (0.5 * wanted[moves]), 1.0)
     return {"M": float(made.mean()), "target_moves": True}
-
-
-def _per_row(columns: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Of what else a reward is handed, the columns."""
-    return {name: values for name, values in columns.items() if isinstance(values, list) and len(values) == count}

@@ -6,6 +6,7 @@ video could be judged by it. A bad *video* (black, noise, another room, a camera
 that collapse is punished and not left out.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -163,7 +164,7 @@ def in_box(sightings: Sightings, box: np.ndarray) -> tuple[int, float]:
     return int(inside.sum()), float(sightings.seen[inside].mean()) if inside.any() else 0.0
 
 
-class SceneReward:
+class SceneReward(ABC):
     """
     What both rewards do alike: settings, estimators, one row after another, and the columns that are logged.
 
@@ -274,6 +275,37 @@ class SceneReward:
             scene.context_poses,
             estimate.points,
         )
+
+    @abstractmethod
+    def grade(self, video: Any, row: Mapping[str, Any]) -> SceneGrade:
+        """Score one video, and keep what the reward was made of."""
+
+    def grade_all(
+        self,
+        completions: Sequence[Any],
+        columns: Mapping[str, Sequence[Any] | None],
+        others: Mapping[str, Any],
+        log_extra: Any,
+        log_metric: Any,
+    ) -> list[float | None]:
+        """
+        Score `N` videos, log their factors, and return their rewards.
+
+        Args:
+            completions (sequence of `N` videos): As of the rewards' `__call__`.
+            columns (mapping): The columns that the reward reads; `None` for one that the prompts do not have.
+            others (mapping): What else the reward was handed; of it the columns are passed on.
+            log_extra, log_metric (callables, *optional*): See [`~SceneReward.log`].
+        """
+        count = len(completions)
+        passed = {name: [None] * count if values is None else values for name, values in columns.items()}
+        passed |= {
+            name: values for name, values in others.items() if isinstance(values, list) and len(values) == count
+        }
+        rows = [{name: values[k] for name, values in passed.items()} for k in range(count)]
+        grades = [self.grade(video, row) for video, row in zip(completions, rows, strict=True)]
+        self.log(grades, log_extra, log_metric)
+        return [grade.reward for grade in grades]
 
     def log(self, grades: Sequence[SceneGrade], log_extra: Any, log_metric: Any) -> None:
         """The factors of every video, and their means."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
-from spatialalign_trl.video import Video, check_video
+from spatialalign_trl.video import Video, check_completions
 
 from .sampled_frames import check_counts, evenly_spaced
 
@@ -91,8 +91,7 @@ class VLMJudge(RunsPretrained):
         Grade `N` videos (`uint8`, `(frames, height, width, 3)`) for their `N` prompts. `log_extra` gets
         `vlm_judge_reason`: the answer where it is no grade.
         """
-        for k, video in enumerate(completions):
-            check_video(video, name=f"completions[{k}]")
+        check_completions(completions)
         answers = [self.ask(*one) for one in zip(prompts, completions, strict=True)]
         grades = [read_grade(answer) for answer in answers]
         if log_extra is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .near_miss import near_miss
-from .video import Video, check_video, encode_video
+from .video import Video, check_completions, encode_video
 
 SCHEMES = ("http://", "https://")
 # Answers after which the same request may succeed.
@@ -224,8 +224,7 @@ def request_body(
     crf: int = 0,
 ) -> bytes:
     """The JSON of one request: prompts, columns, and the videos as mp4 in base64."""
-    for k, video in enumerate(videos):
-        check_video(video, name=f"completions[{k}]")
+    check_completions(videos)
     rates = fps or [DEFAULT_FPS] * len(videos)
     encoded = [encode_video(video, rate, crf) for video, rate in zip(videos, rates, strict=True)]
     body = {

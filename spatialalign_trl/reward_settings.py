@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -66,7 +67,7 @@ def is_hub_spec(spec: str) -> bool:
     return match is not None and ".." not in spec and not match["repo"].endswith(".py")
 
 
-class RewardSettingsOnHub:
+class RewardSettingsOnHub(ABC):
     """
     Saves a reward's settings, and loads them: a mixin for installed rewards whose settings are plain values.
 
@@ -75,9 +76,9 @@ class RewardSettingsOnHub:
 
     installed_name: ClassVar[str]
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments: numbers, words, Hub ids, and lists and dicts of them."""
-        raise NotImplementedError
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
         """

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
@@ -50,6 +51,12 @@ def check_video(video: Video, name: str = "video") -> Video:
     if video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         raise ValueError(f"{name} has shape {video.shape}, but a video is (frames, height, width, 3) and not empty.")
     return video
+
+
+def check_completions(completions: Sequence[Any]) -> None:
+    """What a reward is handed, video by video; see [`check_video`]."""
+    for place, video in enumerate(completions):
+        check_video(video, name=f"completions[{place}]")
 
 
 SAME_BYTES = {"threads": "4", "x264-params": "bframes=0"}
