@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ..devices import give_back_memory
 from ..models.lora import lora_fingerprint
 from ..models.settings import SamplingSettings
 from ..near_miss import near_miss
@@ -202,7 +203,7 @@ class Evaluation:
                 evaluated[policy.name] = Evaluated(policy, store, self._sample_policy(policy, model, settings, store))
             del model
             gc.collect()
-            _free_gpu()
+            give_back_memory()
         return evaluated
 
     def _sample_policy(
@@ -313,10 +314,3 @@ def _ranked(samples: Sequence[Sample]) -> dict[tuple[str, int], int]:
         seen[sample.prompt_id] = rank + 1
         ranks[sample.prompt_id, rank] = place
     return ranks
-
-
-def _free_gpu() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

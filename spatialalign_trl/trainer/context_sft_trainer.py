@@ -13,7 +13,8 @@ from ..models.context_rows import LATENTS as CONTEXT
 from ..models.wan_context import WanContextVideoModel
 from .context_examples import SceneDataset, prepare_scenes
 from .context_sft_config import ContextSFTConfig
-from .flow_matching import draw_noise, sample_sigmas
+from .draws import draw_sigma
+from .flow_matching import draw_noise
 from .latents import collate_pairs
 from .losses import per_sample_mse
 from .video_trainer import VideoTrainer
@@ -107,17 +108,7 @@ class ContextSFTTrainer(VideoTrainer):
         context = conditioning.get(CONTEXT)
         sigmas, noises, shares, null_contexts = [], [], [], []
         for generator in self._generators(len(clean)):
-            sigmas.append(
-                sample_sigmas(
-                    1,
-                    shift=self.flow_shift,
-                    generator=generator,
-                    sampling=args.timestep_sampling,
-                    min_sigma=self.sigma_bounds[0],
-                    max_sigma=self.sigma_bounds[1],
-                    num_train_timesteps=args.num_train_timesteps,
-                )
-            )
+            sigmas.append(draw_sigma(args, self.flow_shift, self.sigma_bounds, generator))
             noises.append(draw_noise(tuple(clean.shape[1:]), generator))
             shares.append(torch.rand(1, generator=generator))
             if context is not None:

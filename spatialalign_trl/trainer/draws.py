@@ -13,6 +13,7 @@ from torch import Tensor
 from .diffusion_dpo_config import DiffusionDPOConfig
 from .flow_matching import Stream, draw_noise, pair_generator, sample_sigmas, step_position
 from .pair_columns import SIDES
+from .video_trainer_config import VideoTrainerConfig
 
 
 class DrawKey(NamedTuple):
@@ -90,21 +91,28 @@ class PairNoise:
         self, generator: torch.Generator, shape: tuple[int, ...], noise_seeds: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         args = self.args
-        sigma = sample_sigmas(
-            1,
-            shift=self.flow_shift,
-            generator=generator,
-            sampling=args.timestep_sampling,
-            min_sigma=self.sigma_bounds[0],
-            max_sigma=self.sigma_bounds[1],
-            num_train_timesteps=args.num_train_timesteps,
-        )
+        sigma = draw_sigma(args, self.flow_shift, self.sigma_bounds, generator)
         if args.rollout_noise:  # the noise that `VideoModel.initial_noise` gave the sampler
             seeded = [torch.Generator("cpu").manual_seed(seed) for seed in noise_seeds.tolist()]
             chosen, rejected = (draw_noise(shape, one) for one in seeded)
             return sigma, chosen, rejected
         chosen = draw_noise(shape, generator)
         return sigma, chosen, chosen if args.shared_noise else draw_noise(shape, generator)
+
+
+def draw_sigma(
+    args: VideoTrainerConfig, flow_shift: float, sigma_bounds: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """One noise level, `(1,)`, drawn as the arguments say; `flow_shift` and `sigma_bounds` as in [`PairNoise`]."""
+    return sample_sigmas(
+        1,
+        shift=flow_shift,
+        generator=generator,
+        sampling=args.timestep_sampling,
+        min_sigma=sigma_bounds[0],
+        max_sigma=sigma_bounds[1],
+        num_train_timesteps=args.num_train_timesteps,
+    )
 
 
 def stack_draws(draws: list[tuple[Tensor, Tensor, Tensor]], keys: list[DrawKey], device: torch.device) -> Draws:

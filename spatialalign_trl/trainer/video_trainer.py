@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import datasets
 import torch
-from accelerate.utils.memory import clear_device_cache
 from peft import LoraConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..devices import give_back_memory
 from ..models.base import VideoModel
 from ..models.efficiency import check_optimizer
 from ._trl_base import BaseTrainer
@@ -213,7 +213,7 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         self._metrics["eval"].clear()
         self._eval_batches = 0
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        give_back_memory()
+        give_back_memory()  # evaluation's batches are larger; training would go without
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._take_metrics("eval").items()})
         return output
 
@@ -234,12 +234,6 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
             rates = scheduler.lr_lambdas
             scheduler.lr_lambdas = [functools.partial(_held, rate, last_step=num_training_steps) for rate in rates]
         return scheduler
-
-
-def give_back_memory() -> None:
-    """Returns what evaluation's larger batches left reserved on the accelerator, which training would go without."""
-    if torch.accelerator.is_available():
-        clear_device_cache(garbage_collection=True)
 
 
 def _held(rate: Callable[[int], float], step: int, *, last_step: int) -> float:
