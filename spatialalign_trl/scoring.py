@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -102,9 +102,13 @@ def combine_scores(
 
 def _is_scored(sample: Sample, names: Sequence[str], judges: Mapping[str, str]) -> bool:
     """Whether these rewards, made with these settings, and no others have judged the sample without failing."""
-    failed = any(sample.components.get(f"{name}_error") for name in names)
     others = any(sample.components.get(column) != digest for column, digest in judges.items())
-    return sample.scored and set(sample.rewards) == set(names) and not failed and not others
+    return sample.scored and set(sample.rewards) == set(names) and not has_failed(sample, names) and not others
+
+
+def has_failed(sample: Sample, names: Iterable[str]) -> bool:
+    """Whether one of these rewards failed on the sample: it then has no verdict, not even INVALID."""
+    return any(sample.components.get(f"{name}_error") for name in names)
 
 
 def _digest(settings: Any) -> str:

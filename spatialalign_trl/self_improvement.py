@@ -253,17 +253,6 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         )
         return score_samples(samples, self.store, self.runner, accelerator=self.accelerator)
 
-    def _earlier_samples(self, number: int) -> list[Sample]:
-        """The training samples of all rounds before `number`, from the store."""
-        samples, revision = [], self.base_revision
-        for earlier in range(1, number):
-            for row in self.train_rows:
-                for seed in self._training_seeds(earlier):
-                    sample_id = self.store.sample_id(row, seed, self.settings.to_dict(), revision)
-                    samples.append(self.store.load(sample_id))
-            revision = read_json(self.output_dir / "rounds" / f"{earlier:02d}" / "round.json")["policy_revision"]
-        return samples
-
     def _pair(self, samples: list[Sample], folder: Path) -> tuple[Dataset, dict[str, Any]]:
         """Makes the round's preference dataset; every process reads the file that the first one wrote."""
         args = self.args

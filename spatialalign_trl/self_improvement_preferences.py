@@ -25,7 +25,7 @@ from .hub.preference_files import (
 from .hub.pushing import check_hub_access, push_dataset_folder, without_tokens
 from .preferences import PairingResult, make_pairs
 from .report.contact_sheet import ContactSheetRow, contact_sheet
-from .scoring import combine_scores
+from .scoring import combine_scores, has_failed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -97,9 +97,12 @@ class PreferencePublishing:
         return samples
 
     def _are_scored(self, rows: Sequence[dict[str, Any]], seeds: Sequence[int], revision: str) -> bool:
-        settings = self.settings.to_dict()
-        ids = [self.store.sample_id(row, seed, settings, revision) for row in rows for seed in seeds]
+        ids = self._sample_ids(rows, seeds, revision)
         return all(self.store.path(sample_id, ".scores.json").exists() for sample_id in ids)
+
+    def _sample_ids(self, rows: Sequence[dict[str, Any]], seeds: Sequence[int], revision: str) -> list[str]:
+        settings = self.settings.to_dict()
+        return [self.store.sample_id(row, seed, settings, revision) for row in rows for seed in seeds]
 
     def _push_preferences(self, number: int, samples: Sequence[Sample], *, is_partial: bool = False) -> None:
         """Pushes the dataset with this round's samples and pairs. Never raises: work goes on."""
@@ -107,8 +110,9 @@ class PreferencePublishing:
             return
         if self.accelerator.is_main_process:
             try:
-                self._write_round(number, samples)
-                self._write_card(number, samples, is_partial)
+                result = self._make_pairs(self._pool(number, samples))
+                self._write_round(number, samples, result)
+                self._write_card(number, samples, result, is_partial)
                 self._push_folder("sampling" if is_partial else "sampled", number)
             except Exception as error:
                 self._warn_of_push(f"{type(error).__name__}: {without_tokens(str(error))}")
@@ -120,14 +124,13 @@ class PreferencePublishing:
             return
         if self.accelerator.is_main_process:
             try:
-                rounds = range(1, self.args.num_rounds + 1)
-                of_rounds = {number: self._samples_of_round(number) for number in rounds}
-                for number, samples in of_rounds.items():
+                for number in range(1, self.args.num_rounds + 1):
+                    samples = self._samples_of_round(number)
+                    result = self._make_pairs(self._pool(number, samples))
                     if count_rows(self._hub_folder, SAMPLES, number) != len(samples):
-                        self._write_round(number, samples)
-                last = self.args.num_rounds
-                self._write_card(last, of_rounds[last], is_partial=False)
-                self._push_folder("trained", last)
+                        self._write_round(number, samples, result)
+                self._write_card(number, samples, result, is_partial=False)
+                self._push_folder("trained", number)
             except Exception as error:
                 self._warn_of_push(f"{type(error).__name__}: {without_tokens(str(error))}")
         self.accelerator.wait_for_everyone()
@@ -145,20 +148,21 @@ class PreferencePublishing:
     def _samples_of_round(self, number: int) -> list[Sample]:
         """The training samples of a round that is done, from the store."""
         revision = read_json(self._round_file(number))["sampled_from"]
-        settings, seeds = self.settings.to_dict(), self._training_seeds(number)
-        ids = [self.store.sample_id(row, seed, settings, revision) for row in self.train_rows for seed in seeds]
+        ids = self._sample_ids(self.train_rows, self._training_seeds(number), revision)
         return combine_scores([self.store.load(sample_id) for sample_id in ids], self.runner.combination)
+
+    def _earlier_samples(self, number: int) -> list[Sample]:
+        """The training samples of all rounds before `number`."""
+        return [sample for earlier in range(1, number) for sample in self._samples_of_round(earlier)]
 
     def _round_file(self, number: int) -> Path:
         return self.output_dir / "rounds" / f"{number:02d}" / "round.json"
 
-    def _write_round(self, number: int, samples: Sequence[Sample]) -> None:
-        pairs = self._make_pairs(self._pool(number, samples)).pairs
-        write_pairs(self._hub_folder, number, pairs, self.store.video_bytes)
+    def _write_round(self, number: int, samples: Sequence[Sample], result: PairingResult) -> None:
+        write_pairs(self._hub_folder, number, result.pairs, self.store.video_bytes)
         write_samples(self._hub_folder, number, samples, self.store.video_bytes)
 
-    def _write_card(self, number: int, samples: Sequence[Sample], is_partial: bool) -> None:
-        result = self._make_pairs(self._pool(number, samples))
+    def _write_card(self, number: int, samples: Sequence[Sample], result: PairingResult, is_partial: bool) -> None:
         if result.pairs:
             self._draw_preview(result.pairs)
         records = [read_json(self._round_file(earlier)) for earlier in range(1, number)]
@@ -235,9 +239,8 @@ class PreferencePublishing:
 
 
 def _lost(sample: Sample, invalid_score: float) -> Sample:
-    """The sample, with a score where a reward's verdict was INVALID; a reward that failed gave no verdict."""
-    failed = any(sample.components.get(f"{name}_error") for name in sample.rewards)
-    if sample.reward is not None or not sample.scored or failed:
+    """The sample, with a score where a reward's verdict was INVALID."""
+    if sample.reward is not None or not sample.scored or has_failed(sample, sample.rewards):
         return sample
     return replace(sample, reward=invalid_score)
 

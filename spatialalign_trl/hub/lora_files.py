@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .pushing import ATTEMPTS, describe_failure, impatient_client, may_pass, retry_push, status_of
+from .pushing import ATTEMPTS, describe_failure, may_pass, open_repo, retry_push
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -35,23 +35,13 @@ def make_model_repo(name: str, *, private: bool | None = None, token: str | None
     Raises:
         PermissionError: when there is no token, or the Hub takes it not, or not for this owner.
     """
-    from huggingface_hub import HfApi, get_token
-
-    if not (token or get_token()):
-        raise PermissionError(f"pushing to {name!r} needs a token that may write: `hf auth login`, or set HF_TOKEN.")
     try:
-        with impatient_client():
-            return HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
+        return open_repo(name, f"pushing to {name!r}", repo_type="model", private=private, token=token)
     except Exception as error:
-        problem = describe_failure(error)
-        if status_of(error) in (401, 403):
-            raise PermissionError(
-                f"pushing to {name!r}: {problem}. Check the token's rights (`hf auth whoami`) and the owner's name."
-            ) from None  # the client's error holds the request
         if not may_pass(error):
             raise
-    logger.warning("%s; %s is made when there is something to push", problem, name)
-    return name
+        logger.warning("%s; %s is made when there is something to push", describe_failure(error), name)
+        return name
 
 
 def push_files(

@@ -92,23 +92,54 @@ def check_hub_access(repo: str, option: str, *, private: bool, token: str | None
     Raises:
         PermissionError: when there is no token, or the Hub takes it not, or not for this owner.
     """
+    try:
+        open_repo(repo, f"{option}={repo!r}", repo_type="dataset", private=private, token=token)
+    except PermissionError:
+        raise
+    except Exception as error:
+        return describe_failure(error)
+    return None
+
+
+def open_repo(name: str, what: str, *, repo_type: str, private: bool | None, token: str | None) -> str:
+    """
+    Makes the repository if it is missing.
+
+    Args:
+        name (`str`):
+            `owner/name`, or a name under the token's owner.
+        what (`str`):
+            What needs it, for the error.
+        repo_type (`str`):
+            `"model"` or `"dataset"`.
+        private (`bool`, *optional*):
+            Of a repository that is made now.
+        token (`str`, *optional*):
+            By default the one of `hf auth login` or of `HF_TOKEN`.
+
+    Returns:
+        `str`: its full name.
+
+    Raises:
+        PermissionError: when there is no token, or the Hub takes it not, or not for this owner. Others are the
+            client's own.
+    """
     from huggingface_hub import HfApi, get_token
 
     if not (token or get_token()):
         raise PermissionError(
-            f"{option}={repo!r} needs a token that may write: `hf auth login`, or set the environment's HF_TOKEN."
+            f"{what} needs a token that may write: `hf auth login`, or set the environment's HF_TOKEN."
         )
     try:
         with impatient_client():
-            HfApi(token=token).create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+            api = HfApi(token=token)
+            return api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
     except Exception as error:
         if status_of(error) in (401, 403):
             raise PermissionError(
-                f"{option}={repo!r}: {describe_failure(error)}. Check the token's rights (`hf auth whoami`) and the "
-                "owner's name."
+                f"{what}: {describe_failure(error)}. Check the token's rights (`hf auth whoami`) and the owner's name."
             ) from None  # the client's error holds the request
-        return describe_failure(error)
-    return None
+        raise
 
 
 def push_dataset_folder(
