@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import HEADLINE
+from ..evaluation.verdict import difference_text
 from .gallery import Clip, Gallery, Grader, Pair, by_interest, fill, in_turn, json_for_html, pair_up
 from .grades import Grade
 from .page_plots import Plot, score_histograms, training_plots
@@ -155,7 +156,7 @@ def _headline(content: ReportContent) -> list[dict[str, Any]]:
         }
         difference = content.differences.get(name, {}).get("rewards", {}).get(HEADLINE)
         if difference:
-            row |= {"difference": _difference_text(difference), "direction": _direction(difference["interval"])}
+            row |= {"difference": difference_text(difference), "direction": _direction(difference["interval"])}
         rows.append(row)
     return rows
 
@@ -163,13 +164,6 @@ def _headline(content: ReportContent) -> list[dict[str, Any]]:
 def _direction(interval: Sequence[float]) -> str:
     """Only where 0 lies outside of the interval."""
     return "up" if interval[0] > 0 else "down" if interval[1] < 0 else ""
-
-
-def _difference_text(difference: Difference | None) -> str:
-    if difference is None:
-        return "-"
-    low, high = difference["interval"]
-    return f"{difference['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _verdicts(content: ReportContent) -> list[dict[str, Any]]:
@@ -191,7 +185,10 @@ def _tables(content: ReportContent) -> list[dict[str, Any]]:
     columns = {name: {**one.get("rewards", {}), **one.get("quality", {})} for name, one in content.differences.items()}
     measures = dict.fromkeys(measure for column in columns.values() for measure in column)
     if measures:
-        rows = [[name, *(_difference_text(column.get(name)) for column in columns.values())] for name in measures]
+        rows = [
+            [name, *(difference_text(column[name]) if name in column else "-" for column in columns.values())]
+            for name in measures
+        ]
         title = f"Differences to {content.baseline}, with paired 95 % intervals over prompts"
         tables.append({"title": title, "header": ["measure", *columns], "rows": rows, "open": False})
     reasons = [
