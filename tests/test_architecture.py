@@ -89,6 +89,10 @@ BASE = library(
     "prompt_loading",
     "prompt_publishing",
     "prompt_sets",
+    "posed_video",
+    "posed_video_formats",
+    "scene_curation",
+    "scene_tasks",
     "perception",
     "models",
 )
