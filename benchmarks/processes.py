@@ -1,7 +1,7 @@
 """What a second process buys on one machine's CPUs: rollouts and training with 1 and with 2 gloo processes.
 
     python benchmarks/processes.py
-    python benchmarks/processes.py --prompts 16 --seeds 4 --pairs 8 --steps 12 --turns 5
+    python benchmarks/processes.py --prompts 8 --pairs 4       # work too short for the second process to pay in full
 
 Each turn starts the same work twice with torchrun, in one process and in two, each with one thread: the same videos of
 the embedded model, and steps over the same pairs of a random Wan. The clock is the wall's, from the moment when all
@@ -19,25 +19,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from measuring import ratio
 
 ONE, TWO = 1, 2
+PARTS = ("rollouts", "a training step")
 LOSS_TOLERANCE = 2e-4
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=4, help="videos a prompt")
     parser.add_argument("--batch_size", type=int, default=8, help="videos sampled at once in a process")
-    parser.add_argument("--pairs", type=int, default=4, help="in a step, of all processes together")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps")
+    parser.add_argument("--pairs", type=int, default=8, help="in a step, of all processes together")
+    parser.add_argument("--steps", type=int, default=6, help="timed steps")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--work_in", type=Path, help=argparse.SUPPRESS)  # one of the processes that torchrun starts
+    parser.add_argument("--meet_in", type=Path, help=argparse.SUPPRESS)  # where processes that are apart wait
     from random_wan import add_size_arguments
 
     add_size_arguments(parser, layers=8, heads=4, head_dim=64, ffn_dim=1024)
@@ -47,16 +50,32 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def launch(processes: int) -> dict[str, Any]:
+def launch(processes: int, *more: str) -> dict[str, Any]:
     """What the first process saw."""
     with tempfile.TemporaryDirectory() as folder:
         torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [*torchrun, *sys.argv, "--work_in", folder]
+        command = [*torchrun, *sys.argv, "--work_in", folder, *more]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         return json.loads((Path(folder) / "seen.json").read_text())
+
+
+def launch_apart() -> dict[str, Any]:
+    """Two lone processes at once, each with all the work: the mean of their seconds."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(TWO) as both:
+        seen = list(both.map(lambda _: launch(ONE, "--meet_in", folder), range(TWO)))
+    return {what: mean(one[what] for one in seen) for what in PARTS}
+
+
+def meet(folder: Path | None, what: str) -> None:
+    """Waits until the other lone process is here too, so that both clocks run at the same time."""
+    if folder is None:
+        return
+    (folder / f"{what}-{os.getpid()}").touch()
+    while len(list(folder.glob(f"{what}-*"))) < TWO:
+        time.sleep(0.005)
 
 
 def work(options: argparse.Namespace) -> None:
@@ -85,6 +104,7 @@ def roll_out_share(options: argparse.Namespace, folder: Path, accelerator: Any) 
     rows = list(load_prompts(str(PROMPTS), "test"))[: options.prompts]
     settings, store = model.default_settings(), SampleStore(folder / "samples")
     accelerator.wait_for_everyone()
+    meet(options.meet_in, "rollouts")
     start = time.perf_counter()
     samples = roll_out(
         model,
@@ -122,6 +142,7 @@ def train_share(options: argparse.Namespace, folder: Path, accelerator: Any) -> 
     )
     pairs = random_pairs(options.pairs * (options.steps + 1), options.latent_size)
     trainer = SpatialAlignTrainer(model, args, pairs, callbacks=[clock])
+    meet(options.meet_in, "training")
     trainer.train()  # every step ends when its gradients were exchanged
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"a training step": clock.seconds(), "losses": losses}
@@ -165,14 +186,17 @@ def main() -> None:
         return
     print(f"before: {load()}")
     seen: dict[int, list[dict[str, Any]]] = {ONE: [], TWO: []}
+    apart = []
     for _ in range(options.turns):
         for processes, results in seen.items():
             results.append(launch(processes))
+        apart.append(launch_apart())
     worst = max(check_agreement(*both) for both in zip(seen[ONE], seen[TWO], strict=True))
     print(f"the same {options.prompts * options.seeds} samples; losses differ by {worst:.1e} at most")
-    for what in ("rollouts", "a training step"):
-        one, two = ([result[what] for result in seen[processes]] for processes in (ONE, TWO))
+    for what in PARTS:
+        one, two, lone = ([result[what] for result in results] for results in (seen[ONE], seen[TWO], apart))
         print(f"{f'{what}, 1 process / 2':32}{ratio(one, two)}   ({median(one):.2f} / {median(two):.2f} s)")
+        print(f"{'  the bound of this machine':32}{ratio([2 * seconds for seconds in one], lone)}")
     print(f"after: {load()}")
 
 
