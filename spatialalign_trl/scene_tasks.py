@@ -9,7 +9,8 @@ time indices to match; how they are drawn is ours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -39,6 +40,8 @@ class SceneTask:
         object (`str`): The name of what is to be found; empty for navigation.
         boxes (`np.ndarray` of shape `(n, 4)`): The object in the target frames, x1, y1, x2, y2 in pixels, NaN where it
             is not in view or not known.
+        scene (`Mapping[str, Any]`, *optional*): Columns that say which scene it is, for estimators that can render it:
+            `room_seed` and `style` of a room; nothing for a real recording.
     """
 
     task_id: str
@@ -52,6 +55,7 @@ class SceneTask:
     intrinsics: np.ndarray
     object: str
     boxes: np.ndarray
+    scene: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
         """The task as a row: what conditions a context model, what the rewards read, and the ground truth (`video`).
@@ -66,6 +70,7 @@ class SceneTask:
             "context_poses": self.context_poses.tolist(),
             "intrinsics": self.intrinsics.tolist(),
             "video": self.target_frames,
+            **self.scene,
         }
         if self.task == "navigation":
             return row | {"camera_poses": self.target_poses.tolist()}

@@ -1,8 +1,9 @@
 """Tasks in rooms: a seed -> a row of a dataset (numbers and words only), and a row -> a `SceneTask` with its videos.
 
 A row holds everything to render its videos again at any size and length, so that no video has to be stored. The
-context is frames of a walk once around the room; the target is another path through the same room whose views that
-context covers (navigation), or one that ends on a named object which the context shows (grounding).
+context is frames of a walk once around the room, with its last one; the target goes on from that last camera, along a
+path whose views the context covers (navigation), or to a named object which the context shows and its last frame does
+not (grounding).
 """
 
 from __future__ import annotations
@@ -31,50 +32,67 @@ _THUMBNAIL = (36, 64)
 _ATTEMPTS = 40
 
 
-def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12) -> dict[str, Any]:
+def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12, variant: int = 0) -> dict[str, Any]:
     """The task that a seed means.
 
     Args:
         seed (`int`): Of the room, which says the split.
         task (`"navigation"` or `"grounding"`): What is asked for.
         style (`str`, *optional*, defaults to `"indoor"`): Of the room.
-        num_context (`int`, *optional*, defaults to `12`): Context frames.
+        num_context (`int`, *optional*, defaults to `12`): Context frames, at least 2; the last of the recording is
+            one of them.
+        variant (`int`, *optional*, defaults to `0`): Another number is another recording and another path in the same
+            room. The room itself takes as long to make as a row, and is kept for the next row.
 
     Returns:
         `dict`: the columns of the dataset's card.
 
     Raises:
-        ValueError: for an unknown task or style, or a seed of no split.
-        RuntimeError: when the room has no such task; take another seed.
+        ValueError: for an unknown task or style, a seed of no split, or a variant below 0.
+        RuntimeError: when the room has no such task; take another seed or variant.
     """
     check_task(task)
-    room = sample_room(seed, style)
-    rng = np.random.default_rng([seed, 79])
-    kind = NAVIGATION_KINDS[seed % len(NAVIGATION_KINDS)]
+    if variant < 0:
+        raise ValueError(f"variant is {variant}; it must be at least 0.")
+    room = _room(seed, style)
+    rng = np.random.default_rng([seed, 79, variant])
+    kind = NAVIGATION_KINDS[(seed + variant) % len(NAVIGATION_KINDS)]
     for _ in range(_ATTEMPTS):
         context = sample_trajectory(room, "survey", rng)
-        indices = draw_context_indices(np.arange(CONTEXT_LENGTH), num_context, rng)
+        drawn = _draw_path(room, kind, context, rng) if task == "navigation" else None
+        if drawn is None and task == "navigation":
+            continue
+        earlier = draw_context_indices(np.arange(CONTEXT_LENGTH - 1), num_context - 1, rng)
+        indices = np.append(earlier, CONTEXT_LENGTH - 1)
         context_poses = context.poses(CONTEXT_LENGTH)[indices]
         seen = render_geometry(room, context_poses, _THUMBNAIL, intrinsics=_camera(_THUMBNAIL))
-        target = _draw_target(room, task, kind, seen, rng)
-        if target is None:
+        found = (drawn, "") if drawn is not None else _draw_search(room, context, seen, rng)
+        if found is None:
             continue
-        path, name = target
+        path, name = found
         coverage = covered(room, path.poses(5), context_poses, seen)
         if coverage >= MIN_COVERAGE:
-            return _row(room, task, context, indices, path, name, coverage)
-    raise RuntimeError(f"room {seed} has no {task} task whose views a context covers; take another seed.")
+            return _row(room, task, variant, context, indices, path, name, coverage)
+    raise RuntimeError(
+        f"room {seed} has no {task} task of variant {variant} whose views a context covers; take another."
+    )
 
 
-def _draw_target(room: Room, task: str, kind: str, seen: Geometry,
+def _draw_path(room: Room, kind: str, context: Trajectory, rng: np.random.Generator) -> Trajectory | None:
+    """A path from where the recording ends; `None` where there is no space."""
+    try:
+        return sample_trajectory(room, kind, rng, context.knots[-1])
+    except RuntimeError:
+        return None
+
+
+def _draw_search(room: Room, context: Trajectory, seen: Geometry,
                  rng: np.random.Generator) -> tuple[Trajectory, str] | None:  # fmt: skip
-    """A path and the name of the object it finds (or none), from what the context shows."""
-    if task == "navigation":
-        return sample_trajectory(room, kind, rng), ""
-    shown = np.flatnonzero(seen.visible_pixels.max(axis=0) > _MIN_OBJECT_SHARE * np.prod(_THUMBNAIL))
-    for index in rng.permutation(shown):
+    """A path to an object that the context shows and its last frame does not, and the object's name."""
+    shown = seen.visible_pixels.max(axis=0) > _MIN_OBJECT_SHARE * np.prod(_THUMBNAIL)
+    for index in rng.permutation(np.flatnonzero(shown & (seen.visible_pixels[-1] == 0))):
         try:
-            return sample_approach(room, room.objects[index], rng), room.objects[index].name
+            return sample_approach(room, room.objects[index], rng, context.knots[-1]), room.objects[index].name
         except RuntimeError:
             continue  # behind something, or in a corner
     return None
@@ -112,10 +130,10 @@ def _camera(size: tuple[int, int]) -> np.ndarray:
     return intrinsics_for(size, FIELD_OF_VIEW)
 
 
-def _row(room: Room, task: str, context: Trajectory, indices: np.ndarray, path: Trajectory, name: str,
+def _row(room: Room, task: str, variant: int, context: Trajectory, indices: np.ndarray, path: Trajectory, name: str,
          coverage: float) -> dict[str, Any]:  # fmt: skip
     return {
-        "task_id": f"{task}-{room.style}-{room.seed}",
+        "task_id": f"{task}-{room.style}-{room.seed}" + (f"-{variant}" if variant else ""),
         "task": task,
         "prompt": path.text,
         "room_seed": room.seed,
@@ -175,4 +193,5 @@ def render_row(row: Mapping[str, Any], size: tuple[int, int] = (240, 416), num_f
     return SceneTask(
         row["task_id"], row["task"], row["prompt"], shown.frames[:split], indices, context_poses,
         shown.frames[split:], target_poses, intrinsics, row["object"], boxes,
+        {"room_seed": room.seed, "style": room.style},
     )  # fmt: skip

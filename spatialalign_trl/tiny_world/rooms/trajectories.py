@@ -6,7 +6,7 @@ any number of frames can be made of it. Yaw 0 looks along +z and grows towards +
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,15 @@ CLEARANCE = 0.25
 """No camera comes nearer than this to anything, metres."""
 
 _ATTEMPTS = 300
+_ATTEMPTS_FROM_START = 24
+"""A path from one given camera is cheap to give up: the caller tries another camera."""
+
 _THUMBNAIL = (30, 52)
+_GAZE = 18.0
+"""Degrees to a side within which a camera counts as looking at an object."""
+
+MAX_TURN = 150.0
+"""Degrees that an approach turns at most: more leaves too little in common from frame to frame."""
 
 
 @dataclass(frozen=True)
@@ -92,38 +100,60 @@ def is_clear(room: Room, trajectory: Trajectory, clearance: float = CLEARANCE) -
     return bool(room.clearance(trajectory.positions(97)).min() >= clearance)
 
 
-def sample_trajectory(room: Room, kind: str, rng: np.random.Generator) -> Trajectory:
+def sample_trajectory(room: Room, kind: str, rng: np.random.Generator, start: Knot | None = None) -> Trajectory:
     """A path of a kind: `"pan"`, `"dolly"`, `"orbit"`, `"walk"` or `"survey"` (which looks all around).
+
+    Args:
+        room (`Room`): Where.
+        kind (`str`): What.
+        rng: Source of all randomness.
+        start (`Knot`, *optional*): The first camera, which a survey chooses itself; drawn when not given.
 
     Raises:
         ValueError: for an unknown kind.
-        RuntimeError: when the room has no space for one.
+        RuntimeError: when the room has no space for one (from there).
     """
     if kind not in _DRAWERS:
         raise ValueError(f"kind is {kind!r}. {near_miss(kind, _DRAWERS)}")
-    for _ in range(_ATTEMPTS):
-        drawn = _DRAWERS[kind](room, rng)
-        if is_clear(room, drawn) and (kind == "survey" or _sees_far_enough(room, drawn)):
+    for first in _starts(room, rng, start):
+        drawn = _DRAWERS[kind](room, rng, first)
+        if drawn is None or not is_clear(room, drawn):
+            continue
+        if kind == "survey" or _sees_far_enough(room, drawn):
             return drawn
-    raise RuntimeError(f"room {room.seed} has no space for a {kind!r} trajectory; take another seed.")
+    raise RuntimeError(f"room {room.seed} has no space for a {kind!r} trajectory; take another seed or start.")
 
 
-def sample_approach(room: Room, target: RoomObject, rng: np.random.Generator) -> Trajectory:
+def sample_approach(room: Room, target: RoomObject, rng: np.random.Generator, start: Knot | None = None) -> Trajectory:
     """A path that starts where the target is out of view and ends with it in the middle of the picture.
 
+    Args:
+        room, rng, start: As of `sample_trajectory`.
+        target (`RoomObject`): One of the room's objects.
+
     Raises:
-        RuntimeError: when none was found, for instance because the target is hidden.
+        RuntimeError: when none was found, for instance because the target is hidden, or in view at the start.
     """
     index = room.objects.index(target)
-    for _ in range(_ATTEMPTS):
-        drawn = _draw_approach(room, target, rng)
-        if not is_clear(room, drawn):
+    for first in _starts(room, rng, start):
+        drawn = _draw_approach(room, target, rng, first)
+        if drawn is None or not is_clear(room, drawn):
             continue
         ends = render_geometry(room, drawn.poses(2), _THUMBNAIL)
         share = ends.visible_pixels[:, index] / np.prod(_THUMBNAIL)
         if share[0] == 0 and share[1] > 0.02 and np.median(ends.depth[0]) > 1.0 and _centred(ends.boxes[1, index]):
             return drawn
-    raise RuntimeError(f"room {room.seed} has no free path to the {target.name}; take another target or seed.")
+    raise RuntimeError(f"room {room.seed} has no free path to the {target.name}; take another target, seed or start.")
+
+
+def _starts(room: Room, rng: np.random.Generator, start: Knot | None) -> Iterator[Knot]:
+    """First cameras to try: the given one again and again, or others."""
+    for _ in range(_ATTEMPTS if start is None else _ATTEMPTS_FROM_START):
+        if start is None:
+            position = _position(room, rng)
+            yield (*position, rng.uniform(-180, 180), rng.uniform(-10, 0))
+        else:
+            yield start
 
 
 def _centred(box: np.ndarray) -> bool:
@@ -160,62 +190,71 @@ def _side(angle: float) -> str:
     return "right" if angle > 0 else "left"
 
 
-def _draw_pan(room: Room, rng: np.random.Generator) -> Trajectory:
-    position, start, pitch = _position(room, rng), rng.uniform(-180, 180), rng.uniform(-12, 0)
+def _draw_pan(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory:
+    *position, yaw, pitch = start
     angle = rng.choice([-1, 1]) * rng.uniform(35, 80)
-    yaws = start + angle * _eased(9)
     text = f"Stand still and turn {_side(angle)} by {abs(angle):.0f} degrees."
-    return Trajectory("pan", rounded(np.array([(*position, yaw, pitch) for yaw in yaws])), text)
+    return Trajectory("pan", rounded(np.array([(*position, yaw + angle * share, pitch) for share in _eased(9)])), text)
 
 
-def _draw_dolly(room: Room, rng: np.random.Generator) -> Trajectory:
-    position, yaw, pitch = _position(room, rng), rng.uniform(-180, 180), rng.uniform(-10, 0)
+def _draw_dolly(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory:
+    *position, yaw, pitch = start
     sideways = rng.random() < 0.35
     length = rng.choice([-1, 1]) * rng.uniform(0.7, 1.6)
-    heading = np.radians(yaw + (90 if sideways else 0))
-    step = np.array([np.sin(heading), 0.0, np.cos(heading)]) * length
+    step = _ahead(yaw + (90 if sideways else 0)) * length
     words = ("right" if length > 0 else "left") if sideways else ("forward" if length > 0 else "backward")
     knots = [(*(position + step * share), yaw, pitch) for share in _eased(9)]
     return Trajectory("dolly", rounded(np.array(knots)), f"Move {words} by {abs(length):.1f} metres.")
 
 
-def _draw_orbit(room: Room, rng: np.random.Generator) -> Trajectory:
-    target = room.objects[rng.integers(len(room.objects))]
-    radius = np.hypot(*(target.high - target.low)[[0, 2]]) / 2 + rng.uniform(0.7, 1.6)
-    start, sweep = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1]) * rng.uniform(0.6, 1.4)
-    height = rng.uniform(1.25, 1.6)
+def _draw_orbit(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory | None:
+    """Around an object that the first camera looks at, more or less; the view comes to rest on its middle."""
+    eye, yaw, pitch = np.array(start[:3]), start[3], start[4]
+    away = np.array([one.centre - eye for one in room.objects])
+    distance = np.hypot(away[:, 0], away[:, 2])
+    offset = (np.degrees(np.arctan2(away[:, 0], away[:, 2])) - yaw + 180) % 360 - 180
+    at = np.flatnonzero((np.abs(offset) < _GAZE) & (distance > 0.9) & (distance < 3.5))
+    if not len(at):
+        return None
+    target = room.objects[rng.choice(at)]
+    radius = distance[room.objects.index(target)]
+    sweep = rng.choice([-1, 1]) * min(rng.uniform(0.4, 1.3), 2.4 / radius)
+    from_target = eye - target.centre
+    # The point at the target's distance that the first camera looks at.
+    watched = eye + radius * (_ahead(yaw) - [0, np.tan(np.radians(pitch)), 0])
     knots = []
-    for angle in start + sweep * _eased(9):
-        eye = np.array([target.centre[0] + radius * np.sin(angle), -height, target.centre[2] + radius * np.cos(angle)])
-        knots.append((*eye, *direction(eye, target.centre)))
+    for share in _eased(9):
+        cosine, sine = np.cos(sweep * share), np.sin(sweep * share)
+        x, z = from_target[0] * cosine + from_target[2] * sine, from_target[2] * cosine - from_target[0] * sine
+        place = target.centre + [x, from_target[1], z]
+        knots.append((*place, *direction(place, watched + (target.centre - watched) * (2 * share - share * share))))
     # Looking at the middle, the camera moves to its left as the angle around the middle grows.
     text = f"Circle the {target.name} to the {_side(-sweep)} by {np.degrees(abs(sweep)):.0f} degrees, looking at it."
-    return Trajectory("orbit", rounded(_continuous(knots)), text)
+    return Trajectory("orbit", _from(start, knots), text)
 
 
-def _draw_walk(room: Room, rng: np.random.Generator) -> Trajectory:
+def _draw_walk(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory | None:
     """Along a bend, looking ahead."""
-    start, end = _position(room, rng), _position(room, rng)
-    end[1] = start[1]
-    bend = (start + end) / 2 + np.array([*rng.uniform(-0.8, 0.8, 2), 0.0])[[0, 2, 1]]
+    *position, yaw, pitch = start
+    angle = rng.uniform(-100, 100)
+    bend = position + _ahead(yaw) * rng.uniform(0.4, 1.6)
+    end = bend + _ahead(yaw + angle) * rng.uniform(0.4, 1.6)
     share = _eased(9)[:, None]
-    path = (1 - share) ** 2 * start + 2 * share * (1 - share) * bend + share**2 * end
-    tangent = 2 * (1 - share) * (bend - start) + 2 * share * (end - bend)
-    knots = [
-        (*point, np.degrees(np.arctan2(step[0], step[2])), -4.0) for point, step in zip(path, tangent, strict=True)
-    ]
-    values = _continuous(knots)
+    path = (1 - share) ** 2 * position + 2 * share * (1 - share) * bend + share**2 * end
     length = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
-    angle = values[-1, 3] - values[0, 3]
-    if not 1.0 < length < 4.0 or abs(angle) > 120:
-        return _draw_walk(room, rng)
+    if length < 1.0:
+        return None
+    tangent = 2 * (1 - share) * (bend - position) + 2 * share * (end - bend)
+    knots = [
+        (*point, np.degrees(np.arctan2(step[0], step[2])), pitch) for point, step in zip(path, tangent, strict=True)
+    ]
     turn = f", turning {_side(angle)} by {abs(angle):.0f} degrees" if abs(angle) >= 5 else ""
-    return Trajectory("walk", rounded(values), f"Walk forward {length:.1f} metres{turn}.")
+    return Trajectory("walk", _from(start, knots), f"Walk forward {length:.1f} metres{turn}.")
 
 
-def _draw_survey(room: Room, rng: np.random.Generator) -> Trajectory:
+def _draw_survey(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory:
     """Once around on a small ellipse, looking outwards: what a person does who films a whole room."""
-    middle = _position(room, rng)
+    middle = np.array(start[:3])
     radii = rng.uniform(0.25, 0.45) * np.array(room.layout.half)
     start, turn = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1])
     knots = []
@@ -227,24 +266,39 @@ def _draw_survey(room: Room, rng: np.random.Generator) -> Trajectory:
     return Trajectory("survey", rounded(_continuous(knots)), "Walk around the room and look at all of it.")
 
 
-def _draw_approach(room: Room, target: RoomObject, rng: np.random.Generator) -> Trajectory:
-    start = _position(room, rng)
+def _draw_approach(room: Room, target: RoomObject, rng: np.random.Generator, start: Knot) -> Trajectory | None:
+    position, yaw, pitch = np.array(start[:3]), start[3], start[4]
     reach = np.hypot(*(target.high - target.low)[[0, 2]]) / 2 + rng.uniform(0.7, 1.5)
     around = rng.uniform(0, 2 * np.pi)
     if target.has_front:
         around = target.yaw + np.pi + rng.uniform(-0.9, 0.9)
-    end = np.array([target.centre[0] + reach * np.sin(around), start[1], target.centre[2] + reach * np.cos(around)])
+    end = target.centre + reach * np.array([np.sin(around), 0.0, np.cos(around)])
+    end[1] = position[1]
     final_yaw, final_pitch = direction(end, target.centre)
-    yaw = final_yaw + rng.choice([-1, 1]) * rng.uniform(60, 130)
-    bend = (start + end) / 2 + np.array([*rng.uniform(-0.6, 0.6, 2), 0.0])[[0, 2, 1]]
+    turn = (final_yaw - yaw + 180) % 360 - 180
+    if abs(turn) > MAX_TURN:
+        return None
+    bend = (position + end) / 2 + np.array([*rng.uniform(-0.6, 0.6, 2), 0.0])[[0, 2, 1]]
     knots = []
     for share in _eased(9):
-        point = (1 - share) ** 2 * start + 2 * share * (1 - share) * bend + share**2 * end
+        point = (1 - share) ** 2 * position + 2 * share * (1 - share) * bend + share**2 * end
         # The view turns first and rests on the target for the last third.
         turned = min(share * 1.25, 1.0)
         turned = turned * turned * (3 - 2 * turned)
-        knots.append((*point, yaw + (final_yaw - yaw) * turned, -5.0 + (final_pitch + 5.0) * turned))
-    return Trajectory("approach", rounded(np.array(knots)), f"Find the {target.name}.")
+        knots.append((*point, yaw + turn * turned, pitch + (final_pitch - pitch) * turned))
+    return Trajectory("approach", _from(start, knots), f"Find the {target.name}.")
+
+
+def _ahead(yaw: float) -> np.ndarray:
+    """The direction on the floor that a yaw in degrees means."""
+    return np.array([np.sin(np.radians(yaw)), 0.0, np.cos(np.radians(yaw))])
+
+
+def _from(start: Knot, knots: Sequence[Sequence[float]]) -> tuple[Knot, ...]:
+    """Knots that go on from `start`, which they begin with, in whole turns too."""
+    values = _continuous([(*start[:3], start[3] % 360, start[4]), *knots[1:]])
+    values[:, 3] += start[3] - values[0, 3]
+    return rounded(values)
 
 
 def _continuous(knots: Sequence[Sequence[float]]) -> np.ndarray:
@@ -254,7 +308,7 @@ def _continuous(knots: Sequence[Sequence[float]]) -> np.ndarray:
     return values
 
 
-_DRAWERS: dict[str, Callable[[Room, np.random.Generator], Trajectory]] = {
+_DRAWERS: dict[str, Callable[[Room, np.random.Generator, Knot], Trajectory | None]] = {
     "pan": _draw_pan,
     "dolly": _draw_dolly,
     "orbit": _draw_orbit,

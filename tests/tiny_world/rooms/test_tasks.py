@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spatialalign_trl.tiny_world.rooms import intrinsics_for, look, render_geometry, sample_room
-from spatialalign_trl.tiny_world.rooms.tasks import MIN_COVERAGE, covered, make_row, render_row
+from spatialalign_trl.tiny_world.rooms.tasks import MIN_COVERAGE, NAVIGATION_KINDS, covered, make_row, render_row
 
 SIZE = (24, 42)
 SEEDS = {"navigation": (0, "indoor"), "grounding": (2_000_001, "outdoor")}
@@ -37,11 +37,37 @@ def test_a_row_is_videos_with_cameras(row):
     assert np.array_equal(longer.target_frames[::2], task.target_frames)
     assert np.array_equal(longer.context_frames, task.context_frames)
     columns = task.columns()
+    assert (columns["room_seed"], columns["style"]) == (row["room_seed"], row["style"])
     if row["task"] == "navigation":
         assert np.array_equal(columns["camera_poses"], task.target_poses) and np.isnan(task.boxes).all()
     else:
         assert columns["object"] == row["object"] and row["object"] in row["prompt"]
         assert np.isnan(task.boxes[0]).all() and not np.isnan(task.boxes[-1]).any()
+
+
+@pytest.mark.parametrize("task", ["navigation", "grounding"])
+def test_a_path_goes_on_from_where_the_recording_ends(task):
+    kinds = set()
+    for variant in range(4):
+        row = make_row(1_000_003, task, variant=variant)
+        kinds.add(row["trajectory"])
+        assert row["context_indices"][-1] == row["context_length"] - 1
+        shown = render_row(row, SIZE, num_frames=3, supersample=1)
+        assert np.allclose(shown.target_poses[0], shown.context_poses[-1], atol=1e-9)
+        assert np.array_equal(shown.target_frames[0], shown.context_frames[-1])
+        assert (shown.target_frames[0] != shown.target_frames[-1]).mean() > 0.2
+    assert kinds == (set(NAVIGATION_KINDS) if task == "navigation" else {"approach"})
+
+
+def test_variants_are_other_tasks_in_the_same_room(row):
+    seed, task, style = row["room_seed"], row["task"], row["style"]
+    other = make_row(seed, task, style, variant=1)
+    assert other == make_row(seed, task, style, variant=1)
+    assert other["task_id"] == f"{row['task_id']}-1" and other["room_seed"] == seed
+    assert other["objects"] == row["objects"]
+    assert other["knots"] != row["knots"] and other["context_knots"] != row["context_knots"]
+    with pytest.raises(ValueError, match="variant is -1"):
+        make_row(seed, task, style, variant=-1)
 
 
 def test_coverage_is_a_share_of_what_was_seen():
