@@ -194,7 +194,8 @@ def pluecker_rays(cameras: torch.Tensor, rows: int, columns: int) -> torch.Tenso
     focal = torch.where(there[..., None], intrinsics[..., :2], 1.0)
     pixels = (grid - intrinsics[..., None, None, 2:]) / focal[..., None, None, :]
     directions = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
-    directions = torch.einsum("...ij,...yxj->...yxi", rotation, directions)
+    # No matrix product: under autocast it would be one of bfloat16.
+    directions = (rotation[..., None, None, :, :] * directions[..., None, :]).sum(-1)
     directions = torch.nn.functional.normalize(directions, dim=-1)
     moments = torch.linalg.cross(centre[..., None, None, :].expand_as(directions), directions)
     return torch.cat([directions, moments], dim=-1) * there[..., None, None, None]

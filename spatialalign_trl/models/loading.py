@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, 
 from ..files import read_json
 from ..hub_errors import explain_hub_errors
 from ..near_miss import near_miss
-from .tiny import TINY_MODEL, tiny_model_path
+from .tiny import EMBEDDED_MODELS, tiny_model_path
 
 if TYPE_CHECKING:
     from .base import VideoModel
@@ -45,8 +45,8 @@ def load_video_model(name_or_path: str = "tiny", variant: str | None = None, **k
 
     Args:
         name_or_path (`str`, *optional*, defaults to `"tiny"`):
-            `"tiny"` for the model embedded in this package, a folder holding a diffusers pipeline, or a Hub id such as
-            `"Wan-AI/Wan2.1-T2V-1.3B-Diffusers"`.
+            `"tiny"` or `"tiny_rooms"` for the models embedded in this package, a folder holding a diffusers pipeline,
+            or a Hub id such as `"Wan-AI/Wan2.1-T2V-1.3B-Diffusers"`.
         variant (`"context"`, *optional*):
             What conditions the model beside its prompt: `"context"` is a recording of a scene and a camera trajectory
             ([`WanContextVideoModel`]). `None`: nothing.
@@ -80,8 +80,10 @@ def load_video_model(name_or_path: str = "tiny", variant: str | None = None, **k
 
 
 def resolve_source(name_or_path: str | os.PathLike) -> str:
-    """Where the weights come from: the embedded model's folder for `"tiny"`, else the name or path as it is."""
-    return str(tiny_model_path()) if name_or_path == TINY_MODEL else os.path.expanduser(os.fspath(name_or_path))
+    """Where the weights come from: an embedded model's folder for its name, else the name or path as it is."""
+    if name_or_path in EMBEDDED_MODELS:
+        return str(tiny_model_path(name_or_path))
+    return os.path.expanduser(os.fspath(name_or_path))
 
 
 def optional_file(source: str, name: str, revision: str | None = None) -> Path | None:

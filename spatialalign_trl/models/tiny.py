@@ -1,7 +1,6 @@
-"""The embedded tiny model: a real, trained WanPipeline of a few million weights that lies inside the package.
+"""The embedded tiny models: real, trained WanPipelines of a few million weights that lie inside the package.
 
-It is loaded by the same code as any other Wan pipeline; this file only knows where its folder is.
-`recipes/pretrain_tiny.py` makes that folder.
+They are loaded by the same code as any other Wan pipeline; this file only knows where their folders are.
 """
 
 from __future__ import annotations
@@ -9,12 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 
 TINY_MODEL = "tiny"
-"""The name that [`load_video_model`] resolves to the embedded model."""
+"""The name that [`load_video_model`] resolves to the embedded text-to-video model."""
+
+EMBEDDED_MODELS: dict[str, tuple[str, str]] = {
+    TINY_MODEL: ("tiny_t2v", "recipes/pretrain_tiny.py"),
+    "tiny_rooms": ("tiny_rooms", "recipes/pretrain_tiny_rooms.py"),
+}
+"""Name -> its folder here, and the recipe that makes it: the tiny world's text-to-video model, and the context model
+of its rooms (to be loaded with `variant="context"`)."""
 
 
-def tiny_model_path() -> Path:
+def tiny_model_path(name: str = TINY_MODEL) -> Path:
     """
-    Where the embedded model's pipeline folder is.
+    Where an embedded model's pipeline folder is.
+
+    Args:
+        name (`str`, *optional*, defaults to `"tiny"`):
+            One of `EMBEDDED_MODELS`.
 
     Returns:
         `Path`: a folder that `DiffusionPipeline.from_pretrained` loads.
@@ -22,11 +32,11 @@ def tiny_model_path() -> Path:
     Raises:
         FileNotFoundError: when the package was installed without its weights.
     """
-    folder = Path(__file__).resolve().parent / "tiny_t2v"
+    directory, recipe = EMBEDDED_MODELS[name]
+    folder = Path(__file__).resolve().parent / directory
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
-            f"the embedded model is not in {folder}; install the package again with its data files, or make the "
-            "model with "
-            "`python recipes/pretrain_tiny.py`."
+            f"the embedded model {name!r} is not in {folder}; install the package again with its data files, or make "
+            f"the model with `python {recipe}`."
         )
     return folder

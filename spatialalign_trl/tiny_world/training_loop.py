@@ -87,6 +87,10 @@ class TrainingLoop:
                 bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
             if (step + 1) % self.save_steps == 0 or step + 1 == self.steps:
                 self._save(step + 1)
+        self.use_average()
+
+    def use_average(self) -> None:
+        """Puts the averaged weights into the module."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.average[name])

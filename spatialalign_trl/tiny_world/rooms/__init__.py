@@ -8,6 +8,7 @@ textures.py      what surfaces look like
 raycast.py       room + camera poses -> frames, depth, boxes
 trajectories.py  smooth camera paths that keep clear of walls and objects
 tasks.py         a seed -> a row of the task datasets; a row -> its context, target video, cameras and boxes
+examples.py      tasks as examples that the embedded context model is pretrained on
 
 World, objects and cameras have OpenCV's axes: x right, y down, z forward, in metres; the floor is y = 0. A pose is a
 4x4 camera-to-world matrix.

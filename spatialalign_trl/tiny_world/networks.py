@@ -1,0 +1,66 @@
+"""The embedded models' networks beside the VAE: real classes at a tiny size, and the folder they end in."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanPipeline, WanTransformer3DModel
+from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
+
+MAX_TOKENS = 32
+
+
+def new_tokenizer(phrases: Iterable[str]) -> T5Tokenizer:
+    """One token a word of the phrases; single letters make every other text representable."""
+    words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), (",", -2.0), (".", -2.0)]
+    vocabulary += [(f"▁{word}", -1.0) for word in words]
+    vocabulary += [(letter, -9.0) for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'-"]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=MAX_TOKENS)
+
+
+def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocabulary_size, d_model=64, d_kv=16, d_ff=192, num_layers=2, num_heads=4, dropout_rate=0.0
+        )
+    )
+
+
+def new_denoiser(channels: int, layers: int = 4) -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=channels,
+        out_channels=channels,
+        text_dim=64,
+        freq_dim=64,
+        ffn_dim=512,
+        num_layers=layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=64,
+    )
+
+
+def embed(text_encoder: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Prompts as the denoiser gets them: padding is zeroed and attended to, exactly as WanPipeline does."""
+    return text_encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
+
+
+def export_pipeline(pipeline: WanPipeline, folder: Path, settings: dict[str, Any]) -> None:
+    """Writes the pipeline in fp16, and the settings it is sampled with."""
+    copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    (folder / "spatialalign.json").write_text(json.dumps({**settings, "negative_prompt": ""}, indent=2) + "\n")
+
+
+def print_size(folder: Path) -> None:
+    """Says how large what was exported is."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"wrote {folder} ({size / 2**20:.2f} MiB)")

@@ -1,0 +1,175 @@
+"""Training of the embedded models' VAEs: joint stages, a sharper decoder, fewer latent channels.
+
+What a clip is comes from outside, as a function; the recipes that make the embedded models bring their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+from .latent_subspace import compress_latents
+from .training_loop import TrainingLoop, rng_of
+
+ClipBatch = Callable[[np.random.Generator, int, int], tuple[torch.Tensor, torch.Tensor]]
+"""`clips(rng, size, frames) -> (videos (B, 3, F, H, W) in [-1, 1], weights of their pixels (B, 1, F, H, W))`, with
+about as much work for fewer frames as for `size` whole clips."""
+
+
+@dataclass
+class VAEArguments:
+    """What the recipes say of the VAE."""
+
+    seed: int = field(default=0, metadata={"help": "Seeds initialisation, clips, captions, noise."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
+    vae_steps: list[int] = field(
+        default_factory=lambda: [2400, 600, 2200],
+        metadata={"help": "Steps of the joint stage on single frames, on 5 frames, and on whole clips."},
+    )
+    vae_channels: int = field(default=48, metadata={"help": "z_dim of the VAE while it is trained."})
+    vae_residual: bool = field(
+        default=True,
+        metadata={
+            "help": "is_residual of AutoencoderKLWan (Wan 2.2's VAE): shortcuts past every change of resolution."
+        },
+    )
+    vae_loss: str = field(
+        default="huber",
+        metadata={"help": "'l1': |e| + 0.5 e^2 per pixel. 'huber': smooth L1 with beta 0.25, quadratic near zero."},
+    )
+    vae_batch_size: int = field(default=8, metadata={"help": "Whole clips a step, both VAE stages."})
+    vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
+    vae_kl_weight: float = field(default=5e-5, metadata={"help": "Weight of the KL term of the joint stage."})
+    decoder_steps: int = field(default=1200, metadata={"help": "Steps of the decoder stage."})
+    decoder_learning_rate: float = field(default=1e-3, metadata={"help": "Peak, cosine to 0."})
+    latent_channels: int = field(
+        default=16,
+        metadata={"help": "Principal components of the latents that are kept: z_dim of the exported VAE."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.vae_loss not in ("l1", "huber"):
+            raise ValueError(f"vae_loss={self.vae_loss!r}: choose l1 or huber")
+
+
+def new_vae(args: VAEArguments) -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=16,
+        z_dim=args.vae_channels,
+        is_residual=args.vae_residual,
+        dim_mult=[1, 4, 4],  # wide where the grid is coarse: that costs little and is where shapes are held
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=8,
+        latents_mean=[0.0] * args.vae_channels,
+        latents_std=[1.0] * args.vae_channels,
+    )
+
+
+def forget_time(vae: AutoencoderKLWan) -> None:
+    """Zeroes the convolutions' weights for earlier frames: what is learned on single frames then holds for clips."""
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, torch.nn.Conv3d) and module.kernel_size == (3, 3, 3):
+                module.weight[:, :, :-1] = 0.0
+
+
+def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """`vae.decode` without its clamp to [-1, 1], which would stop the gradient of every saturated pixel."""
+    vae.clear_cache()
+    hidden, frames = vae.post_quant_conv(latents), []
+    for index in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        frames.append(
+            vae.decoder(
+                hidden[:, :, index : index + 1],
+                feat_cache=vae._feat_map,
+                feat_idx=vae._conv_idx,
+                first_chunk=index == 0,
+            )
+        )
+    vae.clear_cache()
+    return unpatchify(torch.cat(frames, 2), patch_size=vae.config.patch_size)
+
+
+def reconstruction_loss(
+    decoded: torch.Tensor, pixels: torch.Tensor, weights: torch.Tensor, kind: str = "l1"
+) -> torch.Tensor:
+    error = decoded - pixels
+    if kind == "huber":
+        return (weights * F.smooth_l1_loss(decoded, pixels, beta=0.25, reduction="none")).mean()
+    return (weights * (error.abs() + 0.5 * error.square())).mean()
+
+
+def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
+    return float(10 * torch.log10(4.0 / F.mse_loss(decoded.detach().clamp(-1, 1), pixels)))
+
+
+def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) -> None:
+    """Encoder and decoder together: on single frames, on 5 frames, on whole clips of `num_frames`."""
+    torch.manual_seed(args.seed)
+    vae = new_vae(args)
+    forget_time(vae)
+    loop = TrainingLoop(
+        out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6
+    )
+    begins = np.cumsum([0, *args.vae_steps[:-1]])
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        frames = (1, 5, num_frames)[int(np.searchsorted(begins, step, side="right")) - 1]
+        pixels, weights = clips(rng_of(args.seed, 1, step), args.vae_batch_size, frames)
+        torch.manual_seed(step)
+        posterior = vae.encode(pixels).latent_dist
+        decoded = decode_unclamped(vae, posterior.sample())
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        reconstruction = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
+        shown = {"loss": float(reconstruction.detach()), "psnr": psnr(decoded, pixels)}
+        return reconstruction + args.vae_kl_weight * kl, shown
+
+    loop.run(loss_at)
+    vae.save_pretrained(out / "vae")
+
+
+def train_decoder(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) -> None:
+    """The decoder alone, on whole clips: the latents stay what they are."""
+    torch.manual_seed(args.seed)
+    vae = AutoencoderKLWan.from_pretrained(out / "vae")
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    loop = TrainingLoop(
+        out / "decoder.safetensors", vae, args.decoder_steps, args.decoder_learning_rate, args.save_steps
+    )
+
+    def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        pixels, weights = clips(rng_of(args.seed, 3, step), args.vae_batch_size, num_frames)
+        torch.manual_seed(step)
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.mode()
+            # the denoiser's latents are a little off: learn to paint crisp sprites from those too
+            latents = latents + 0.05 * torch.rand(len(latents), 1, 1, 1, 1) * torch.randn_like(latents)
+        decoded = decode_unclamped(vae, latents)
+        loss = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
+        return loss, {"loss": float(loss), "psnr": psnr(decoded, pixels)}
+
+    loop.run(loss_at)
+    vae.save_pretrained(out / "vae_sharpened")
+
+
+def compress(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) -> None:
+    """Keeps `latent_channels` principal components of the latents."""
+    vae = AutoencoderKLWan.from_pretrained(out / ("vae_sharpened" if (out / "vae_sharpened").exists() else "vae"))
+    with torch.no_grad():
+        modes = torch.cat(
+            [vae.encode(clips(rng_of(args.seed, 2, i), 32, num_frames)[0]).latent_dist.mode() for i in range(16)]
+        )
+        compress_latents(vae, modes, args.latent_channels).save_pretrained(out / "vae_compressed")

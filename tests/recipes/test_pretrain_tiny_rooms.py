@@ -1,0 +1,44 @@
+"""The pretraining recipe of the context model, all stages at a few steps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from spatialalign_trl.models import load_video_model
+from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS
+from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, **settings: str) -> subprocess.CompletedProcess:
+    flags = {
+        "output_dir": str(folder), "rooms": "1", "variants": "1", "vae_steps": "2 1 1", "vae_batch_size": "2",
+        "decoder_steps": "1", "denoiser_steps": "3", "denoiser_batch_size": "4", "save_steps": "2", **settings,
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", *value.split())]
+    command = [sys.executable, "recipes/pretrain_tiny_rooms.py", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_all_stages_end_in_a_context_model_that_samples(tmp_path):
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = load_video_model(str(tmp_path / "pipeline"), variant="context", device="cpu", context_frames=3)
+    assert model.sees_cameras, "the map of the rays was not exported"
+    row = make_row(SPLIT_SEEDS["test"].start, "navigation")
+    conditioning = model.encode_rows([render_row(row, (32, 48), 17, 1).columns()])
+    latents = model.sample(conditioning, model.encode_prompts([""]), [0], model.default_settings())
+    assert latents.isfinite().all()
+    (video,) = model.decode_latents(latents)
+    assert video.shape == (17, 32, 48, 3)
+    assert torch.isfinite(torch.as_tensor(video)).all()
+
+
+def test_an_unknown_stage_is_named(tmp_path):
+    done = run(tmp_path, stages="rendr")
+    assert done.returncode != 0 and "rendr" in done.stderr and "denoiser" in done.stderr
