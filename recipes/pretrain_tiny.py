@@ -189,8 +189,8 @@ def main(args: PretrainTinyArguments) -> None:
     out.mkdir(parents=True, exist_ok=True)
     runners: dict[str, Callable[[], None]] = {
         "vae": lambda: train_vae(args, out, clip_batch, NUM_FRAMES),
-        "decoder": lambda: train_decoder(args, out, clip_batch, NUM_FRAMES),
-        "compress": lambda: compress(args, out, clip_batch, NUM_FRAMES),
+        "decoder": lambda: train_decoder(args, clip_batch, NUM_FRAMES, out / "vae", out / "vae_sharpened"),
+        "compress": lambda: compress(args, clip_batch, NUM_FRAMES, out / "vae_sharpened", out / "vae_compressed"),
         "denoiser": lambda: train_denoiser(args, out),
         "export": lambda: export(args, out),
     }

@@ -140,36 +140,35 @@ def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) 
     vae.save_pretrained(out / "vae")
 
 
-def train_decoder(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) -> None:
-    """The decoder alone, on whole clips: the latents stay what they are."""
+def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source: Path, target: Path) -> None:
+    """The decoder of the VAE in the folder `source` alone, on whole clips: the latents stay what they are."""
     torch.manual_seed(args.seed)
-    vae = AutoencoderKLWan.from_pretrained(out / "vae")
+    vae = AutoencoderKLWan.from_pretrained(source)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    loop = TrainingLoop(
-        out / "decoder.safetensors", vae, args.decoder_steps, args.decoder_learning_rate, args.save_steps
-    )
+    path = target.with_name("decoder.safetensors")
+    loop = TrainingLoop(path, vae, args.decoder_steps, args.decoder_learning_rate, args.save_steps)
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, weights = clips(rng_of(args.seed, 3, step), args.vae_batch_size, num_frames)
         torch.manual_seed(step)
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mode()
-            # the denoiser's latents are a little off: learn to paint crisp sprites from those too
+            # the denoiser's latents are a little off: learn to paint crisp shapes from those too
             latents = latents + 0.05 * torch.rand(len(latents), 1, 1, 1, 1) * torch.randn_like(latents)
         decoded = decode_unclamped(vae, latents)
         loss = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
         return loss, {"loss": float(loss), "psnr": psnr(decoded, pixels)}
 
     loop.run(loss_at)
-    vae.save_pretrained(out / "vae_sharpened")
+    vae.save_pretrained(target)
 
 
-def compress(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) -> None:
-    """Keeps `latent_channels` principal components of the latents."""
-    vae = AutoencoderKLWan.from_pretrained(out / ("vae_sharpened" if (out / "vae_sharpened").exists() else "vae"))
+def compress(args: VAEArguments, clips: ClipBatch, num_frames: int, source: Path, target: Path) -> None:
+    """Keeps `latent_channels` principal components of the latents of the VAE in the folder `source`."""
+    vae = AutoencoderKLWan.from_pretrained(source)
     with torch.no_grad():
         modes = torch.cat(
             [vae.encode(clips(rng_of(args.seed, 2, i), 32, num_frames)[0]).latent_dist.mode() for i in range(16)]
         )
-        compress_latents(vae, modes, args.latent_channels).save_pretrained(out / "vae_compressed")
+        compress_latents(vae, modes, args.latent_channels).save_pretrained(target)
