@@ -73,7 +73,7 @@ class PretrainTinyRoomsArguments(VAEArguments):
     denoiser_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
     compile_blocks: bool = field(
         default=False,
-        metadata={"help": "Compile the blocks; takes a C++ compiler and is a fifth faster after a minute."},
+        metadata={"help": "Compile the blocks: a fifth faster; needs a C++ compiler."},
     )
     context_dropout: float = field(
         default=0.1, metadata={"help": "Share without instruction and without context: the null of joint guidance."}
