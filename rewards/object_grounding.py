@@ -50,7 +50,7 @@ from .scene_scoring import (
 
 DETECTORS = {
     "grounding_dino": "spatialalign_trl.perception.grounding_dino:GroundingDINODetector",
-    "room_objects": "spatialalign_trl.perception.camera_render:RoomObjects",
+    "room_objects": "spatialalign_trl.perception.camera_rooms:RoomObjects",
 }
 
 GOOD_CONFIDENCE = 0.5

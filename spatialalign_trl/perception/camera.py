@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 POSE_ESTIMATORS: dict[str, str] = {
     "sift": "spatialalign_trl.perception.camera_map:SIFTEstimator",
     "colmap": "spatialalign_trl.perception.camera_colmap:ColmapEstimator",
-    "room_render_and_compare": "spatialalign_trl.perception.camera_render:RoomRenderAndCompare",
+    "room_render_and_compare": "spatialalign_trl.perception.camera_rooms:RoomRenderAndCompare",
 }
 
 ContextKind = Literal["moving", "turning", "unusable"]

@@ -20,7 +20,7 @@ from spatialalign_trl.perception.camera_diagnosis import cut_factor, diagnose
 from spatialalign_trl.perception.camera_geometry import align, extent, rotation_degrees, triangulate
 from spatialalign_trl.perception.camera_map import SIFTEstimator
 from spatialalign_trl.perception.camera_pnp import find_pose
-from spatialalign_trl.perception.camera_render import RoomObjects, RoomRenderAndCompare
+from spatialalign_trl.perception.camera_rooms import RoomObjects, RoomRenderAndCompare
 from spatialalign_trl.tiny_world.rooms import intrinsics_for, look, render, sample_room
 
 SIZE = (240, 416)

@@ -218,6 +218,8 @@ class _Camera:
         """Colours, depth and object indices."""
         kept, plane, low, high = self._project(pose)
         ids, inverse_depth = self._cover(plane, low, high)
+        if not len(kept):  # a camera outside of the room, with its back to it
+            return np.zeros((*self.size, 3), np.uint8), *self._middles(ids, inverse_depth, kept)
         centre, rotation = pose[:3, 3], pose[:3, :3]
         texels = self.scene.texels[kept]
         constant = texels[:, :, :3] @ centre + texels[:, :, 3]
