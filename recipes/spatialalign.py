@@ -36,8 +36,11 @@ def build_loop(
     """The loop that the arguments describe, not yet run."""
     from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
 
-    train_prompts, eval_prompts = prompt_arguments.load()
+    rows = prompt_arguments.load()
     model = model_arguments.load(**(args.model_init_kwargs or {}))
+    settings = args.sampling_settings(model.default_settings())
+    with args.main_process_first(local=False, desc="preparing prompts"):
+        train_prompts, eval_prompts = prompt_arguments.at_size(rows, settings, Path(args.output_dir))
     return OnlineSpatialAlignTrainer(
         model=model,
         reward_funcs=prompt_arguments.load_rewards(),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .evaluation.guards import GUARDS
-from .recipe_arguments import ModelArguments, PromptArguments, load_prompt_set
+from .prompt_arguments import PromptArguments, load_prompt_set
+from .recipe_arguments import ModelArguments
 
 if TYPE_CHECKING:
     from .evaluation.evaluator import Evaluation

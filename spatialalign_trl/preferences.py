@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, Protocol, TypeAlias, get_args
@@ -21,6 +21,7 @@ from datasets import Dataset, Features, Value, Video
 
 from .near_miss import near_miss
 from .prompts import PROMPT_COLUMNS
+from .video_cells import is_video_cell, self_contained
 
 logger = logging.getLogger(__name__)
 
@@ -190,10 +191,11 @@ def to_dataset(
             Sample id -> the content of a safetensors file with the one tensor `latents`.
 
     Returns:
-        `datasets.Dataset`: the prompt columns, `chosen` and `rejected` (`Video(decode=False)`: `{"bytes", "path"}`
-        with the bare file name `<sample_id>.mp4`), `score_chosen`, `score_rejected`, `chosen_sample_id`,
-        `rejected_sample_id`, `seed_chosen`, `seed_rejected`, `chosen_noise_seed`, `rejected_noise_seed` (of the noise
-        that sampling started from: `VideoModel.initial_noise`), and with latents `chosen_latents`, `rejected_latents`.
+        `datasets.Dataset`: the prompt columns, with the videos that are in them (undecoded `Video`s, such as the
+        context of a scene), `chosen` and `rejected` (`Video(decode=False)`: `{"bytes", "path"}` with the bare
+        file name `<sample_id>.mp4`), `score_chosen`, `score_rejected`, `chosen_sample_id`, `rejected_sample_id`,
+        `seed_chosen`, `seed_rejected`, `chosen_noise_seed`, `rejected_noise_seed` (of the noise that sampling started
+        from: `VideoModel.initial_noise`), and with latents `chosen_latents`, `rejected_latents`.
 
     Raises:
         `ValueError`: for a sample id that is no hexadecimal number (it becomes a file name), an empty video, or a
@@ -202,15 +204,16 @@ def to_dataset(
     features = _features(pairs, with_latents=load_latents_bytes is not None)
     # Videos enter as plain structs and are cast afterwards. Video's own encoding drops the bytes and keeps a local
     # path if a file called like `path` happens to lie in the working directory.
-    plain = {name: _VIDEO_STRUCT if isinstance(kind, Video) else kind for name, kind in features.items()}
+    plain = {name: VIDEO_STRUCT if isinstance(kind, Video) else kind for name, kind in features.items()}
     blocks = []
     for start in range(0, max(len(pairs), 1), ROWS_PER_BLOCK):
         rows = [_row(pair, load_video_bytes, load_latents_bytes) for pair in pairs[start : start + ROWS_PER_BLOCK]]
         columns = {name: [row[name] for row in rows] for name in features}
         blocks.append(Dataset.from_dict(columns, features=Features(plain)))
     dataset = datasets.concatenate_datasets(blocks)
-    for side in ("chosen", "rejected"):
-        dataset = dataset.cast_column(side, Video(decode=False))
+    for name, kind in features.items():
+        if isinstance(kind, Video):
+            dataset = dataset.cast_column(name, kind)
     return dataset
 
 
@@ -296,7 +299,7 @@ def _stats(
 
 # -------------------------------------------------------------------------------------------------------- the dataset
 
-_VIDEO_STRUCT = {"bytes": Value("binary"), "path": Value("string")}
+VIDEO_STRUCT = {"bytes": Value("binary"), "path": Value("string")}
 
 
 def _features(pairs: Sequence[Pair], with_latents: bool) -> Features:
@@ -326,9 +329,16 @@ def _features(pairs: Sequence[Pair], with_latents: bool) -> Features:
     missing = [column for column in ("prompt_id", "prompt") if column not in columns]
     if missing:
         raise ValueError(f"The samples' rows have no column {missing[0]!r}; they have {', '.join(columns)}.")
-    others = [column for column in columns if column not in PROMPT_COLUMNS]
-    guessed = Dataset.from_list([{name: pair.chosen.row[name] for name in others} for pair in pairs]).features
-    return Features({c: guessed[c] if c in others else Value("string") for c in columns} | own)
+    return Features(column_features([pair.chosen.row for pair in pairs], columns) | own)
+
+
+def column_features(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
+    """The types of some columns of samples' rows: prompts' columns are strings, and undecoded videos are videos."""
+    videos = {column for column in columns if any(is_video_cell(row.get(column)) for row in rows)}
+    others = [column for column in columns if column not in {*PROMPT_COLUMNS, *videos}]
+    guessed = Dataset.from_list([{name: row.get(name) for name in others} for row in rows]).features
+    known = {**guessed, **dict.fromkeys(videos, Video(decode=False))}
+    return {column: known.get(column, Value("string")) for column in columns}
 
 
 def _row(
@@ -336,7 +346,7 @@ def _row(
 ) -> dict[str, Any]:
     from .rollout.sampler import noise_seed  # brings torch, which pairing alone does without
 
-    row = dict(pair.chosen.row)
+    row = self_contained(pair.chosen.row, f"prompt {pair.prompt_id!r}")
     row |= {"score_chosen": pair.score_chosen, "score_rejected": pair.score_rejected}
     for side, sample in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         sample_id = sample.sample_id

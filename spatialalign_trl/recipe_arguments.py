@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 from trl import TrlParser
 
-from .http_reward import shown_url
 from .near_miss import near_miss
+from .prompt_arguments import PromptArguments
 
 if TYPE_CHECKING:
     import torch
-    from datasets import Dataset
     from peft import LoraConfig
 
     from .models.base import VideoModel
-    from .reward_loading import RewardFunc
     from .trainer.model_card import Recipe
 
-DATASETS = Path(__file__).resolve().parent.parent / "datasets"
+__all__ = ["ModelArguments", "PromptArguments", "describe_recipe", "parse_recipe"]
 
 
 @dataclass
@@ -39,6 +37,14 @@ class ModelArguments:
         default="tiny", metadata={"help": "'tiny' (the embedded model), a Hub id, or a diffusers pipeline folder."}
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    variant: str | None = field(
+        default=None,
+        metadata={
+            "help": "What conditions the model beside its prompt: context, a recording of a scene and a camera "
+            "trajectory (its options go into model_init_kwargs: context_frames, context_layout, guidance, "
+            "context_cameras). None: nothing."
+        },
+    )
     dtype: str | None = field(
         default=None,
         metadata={"help": "Of the frozen base: float32, bfloat16, float16. None: bfloat16 on a GPU, else float32."},
@@ -107,9 +113,10 @@ class ModelArguments:
                 of the trainers' arguments).
 
         Raises:
-            ValueError: for an unknown `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or one that
-                this machine cannot run; for `cpu_threads` below 1; for a LoRA under another program's names, or LoRA
-                settings that differ from those of the one to go on from.
+            ValueError: for an unknown `variant`, `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or
+                one that this machine cannot run; for a `variant` that `model_options` has otherwise; for `cpu_threads`
+                below 1; for a LoRA under another program's names, or LoRA settings that differ from those of the one
+                to go on from.
             ImportError: for a package that one of them needs.
             RuntimeError: for an attention backend that is installed and fails.
         """
@@ -125,6 +132,12 @@ class ModelArguments:
             if self.cpu_threads < 1:
                 raise ValueError(f"cpu_threads={self.cpu_threads}: must be at least 1")
             torch.set_num_threads(self.cpu_threads)
+        if self.variant is not None:
+            there = model_options.setdefault("variant", self.variant)
+            if there != self.variant:
+                raise ValueError(
+                    f"variant={self.variant!r}, but model_init_kwargs has {there!r}: leave one of them out"
+                )
         options = {**model_options, **self._checked_efficiency(dtype)}
         model = load_video_model(self.model_name_or_path, torch_dtype=dtype, revision=self.model_revision, **options)
         model.offload_encoders = self.offload_encoders
@@ -179,81 +192,6 @@ class ModelArguments:
 
         targets = ALL_LINEAR if self.lora_target_modules == [ALL_LINEAR] else self.lora_target_modules
         return default_lora_config(model, r=self.lora_r, alpha=self.lora_alpha, targets=targets)
-
-
-@dataclass
-class PromptArguments:
-    """Which prompts are trained and evaluated on, and who judges."""
-
-    train_prompts: str = field(
-        default="tiny_world_prompts",
-        metadata={"help": "Prompts to sample and train on: a folder under datasets/, a path, a Hub id, or a file."},
-    )
-    train_split: str = field(default="train", metadata={"help": "Split of train_prompts."})
-    eval_prompts: str | None = field(
-        default=None, metadata={"help": "Prompts to evaluate on, never trained on. None: train_prompts."}
-    )
-    eval_split: str = field(default="test", metadata={"help": "Split of eval_prompts."})
-    max_train_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
-    max_eval_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["dsr_score"],
-        metadata={
-            "help": "Rewards: names of installed ones, path/to/file.py:Name, http://host:port/path of a server, or "
-            "user/name@COMMIT on the Hub."
-        },
-    )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={"help": "Execute the code of rewards on the Hub, each at the commit that reward_funcs names."},
-    )
-    reward_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "What a reward of reward_funcs is made with, by its name there. In YAML `reward_options: "
-            "{dsr_score: {tracker: grounded_sam}}`, as a flag the same in JSON."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.reward_options, str):
-            try:
-                self.reward_options = json.loads(self.reward_options)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"reward_options={self.reward_options!r} is not JSON: {error}") from error
-        options = self.reward_options or {}
-        if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
-            raise ValueError(f"reward_options={options!r}: expected {{reward: {{option: value}}}}")
-        for name in options:
-            if name not in self.reward_funcs:
-                known = map(shown_url, self.reward_funcs)
-                raise ValueError(
-                    f"reward_options: {shown_url(name)!r} is not in reward_funcs. {near_miss(shown_url(name), known)}"
-                )
-
-    def load_rewards(self) -> list[RewardFunc]:
-        """The rewards, made with their options."""
-        from .reward_loading import load_reward
-
-        options = self.reward_options or {}
-        return [
-            load_reward(name, trust_remote_code=self.trust_remote_code, **options.get(name, {}))
-            for name in self.reward_funcs
-        ]
-
-    def load(self) -> tuple[Dataset, Dataset]:
-        """`(training prompts, evaluation prompts)`."""
-        train = load_prompt_set(self.train_prompts, self.train_split, self.max_train_prompts)
-        return train, load_prompt_set(self.eval_prompts or self.train_prompts, self.eval_split, self.max_eval_prompts)
-
-
-def load_prompt_set(source: str, split: str, limit: int | None = None) -> Dataset:
-    """Loads the first `limit` prompts, as `load_prompts` does, or of a folder under `datasets/` by its name."""
-    from .prompts import load_prompts
-
-    bundled = {folder.name: folder for folder in DATASETS.glob("*") if folder.is_dir()}
-    prompts = load_prompts(str(bundled.get(source, source)), split)
-    return prompts if limit is None else prompts.select(range(min(limit, len(prompts))))
 
 
 def parse_recipe(

@@ -99,11 +99,11 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         self.runner.check_prompts(self.train_rows)
         if self.eval_rows:
             self.runner.check_prompts(self.eval_rows)
-        _check_disjoint(self.train_rows, self.eval_rows)
         if isinstance(model, str):
             from .models import load_video_model
 
             model = load_video_model(model)
+        _check_disjoint(model, self.train_rows, self.eval_rows)
         self.starts_adapted = bool(active_adapters(model.transformer))
         if self.starts_adapted and peft_config is not None:
             raise ValueError(
@@ -349,8 +349,12 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         return Measured(samples, summarize(samples, quality, seed=self.args.seed), looks)
 
 
-def _check_disjoint(train: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]) -> None:
-    shared = sorted({row["prompt"] for row in train} & {row["prompt"] for row in evaluation})
+def _check_disjoint(
+    model: VideoModel, train: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]
+) -> None:
+    """Two rows are one task where the model is told the same: the prompt alone, or what conditions it beside it."""
+    known = {model.row_content(row) for row in train}
+    shared = sorted(row["prompt"] for row in evaluation if model.row_content(row) in known)
     if shared:
         raise ValueError(
             f"{len(shared)} prompts are in the training and in the evaluation set, such as {shared[0]!r}: evaluate on "

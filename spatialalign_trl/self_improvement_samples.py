@@ -69,7 +69,7 @@ class LogSamples(TrainerCallback):
         self.every = every
         self.seed = seed
         self.trainer: Trainer | None = None
-        self._embedded: tuple[Conditioning, Conditioning | None] | None = None
+        self._embedded: tuple[list[Conditioning], Conditioning | None] | None = None
 
     def watch(self, trainer: Trainer) -> None:
         """Joins a trainer, whose trackers are written to."""
@@ -123,10 +123,9 @@ class LogSamples(TrainerCallback):
             if self._embedded is None:
                 guided = self.settings.guidance_scale > 1
                 negative = model.encode_prompts([self.settings.negative_prompt]) if guided else None
-                self._embedded = model.encode_prompts([row["prompt"] for row in self.rows]), negative
+                self._embedded = [model.encode_rows([row]) for row in self.rows], negative
             videos = []
-            for place, row in enumerate(self.rows):  # one by one: memory is the training's
-                conditioning = {name: tensor[place : place + 1] for name, tensor in self._embedded[0].items()}
+            for row, conditioning in zip(self.rows, self._embedded[0], strict=True):  # one by one: memory is tight
                 seeds = [noise_seed(self.seed, str(row["prompt_id"]))]
                 latents = model.sample(conditioning, self._embedded[1], seeds, self.settings)
                 videos.extend(model.decode_latents(latents))

@@ -291,6 +291,22 @@ def test_no_local_path_is_stored_even_beside_the_videos(tmp_path, monkeypatch):
         assert "/" not in row["chosen"]["path"]
 
 
+def test_videos_of_the_prompts_travel_as_bytes_under_their_bare_names(tmp_path):
+    (tmp_path / "scene.mp4").write_bytes(b"a recording")
+    for cell in (
+        {"bytes": None, "path": str(tmp_path / "scene.mp4")},
+        {"bytes": b"a recording", "path": "/x/scene.mp4"},
+    ):
+        row = ROWS["p0"] | {"context": cell, "context_indices": [1, 4]}
+        dataset = to_dataset([Pair(*(Scored("p0", k, 0.9 - k / 2, row=row) for k in range(2)))], video_bytes)
+        assert dataset.features["context"] == datasets.Video(decode=False)
+        assert dataset[0]["context"] == {"bytes": b"a recording", "path": "scene.mp4"}
+        assert dataset[0]["context_indices"] == [1, 4]
+    gone = ROWS["p0"] | {"context": {"bytes": None, "path": str(tmp_path / "gone.mp4")}}
+    with pytest.raises(ValueError, match="prompt 'p0', column 'context': the video file cannot be read"):
+        to_dataset([Pair(*(Scored("p0", k, 0.9 - k / 2, row=gone) for k in range(2)))], video_bytes)
+
+
 def test_more_rows_than_a_block(monkeypatch):
     monkeypatch.setattr(preferences, "ROWS_PER_BLOCK", 2)
     pairs = make_pairs(scored(0.9, 0.8, 0.75, 0.1, 0.2), pairs_per_prompt=None).pairs

@@ -14,7 +14,7 @@ import torch
 from tiny_pairs import wan_model
 from tiny_pipelines import saved_wan
 
-from spatialalign_trl import recipe_arguments
+from spatialalign_trl import prompt_arguments
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.models.lora_keys import export_lora
 from spatialalign_trl.models.wan import WanVideoModel
@@ -214,8 +214,8 @@ def test_a_folder_in_the_working_directory_is_not_mistaken_for_a_bundled_one(mon
     opened = []
     monkeypatch.setattr("spatialalign_trl.prompts.load_prompts", lambda source, split: opened.append(source) or [1])
     for source in (".", "..", "tiny_world_prompts", "owner/name", "elsewhere"):
-        recipe_arguments.load_prompt_set(source, "train", None)
-    bundled = str(recipe_arguments.DATASETS / "tiny_world_prompts")
+        prompt_arguments.load_prompt_set(source, "train", None)
+    bundled = str(prompt_arguments.DATASETS / "tiny_world_prompts")
     assert opened == [".", "..", bundled, "owner/name", "elsewhere"]
 
 

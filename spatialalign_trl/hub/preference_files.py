@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import remove_leftovers
-from ..prompts import PROMPT_COLUMNS
+from ..video_cells import self_contained
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -78,10 +78,10 @@ def write_samples(folder: Path, number: int, samples: Sequence[Sample], video_by
     """
     from datasets import Dataset, Features, Value, Video
 
+    from ..preferences import VIDEO_STRUCT
     from ..rollout.sampler import noise_seed
 
     own = {
-        "video": {"bytes": Value("binary"), "path": Value("string")},
         "sample_id": Value("string"),
         "score": Value("float64"),
         "rewards": _rewards_feature(samples),
@@ -94,11 +94,12 @@ def write_samples(folder: Path, number: int, samples: Sequence[Sample], video_by
     }
     rows = [sample.row for sample in samples]
     prompt_features = _prompt_features(rows)
-    if odd := sorted(set(prompt_features) & set(own)):
+    if odd := sorted(set(prompt_features) & {*own, "video"}):
         raise ValueError(f"The prompt column {odd[0]!r} has the name of a column of the samples; rename it.")
 
     def table(some: Sequence[Sample]) -> Dataset:
-        columns = {name: [sample.row.get(name) for sample in some] for name in prompt_features}
+        told = [self_contained(sample.row, f"prompt {sample.prompt_id!r}") for sample in some]
+        columns = {name: [row.get(name) for row in told] for name in prompt_features}
         columns |= {
             "video": [{"bytes": video_bytes(s.sample_id), "path": f"{s.sample_id}.mp4"} for s in some],
             "sample_id": [sample.sample_id for sample in some],
@@ -109,9 +110,11 @@ def write_samples(folder: Path, number: int, samples: Sequence[Sample], video_by
         }
         for name in ("rewards", "components", "sampling_settings", "policy_revision"):
             columns[name] = [_fact(sample, name) for sample in some]
-        dataset = Dataset.from_dict(columns, features=Features({**prompt_features, **own}))
+        kinds = {**prompt_features, **own, "video": Video(decode=False)}
+        plain = {name: VIDEO_STRUCT if isinstance(kind, Video) else kind for name, kind in kinds.items()}
+        dataset = Dataset.from_dict(columns, features=Features(plain))
         # Cast afterwards, for the reason that `to_dataset` gives.
-        return dataset.cast_column("video", Video(decode=False))
+        return dataset.cast(Features(kinds))
 
     return _write(folder, SAMPLES, number, samples, table, rows)
 
@@ -172,10 +175,11 @@ def _facts_features(pairs: Sequence[Pair], number: int) -> Features:
 
 def _prompt_features(rows: Sequence[Mapping[str, Any]]) -> Features:
     """Types of the prompt columns, of all rows together: a file whose rows lack a value would guess another one."""
-    from datasets import Dataset, Features, Value
+    from datasets import Features
 
-    guessed = Dataset.from_list([dict(row) for row in rows]).features
-    return Features({name: Value("string") if name in PROMPT_COLUMNS else kind for name, kind in guessed.items()})
+    from ..preferences import column_features
+
+    return Features(column_features(rows, list(dict.fromkeys(name for row in rows for name in row))))
 
 
 def _beside(dataset: Dataset, columns: Mapping[str, list], features: Features) -> Dataset:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ..models.context import draw_boxes
 from ..models.encoding import content_digest
 from ..video import Video, check_video, read_video
+from ..video_cells import video_bytes
 from .latents import LATENTS, EncodingCache, Share, load_tensors, shape_of
 from .pair_columns import (
     check_is_dataset,
@@ -21,7 +22,6 @@ from .pair_columns import (
     condition_columns,
     prompts_of,
     undecoded,
-    video_bytes,
 )
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ Errors name the dataset, the row and the column: a run that dies at its 2,000th 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets
 
 from ..video import Video, read_video
+from ..video_cells import brief, video_bytes
 
 SIDES = ("chosen", "rejected")
 LATENT_COLUMNS = {side: f"{side}_latents" for side in SIDES}
@@ -161,25 +161,6 @@ def _noise_seeds(dataset: datasets.Dataset, name: str) -> list[tuple[int, int]] 
     return pairs
 
 
-def video_bytes(cell: Any, where: str) -> bytes:
-    """
-    The bytes of the video file in a cell: an undecoded `Video`, a path, or the bytes themselves.
-
-    Raises:
-        ValueError: nothing of the kind, or a file that cannot be read.
-    """
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, bytes) and cell:
-        return cell
-    if not isinstance(cell, str) or not cell:
-        raise ValueError(f"{where}: expected a video as bytes or a path, got {_brief(cell)}")
-    try:
-        return Path(cell).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{where}: the video file cannot be read: {error}") from error
-
-
 def latent_shape(cell: Any, where: str) -> tuple[int, ...]:
     """
     The shape of the latents in a cell, from the safetensors header alone.
@@ -189,7 +170,7 @@ def latent_shape(cell: Any, where: str) -> tuple[int, ...]:
     """
     problem = f"{where}: expected the bytes of a safetensors file with one tensor 'latents' of shape (C, F, H, W)"
     if not isinstance(cell, bytes) or len(cell) < 8:
-        raise ValueError(f"{problem}, got {_brief(cell)}")
+        raise ValueError(f"{problem}, got {brief(cell)}")
     try:
         header = json.loads(cell[8 : 8 + int.from_bytes(cell[:8], "little")])
         shape = tuple(header["latents"]["shape"])
@@ -226,8 +207,3 @@ def check_same_shape(pairs: PairColumns, shapes: dict[tuple[int, str], tuple[int
 def raise_at(where: str, error: Exception) -> NoReturn:
     """Raises `error`'s message as a `ValueError` about a cell."""
     raise ValueError(f"{where}: {error}") from error
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"

@@ -55,6 +55,22 @@ def test_several_files_of_a_round_load_as_one_and_are_written_alike_each_time(tm
     assert preference_files.count_rows(tmp_path, "samples", 1) == 5
 
 
+def test_videos_of_the_prompts_go_along_and_paths_of_this_machine_do_not(tmp_path):
+    (tmp_path / "scene.mp4").write_bytes(b"a recording")
+    some = samples(4)
+    for sample in some:
+        sample.row["context"] = {"bytes": None, "path": str(tmp_path / "scene.mp4")}
+    files = preference_files.write_samples(tmp_path / "hub", 1, some, video_bytes)
+    files += preference_files.write_pairs(tmp_path / "hub", 1, make_pairs(some, "best_vs_worst").pairs, video_bytes)
+    for file in files:
+        assert str(tmp_path).encode() not in file.read_bytes()
+        (dataset,) = load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path / "cache")).values()
+        assert isinstance(dataset.features["context"], Video)
+        assert {row["context"]["bytes"] for row in dataset.cast_column("context", Video(decode=False))} == {
+            b"a recording"
+        }
+
+
 def test_a_round_that_shrank_leaves_no_file_behind_and_other_rounds_stay(tmp_path):
     preference_files.write_samples(tmp_path, 2, samples(), video_bytes)
     preference_files.write_samples(tmp_path, 1, samples(), video_bytes)

@@ -1,0 +1,58 @@
+"""Videos in a dataset's cells: paths, bytes, and the `{"bytes", "path"}` of an undecoded `datasets.Video`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from .video import Video, read_video
+
+
+def is_video_cell(value: Any) -> bool:
+    """Whether a value is an undecoded `datasets.Video`."""
+    return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
+
+
+def video_bytes(cell: Any, where: str) -> bytes:
+    """
+    The bytes of the video file in a cell: an undecoded `Video`, a path, or the bytes themselves.
+
+    Raises:
+        ValueError: nothing of the kind, or a file that cannot be read.
+    """
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes) and cell:
+        return cell
+    if not isinstance(cell, str) or not cell:
+        raise ValueError(f"{where}: expected a video as bytes or a path, got {brief(cell)}")
+    try:
+        return Path(cell).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{where}: the video file cannot be read: {error}") from error
+
+
+def videos_of(row: Mapping[str, Any]) -> list[tuple[str, Video]]:
+    """The videos that a row holds, by their columns. They are for pictures: one whose file is gone is left out."""
+    found = []
+    for name, value in row.items():
+        if is_video_cell(value) and (value["bytes"] or Path(value["path"] or "").is_file()):
+            found.append((name, read_video(video_bytes(value, f"column {name!r}"))))
+    return found
+
+
+def self_contained(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A row whose videos are in it: their bytes, and of their paths the files' names alone."""
+    return {
+        name: {"bytes": video_bytes(value, f"{where}, column {name!r}"), "path": PurePath(value["path"] or name).name}
+        if is_video_cell(value)
+        else value
+        for name, value in row.items()
+    }
+
+
+def brief(value: Any) -> str:
+    """A value as errors show it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"
