@@ -26,6 +26,7 @@ from .hub.pushing import check_hub_access, push_dataset_folder, without_tokens
 from .preferences import PairingResult, make_pairs
 from .report.contact_sheet import ContactSheetRow, contact_sheet
 from .scoring import combine_scores, has_failed
+from .video_cells import videos_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -212,6 +213,7 @@ class PreferencePublishing:
                         ("rejected", pair.rejected, pair.score_rejected),
                     )
                 ],
+                videos_of(pair.chosen.row),
             )
             for pair in pairs[:: max(1, len(pairs) // PREVIEW_PAIRS)][:PREVIEW_PAIRS]
         ]

@@ -22,6 +22,7 @@ from .self_improvement_trackers import show_outcome, trackers_of_run
 from .trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
 from .trainer.publishing import CARD_FILE
 from .video import browser_mp4
+from .video_cells import videos_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,6 +70,11 @@ class RunPublishing:
     evaluation_samples: dict[str, list[Sample]]
     recipe: Recipe | None = None
     """What was run, for the card; a recipe sets it."""
+
+    @property
+    def score_name(self) -> str:
+        """What pictures call the score."""
+        return "DSR" if self.runner.names == ["dsr_score"] else "score"
 
     def push_to_hub(
         self,
@@ -263,10 +269,11 @@ class RunPublishing:
                     (name, self.store.video(sample.sample_id), sample.reward)
                     for name, sample in zip(("base", "aligned"), pair, strict=True)
                 ],
+                videos_of(pair[0].row),
             )
             for pair in chosen
         ]
-        return contact_sheet(rows, self.output_dir / CONTACT_SHEET_FILE)
+        return contact_sheet(rows, self.output_dir / CONTACT_SHEET_FILE, score_name=self.score_name)
 
     def _print_outcome(self, results: Mapping[str, Any]) -> None:
         base, aligned = results["base"], results["aligned"]

@@ -56,7 +56,7 @@ def _clip(policy: str, sample: Sample, store: SampleStore, folder: Path) -> Clip
         prompt_id=sample.prompt_id,
         seed=sample.seed,
         video=os.path.relpath(video, folder.resolve()) if is_inside else str(video),
-        row=sample.row,
+        row={name: value for name, value in sample.row.items() if not isinstance(value, list)},  # the page shows words
         reward=sample.reward,
         reason=invalid_reason(sample) if sample.reward is None else None,
     )

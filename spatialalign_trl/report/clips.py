@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import av
 import numpy as np
+from PIL import Image
 
 from ..video import Video, browser_mp4
 from .drawing import enlarge
 
 LOWEST, WIDEST = 128, 480
 """Pixels: lower videos are enlarged pixel by pixel, wider ones are averaged down."""
+
+STRIP_WIDTH = 144
+"""Pixels of a frame in a strip."""
 
 CRF = 23
 PAPER_FPS = 16.0
@@ -23,6 +28,17 @@ def page_mp4(video: Video, fps: float) -> bytes:
     if scale < 1:
         video = np.stack([np.asarray(enlarge(frame, scale)) for frame in video])
     return browser_mp4(video, fps, min_height=LOWEST, crf=CRF)
+
+
+def page_strip(video: Video, columns: int = 6) -> bytes:
+    """Evenly spaced frames of a video in one row, as a small WebP: what a prompt gave beside its words."""
+    times = np.linspace(0, len(video) - 1, min(columns, len(video))).round().astype(int)
+    width = video.shape[2]
+    scale = STRIP_WIDTH / width if width > STRIP_WIDTH else max(1, STRIP_WIDTH // width)
+    strip = np.concatenate([np.asarray(enlarge(video[time], scale)) for time in times], axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
 
 
 def frame_rate(path: str | os.PathLike) -> float:

@@ -42,10 +42,13 @@ class ContactSheetRow:
         prompt (`str`): The text above the videos.
         entries (sequence of `(label, video, score)`): From left to right. `video` is `uint8`
             `(frames, height, width, 3)`; `score` is `None` for an INVALID video.
+        given (sequence of `(label, video)`): What was asked about beside the prompt, such as the recording of a scene;
+            [`contact_sheet`] shows it before the videos.
     """
 
     prompt: str
     entries: Sequence[tuple[str, Video, float | None]]
+    given: Sequence[tuple[str, Video]] = ()
 
 
 def contact_sheet(
@@ -84,7 +87,10 @@ def contact_sheet(
     width = _check_rows(rows)[1]
     scale = _check_scale(scale, width, STRIP_FRAME_WIDTH)
     badge = _Badge(threshold, score_name)
-    cards = [_card(row, [_strip(video, columns, scale) for _, video, _ in row.entries], badge) for row in rows]
+    cards = []
+    for row in rows:
+        shown = [*(video for _, video in row.given), *(video for _, video, _ in row.entries)]
+        cards.append(_card(row, [_strip(video, columns, scale) for video in shown], badge, given=row.given))
     page = _page(cards, 1, title, f"Time runs from left to right. {badge.legend()}")
     return write_atomic(path, _encode(page, format="PNG", optimize=True))
 
@@ -234,13 +240,18 @@ def _strip(video: Video, columns: int, scale: float) -> Image.Image:
 
 
 def _card(
-    row: ContactSheetRow, panels: Sequence[Image.Image], badge: _Badge, prompt_size: int = _PROMPT_SIZE
+    row: ContactSheetRow,
+    panels: Sequence[Image.Image],
+    badge: _Badge,
+    prompt_size: int = _PROMPT_SIZE,
+    given: Sequence[tuple[str, Video]] = (),
 ) -> Image.Image:
-    """A row's prompt, and below it every panel under its label and score."""
+    """A row's prompt, and below it every panel under its label and score; panels of `given` come first, unscored."""
     font = font_of(_LABEL_SIZE)
-    labels = [plain(label) for label, _, _ in row.entries]
+    labels = [plain(label) for label in [*(label for label, _ in given), *(label for label, _, _ in row.entries)]]
     label_widths = [round(font.getlength(label)) + 14 for label in labels]
-    heads = [width + badge.size(score)[0] for width, (_, _, score) in zip(label_widths, row.entries, strict=True)]
+    scored = zip(label_widths[len(given) :], row.entries, strict=True)
+    heads = [*label_widths[: len(given)], *(width + badge.size(score)[0] for width, (_, _, score) in scored)]
     # All cells are as wide as the widest, so that rows stand below each other whatever their scores say.
     cell = max(max(panel.width for panel in panels), *heads)
     width = cell * len(panels) + _GUTTER * (len(panels) - 1)
@@ -253,10 +264,11 @@ def _card(
     draw = ImageDraw.Draw(card)
     for number, line in enumerate(lines):
         draw.text((0, number * line_height(prompt_size)), line, fill=_INK, font=font_of(prompt_size))
-    for place, (panel, (_, _, score)) in enumerate(zip(panels, row.entries, strict=True)):
+    for place, panel in enumerate(panels):
         x = place * (cell + _GUTTER)
         draw.text((x, head_top + head_height / 2), labels[place], fill=_FAINT, font=font, anchor="lm")
-        badge.draw(draw, x + label_widths[place], head_top, score)
+        if place >= len(given):
+            badge.draw(draw, x + label_widths[place], head_top, row.entries[place - len(given)][2])
         card.paste(panel, (x, panel_top))
     return card
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..video import Video, read_video
-from .clips import frame_rate, page_mp4
+from ..video_cells import videos_of
+from .clips import frame_rate, page_mp4, page_strip
 from .grades import Grade
 
 EXTREMES = 12
@@ -31,7 +32,8 @@ class Clip:
         prompt_id (`str`): Whose seeds belong together.
         seed (`int`, *optional*): Of the video.
         video (`str`): The mp4 file.
-        row (`dict`): The prompt's columns: `prompt`, and for curves `type`, `animal`, `object`, `attribute`.
+        row (`dict`): The prompt's columns: `prompt`, for curves `type`, `animal`, `object`, `attribute`, and undecoded
+            videos, which are shown beside.
         reward (`float`, *optional*): The score; `None` = INVALID.
         reason (`str`, *optional*): Why it is INVALID, as `evaluation.invalid_reason` words it.
     """
@@ -195,6 +197,10 @@ def _entry(pair: Pair, files: Mapping[str, Path], videos: Mapping[str, Video], g
             "type": str(first.row.get("type") or ""),
             "seed": first.seed,
             "size": [width, height],
+            "given": [
+                {"name": name, "image": base64.b64encode(page_strip(video)).decode()}
+                for name, video in videos_of(first.row)
+            ],
             "sides": sides,
         }
     )

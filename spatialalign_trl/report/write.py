@@ -172,7 +172,9 @@ def _of_run(folder: Path, results: Mapping[str, Any], noted: Mapping[str, Any]) 
             "Versions": results["versions"],
             "All settings": {name: value for name, value in settings.items() if name not in highlights},
         },
-        commands=_run_commands(folder, str(settings.get("model")), noted.get("command")),
+        commands=_run_commands(
+            folder, str(settings.get("model")), noted.get("command"), "context" if "context" in settings else None
+        ),
         rewards=rewards,
     )
 
@@ -233,9 +235,17 @@ def _scores_of(clips: Sequence[Clip]) -> dict[str, list[float | None]]:
     return scores
 
 
-def _run_commands(folder: Path, model: str, command: str | None) -> list[tuple[str, str]]:
+def _run_commands(folder: Path, model: str, command: str | None, variant: str | None) -> list[tuple[str, str]]:
     commands = [("Run it again, or go on after an interruption", command)] if command else []
     commands.append(("Make this page again, larger", _line("spatialalign", "report", folder, "--megabytes", "50")))
+    if variant is not None:
+        code = [
+            "from spatialalign_trl import load_video_model",
+            "",
+            f"model = load_video_model({model!r}, {variant!r})",
+        ]
+        code.append(f"model.load_lora({str(folder)!r})")
+        return [*commands, ("Use the LoRA", "\n".join(code))]
     prompts = "tiny_world_prompts" if model == "tiny" else "dsr_prompts"
     line = _line("spatialalign", "evaluate", "--model", model, "--lora", folder, "--prompts", prompts, "--seeds", "5")
     commands.append(("Evaluate it beside its base, on five seeds a prompt", line))

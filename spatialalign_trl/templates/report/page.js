@@ -181,6 +181,8 @@
       }
       this.element = make("article", { class: "card", tabindex: 0, "aria-label": clip.prompt },
         make("h3", {}, clip.prompt), meta,
+        ...clip.given.map(({ name, image }) => make("figure", { class: "given" },
+          make("figcaption", {}, name), make("img", { src: `data:image/webp;base64,${image}`, alt: name }))),
         make("div", { class: "sides" }, ...this.sides.map((side) => side.element)),
         make("div", { class: "controls" }, this.button, this.slider, this.output));
       this.element.dataset.type = clip.type;
