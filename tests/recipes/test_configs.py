@@ -14,7 +14,9 @@ from spatialalign_trl.evaluation_arguments import EvaluationArguments
 from spatialalign_trl.models.wan import WanVideoModel
 from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
 from spatialalign_trl.rewards import RewardRunner
+from spatialalign_trl.scene_arguments import SceneArguments
 from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
@@ -37,7 +39,7 @@ def launch_line(path: Path) -> list[str]:
 def test_there_are_configurations_for_every_way_in():
     names = {path.stem for path in CONFIGS}
     assert {"tiny", "smoke", "wan2.1_t2v_1.3b"} <= names
-    told = "".join((ROOT / page).read_text() for page in ("README.md", "docs/evaluation.md"))
+    told = "".join((ROOT / page).read_text() for page in ("README.md", "docs/evaluation.md", "docs/video4spatial.md"))
     assert [name for name in sorted(names - {"smoke"}) if f"{name}.yaml" not in told] == []
 
 
@@ -63,6 +65,33 @@ def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
         assert len(train) and len(evaluation) and not set(train["prompt"]) & set(evaluation["prompt"])
         RewardRunner(prompts.reward_funcs).check_columns(train.column_names)
         assert args.output_dir == str(tmp_path)
+    if path.stem.startswith("video4spatial_"):
+        check_scenes(ROOT / script, [*arguments, "--bf16", "false"])
+
+
+def check_scenes(script: Path, arguments: list[str]) -> None:
+    """A configuration of scenes: its tasks load, apart, and its rewards find their columns among those of its rows."""
+    sys.path.insert(0, str(script.parent))
+    job = recipe(script)
+    sys.path.remove(str(script.parent))
+    is_loop = script.stem != "video4spatial_sft"
+    kinds = (OnlineSpatialAlignConfig,) if is_loop else (ContextSFTConfig, job.HeldOutArguments)
+    scenes, args, *_, model = parse_recipe((SceneArguments, *kinds, ModelArguments), None, arguments)
+    assert model.variant == "context"
+    train, evaluation = scenes.load()
+    assert not set(train["task_id"]) & set(evaluation["task_id"])
+    asked = "object" if "grounding" in scenes.train_prompts else "camera_poses"
+    columns = [
+        "prompt_id",
+        "prompt",
+        "context",
+        "context_indices",
+        "context_poses",
+        "intrinsics",
+        "room_seed",
+        "style",
+    ]
+    RewardRunner(scenes.load_rewards()).check_columns([*columns, asked])
 
 
 def test_the_main_jobs_default_is_tiny(tmp_path):

@@ -1,0 +1,27 @@
+"""Teach a context-conditioned video model to find a named object in a scene, from its own samples.
+
+Every task is a recording of a scene and an instruction ("Find the green plant."); the model plans its path itself. The
+reward asks whether the video ends on that object, the real one, where it stands (`rewards/object_grounding.py`). All
+else is as in `recipes/video4spatial_navigation.py`, whose job this is with another reward and other tasks.
+
+    accelerate launch recipes/video4spatial_grounding.py
+    accelerate launch recipes/video4spatial_grounding.py \
+        --config recipes/configs/video4spatial_grounding_wan2.1_1.3b.yaml
+
+Without `--config` it runs `recipes/configs/video4spatial_grounding_tiny.yaml`. Flags override the YAML. Rerunning the
+same line continues an interrupted run.
+
+Simplified: as `recipes/video4spatial_navigation.py`. Any path that finds the object is right, so that PSNR against the
+one that is known says little here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from video4spatial_navigation import launch
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "video4spatial_grounding_tiny.yaml"
+
+if __name__ == "__main__":
+    launch(DEFAULT_CONFIG)

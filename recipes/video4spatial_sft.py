@@ -1,0 +1,181 @@
+"""The supervised stage of Video4Spatial: a video model learns to look into a recording of a scene.
+
+Trains a LoRA of a context-conditioned model (`ContextSFTTrainer`) on videos of scenes: clean frames of a recording and
+an instruction in, the video that is the right answer out. Rendered rooms by default; real recordings as finished rows
+(`spatialalign_trl/scene_rows.py`), such as `scene_curation.py` makes of posed videos.
+
+    accelerate launch recipes/video4spatial_sft.py
+    accelerate launch recipes/video4spatial_sft.py --config recipes/configs/video4spatial_sft_wan2.1_1.3b.yaml
+
+Without `--config` it runs `recipes/configs/video4spatial_sft_tiny.yaml`. Flags override the YAML. Rerunning the same
+line goes on from the last checkpoint, and samples nothing again.
+
+The paper's ablations are options:
+
+    --model_init_kwargs '{"context_layout": "contiguous"}'     time indices without gaps
+    --model_init_kwargs '{"context_layout": "none"}'           no context
+    --model_init_kwargs '{"guidance": "instruction"}'          guidance on the instruction alone
+    --auxiliary_box false                                      no box of the target in the videos to learn from
+
+It leaves the LoRA with its card, `samples/`, and `scene_metrics.json`: PSNR against the ground truth, the rewards and
+their factors on held-out tasks, before and after, with 95 % intervals; the table is printed.
+
+Simplified: the paper trains the whole network on real recordings, and names neither noise levels nor rates; see
+`ContextSFTConfig` for what is ours. One set of tasks a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spatialalign_trl.launch import check_launch, quiet_libraries
+from spatialalign_trl.recipe_arguments import ModelArguments, parse_recipe
+from spatialalign_trl.scene_arguments import SceneArguments
+from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from datasets import Dataset
+
+    from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.models.settings import SamplingSettings
+    from spatialalign_trl.rewards import RewardRunner
+    from spatialalign_trl.rollout.store import Sample, SampleStore
+    from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "video4spatial_sft_tiny.yaml"
+
+
+@dataclass
+class HeldOutArguments:
+    """Size of all videos, and how held-out tasks are sampled before and after."""
+
+    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. None: the model's default."})
+    height: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    width: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Steps of the sampler. None: the model's default."}
+    )
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "w of v(null, z) + w*(v(g, x) - v(null, z)). None: the model's default."}
+    )
+    evaluation_seeds: int = field(
+        default=2, metadata={"help": "Videos of a held-out task, with fixed seeds. 0: nothing is evaluated."}
+    )
+    rollout_batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
+    video_crf: int = field(default=18, metadata={"help": "x264 quality of stored videos; 0 is lossless RGB."})
+
+    def settings(self, default: SamplingSettings) -> SamplingSettings:
+        """The model's default settings with what is set here."""
+        names = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
+        asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return type(default).from_dict(default.to_dict() | asked)
+
+
+def main(
+    scenes: SceneArguments, args: ContextSFTConfig, held_out: HeldOutArguments, model_arguments: ModelArguments
+) -> None:
+    from accelerate import Accelerator
+
+    from spatialalign_trl.evaluation.scene_metrics import compare_scenes, write_comparison
+    from spatialalign_trl.rewards import RewardRunner
+    from spatialalign_trl.rollout.store import SampleStore
+    from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
+
+    published, runner = scenes.load(), RewardRunner(scenes.load_rewards())
+    model = model_arguments.load(**(args.model_init_kwargs or {}))
+    settings, folder = held_out.settings(model.default_settings()), Path(args.output_dir)
+    model.check_size(settings.num_frames, settings.height, settings.width)
+    with args.main_process_first(local=False, desc="preparing scenes"):
+        train = scenes.with_answers(published[0], settings, folder)
+        _, tasks = scenes.at_size(published, settings, folder)
+    runner.check_prompts(list(tasks))
+    accelerator, store = Accelerator(cpu=args.use_cpu), SampleStore(folder / "samples")
+
+    def evaluate(name: str) -> list[Sample]:
+        return sampled(model, tasks, settings, held_out, store, runner, accelerator, name)
+
+    before = evaluate("before")
+    trainer = ContextSFTTrainer(model, args, train_dataset=train, peft_config=model_arguments.lora_config(model))
+    train_on(trainer, folder)
+    model.transformer.eval()
+    after = evaluate("after")
+    if accelerator.is_main_process and before:
+        truths = scenes.answers(published[1], settings, folder)
+        write_comparison(folder, compare_scenes(before, after, store, truths), ("before", "after"))
+
+
+def train_on(trainer: ContextSFTTrainer, folder: Path) -> None:
+    """Trains from the last checkpoint that is whole, and saves the LoRA."""
+    from spatialalign_trl.trainer.callbacks import SaveOnInterrupt
+    from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
+
+    interrupt = SaveOnInterrupt("the same command goes on from there")
+    trainer.add_callback(interrupt)
+    try:
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder, trainer.args.world_size))
+    finally:
+        interrupt.restore()
+    trainer.save_model()
+
+
+def sampled(
+    model: VideoModel,
+    tasks: Dataset,
+    settings: SamplingSettings,
+    held_out: HeldOutArguments,
+    store: SampleStore,
+    runner: RewardRunner,
+    accelerator: Accelerator,
+    name: str,
+) -> list[Sample]:
+    """Samples and scores the held-out tasks; what is there is not made again."""
+    from spatialalign_trl.evaluation import EVALUATION_SEED
+    from spatialalign_trl.rollout.sampler import roll_out
+    from spatialalign_trl.scoring import score_samples
+
+    if not held_out.evaluation_seeds:
+        return []
+    seeds = [EVALUATION_SEED + k for k in range(held_out.evaluation_seeds)]
+    samples = roll_out(
+        model,
+        tasks,
+        seeds,
+        settings,
+        store,
+        policy_revision=revision(model),
+        batch_size=held_out.rollout_batch_size,
+        accelerator=accelerator,
+        crf=held_out.video_crf,
+        desc=f"sampling {name}",
+    )
+    return score_samples(samples, store, runner, accelerator=accelerator, desc=f"scoring {name}")
+
+
+def revision(model: VideoModel) -> str:
+    """A name for the weights and for what else decides on the videos, such as the context's layout."""
+    from spatialalign_trl.models.lora import active_adapters, lora_fingerprint
+
+    start = lora_fingerprint(model.lora_state_dict()) if active_adapters(model.transformer) else "base"
+    how = hashlib.sha256(json.dumps(model.computation, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{model.name_or_path}@{start} {how}"
+
+
+def launch(default_config: Path) -> None:
+    """The command line."""
+    check_launch()
+    quiet_libraries()
+    try:
+        main(*parse_recipe((SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments), default_config))
+    except KeyboardInterrupt as interrupt:  # the message says how to go on; a traceback adds nothing
+        print(interrupt, file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    launch(DEFAULT_CONFIG)

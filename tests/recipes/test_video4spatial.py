@@ -1,0 +1,110 @@
+"""The recipes of scenes through their command lines, on a tiny random model: they run, go on, and tell what they do."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_pipelines import saved_wan
+
+from spatialalign_trl.files import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+JUDGE = """
+def brightness(completions, log_extra, **columns):
+    log_extra("brightness_red", [float(video[..., 0].mean()) for video in completions])
+    return [float(video.mean() + video.std() * 1e-3) for video in completions]
+"""
+SIZE = "--num_frames 9 --height 16 --width 32 --num_inference_steps 1 --guidance_scale 2 --supersample 1".split()
+FEW = "--max_train_prompts 2 --max_eval_prompts 1 --evaluation_seeds 1 --max_steps 2 --logging_steps 1".split()
+HOW = "--save_steps 1 --per_device_train_batch_size 2 --use_cpu --disable_tqdm true --report_to none".split()
+LOOP = "--num_generations 2 --min_pair_gap 0 --reward_weights 1 0 --report_megabytes 1".split()
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory) -> Path:
+    """A model, a reward under which no two videos tie, and rooms that are rendered once."""
+    folder = tmp_path_factory.mktemp("things")
+    saved_wan(folder / "model")
+    (folder / "judge.py").write_text(JUDGE)
+    return folder
+
+
+@pytest.fixture
+def run(things, tmp_path, monkeypatch):
+    """Runs a recipe as its command line would, in this process: the imports are most of the time."""
+
+    def run(name: str, *more: str, output_dir: Path | None = None) -> Path:
+        monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+        module = importlib.import_module(name)
+        folder = output_dir or tmp_path / "run"
+        places = ["--model_name_or_path", things / "model", "--scenes_dir", things / "scenes", "--output_dir", folder]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, places), *SIZE, *FEW, *HOW, *more])
+        module.launch(module.DEFAULT_CONFIG)
+        return folder
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "reward"), [("navigation", "scene_navigation"), ("grounding", "object_grounding")])
+def test_alignment_runs_measures_and_goes_on(run, things, capsys, task, reward):
+    line = [f"video4spatial_{task}", *LOOP, "--reward_funcs", f"{things / 'judge.py'}:brightness", reward]
+    folder = run(*line)
+    for name in ("results.json", "report.html", "contact_sheet.png", "pytorch_lora_weights.safetensors"):
+        assert (folder / name).is_file()
+    metrics = read_json(folder / "scene_metrics.json")
+    assert metrics["num_tasks"] == 1 and {"psnr", "brightness", "brightness_red", reward} <= set(metrics["aligned"])
+    assert 0 < metrics["base"]["psnr"]["mean"] < 40
+    assert "psnr" in capsys.readouterr().out
+    settings = read_json(folder / "run.json")
+    assert settings["rewards"][reward]["pose_estimator"] == "room_render_and_compare"
+    assert settings["context"]["layout"] == "non_contiguous"
+
+    lora, samples = load_file(folder / "pytorch_lora_weights.safetensors"), sorted((folder / "samples").iterdir())
+    written = {file: file.stat().st_mtime_ns for file in samples}
+    for name in ("results.json", "scene_metrics.json", "rounds/01/round.json"):
+        (folder / name).unlink()
+    run(*line)
+    assert read_json(folder / "scene_metrics.json") == metrics
+    assert {file: file.stat().st_mtime_ns for file in sorted((folder / "samples").iterdir())} == written
+    again = load_file(folder / "pytorch_lora_weights.safetensors")
+    assert all((again[name] == lora[name]).all() for name in lora)
+
+
+@pytest.mark.slow
+def test_the_supervised_stage_runs_measures_and_goes_on(run, tmp_path, capsys):
+    options = ["--model_init_kwargs", json.dumps({"context_layout": "contiguous", "context_frames": 3})]
+    line = ["video4spatial_sft", *options, "--context_dropout", "0.5"]
+    folder = run(*line)
+    metrics = read_json(folder / "scene_metrics.json")
+    assert {"psnr", "scene_navigation"} <= set(metrics["before"]) & set(metrics["difference"])
+    assert "before" in capsys.readouterr().out
+    assert "contiguous time indices" in (folder / "README.md").read_text()
+    first = load_file(folder / "pytorch_lora_weights.safetensors")
+    assert any(name.startswith("transformer.camera_projection") for name in first)
+
+    for name in ("scene_metrics.json", "pytorch_lora_weights.safetensors"):
+        (folder / name).unlink()
+    for file in (folder / "checkpoint-2").iterdir():
+        file.unlink()
+    run(*line)
+    again = load_file(folder / "pytorch_lora_weights.safetensors")
+    assert first.keys() == again.keys() and all((again[name] == first[name]).all() for name in first)
+    assert read_json(folder / "scene_metrics.json") == metrics
+
+
+def test_wrong_options_are_refused_with_what_was_meant(run, tmp_path):
+    for kwargs, message in (
+        ({"context_layout": "continuous"}, "context_layout is 'continuous'. Did you mean 'contiguous'"),
+        ({"context_layot": "none"}, "context_layot.*Did you mean 'context_layout'"),
+        ({"variant": "contxt"}, "variant='context', but model_init_kwargs has 'contxt'"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            run("video4spatial_navigation", "--model_init_kwargs", json.dumps(kwargs))
+    with pytest.raises(ValueError, match="there is no variant 'contxt'. Did you mean 'context'"):
+        run("video4spatial_navigation", "--variant", "contxt")
