@@ -114,7 +114,7 @@ class RenderAndCompare:
             ahead = [last] if expected is None else [last, *self._seen(expected[None], size, k)]
             best = self._climb(goal, _nearest(goal, ahead), k)
             if best[1] < SURE:
-                best = max(best, *self._everywhere(goal, context_poses, size, k), key=lambda one: one[1])
+                best = max([best, *self._everywhere(goal, context_poses, size, k)], key=lambda one: one[1])
             found.append(best[0])
             likeness.append(best[1])
             if best[1] >= self.alike:
@@ -133,9 +133,11 @@ class RenderAndCompare:
         kept = [self._looks_from(one, size, k) for one in (context_poses, self.starts) if len(one)]
         views = [view for some, _ in kept for view in some]
         likeness = np.concatenate([looks for _, looks in kept]) @ _contrast(goal[0][None])[0]
-        bent = [_bent(goal, views[i], k, STEPS) for i in np.argsort(-likeness)[: 3 * self.climbs]]
-        bent.sort(key=lambda one: -one[1])
-        return [self._climb(goal, view, k) for view in self._seen(np.stack([pose for pose, _ in bent[:2]]), size, k)]
+        promising = np.argsort(-likeness)[: 2 * self.climbs]
+        bent = sorted((_bent(goal, views[i], k, (STEPS[0], 0)) for i in promising), key=lambda one: -one[1])
+        # A frame that is like nothing after this is noise, black, or of another scene: no rendering is spent on it.
+        poses = [pose for pose, alike in bent[: self.climbs] if alike > self.alike]
+        return [self._climb(goal, view, k) for view in self._seen(np.array(poses), size, k)] if poses else []
 
     def _looks_from(self, starts: np.ndarray, size: tuple[int, int], k: np.ndarray) -> tuple[list[_View], np.ndarray]:
         """What the starts see; the samples of one prompt share it."""

@@ -1,0 +1,94 @@
+"""Both scene rewards on videos of 32x48 of the tiny world's rooms, by render and compare."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from spatialalign_rewards.object_grounding import ObjectGrounding
+from spatialalign_rewards.scene_navigation import SceneNavigation
+from spatialalign_rewards.scene_scoring import SceneGrade
+from spatialalign_trl.tiny_world.rooms import Trajectory, render, sample_room
+from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
+
+SIZE, FRAMES = (32, 48), 17
+SEEDS = {"navigation": 1, "grounding": 1}
+ESTIMATOR = "room_render_and_compare"
+GOOD = ("correct", "blurred")
+LIMITS = (("correct", 0.5, 0.03), ("blurred", 1.5, 0.1))
+"""Mean errors in degrees and metres."""
+
+
+def melted(video: np.ndarray, sigma: float) -> np.ndarray:
+    """What a small autoencoder leaves of a video: blurred, a little noisy, and of slightly other colours."""
+    blurred = gaussian_filter(video.astype(float), (0, sigma, sigma, 0)) * [1.03, 0.98, 0.96] + [3, -4, 2]
+    return np.clip(blurred + np.random.default_rng(0).normal(0, 6, video.shape) + 0.5, 0, 255).astype(np.uint8)
+
+
+def videos_of(row: dict, intrinsics: np.ndarray) -> dict[str, np.ndarray]:
+    """The correct video, and what is to be told from it."""
+    path = Trajectory(row["trajectory"], tuple(map(tuple, row["knots"])), row["prompt"])
+    poses = path.poses(2 * FRAMES - 1)
+    dense = render(sample_room(row["room_seed"]), poses, SIZE, intrinsics=intrinsics, supersample=5).frames
+    correct, other = dense[::2], sample_room(row["room_seed"] + 1)
+    return {
+        "correct": correct,
+        "blurred": melted(correct, 1.25),
+        "static": dense[np.zeros(FRAMES, int)],
+        "freeze at half": dense[np.minimum(np.arange(0, 2 * FRAMES, 2), FRAMES - 1)],
+        "half motion": dense[:FRAMES],
+        "blurred half motion": melted(dense[:FRAMES], 1.25),
+        "mirrored": correct[:, :, ::-1].copy(),
+        "reversed": correct[::-1].copy(),
+        "black": np.zeros_like(correct),
+        "noise": np.random.default_rng(0).integers(0, 256, correct.shape, np.uint8),
+        "other room": render(other, poses[::2], SIZE, intrinsics=intrinsics, supersample=5).frames,
+    }
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, dict[str, SceneGrade]]:
+    rewards = {
+        "navigation": SceneNavigation(pose_estimator=ESTIMATOR),
+        "grounding": ObjectGrounding(pose_estimator=ESTIMATOR, detector="room_objects"),
+    }
+    grades = {}
+    for task, reward in rewards.items():
+        row = make_row(SEEDS[task], task)
+        columns = {**render_row(row, SIZE, FRAMES, supersample=5).columns(), "room_seed": row["room_seed"]}
+        videos = videos_of(row, np.array(columns["intrinsics"]))
+        grades[task] = {name: reward.grade(video, columns) for name, video in videos.items()}
+    return grades
+
+
+@pytest.mark.parametrize("task", SEEDS)
+def test_what_follows_is_good_sharp_or_blurred(table, task):
+    for name in GOOD:
+        assert table[task][name].reward > 0.6, (name, table[task][name])
+
+
+@pytest.mark.parametrize("task", SEEDS)
+def test_what_does_not_follow_is_at_most_half_as_good(table, task):
+    best = table[task]["correct"].reward
+    for name, grade in table[task].items():
+        if name not in GOOD:
+            assert grade.reward <= 0.5 * best, (name, grade)
+
+
+def test_half_of_the_way_is_worth_more_than_none(table):
+    grades = table["navigation"]
+    assert grades["static"].reward < grades["half motion"].reward < grades["correct"].reward
+    assert abs(grades["half motion"].reward - grades["blurred half motion"].reward) < 0.1
+
+
+def test_poses_of_blurred_videos_are_near(table):
+    for grade, angle, distance in ((table["navigation"][name], *most) for name, *most in LIMITS):
+        assert grade.factors["registered"] == 1
+        assert grade.factors["rotation_error"] < angle
+        assert grade.factors["position_error"] < distance
+
+
+@pytest.mark.parametrize("task", SEEDS)
+def test_nothing_is_found_in_what_shows_another_scene(table, task):
+    for name in ("black", "noise"):
+        assert table[task][name].reward == 0
+        assert table[task][name].reason == "no frame was found in the scene of the context"
