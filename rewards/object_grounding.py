@@ -7,7 +7,8 @@ Object grounding as a reward: does the video end with the named object in view, 
        centred  exp(-(dx^2 + dy^2) / (2 * 0.35^2)), with dx and dy in halves of the frame from its middle
        size     sqrt(min(area / 3 %, 1))
        B        the same object: of the context's points that belong into the box, seen from the estimated camera, the
-                share that is there, from 0.15 (0) to 0.4 (1)
+                share that is there, as part of the same share of the whole frame (0.2 at least): from 0.2 (0) to
+                0.5 (1)
     C  mean over frames of min(share of inliers of the pose / 0.5, 1)
     S  exp(-(ratio - 6) / 6) where one step changes the picture, or moves the camera, `ratio` > 6 times as much as
        others do, else 1
@@ -56,7 +57,8 @@ DETECTORS = {
 GOOD_CONFIDENCE = 0.5
 CENTRED = 0.35
 GOOD_AREA = 0.03
-SAME_OBJECT = (0.15, 0.4)
+SAME_OBJECT = (0.2, 0.5)
+MIN_USUAL = 0.2
 MIN_BOX_POINTS = 4
 UNPROVEN = 0.3
 """B of a box into which too few points of the context belong: nothing speaks for it."""
@@ -250,7 +252,9 @@ def same_object(sightings: Sightings | None, box: np.ndarray) -> float:
     if count < MIN_BOX_POINTS:
         return UNPROVEN
     low, high = SAME_OBJECT
-    return float(np.clip((share - low) / (high - low), 0, 1))
+    # What a correct frame shows again of the context depends on the context: less of a distant one.
+    usual = max(sightings.share(), MIN_USUAL)
+    return float(np.clip((share / usual - low) / (high - low), 0, 1))
 
 
 def depth_factor(flat: float | None) -> float:

@@ -16,23 +16,19 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.spatial import cKDTree
 
-from .camera import CameraEstimate, Sightings, unusable
+from .camera import CameraEstimate, unusable
 from .camera_features import (
     MIN_MATCHES,
-    RATIO,
-    Features,
     Relation,
-    descriptor_distances,
     find_features,
-    find_turn,
     opencv,
     relate,
     repeatable,
     tolerance,
 )
 from .camera_geometry import bearings, known, project, triangulate, unknown_poses
+from .camera_locate import NOTHING, Locator
 from .camera_pnp import find_pose, inverse, refine_pose
 
 if TYPE_CHECKING:
@@ -42,15 +38,8 @@ MIN_PARALLAX = 1.0
 """Degrees between two rays of a point; with less its depth is a guess."""
 MIN_POINTS = 25
 """Points that the first two frames must give."""
-MIN_INLIER_SHARE = 0.25
-SAME_LOOK = 280.0
-"""SIFT descriptors of one place, seen twice, differ by less (lengths are 512)."""
-SAME_PLACE = 5.0
-"""Pixels at 640 columns within which a point counts as seen."""
 MIN_DISPLACEMENT = 0.002
 """Widths of the frame; with less, two pictures are one."""
-NEIGHBOURS = 8
-"""Keypoints around a place that are looked at."""
 ROUNDS = 4
 """Turns of evening out."""
 
@@ -240,60 +229,10 @@ class ContextMap:
         self.points = self.points[kept]
         self.looks = sums[kept] / counts[kept, None]
 
-    def locate(self, frame: np.ndarray) -> tuple[np.ndarray, float, Sightings]:
-        """
-        Find where a frame was taken.
-
-        Returns:
-            `(pose, support, sightings)`; the pose is NaN and the others are 0 and empty where it is not found.
-        """
-        features = find_features(frame)
-        nothing = unknown_poses(1)[0], 0.0, Sightings(np.zeros((0, 2)), np.zeros(0, bool))
-        if len(features.pixels) < MIN_MATCHES or len(self.points) < MIN_MATCHES:
-            return nothing
-        distances = descriptor_distances(features.descriptors, self.looks)
-        keypoints, ids = self._look_alikes(distances)
-        if len(keypoints) < MIN_MATCHES:
-            return nothing
-        pixels = features.pixels[keypoints]
-        if self.kind == "turning":
-            slack = self.slack / self.intrinsics[0, 0]
-            turn, inliers = find_turn(self.points[ids], bearings(pixels, self.intrinsics), slack)
-            pose = np.eye(4)
-            pose[:3, :3], pose[:3, 3] = turn.T, np.nanmedian(self.poses[:, :3, 3], axis=0)
-        else:
-            found = find_pose(self.points[ids], pixels, self.intrinsics, self.slack)
-            if found is None:
-                return nothing
-            pose, inliers = found
-        if inliers.sum() < MIN_MATCHES or inliers.mean() < MIN_INLIER_SHARE:
-            return nothing
-        return pose, float(inliers.mean()), self._sightings(pose, features, distances)
-
-    def _look_alikes(self, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Keypoints and the points they look like: the nearest, unless another place looks nearly the same."""
-        rows, first = np.arange(len(distances)), distances.argmin(1)
-        best = distances[rows, first]
-        others = distances.copy()
-        others[rows, first] = np.inf
-        second = others.argmin(1)
-        spread = np.ptp(self.points, axis=0).max()
-        # One place may be in the map twice: then the second nearest is no rival.
-        twin = np.linalg.norm(self.points[first] - self.points[second], axis=1) < 0.02 * spread
-        kept = ((best < RATIO * others[rows, second]) | twin) & (best < SAME_LOOK)
-        return rows[kept], first[kept]
-
-    def _sightings(self, pose: np.ndarray, features: Features, distances: np.ndarray) -> Sightings:
-        points = self.points if self.kind == "moving" else self.points + pose[:3, 3]
-        pixels, _ = project(points, pose, self.intrinsics)
-        inside = ((pixels >= 0) & (pixels < self.size[::-1])).all(axis=1)  # NaN, behind the camera, is not
-        ids = np.flatnonzero(inside)
-        near = SAME_PLACE * max(1.0, self.size[1] / 640)
-        away, keypoints = cKDTree(features.pixels).query(pixels[ids], k=NEIGHBOURS, distance_upper_bound=near)
-        there = np.isfinite(away)
-        alike = distances[np.where(there, keypoints, 0), ids[:, None]] < SAME_LOOK
-        seen = (there & alike).any(axis=1)
-        return Sightings(pixels[ids], seen)
+    @property
+    def centre(self) -> np.ndarray | None:
+        """Where the context's camera turned; `None` when it moved."""
+        return np.nanmedian(self.poses[:, :3, 3], axis=0) if self.kind == "turning" else None
 
 
 class SIFTEstimator:
@@ -327,12 +266,16 @@ class SIFTEstimator:
             found = self._map(context, intrinsics, context_poses)
             if found.kind == "unusable":
                 return unusable(len(context), len(video), found.reason)
-            located = [found.locate(frame) for frame in video]
-        poses, support, sightings = (list(column) for column in zip(*located, strict=True))
+            located = Locator(found.points, found.looks, found.intrinsics, found.size, found.centre).locate(video)
+        poses, support = unknown_poses(len(video)), np.zeros(len(video))
+        sightings = [NOTHING] * len(video)
+        for frame, one in enumerate(located):
+            if one is not None:
+                poses[frame], support[frame], sightings[frame] = one.pose, one.support, one.sightings
         return CameraEstimate(
             found.poses.copy(),
-            np.array(poses),
-            np.array(support),
+            poses,
+            support,
             found.kind,
             found.reason,
             sightings,

@@ -8,7 +8,7 @@ not (grounding).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -27,12 +27,15 @@ FIELD_OF_VIEW = 75.0
 MIN_COVERAGE = 0.7
 """Share of what the target shows that must have been seen in the context."""
 
+_SAME_WAY = (40.0, 2.5)
+"""Degrees and ratio of distances within which two views of a point look alike to SIFT."""
 _MIN_OBJECT_SHARE = 0.004
 _THUMBNAIL = (36, 64)
 _ATTEMPTS = 40
 
 
-def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12, variant: int = 0) -> dict[str, Any]:
+def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12, variant: int = 0,
+             min_familiar: float = 0.0) -> dict[str, Any]:  # fmt: skip
     """The task that a seed means.
 
     Args:
@@ -43,6 +46,8 @@ def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12,
             one of them.
         variant (`int`, *optional*, defaults to `0`): Another number is another recording and another path in the same
             room. The room itself takes as long to make as a row, and is kept for the next row.
+        min_familiar (`float`, *optional*, defaults to `0.0`): What `familiar` has to be at least. Sets whose videos
+            are scored by keypoints want 0.5, and the time of several rows; small frames are rendered and compared.
 
     Returns:
         `dict`: the columns of the dataset's card.
@@ -70,7 +75,10 @@ def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12,
         if found is None:
             continue
         path, name = found
-        coverage = covered(room, path.poses(5), context_poses, seen)
+        poses = path.poses(5)
+        if min_familiar and familiar(room, poses, context_poses, seen) < min_familiar:
+            continue
+        coverage = covered(room, poses, context_poses, seen)
         if coverage >= MIN_COVERAGE:
             return _row(room, task, variant, context, indices, path, name, coverage)
     raise RuntimeError(
@@ -107,23 +115,44 @@ def covered(room: Room, poses: np.ndarray, context_poses: np.ndarray, seen: Geom
         context_poses (`np.ndarray` of shape `(k, 4, 4)`): The context's cameras.
         seen (`Geometry`): What those see.
     """
-    size = seen.depth.shape[1:]
-    intrinsics = seen.intrinsics
+    return float(np.mean([(views > 0).mean() for views in _views(room, poses, context_poses, seen)]))
+
+
+def familiar(room: Room, poses: np.ndarray, context_poses: np.ndarray, seen: Geometry) -> float:
+    """Share of the points in the view of some cameras, the least of them all, that two of the context's cameras have
+    seen in nearly the same way: so that keypoints look the same, and have a place.
+
+    Args:
+        room, poses, context_poses, seen: As of `covered`.
+    """
+    views = _views(room, poses, context_poses, seen, *_SAME_WAY)
+    return float(min((number >= 2).mean() for number in views))
+
+
+def _views(room: Room, poses: np.ndarray, context_poses: np.ndarray, seen: Geometry, max_angle: float = 180.0,
+           max_ratio: float = np.inf) -> Iterator[np.ndarray]:  # fmt: skip
+    """For each camera, how many of the context's have seen each point in its view: from a direction at most so many
+    degrees away, and a distance at most so many times as large or small."""
+    size, intrinsics = seen.depth.shape[1:], seen.intrinsics
     rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
     rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1).reshape(-1, 3) @ np.linalg.inv(intrinsics).T
-    shares = []
     for pose, depth in zip(poses, render_geometry(room, poses, size, intrinsics=intrinsics).depth, strict=True):
-        points = rays * depth.reshape(-1, 1) @ pose[:3, :3].T + pose[:3, 3]
-        known = np.zeros(len(points), bool)
+        own = rays * depth.reshape(-1, 1) @ pose[:3, :3].T
+        points, distance = own + pose[:3, 3], np.linalg.norm(own, axis=1)
+        number = np.zeros(len(points), np.int64)
         for context_pose, context_depth in zip(context_poses, seen.depth, strict=True):
-            camera = (points - context_pose[:3, 3]) @ context_pose[:3, :3]
+            away = points - context_pose[:3, 3]
+            camera = away @ context_pose[:3, :3]
             pixels = (camera @ intrinsics.T)[:, :2] / np.maximum(camera[:, 2:], 1e-6)
             x, y = pixels.round().astype(np.int64).clip(-1, max(size)).T
             inside = (camera[:, 2] > 0.05) & (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])
+            if max_angle < 180:
+                far = np.linalg.norm(away, axis=1)
+                inside &= (away * own).sum(axis=1) > np.cos(np.radians(max_angle)) * far * distance
+                inside &= (far < max_ratio * distance) & (distance < max_ratio * far)
             # What lies at the depth that was seen there was seen; a thumbnail's pixel is wide, so it is loose.
-            known[inside] |= np.abs(context_depth[y[inside], x[inside]] / camera[inside, 2] - 1) < 0.1
-        shares.append(known.mean())
-    return float(np.mean(shares))
+            number[inside] += np.abs(context_depth[y[inside], x[inside]] / camera[inside, 2] - 1) < 0.1
+        yield number
 
 
 def _camera(size: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from spatialalign_trl.tiny_world.rooms import intrinsics_for, look, render_geometry, sample_room
-from spatialalign_trl.tiny_world.rooms.tasks import MIN_COVERAGE, NAVIGATION_KINDS, covered, make_row, render_row
+from spatialalign_trl.tiny_world.rooms.tasks import (
+    MIN_COVERAGE,
+    NAVIGATION_KINDS,
+    covered,
+    familiar,
+    make_row,
+    render_row,
+)
 
 SIZE = (24, 42)
 SEEDS = {"navigation": (0, "indoor"), "grounding": (2_000_001, "outdoor")}
@@ -81,6 +88,15 @@ def test_coverage_is_a_share_of_what_was_seen():
     assert covered(room, ahead, ahead, seen) > 0.97
     assert 0.5 < covered(room, little, ahead, seen) < 0.95
     assert covered(room, behind, ahead, seen) < 0.02
+
+
+def test_what_was_seen_from_elsewhere_is_not_familiar():
+    row = make_row(1_000_003, "grounding", num_context=24, min_familiar=0.5)
+    room, task = sample_room(row["room_seed"]), render_row(row, SIZE, num_frames=5, supersample=1)
+    seen = render_geometry(room, task.context_poses, (36, 64))
+    assert familiar(room, task.target_poses, task.context_poses, seen) > 0.4
+    alone = render_geometry(room, task.context_poses[-1:], (36, 64))
+    assert familiar(room, task.target_poses, task.context_poses[-1:], alone) == 0  # one view says no place
 
 
 def test_rows_that_are_none_are_refused(row):
