@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .prompt_grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
 from .relations import check_dsr_type
+from .video_cells import with_undecoded_videos
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,7 +97,7 @@ def read_rows(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, M
         raise FileNotFoundError(f"there is no prompt folder {path}")
     from datasets import load_dataset
 
-    for index, row in enumerate(load_dataset(str(source), split=split)):
+    for index, row in enumerate(with_undecoded_videos(load_dataset(str(source), split=split))):
         yield f"{source}, split {split}, row {index}", row
 
 

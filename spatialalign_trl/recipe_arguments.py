@@ -34,7 +34,8 @@ class ModelArguments:
     """Which model is trained, and where its LoRA goes."""
 
     model_name_or_path: str = field(
-        default="tiny", metadata={"help": "'tiny' (the embedded model), a Hub id, or a diffusers pipeline folder."}
+        default="tiny",
+        metadata={"help": "'tiny' or 'tiny_rooms' (embedded), a Hub id, or a diffusers pipeline folder."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     variant: str | None = field(

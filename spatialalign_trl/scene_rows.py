@@ -19,7 +19,7 @@ from .files import read_json, write_atomic, write_json
 from .prompt_loading import read_rows
 from .scene_tasks import SceneTask
 from .video import Video, read_video, write_video
-from .video_cells import video_bytes
+from .video_cells import video_bytes, with_undecoded_videos
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,6 +55,7 @@ def load_scene_rows(source: str | Path | Dataset, split: str = "train", limit: i
 
     rows: list[dict[str, Any]] = []
     place_of_id: dict[str, str] = {}
+    source = with_undecoded_videos(source) if isinstance(source, Dataset) else source
     for place, row in read_rows(source, split):
         if len(rows) == limit:
             break

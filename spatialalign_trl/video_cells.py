@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .video import Video, read_video
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .video import Video
+
+
+def with_undecoded_videos(dataset: Dataset) -> Dataset:
+    """A dataset whose videos are files; to decode them would take a package that nothing here needs."""
+    from datasets import Video
+
+    for name, kind in dataset.features.items():
+        if isinstance(kind, Video):
+            dataset = dataset.cast_column(name, Video(decode=False))
+    return dataset
 
 
 def is_video_cell(value: Any) -> bool:
@@ -35,6 +48,8 @@ def video_bytes(cell: Any, where: str) -> bytes:
 
 def videos_of(row: Mapping[str, Any]) -> list[tuple[str, Video]]:
     """The videos that a row holds, by their columns. They are for pictures: one whose file is gone is left out."""
+    from .video import read_video
+
     found = []
     for name, value in row.items():
         if is_video_cell(value) and (value["bytes"] or Path(value["path"] or "").is_file()):

@@ -71,7 +71,11 @@ def test_a_run_carries_contexts_and_its_preferences_are_trained_on_offline(pipel
     assert all(LATENTS in names for names in seen)  # sampled, trained and looked at with their contexts
     for name in ("report.html", "contact_sheet.png", "rounds/01/policy/samples/step-000002/sheet.png"):
         assert (tmp_path / "run" / name).is_file()
-    assert read_json(tmp_path / "run" / "report.json")["clips"]
+    clips = read_json(tmp_path / "run" / "report.json")["clips"]
+    assert len(clips) == 4 and all({"prompt", "context"} <= clip["row"].keys() for clip in clips)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count('"given":[{"name":"context","image":"') == 2
+    assert "load_video_model(" in page and "spatialalign evaluate" not in page
 
     preferences = Dataset.from_parquet(str(next((tmp_path / "run" / "preferences").glob("*.parquet"))))
     shutil.rmtree(recordings)

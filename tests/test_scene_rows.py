@@ -93,7 +93,10 @@ def test_recordings_enter_by_the_same_door_and_travel_with_their_videos(tmp_path
         videos = {"context": task.context_frames, "video": task.target_frames}
         cells = {name: {"bytes": encode_video(one, 8, crf=0), "path": "../../any.mp4"} for name, one in videos.items()}
         travelling.append({**row, **cells})
-    carried = scene_dataset(travelling)
+    (tmp_path / "set").mkdir()
+    scene_dataset(travelling).to_parquet(tmp_path / "set" / "train.parquet")
+    carried = load_scene_rows(tmp_path / "set")
+    assert carried.features["video"]["bytes"].dtype == "binary"
     there = complete_rows(load_scene_rows(carried), tmp_path / "there", SIZE, FRAMES, ground_truth=True)
     for row, task in zip(there, tasks, strict=True):
         assert row["prompt_id"] == task.task_id and Path(row["context"]["path"]).parent == tmp_path / "there"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
+from ..models.tiny import EMBEDDED_MODELS
+
 if TYPE_CHECKING:
     from ..models.base import VideoModel
 
@@ -148,7 +150,7 @@ def lora_model_card(
             What was run.
     """
     base_model = hub_id(model.name_or_path)
-    is_tiny = model.name_or_path == "tiny"
+    is_tiny = model.name_or_path in EMBEDDED_MODELS
     if base_model:
         base_model_text = f"[{base_model}](https://huggingface.co/{base_model})"
     else:
@@ -169,7 +171,8 @@ def lora_model_card(
         template_path=str(TEMPLATE),
         model_name=model_name,
         base_model_text=base_model_text,
-        base_model_source=base_model or "path/to/the/base/model",
+        base_model_source=base_model or (model.name_or_path if is_tiny else "path/to/the/base/model"),
+        row_columns=", ".join(model.conditioning_columns),
         is_tiny=is_tiny,
         dataset_name=dataset_name,
         repo=repo,

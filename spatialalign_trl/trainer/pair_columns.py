@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import datasets
 
 from ..video import Video, read_video
-from ..video_cells import brief, video_bytes
+from ..video_cells import brief, video_bytes, with_undecoded_videos
 
 SIDES = ("chosen", "rejected")
 LATENT_COLUMNS = {side: f"{side}_latents" for side in SIDES}
@@ -135,11 +135,7 @@ def prompts_of(dataset: datasets.Dataset, name: str) -> list[str]:
 
 def undecoded(dataset: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
     """Some columns of a dataset, videos as their files."""
-    rows = dataset.select_columns(columns).with_format(None)
-    for column in columns:
-        if isinstance(rows.features[column], datasets.Video):
-            rows = rows.cast_column(column, datasets.Video(decode=False))
-    return rows
+    return with_undecoded_videos(dataset.select_columns(columns).with_format(None))
 
 
 def condition_columns(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset | None:

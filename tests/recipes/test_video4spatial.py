@@ -1,4 +1,4 @@
-"""The recipes of scenes through their command lines, on a tiny random model: they run, go on, and tell what they do."""
+"""The recipes of scenes through their command lines, on a tiny random model: they run, go on, and are measured."""
 
 from __future__ import annotations
 

@@ -49,6 +49,17 @@ def test_a_sheet_shows_the_frames_of_every_video_pixel_by_pixel(tmp_path):
             assert (shown[1::3, 1::3] == video[time]).all(), (place, time)
 
 
+def test_what_was_given_stands_before_the_videos_and_has_no_score(tmp_path):
+    row = plain_row((4, 32, 48), (4, 32, 48))
+    given = replace(row, given=[("context", np.full((12, 32, 48, 3), 200, np.uint8))])
+    alone, beside = (pixels(contact_sheet([one], tmp_path / "sheet.png")) for one in (row, given))
+    assert beside.shape[1] > 1.4 * alone.shape[1]
+    assert count(beside, RED) == count(alone, RED) and not count(beside, GREY)
+    columns = np.flatnonzero((beside == 200).all(-1).sum(0) > 90)
+    others = np.flatnonzero((beside == 90).all(-1).sum(0) > 90)
+    assert columns.max() < others.min()
+
+
 def test_the_picture_is_the_same_every_time_and_replaces_the_old_one(tmp_path):
     path = tmp_path / "new" / "sheet.png"
     assert contact_sheet([fox_row()], path) == path
