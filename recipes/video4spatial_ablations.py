@@ -1,0 +1,218 @@
+"""The ablations of Video4Spatial's supervised stage, in one table.
+
+Every variant goes on from the same checkpoint, on the same examples with the same noise, for the same number of steps
+(`recipes/video4spatial_sft.py`), and samples the same held-out tasks from the same noise:
+
+    full                  the paper's model: context at its own time indices, joint guidance, box of the target
+    no_context            the recording is left out
+    contiguous            time indices of the context without gaps
+    instruction_guidance  guidance on the instruction alone: the context is in both branches
+    no_box                no box of the target in the videos to learn from (object grounding only)
+
+and of the full variant, without more training: `longer_context` (twice the frames), `told_cameras` (the network is
+told where the context was taken, which the paper does without) and `outdoor` (rooms of a style never trained on).
+
+    accelerate launch recipes/video4spatial_ablations.py
+    accelerate launch recipes/video4spatial_ablations.py \
+        --config recipes/configs/video4spatial_ablations_grounding.yaml
+
+Rerunning goes on where it stopped. It leaves `ablations.json`, `ablations.md`, and a folder with a LoRA for each
+variant.
+
+Simplified: the paper trains each ablation from its base model. Here all start from a checkpoint that was trained with
+the full recipe, so that an ablation has to unlearn; `max_steps` says for how long.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from video4spatial_sft import HeldOutArguments, sampled, train_on
+
+from spatialalign_trl.files import read_json, write_atomic, write_json
+from spatialalign_trl.launch import check_launch, quiet_libraries
+from spatialalign_trl.near_miss import near_miss
+from spatialalign_trl.recipe_arguments import ModelArguments, parse_recipe
+from spatialalign_trl.scene_arguments import SceneArguments
+from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
+
+if TYPE_CHECKING:
+    from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.rollout.store import Sample
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "video4spatial_ablations_navigation.yaml"
+RESULTS_FILE, TABLE_FILE = "ablations.json", "ablations.md"
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no_context": {"context_layout": "none"},
+    "contiguous": {"context_layout": "contiguous"},
+    "instruction_guidance": {"guidance": "instruction"},
+    "no_box": {},
+}
+"""Variants that are trained, and the model's options in training and in sampling."""
+
+SHOWN = ("psnr", "rotation_error", "position_error", "registered", "visible", "SD", "IF")
+"""Measures of the table, beside the rewards; the JSON file has all."""
+
+SAMPLED = ("longer_context", "told_cameras", "outdoor")
+"""Variants of the full one that only sample."""
+
+
+@dataclass
+class AblationArguments:
+    """Which variants are trained and measured."""
+
+    variants: list[str] = field(
+        default_factory=lambda: [*TRAINED, *SAMPLED],
+        metadata={"help": f"Some of {', '.join([*TRAINED, *SAMPLED])}; full is always among them."},
+    )
+    outdoor_split: str = field(default="outdoor", metadata={"help": "Split of train_prompts for the variant outdoor."})
+
+    def __post_init__(self) -> None:
+        for name in self.variants:
+            if name not in (*TRAINED, *SAMPLED):
+                raise ValueError(f"variants: {name!r} is none. {near_miss(name, [*TRAINED, *SAMPLED])}")
+        self.variants = ["full", *(name for name in self.variants if name != "full")]
+
+
+@dataclass
+class Ablation:
+    """One run of all variants."""
+
+    scenes: SceneArguments
+    args: ContextSFTConfig
+    held_out: HeldOutArguments
+    model_arguments: ModelArguments
+
+    def __post_init__(self) -> None:
+        from accelerate import Accelerator
+
+        from spatialalign_trl.rewards import RewardRunner
+        from spatialalign_trl.rollout.store import SampleStore
+
+        self.folder = Path(self.args.output_dir)
+        self.runner = RewardRunner(self.scenes.load_rewards())
+        self.accelerator = Accelerator(cpu=self.args.use_cpu)
+        self.store = SampleStore(self.folder / "samples")
+
+    def run(self, variants: Sequence[str], outdoor_split: str) -> dict[str, Any]:
+        """Measures what is missing; returns what `ablations.json` holds."""
+        path = self.folder / RESULTS_FILE
+        results = read_json(path) if path.exists() else {}
+        full: list[Sample] = []
+        for name in variants:
+            if name == "no_box" and not any(row.get("object") for row in self.scenes.load()[1]):
+                continue  # nothing is looked for, so there is no box
+            if name in results and name != "full":
+                continue
+            samples, truths = self._trained(name) if name in TRAINED else self._sampled(name, outdoor_split)
+            if name == "full":
+                full = samples
+            results[name] = self._measured(samples, truths, None if name in ("full", "outdoor") else full)
+            if self.accelerator.is_main_process:
+                write_json(path, results)
+                write_atomic(self.folder / TABLE_FILE, to_markdown(results).encode())
+        return results
+
+    def _trained(self, name: str) -> tuple[list[Sample], Mapping[str, Any]]:
+        """Trains a variant, or loads what was trained, and samples held-out tasks."""
+        from spatialalign_trl.models.lora import LORA_FILE
+        from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
+
+        folder, model = self.folder / name, self._model(TRAINED[name])
+        settings = self.held_out.settings(model.default_settings())
+        published = self.scenes.load()
+        with self.args.main_process_first(local=False, desc="preparing scenes"):
+            train = self.scenes.with_answers(published[0], settings, self.folder)
+        if not (folder / LORA_FILE).exists():
+            args = copy.copy(self.args)
+            args.output_dir, args.auxiliary_box = str(folder), name != "no_box"
+            config = self.model_arguments.lora_config(model)
+            train_on(ContextSFTTrainer(model, args, train_dataset=train, peft_config=config), folder)
+        else:
+            model.load_lora(folder)
+        return self._held_out(model, name, self.scenes)
+
+    def _sampled(self, name: str, outdoor_split: str) -> tuple[list[Sample], Mapping[str, Any]]:
+        """Samples the full variant otherwise."""
+        base, scenes = self._model({}), self.scenes
+        options: dict[str, Any] = {}
+        if name == "longer_context":
+            options = {"context_frames": 2 * (base.context_frames or 8)}
+        elif name == "told_cameras":
+            options = {"context_cameras": True}
+        else:
+            scenes = dataclasses.replace(self.scenes, eval_split=outdoor_split)
+        model = self._model(options) if options else base
+        model.load_lora(self.folder / "full")
+        return self._held_out(model, name, scenes)
+
+    def _model(self, options: Mapping[str, Any]) -> VideoModel:
+        return self.model_arguments.load(**{**(self.args.model_init_kwargs or {}), **options})
+
+    def _held_out(
+        self, model: VideoModel, name: str, scenes: SceneArguments
+    ) -> tuple[list[Sample], Mapping[str, Any]]:
+        settings, published = self.held_out.settings(model.default_settings()), scenes.load()
+        with self.args.main_process_first(local=False, desc="preparing scenes"):
+            _, tasks = scenes.at_size(published, settings, self.folder)
+        self.runner.check_prompts(list(tasks))
+        model.transformer.eval()
+        samples = sampled(model, tasks, settings, self.held_out, self.store, self.runner, self.accelerator, name)
+        return samples, scenes.answers(published[1], settings, self.folder)
+
+    def _measured(self, samples: list[Sample], truths: Mapping[str, Any], full: list[Sample] | None) -> dict[str, Any]:
+        from spatialalign_trl.evaluation.scene_metrics import compare_scenes
+
+        compared = compare_scenes(full or samples, samples, self.store, truths)
+        return {"measures": compared["other"], "difference": compared["difference"] if full else {}}
+
+
+def to_markdown(results: Mapping[str, Any]) -> str:
+    """A row a variant: the means, and beside them the difference from the full variant with its 95 % interval."""
+    measured = dict.fromkeys(name for result in results.values() for name in result["measures"])
+    rewards = [name for name in measured if any(other.startswith(f"{name}_") for other in measured)]
+    names = [name for name in measured if name in rewards or name.endswith(SHOWN)]
+    lines = ["| variant | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for variant, result in results.items():
+        cells = []
+        for name in names:
+            told, apart = result["measures"].get(name), result["difference"].get(name)
+            cell = "-" if told is None else f"{told['mean']:.3f}"
+            if apart is not None:
+                cell += f" ({apart['difference']:+.3f} [{apart['interval'][0]:+.3f}, {apart['interval'][1]:+.3f}])"
+            cells.append(cell)
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    ablation: AblationArguments,
+    scenes: SceneArguments,
+    args: ContextSFTConfig,
+    held_out: HeldOutArguments,
+    model_arguments: ModelArguments,
+) -> dict[str, Any]:
+    run = Ablation(scenes, args, held_out, model_arguments)
+    results = run.run(ablation.variants, ablation.outdoor_split)
+    if run.accelerator.is_main_process:
+        print(to_markdown(results))
+    return results
+
+
+if __name__ == "__main__":
+    check_launch()
+    quiet_libraries()
+    try:
+        kinds = (AblationArguments, SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
+        main(*parse_recipe(kinds, DEFAULT_CONFIG))
+    except KeyboardInterrupt as interrupt:  # the message says how to go on; a traceback adds nothing
+        print(interrupt, file=sys.stderr)
+        raise SystemExit(130) from None
