@@ -207,12 +207,17 @@ def main(
     return results
 
 
-if __name__ == "__main__":
+def launch(default_config: Path) -> None:
+    """The command line."""
     check_launch()
     quiet_libraries()
     try:
         kinds = (AblationArguments, SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
-        main(*parse_recipe(kinds, DEFAULT_CONFIG))
+        main(*parse_recipe(kinds, default_config))
     except KeyboardInterrupt as interrupt:  # the message says how to go on; a traceback adds nothing
         print(interrupt, file=sys.stderr)
         raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    launch(DEFAULT_CONFIG)

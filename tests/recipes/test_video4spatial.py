@@ -98,6 +98,39 @@ def test_the_supervised_stage_runs_measures_and_goes_on(run, tmp_path, capsys):
     assert read_json(folder / "scene_metrics.json") == metrics
 
 
+@pytest.mark.slow
+def test_ablations_end_in_one_table_and_go_on(run, things, capsys):
+    judge = ["--reward_funcs", f"{things / 'judge.py'}:brightness", "--reward_options", "{}"]
+    prompts = ["--train_prompts", "video4spatial_grounding"]
+    line = [
+        "video4spatial_ablations",
+        *judge,
+        *prompts,
+        "--variants",
+        "contiguous",
+        "no_box",
+        "longer_context",
+        "outdoor",
+    ]
+    folder = run(*line)
+    results = read_json(folder / "ablations.json")
+    assert list(results) == ["full", *variants]
+    assert not results["full"]["difference"] and not results["outdoor"]["difference"]
+    assert {"psnr", "brightness"} <= set(results["contiguous"]["difference"])
+    table = (folder / "ablations.md").read_text()
+    assert table in capsys.readouterr().out and table.count("\n") == 2 + len(results)
+    trained = [
+        load_file(folder / name / "pytorch_lora_weights.safetensors") for name in ("full", "contiguous", "no_box")
+    ]
+    for other in trained[1:]:
+        assert any((other[name] != trained[0][name]).any() for name in other), "a variant was trained as the full one"
+
+    written = {file: file.stat().st_mtime_ns for file in (folder / "samples").iterdir()}
+    run(*line)
+    assert read_json(folder / "ablations.json") == results
+    assert {file: file.stat().st_mtime_ns for file in (folder / "samples").iterdir()} == written
+
+
 def test_wrong_options_are_refused_with_what_was_meant(run, tmp_path):
     for kwargs, message in (
         ({"context_layout": "continuous"}, "context_layout is 'continuous'. Did you mean 'contiguous'"),
