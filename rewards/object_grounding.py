@@ -7,8 +7,8 @@ Object grounding as a reward: does the video end with the named object in view, 
        centred  exp(-(dx^2 + dy^2) / (2 * 0.35^2)), with dx and dy in halves of the frame from its middle
        size     sqrt(min(area / 3 %, 1))
        B        the same object: of the context's points that belong into the box, seen from the estimated camera, the
-                share that is there, as part of the same share of the whole frame (0.2 at least): from 0.2 (0) to
-                0.5 (1)
+                share whose picture is there, as part of the same share of the whole frame (0.2 at least): from 0.2
+                (0) to 0.5 (1)
     C  mean over frames of min(share of inliers of the pose / 0.5, 1)
     S  exp(-(ratio - 6) / 6) where one step changes the picture, or moves the camera, `ratio` > 6 times as much as
        others do, else 1

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
 
-from .camera import Sightings
 from .camera_features import (
     MIN_MATCHES,
     RATIO,
@@ -27,17 +25,11 @@ if TYPE_CHECKING:
 MIN_INLIER_SHARE = 0.25
 SAME_LOOK = 280.0
 """SIFT descriptors of one place, seen twice, differ by less (lengths are 512)."""
-SAME_PLACE = 5.0
-"""Pixels at 640 columns within which a point counts as seen."""
 REACHES = (0.35, 0.1)
 """Widths of the frame by which what is seen moves at most from one frame that is looked at to the next, when the
 camera is fast, and when it is slow."""
 NEAR = 0.03
 """The same, once a first pose is known."""
-NEIGHBOURS = 8
-"""Keypoints around a place that are looked at."""
-
-NOTHING = Sightings(np.zeros((0, 2)), np.zeros(0, bool))
 
 
 class Located(NamedTuple):
@@ -47,14 +39,12 @@ class Located(NamedTuple):
     Args:
         pose (`np.ndarray` of shape `(4, 4)`): Camera to world.
         support (`float`): Share of what looked like the map that fits the pose.
-        sightings ([`~spatialalign_trl.perception.camera.Sightings`]): What of the map it shows.
         features ([`~spatialalign_trl.perception.camera_features.Features`]): Its keypoints.
         seen (`np.ndarray` of shape `(keypoints,)`): The point that each keypoint is, or -1.
     """
 
     pose: np.ndarray
     support: float
-    sightings: Sightings
     features: Features
     seen: np.ndarray
 
@@ -116,7 +106,7 @@ class Locator:
             )
             if again is not None and (again[2] >= 0).sum() > (seen >= 0).sum():
                 pose, _, seen = again
-        return Located(pose, support, self._sightings(pose, features, distances), features, seen)
+        return Located(pose, support, features, seen)
 
     def _fit_near(
         self, features: Features, distances: np.ndarray, near: Located
@@ -173,17 +163,3 @@ class Locator:
         # One place may be in the map twice: then the second nearest is no rival.
         twin = np.linalg.norm(self.points[first] - self.points[second], axis=1) < 0.02 * spread
         return np.where(((best < RATIO * others[rows, second]) | twin) & (best < SAME_LOOK), first, -1)
-
-    def _sightings(self, pose: np.ndarray, features: Features, distances: np.ndarray) -> Sightings:
-        points = self.points if self.centre is None else self.points + pose[:3, 3]
-        pixels, _ = project(points, pose, self.intrinsics)
-        inside = ((pixels >= 0) & (pixels < self.size[::-1])).all(axis=1)  # NaN, behind the camera, is not
-        ids = np.flatnonzero(inside)
-        if not len(ids):
-            return NOTHING
-        near = SAME_PLACE * max(1.0, self.size[1] / 640)
-        away, keypoints = cKDTree(features.pixels).query(pixels[ids], k=NEIGHBOURS, distance_upper_bound=near)
-        there = np.isfinite(away)
-        alike = distances[np.where(there, keypoints, 0), ids[:, None]] < SAME_LOOK
-        seen = (there & alike).any(axis=1)
-        return Sightings(pixels[ids], seen)

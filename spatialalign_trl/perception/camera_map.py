@@ -4,9 +4,9 @@ Camera poses by SIFT keypoints: a map of the context, and the frames of a video 
 The map is built from the pair of context frames with most parallax (essential matrix), then frame by frame (PnP on
 the points so far, new points by triangulation), and evened out by turns (points from cameras, cameras from points).
 A context whose camera only turned gives a map of directions instead. Frames of a video are found by PnP alone, so
-that they cannot bend the map.
+that they cannot bend the map; what of the map they show again, its pictures say (`camera_patches.py`).
 
-Measured on rendered rooms in tests/perception/test_camera_map.py. What it cannot do: frames under some 200 rows have
+Measured on rendered rooms in tests/perception/test_camera.py. What it cannot do: frames under some 200 rows have
 too few keypoints (`camera_render.py`), and places that the context never showed are not found.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .camera import CameraEstimate, unusable
+from .camera import CameraEstimate, Sightings, unusable
 from .camera_features import (
     MIN_MATCHES,
     Relation,
@@ -28,7 +28,8 @@ from .camera_features import (
     tolerance,
 )
 from .camera_geometry import bearings, known, project, triangulate, unknown_poses
-from .camera_locate import NOTHING, Locator
+from .camera_locate import Locator
+from .camera_patches import Patches
 from .camera_pnp import find_pose, inverse, refine_pose
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ContextMap:
         poses (`np.ndarray` of shape `(n, 4, 4)`): Of the context frames; NaN where unknown.
         points (`np.ndarray` of shape `(k, 3)`): Places; directions when `kind` is `"turning"`.
         looks (`np.ndarray` of shape `(k, 128)`): Their mean descriptors.
+        patches ([`~spatialalign_trl.perception.camera_patches.Patches`]): Their pictures, unless it is unusable.
         kind, reason: As of [`~spatialalign_trl.perception.camera.CameraEstimate`].
     """
 
@@ -75,6 +77,8 @@ class ContextMap:
         self.kind, self.reason = self._build(poses)
         if self.kind != "unusable":
             self._describe_points()
+            shown = [ids[ids >= 0] for ids in self.point_of]
+            self.patches = Patches(self.points, frames, self.poses, shown, intrinsics, self.centre)
 
     def _relate_all(self) -> dict[tuple[int, int], Relation]:
         related = {}
@@ -228,6 +232,8 @@ class ContextMap:
         kept = counts >= (2 if self.kind == "moving" else 1)
         self.points = self.points[kept]
         self.looks = sums[kept] / counts[kept, None]
+        left = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)
+        self.point_of = [left[ids] for ids in self.point_of]
 
     @property
     def centre(self) -> np.ndarray | None:
@@ -268,10 +274,11 @@ class SIFTEstimator:
                 return unusable(len(context), len(video), found.reason)
             located = Locator(found.points, found.looks, found.intrinsics, found.size, found.centre).locate(video)
         poses, support = unknown_poses(len(video)), np.zeros(len(video))
-        sightings = [NOTHING] * len(video)
+        sightings = [Sightings(np.zeros((0, 2)), np.zeros(0, bool))] * len(video)
         for frame, one in enumerate(located):
             if one is not None:
-                poses[frame], support[frame], sightings[frame] = one.pose, one.support, one.sightings
+                poses[frame], support[frame] = one.pose, one.support
+                sightings[frame] = found.patches.sightings(one.pose, video[frame])
         return CameraEstimate(
             found.poses.copy(),
             poses,

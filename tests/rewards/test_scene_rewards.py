@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scene_hacks import FRAMES, PerfectDetector, World, build_world
 
-from spatialalign_rewards.object_grounding import ObjectGrounding, get_detector
+from spatialalign_rewards.object_grounding import UNPROVEN, ObjectGrounding, get_detector, same_object
 from spatialalign_rewards.scene_navigation import SceneNavigation, pose_factors, step_factors
 from spatialalign_rewards.scene_scoring import SceneGrade, continuity_factor
-from spatialalign_trl.perception.camera import CallableEstimator, CameraEstimate
+from spatialalign_trl.perception.camera import CallableEstimator, CameraEstimate, Sightings
 from spatialalign_trl.rewards import RewardRunner, load_reward
 from spatialalign_trl.tiny_world.rooms import look
 
@@ -78,6 +78,29 @@ def test_what_catches_the_pasted_target_is_the_scene_behind_it(table):
     factors = table["target pasted in"][1].factors
     assert factors["visible"] > 0.6
     assert factors["V"] < 0.3
+
+
+BOX = np.array([40.0, 40, 60, 60])
+
+
+def sightings(in_box: int, seen_in_box: float, elsewhere: float) -> Sightings:
+    """Of 100 points outside of the box, and some inside, the given shares of which are seen."""
+    pixels = np.concatenate([np.tile(BOX[:2] + 5, (in_box, 1)), np.tile(BOX[2:] + 5, (100, 1))])
+    seen = np.concatenate([np.arange(in_box) < seen_in_box * in_box, np.arange(100) < elsewhere * 100])
+    return Sightings(pixels, seen)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_a_box_is_asked_for_what_its_frame_shows_again(share):
+    assert same_object(sightings(20, share, share), BOX) == 1
+    assert same_object(sightings(20, 0.0, share), BOX) == 0
+    assert 0 < same_object(sightings(20, 0.35 * share, share), BOX) < 1
+
+
+def test_a_box_without_points_proves_nothing_and_a_frame_of_nothing_forgives_nothing():
+    assert same_object(sightings(3, 1.0, 0.5), BOX) == UNPROVEN
+    assert same_object(sightings(20, 0.0, 0.0), BOX) == 0
+    assert same_object(None, BOX) == 1  # an estimator that has no points
 
 
 def test_recompression_and_a_little_noise_cost_little(world, navigation, table):
