@@ -102,16 +102,8 @@ def test_the_supervised_stage_runs_measures_and_goes_on(run, tmp_path, capsys):
 def test_ablations_end_in_one_table_and_go_on(run, things, capsys):
     judge = ["--reward_funcs", f"{things / 'judge.py'}:brightness", "--reward_options", "{}"]
     prompts = ["--train_prompts", "video4spatial_grounding"]
-    line = [
-        "video4spatial_ablations",
-        *judge,
-        *prompts,
-        "--variants",
-        "contiguous",
-        "no_box",
-        "longer_context",
-        "outdoor",
-    ]
+    variants = ["contiguous", "no_box", "longer_context", "outdoor"]
+    line = ["video4spatial_ablations", *judge, *prompts, "--variants", *variants]
     folder = run(*line)
     results = read_json(folder / "ablations.json")
     assert list(results) == ["full", *variants]
