@@ -24,7 +24,7 @@ STEP = 0.005
 RADIUS = 3
 """Samples from the middle of a patch to its edge."""
 SAME_PATCH = 0.7
-"""Correlation from which two patches show the same; of patches of different places 3 to 8 % reach it."""
+"""Correlation from which two patches show the same; of patches of different places 2 to 8 % reach it (two rooms)."""
 SAME_COLOUR = 40.0
 """Levels of a channel (of 256) by which the means of two patches may differ."""
 
