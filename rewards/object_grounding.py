@@ -80,8 +80,11 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
             What finds the object on single frames.
         detector_options (`dict`, *optional*):
             Arguments of the detector when it is given by name; `label_mode` is `"span"` unless it is set.
-        pose_estimator, pose_options, context_frames, distance_estimator, distance_options (*optional*):
+        pose_estimator, pose_options, distance_estimator, distance_options (*optional*):
             As of [`~spatialalign_rewards.scene_navigation.SceneNavigation`].
+        context_frames (`int`, *optional*, defaults to `24`):
+            Frames of the context that are used, evenly spaced. A path that ends near an object takes more of them
+            than one that stays where the recording was.
         frames (`int`, *optional*, defaults to `8`):
             Frames of the whole video whose poses are estimated, beside the last ones.
         last_frames (`int`, *optional*, defaults to `5`):
@@ -99,7 +102,7 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
         pose_options: dict[str, Any] | None = None,
         frames: int = 8,
         last_frames: int = 5,
-        context_frames: int = 16,
+        context_frames: int = 24,
         distance_estimator: str | PoseEstimator | None = None,
         distance_options: dict[str, Any] | None = None,
     ) -> None:
