@@ -6,7 +6,9 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from .prompt_grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
@@ -97,8 +99,11 @@ def read_rows(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, M
         raise FileNotFoundError(f"there is no prompt folder {path}")
     from datasets import load_dataset
 
-    for index, row in enumerate(with_undecoded_videos(load_dataset(str(source), split=split))):
-        yield f"{source}, split {split}, row {index}", row
+    # datasets keeps what it read of a folder by the folder's name and description, and would not see that a file in it
+    # was changed. What is on the Hub is kept by its commit.
+    with TemporaryDirectory() if path.is_dir() else nullcontext() as cache:
+        for index, row in enumerate(with_undecoded_videos(load_dataset(str(source), split=split, cache_dir=cache))):
+            yield f"{source}, split {split}, row {index}", row
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -290,7 +290,17 @@ def test_a_dataset_and_a_folder_load(tmp_path, monkeypatch):
     _write(folder / "test.jsonl", rows[1:])
     assert load_prompts(folder).to_list() == from_dataset.to_list()[:1]
     assert load_prompts(str(folder), split="test").to_list() == from_dataset.to_list()[1:]
-    assert (tmp_path / "cache").is_dir()
+
+
+def test_a_folder_that_was_changed_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    configs = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.jsonl\n"
+    (folder / "README.md").write_text(f"---\n{configs}---\n")
+    for prompt in (FOX, DUCK):
+        _write(folder / "train.jsonl", [{"prompt": prompt}])
+        assert load_prompts(folder)["prompt"][0] == prompt
 
 
 def test_a_prompt_is_built_from_its_parts(tmp_path):

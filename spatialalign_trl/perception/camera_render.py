@@ -243,6 +243,8 @@ def _bent(
             mine = ours[inside]
             a, b = mine - mine.mean(), theirs - theirs.mean()
             length = np.sqrt((a * a).sum())
+            if length < 1e-3:  # the view is of one colour there, and says nothing
+                return view.pose @ away, -1.0
             gain = length / max(np.sqrt((b * b).sum()), 1e-6)
             alike = float((a * b).sum() * gain / length**2)
             used = slopes[:, inside].reshape(6, -1)

@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 from spatialalign_rewards.object_grounding import ObjectGrounding
 from spatialalign_rewards.scene_navigation import SceneNavigation
 from spatialalign_rewards.scene_scoring import SceneGrade
+from spatialalign_trl.perception.camera_render import RenderAndCompare
 from spatialalign_trl.tiny_world.rooms import Trajectory, render, sample_room
 from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
 
@@ -92,3 +93,15 @@ def test_nothing_is_found_in_what_shows_another_scene(table, task):
     for name in ("black", "noise"):
         assert table[task][name].reward == 0
         assert table[task][name].reason == "no frame was found in the scene of the context"
+
+
+def test_a_camera_before_a_blank_wall_stops_nothing():
+    """A view of one colour has no contrast to be bent by."""
+
+    def blank(poses: np.ndarray, size: tuple[int, int], intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((len(poses), *size, 3), 90, np.uint8), np.ones((len(poses), *size), np.float32)
+
+    video = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
+    poses = np.tile(np.eye(4), (2, 1, 1))
+    found = RenderAndCompare(blank).estimate(video[:2], video, np.diag([31.0, 31.0, 1.0]), poses)
+    assert np.isnan(found.poses).all() and not found.support.any()
