@@ -57,6 +57,10 @@ def embed(text_encoder: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) 
 def export_pipeline(pipeline: WanPipeline, folder: Path, settings: dict[str, Any]) -> None:
     """Writes the pipeline in fp16, and the settings it is sampled with."""
     copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
+    for file in folder.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # a folder of the machine that made it
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "spatialalign.json").write_text(json.dumps({**settings, "negative_prompt": ""}, indent=2) + "\n")
 
 

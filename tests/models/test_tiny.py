@@ -1,4 +1,4 @@
-"""The embedded model: small, real classes, the same loading code as any other checkpoint."""
+"""The embedded models: small, real classes, the same loading code as any other checkpoint."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,13 @@ from safetensors import safe_open
 from transformers import UMT5EncoderModel
 
 from spatialalign_trl.models import WanVideoModel, load_video_model
-from spatialalign_trl.models.tiny import tiny_model_path
+from spatialalign_trl.models.tiny import EMBEDDED_MODELS, tiny_model_path
+from spatialalign_trl.models.wan_context import CONTEXT_MODULES_FILE, WanContextVideoModel
 from spatialalign_trl.prompts import load_prompts
 from spatialalign_trl.tiny_world.renderer import FPS, HEIGHT, NUM_FRAMES, WIDTH
+from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS
+from spatialalign_trl.tiny_world.rooms.examples import room_phrases
+from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
 from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJECTS, SCENES, VERBS
 
 PROMPTS = Path(__file__).parents[2] / "datasets" / "tiny_world_prompts"
@@ -23,14 +27,22 @@ def model():
     return load_video_model("tiny", device="cpu")
 
 
-def test_it_fits_into_git_and_holds_no_pickle():
-    files = [path for path in tiny_model_path().rglob("*") if path.is_file()]
+@pytest.fixture(params=sorted(EMBEDDED_MODELS))
+def folder(request):
+    return tiny_model_path(request.param)
+
+
+def test_it_fits_into_git_and_holds_no_pickle_and_no_path_of_another_machine(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8 * 2**20
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+    assert not [path for path in folder.rglob("config.json") if "_name_or_path" in json.loads(path.read_text())]
 
 
-def test_weights_are_half_precision():
-    for path in tiny_model_path().rglob("*.safetensors"):
+def test_weights_are_half_precision(folder):
+    for path in folder.rglob("*.safetensors"):
+        if path.name == CONTEXT_MODULES_FILE:
+            continue  # a few thousand weights
         with safe_open(path, "pt") as weights:
             dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
         assert dtypes <= {"F16", "BF16"}, path
@@ -66,3 +78,29 @@ def test_every_word_of_the_world_is_a_token(model):
 def test_its_vae_has_no_dead_channels_blown_up(model):
     std = torch.tensor(model.pipeline.vae.config.latents_std)
     assert (std > std.median() / 8).all()
+
+
+def test_the_rooms_model_continues_a_recording_and_looks_into_it():
+    model = load_video_model("tiny_rooms", variant="context", device="cpu", context_frames=8)
+    assert type(model) is WanContextVideoModel and model.sees_cameras
+    settings = model.default_settings()
+    task = render_row(make_row(SPLIT_SEEDS["test"].start, "navigation"), (settings.height, settings.width), 17, 3)
+    latents = model.encode_video(task.target_frames[None])
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.6])
+
+    def error(row: dict) -> float:
+        predicted = model.predict(model.add_noise(latents, noise, sigma), sigma, model.encode_rows([row]))
+        return float((predicted - model.target(latents, noise, sigma)).square().mean())
+
+    row = task.columns()
+    with torch.no_grad():
+        seen, mirrored = error(row), error(row | {"context": task.context_frames[:, :, ::-1].copy()})
+        blind = error({name: row[name] for name in ("prompt_id", "prompt")})
+    assert seen < 0.95 * mirrored and seen < 0.8 * blind
+
+
+def test_every_word_of_the_rooms_is_a_token():
+    tokenizer = load_video_model("tiny_rooms", variant="context", device="cpu").pipeline.tokenizer
+    for word in " ".join(room_phrases()).split():
+        assert len(tokenizer(word).input_ids) == 2, word  # the word and the end
