@@ -63,6 +63,14 @@ def test_rays_go_through_the_pixels_of_their_camera():
     assert not pluecker_rays(torch.zeros(3, 16), 2, 4).any()
 
 
+def test_rays_are_exact_under_autocast_too():
+    poses = np.array(walk(3))
+    cameras = pack_cameras(poses, as_intrinsics([20, 20, 15.5, 7.5], 16, 32), poses[0])
+    exact = pluecker_rays(cameras, 2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pluecker_rays(cameras, 2, 4), exact)
+
+
 def test_rays_do_not_depend_on_the_world_s_axes():
     poses = np.array(walk(6))
     moved = np.array(walk(9))[8] @ poses
