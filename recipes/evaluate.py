@@ -12,11 +12,10 @@ line continues. It writes `results.json`, `table.md`, `table.tex` and `samples.p
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from spatialalign_trl.evaluation_arguments import EvaluationArguments, run_evaluation
-from spatialalign_trl.launch import check_launch, quiet_libraries
+from spatialalign_trl.launch import launched
 from spatialalign_trl.recipe_arguments import parse_recipe
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "evaluate.yaml"
@@ -27,10 +26,5 @@ def main(args: EvaluationArguments) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    check_launch()
-    quiet_libraries()
-    try:
+    with launched("interrupted. What is finished is kept; the same command goes on from there."):
         main(*parse_recipe((EvaluationArguments,), DEFAULT_CONFIG))
-    except KeyboardInterrupt:
-        print("interrupted. What is finished is kept; the same command goes on from there.", file=sys.stderr)
-        raise SystemExit(130) from None

@@ -17,7 +17,6 @@ of 32x48 pixels. The clips' captions are only partly true (`tiny_world/clips.py`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,10 +38,9 @@ from spatialalign_trl.tiny_world.networks import (
     new_denoiser,
     new_text_encoder,
     new_tokenizer,
-    print_size,
 )
 from spatialalign_trl.tiny_world.renderer import FPS, HEIGHT, NUM_FRAMES, WIDTH, foreground, render
-from spatialalign_trl.tiny_world.training_loop import TrainingLoop, rng_of, write_tensors
+from spatialalign_trl.tiny_world.training_loop import TrainingLoop, rng_of, run_stages, write_tensors
 from spatialalign_trl.tiny_world.vae_training import VAEArguments, compress, train_decoder, train_vae
 from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJECTS, SCENES, VERBS
 from spatialalign_trl.trainer.flow_matching import shift_sigma
@@ -168,35 +166,20 @@ def export(args: PretrainTinyArguments, out: Path) -> None:
         transformer=WanTransformer3DModel.from_pretrained(out / "transformer"),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=args.flow_shift),
     )
-    settings = {
-        "num_frames": NUM_FRAMES,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": 10,
-        "guidance_scale": args.guidance_scale,
-        "fps": FPS,
-    }
-    export_pipeline(pipeline, out / "pipeline", settings)
-    print_size(out / "pipeline")
+    export_pipeline(pipeline, out / "pipeline", (NUM_FRAMES, HEIGHT, WIDTH), args.guidance_scale, FPS)
 
 
 def main(args: PretrainTinyArguments) -> None:
-    unknown = set(args.stages) - set(STAGES)
-    if unknown:
-        raise ValueError(f"stages: {', '.join(sorted(unknown))} unknown; choose from {', '.join(STAGES)}")
     torch.set_num_threads(args.threads)
     out = Path(args.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    runners: dict[str, Callable[[], None]] = {
+    runners = {
         "vae": lambda: train_vae(args, out, clip_batch, NUM_FRAMES),
         "decoder": lambda: train_decoder(args, clip_batch, NUM_FRAMES, out / "vae", out / "vae_sharpened"),
         "compress": lambda: compress(args, clip_batch, NUM_FRAMES, out / "vae_sharpened", out / "vae_compressed"),
         "denoiser": lambda: train_denoiser(args, out),
         "export": lambda: export(args, out),
     }
-    for name in STAGES:
-        if name in args.stages:
-            runners[name]()
+    run_stages(args.stages, runners, out)
 
 
 if __name__ == "__main__":

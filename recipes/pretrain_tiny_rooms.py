@@ -21,7 +21,6 @@ there is no pretrained model, so that video, context and tasks are learned at on
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,10 +43,9 @@ from spatialalign_trl.tiny_world.networks import (
     new_denoiser,
     new_text_encoder,
     new_tokenizer,
-    print_size,
 )
 from spatialalign_trl.tiny_world.rooms.examples import load_examples, mirrored, render_examples, room_phrases
-from spatialalign_trl.tiny_world.training_loop import TrainingLoop, write_tensors
+from spatialalign_trl.tiny_world.training_loop import TrainingLoop, run_stages, write_tensors
 from spatialalign_trl.tiny_world.vae_training import VAEArguments, compress, train_decoder, train_vae
 from spatialalign_trl.trainer.flow_matching import shift_sigma
 
@@ -117,7 +115,7 @@ class Clips:
 
 def encoded_examples(args: PretrainTinyRoomsArguments, out: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Latents and conditioning of all examples and their mirror images, and the prompts; encoded once, then read."""
-    examples = [turn(one) for one in load_examples(out / "examples") for turn in (lambda x: x, mirrored)]
+    examples = [turned for one in load_examples(out / "examples") for turned in (one, mirrored(one))]
     file = out / "latents.safetensors"
     if not file.exists():
         vae = AutoencoderKLWan.from_pretrained(out / "vae_compressed")
@@ -239,16 +237,7 @@ def export(args: PretrainTinyRoomsArguments, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_context_modules(folder)
     del model.base_transformer.camera_projection  # it has a file of its own, which no plain pipeline looks for
-    settings = {
-        "num_frames": NUM_FRAMES,
-        "height": SIZE[0],
-        "width": SIZE[1],
-        "num_inference_steps": 10,
-        "guidance_scale": args.guidance_scale,
-        "fps": FPS,
-    }
-    export_pipeline(model.pipeline, folder, settings)
-    print_size(folder)
+    export_pipeline(model.pipeline, folder, (NUM_FRAMES, *SIZE), args.guidance_scale, FPS)
 
 
 def render_all(args: PretrainTinyRoomsArguments, out: Path) -> None:
@@ -260,14 +249,10 @@ def render_all(args: PretrainTinyRoomsArguments, out: Path) -> None:
 
 
 def main(args: PretrainTinyRoomsArguments) -> None:
-    unknown = set(args.stages) - set(STAGES)
-    if unknown:
-        raise ValueError(f"stages: {', '.join(sorted(unknown))} unknown; choose from {', '.join(STAGES)}")
     torch.set_num_threads(args.threads)
     out = Path(args.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
     examples = out / "examples"
-    runners: dict[str, Callable[[], None]] = {
+    runners = {
         "render": lambda: render_all(args, out),
         "vae": lambda: train_vae(args, out, Clips(examples), NUM_FRAMES),
         "compress": lambda: compress(args, Clips(examples), NUM_FRAMES, out / "vae", out / "vae_compressed"),
@@ -277,9 +262,7 @@ def main(args: PretrainTinyRoomsArguments) -> None:
         "denoiser": lambda: train_denoiser(args, out),
         "export": lambda: export(args, out),
     }
-    for name in STAGES:
-        if name in args.stages:
-            runners[name]()
+    run_stages(args.stages, runners, out)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ comes to the same), and the samples are the policy's own in every round.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spatialalign_trl.launch import check_launch, quiet_libraries
+from spatialalign_trl.launch import launched
 from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, describe_recipe, parse_recipe
 from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
 
@@ -63,11 +62,6 @@ def main(
 
 
 if __name__ == "__main__":
-    check_launch()
-    quiet_libraries()
-    try:
+    with launched():
         parsed = parse_recipe((PromptArguments, OnlineSpatialAlignConfig, ModelArguments), DEFAULT_CONFIG)
         main(*parsed, recipe=describe_recipe(parsed, DEFAULT_CONFIG))
-    except KeyboardInterrupt as interrupt:  # the message says how to go on; a traceback adds nothing
-        print(interrupt, file=sys.stderr)
-        raise SystemExit(130) from None

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from video4spatial_sft import HeldOutArguments, sampled, train_on
 
 from spatialalign_trl.files import read_json, write_atomic, write_json
-from spatialalign_trl.launch import check_launch, quiet_libraries
+from spatialalign_trl.launch import launched
 from spatialalign_trl.near_miss import near_miss
 from spatialalign_trl.recipe_arguments import ModelArguments, parse_recipe
 from spatialalign_trl.scene_arguments import SceneArguments
@@ -127,11 +126,10 @@ class Ablation:
         from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
 
         folder, model = self.folder / name, self._model(TRAINED[name])
-        settings = self.held_out.settings(model.default_settings())
-        published = self.scenes.load()
-        with self.args.main_process_first(local=False, desc="preparing scenes"):
-            train = self.scenes.with_answers(published[0], settings, self.folder)
         if not (folder / LORA_FILE).exists():
+            settings = self.held_out.sampling_settings(model.default_settings())
+            with self.args.main_process_first(local=False, desc="preparing scenes"):
+                train = self.scenes.with_answers(self.scenes.load()[0], settings, self.folder)
             args = copy.copy(self.args)
             args.output_dir, args.auxiliary_box = str(folder), name != "no_box"
             config = self.model_arguments.lora_config(model)
@@ -142,15 +140,14 @@ class Ablation:
 
     def _sampled(self, name: str, outdoor_split: str) -> tuple[list[Sample], Mapping[str, Any]]:
         """Samples the full variant otherwise."""
-        base, scenes = self._model({}), self.scenes
-        options: dict[str, Any] = {}
+        scenes, options = self.scenes, {}
         if name == "longer_context":
-            options = {"context_frames": 2 * (base.context_frames or 8)}
+            options = {"context_frames": 2 * ((self.args.model_init_kwargs or {}).get("context_frames") or 8)}
         elif name == "told_cameras":
             options = {"context_cameras": True}
         else:
             scenes = dataclasses.replace(self.scenes, eval_split=outdoor_split)
-        model = self._model(options) if options else base
+        model = self._model(options)
         model.load_lora(self.folder / "full")
         return self._held_out(model, name, scenes)
 
@@ -160,7 +157,7 @@ class Ablation:
     def _held_out(
         self, model: VideoModel, name: str, scenes: SceneArguments
     ) -> tuple[list[Sample], Mapping[str, Any]]:
-        settings, published = self.held_out.settings(model.default_settings()), scenes.load()
+        settings, published = self.held_out.sampling_settings(model.default_settings()), scenes.load()
         with self.args.main_process_first(local=False, desc="preparing scenes"):
             _, tasks = scenes.at_size(published, settings, self.folder)
         self.runner.check_prompts(list(tasks))
@@ -209,14 +206,9 @@ def main(
 
 def launch(default_config: Path) -> None:
     """The command line."""
-    check_launch()
-    quiet_libraries()
-    try:
+    with launched():
         kinds = (AblationArguments, SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
         main(*parse_recipe(kinds, default_config))
-    except KeyboardInterrupt as interrupt:  # the message says how to go on; a traceback adds nothing
-        print(interrupt, file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ Simplified: as `recipes/spatialalign.py`; PSNR compares with one right answer.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spatialalign import build_loop
 
-from spatialalign_trl.launch import check_launch, quiet_libraries
+from spatialalign_trl.launch import launched
 from spatialalign_trl.recipe_arguments import ModelArguments, describe_recipe, parse_recipe
 from spatialalign_trl.scene_arguments import SceneArguments
 from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
@@ -68,14 +67,9 @@ def tell_metrics(loop: OnlineSpatialAlignTrainer, scenes: SceneArguments) -> Non
 
 def launch(default_config: Path) -> None:
     """The command line of both tasks' recipes."""
-    check_launch()
-    quiet_libraries()
-    try:
+    with launched():
         parsed = parse_recipe((SceneArguments, OnlineSpatialAlignConfig, ModelArguments), default_config)
         main(*parsed, recipe=describe_recipe(parsed, default_config))
-    except KeyboardInterrupt as interrupt:  # the message says how to go on; a traceback adds nothing
-        print(interrupt, file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spatialalign_trl.launch import check_launch, quiet_libraries
+from spatialalign_trl.launch import launched
 from spatialalign_trl.recipe_arguments import ModelArguments, parse_recipe
+from spatialalign_trl.sampling_arguments import SamplingArguments
 from spatialalign_trl.scene_arguments import SceneArguments
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
@@ -52,29 +52,14 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "video4spatial_sft_tiny.yam
 
 
 @dataclass
-class HeldOutArguments:
+class HeldOutArguments(SamplingArguments):
     """Size of all videos, and how held-out tasks are sampled before and after."""
 
-    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. None: the model's default."})
-    height: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
-    width: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
-    num_inference_steps: int | None = field(
-        default=None, metadata={"help": "Steps of the sampler. None: the model's default."}
-    )
-    guidance_scale: float | None = field(
-        default=None, metadata={"help": "w of v(null, z) + w*(v(g, x) - v(null, z)). None: the model's default."}
-    )
     evaluation_seeds: int = field(
         default=2, metadata={"help": "Videos of a held-out task, with fixed seeds. 0: nothing is evaluated."}
     )
     rollout_batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
     video_crf: int = field(default=18, metadata={"help": "x264 quality of stored videos; 0 is lossless RGB."})
-
-    def settings(self, default: SamplingSettings) -> SamplingSettings:
-        """The model's default settings with what is set here."""
-        names = ("num_frames", "height", "width", "num_inference_steps", "guidance_scale")
-        asked = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return type(default).from_dict(default.to_dict() | asked)
 
 
 def main(
@@ -89,7 +74,7 @@ def main(
 
     published, runner = scenes.load(), RewardRunner(scenes.load_rewards())
     model = model_arguments.load(**(args.model_init_kwargs or {}))
-    settings, folder = held_out.settings(model.default_settings()), Path(args.output_dir)
+    settings, folder = held_out.sampling_settings(model.default_settings()), Path(args.output_dir)
     model.check_size(settings.num_frames, settings.height, settings.width)
     with args.main_process_first(local=False, desc="preparing scenes"):
         train = scenes.with_answers(published[0], settings, folder)
@@ -168,13 +153,8 @@ def revision(model: VideoModel) -> str:
 
 def launch(default_config: Path) -> None:
     """The command line."""
-    check_launch()
-    quiet_libraries()
-    try:
+    with launched():
         main(*parse_recipe((SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments), default_config))
-    except KeyboardInterrupt as interrupt:  # the message says how to go on; a traceback adds nothing
-        print(interrupt, file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

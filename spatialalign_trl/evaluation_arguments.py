@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .evaluation.guards import GUARDS
 from .prompt_arguments import PromptArguments, load_prompt_set
 from .recipe_arguments import ModelArguments
+from .sampling_arguments import SamplingArguments
 
 if TYPE_CHECKING:
     from .evaluation.evaluator import Evaluation
@@ -20,7 +21,7 @@ TINY = "tiny"
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(SamplingArguments):
     """What is evaluated, on what, by whom, and where the results go."""
 
     model: list[str] = field(
@@ -92,15 +93,6 @@ class EvaluationArguments:
         },
     )
 
-    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. None: the model's default."})
-    height: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
-    width: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
-    num_inference_steps: int | None = field(
-        default=None, metadata={"help": "Steps of the sampler. None: the model's default."}
-    )
-    guidance_scale: float | None = field(
-        default=None, metadata={"help": "w of uncond + w*(cond - uncond). None: the model's default."}
-    )
     guidance_scale_2: float | None = field(
         default=None, metadata={"help": "w at low noise, for a model with two experts. None: the model's default."}
     )

@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import PurePath
+
+
+@contextmanager
+def launched(told: str | None = None) -> Iterator[None]:
+    """
+    A recipe's process: looks at how it was started, and ends after Ctrl-C with code 130 and a line that says how to go
+    on, where a traceback adds nothing.
+
+    Args:
+        told (`str`, *optional*): The line; by default the interrupt's own.
+    """
+    check_launch()
+    quiet_libraries()
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        print(told or interrupt, file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def quiet_libraries() -> None:

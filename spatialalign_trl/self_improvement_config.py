@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from .evaluation import GUARDS, get_guard
 from .hub.pushing import check_repo_name
 from .models.settings import SamplingSettings
 from .reward_combination import check_gates, check_normalization
+from .sampling_arguments import SamplingArguments
 from .trainer.spatialalign_config import SpatialAlignConfig
 
 SAMPLING_FIELDS = {
@@ -26,7 +27,7 @@ SAMPLING_FIELDS = {
 
 
 @dataclass
-class OnlineSpatialAlignConfig(SpatialAlignConfig):
+class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     r"""
     Arguments of [`OnlineSpatialAlignTrainer`]: those of [`SpatialAlignConfig`], which hold for the training of every
     round, and those of the stages around it. Each field's help says what it does.
@@ -40,15 +41,6 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
         default=5, metadata={"help": "Videos sampled per training prompt and round (the paper: 10)."}
     )
     rollout_batch_size: int = field(default=16, metadata={"help": "Videos sampled at once on one device."})
-    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. None: the model's default."})
-    height: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
-    width: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
-    num_inference_steps: int | None = field(
-        default=None, metadata={"help": "Steps of the sampler. None: the model's default."}
-    )
-    guidance_scale: float | None = field(
-        default=None, metadata={"help": "w of uncond + w*(cond - uncond). None: the model's default."}
-    )
     guidance_scale_2: float | None = field(
         default=None,
         metadata={"help": "w at low noise, where a second expert denoises (Wan 2.2 A14B). None: the model's default."},
@@ -233,8 +225,4 @@ class OnlineSpatialAlignConfig(SpatialAlignConfig):
 
     def sampling_settings(self, default: SamplingSettings) -> SamplingSettings:
         """The model's default settings with what is set here."""
-        values: dict[str, Any] = default.to_dict()
-        for own, theirs in SAMPLING_FIELDS.items():
-            if getattr(self, own) is not None:
-                values[theirs] = getattr(self, own)
-        return SamplingSettings.from_dict(values)
+        return default.updated({theirs: getattr(self, own) for own, theirs in SAMPLING_FIELDS.items()})

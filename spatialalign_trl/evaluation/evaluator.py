@@ -198,7 +198,7 @@ class Evaluation:
         for name in dict.fromkeys(policy.model for policy in self.policies if policy.model):
             store = store or SampleStore(self.samples_dir)
             model = self.load_model(name)
-            settings = SamplingSettings.from_dict(model.default_settings().to_dict() | self.sampling)
+            settings = model.default_settings().updated(self.sampling)
             for policy in (one for one in self.policies if one.model == name):
                 evaluated[policy.name] = Evaluated(policy, store, self._sample_policy(policy, model, settings, store))
             del model

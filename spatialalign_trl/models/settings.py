@@ -79,6 +79,10 @@ class SamplingSettings:
                 raise ValueError(f"unknown sampling setting {name!r}. {near_miss(name, known)}")
         return cls(**values)
 
+    def updated(self, values: dict[str, Any]) -> SamplingSettings:
+        """The same settings with those of `values` that are not `None`."""
+        return self.from_dict(self.to_dict() | {name: value for name, value in values.items() if value is not None})
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as a dict that JSON can hold; what one model alone has is left out where it is not set."""
         values = dataclasses.asdict(self)

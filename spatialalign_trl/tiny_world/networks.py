@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
@@ -54,17 +53,30 @@ def embed(text_encoder: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) 
     return text_encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
 
 
-def export_pipeline(pipeline: WanPipeline, folder: Path, settings: dict[str, Any]) -> None:
-    """Writes the pipeline in fp16, and the settings it is sampled with."""
+def export_pipeline(
+    pipeline: WanPipeline, folder: Path, size: tuple[int, int, int], guidance_scale: float, fps: int
+) -> None:
+    """Writes the pipeline in fp16 with the settings it is sampled with, and says how large the folder is.
+
+    Args:
+        pipeline (`WanPipeline`): Left as it is.
+        folder (`Path`): Where it goes; what is there stays.
+        size (tuple of 3 `int`): Frames, height and width of a video.
+        guidance_scale (`float`): Of the settings.
+        fps (`int`): Of the settings.
+    """
     copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     for file in folder.glob("*/config.json"):
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)  # a folder of the machine that made it
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (folder / "spatialalign.json").write_text(json.dumps({**settings, "negative_prompt": ""}, indent=2) + "\n")
-
-
-def print_size(folder: Path) -> None:
-    """Says how large what was exported is."""
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"wrote {folder} ({size / 2**20:.2f} MiB)")
+    settings = {
+        **dict(zip(("num_frames", "height", "width"), size, strict=True)),
+        "num_inference_steps": 10,
+        "guidance_scale": guidance_scale,
+        "fps": fps,
+        "negative_prompt": "",
+    }
+    (folder / "spatialalign.json").write_text(json.dumps(settings, indent=2) + "\n")
+    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"wrote {folder} ({written / 2**20:.2f} MiB)")

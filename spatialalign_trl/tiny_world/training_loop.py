@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,22 @@ def rng_of(*key: int) -> np.random.Generator:
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes a safetensors file in one step."""
     write_atomic(path, save({k: v.detach().contiguous().clone() for k, v in tensors.items()}))
+
+
+def run_stages(names: Sequence[str], stages: Mapping[str, Callable[[], None]], folder: Path) -> None:
+    """
+    Makes the folder that the stages write to, and runs the named ones in the order of `stages`.
+
+    Raises:
+        ValueError: before any work, for a name that is none of them.
+    """
+    unknown = set(names) - set(stages)
+    if unknown:
+        raise ValueError(f"stages: {', '.join(sorted(unknown))} unknown; choose from {', '.join(stages)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, run in stages.items():
+        if name in names:
+            run()
 
 
 class TrainingLoop:
