@@ -23,9 +23,10 @@ from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS
 from spatialalign_trl.tiny_world.rooms.tasks import make_row
 
 DATASETS = Path(__file__).resolve().parent.parent / "datasets"
-DRAWN = {"navigation": {}, "grounding": {"num_context": 24, "min_familiar": 0.5}}
-"""How rows are drawn. A search ends nearer to an object than the recording ever was: with fewer frames, or views too
-far from all of them, a right answer could not be told from a wrong one."""
+DRAWN = {"navigation": {"num_context": 24}, "grounding": {"num_context": 24, "min_familiar": 0.5}}
+"""How rows are drawn: with three times the frames that the embedded model looks at, so that it can choose. A search
+ends nearer to an object than the recording ever was: with fewer frames, or views too far from all of them, a right
+answer could not be told from a wrong one."""
 OUTDOOR_FIRST = SPLIT_SEEDS["test"].start + 500_000
 """Outdoor rooms have test seeds of their own."""
 

@@ -18,8 +18,9 @@ Object grounding as a reward: does the video end with the named object in view, 
 
 Without B a target that is pasted into the picture is the best video of all: visibility alone says 0.99.
 
-The paper's evaluation pair is logged beside the reward where `distance_estimator` is given: SD (see
-`spatialalign_trl/perception/camera_distance.py`), and IF, the mean of V without B where SD < 0.2 and 0 elsewhere.
+The paper's evaluation pair is logged beside the reward where `distance_estimator` is given, or the pose estimator
+measures it: SD (see `spatialalign_trl/perception/camera_distance.py`, `camera_displacement.py`), and IF, the mean of V
+without B where SD < 0.2 and 0 elsewhere.
 Source of task and gate: Video4Spatial, arXiv 2512.03040; the formula is ours.
 """
 
@@ -206,7 +207,7 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
             reason = "nothing moves in the video"
         reward = factors["V"] * np.sqrt(factors["C"]) * factors["S"] * factors["M"] * factors["D"]
         distance = self.distance(scene, video, estimate, row)
-        if self.distance_estimator is not None:
+        if self.distance_estimator is not None or distance is not None:
             factors["SD"] = distance
             factors["IF"] = visible if distance is not None and distance < GOOD_DISTANCE else 0.0
         return SceneGrade(float(reward), reason, factors)

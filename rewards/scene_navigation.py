@@ -69,7 +69,8 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
         context_frames (`int`, *optional*, defaults to `16`):
             Frames of the context that are used, evenly spaced.
         distance_estimator, distance_options (*optional*):
-            What measures SD, which is logged and is no part of the reward; not measured by default.
+            What measures SD, which is logged and is no part of the reward. By default only pose estimators that
+            measure it themselves do (`"room_render_and_compare"`).
     """
 
     required_columns = ("context", "camera_poses", "intrinsics")

@@ -170,7 +170,8 @@ class SceneReward(ABC):
 
     Args:
         pose_estimator, pose_options: As of [`~spatialalign_trl.perception.camera.get_pose_estimator`].
-        distance_estimator, distance_options (*optional*): The same for SD; `None` does not measure it.
+        distance_estimator, distance_options (*optional*): The same for SD; without it SD is measured where the pose
+            estimator does so itself (`"room_render_and_compare"`).
         context_frames (`int`): Frames of the context that are used.
     """
 
@@ -264,8 +265,11 @@ class SceneReward(ABC):
         return aligned
 
     def distance(self, scene: Scene, video: Video, estimate: CameraEstimate, columns: Mapping[str, Any]) -> Any:
-        """SD of a video, or `None` where it is not or cannot be measured."""
-        if self.distance_estimator is None or scene.context_poses is None or estimate.points is None:
+        """SD of a video, by the `distance_estimator` or else by an estimate that has it; `None` where it is not or
+        cannot be measured."""
+        if self.distance_estimator is None:
+            return estimate.distance
+        if scene.context_poses is None or estimate.points is None:
             return None
         return spatial_distance(
             for_row(self.distance_estimator, columns),

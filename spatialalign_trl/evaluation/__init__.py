@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "COMPONENTS",
             "EVALUATION_SEED",
             "HEADLINE",
+            "MEANS",
             "THRESHOLDS",
             "Scored",
             "bootstrap_interval",

@@ -32,10 +32,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..files import write_atomic, write_json
-from ..report.tables import latex_table, markdown_table, rich_table, summary_rows
+from ..report.tables import latex_table, markdown_table, obedience_measures, rich_table, summary_rows
 from ..report.write import REPORT_FILE
 from .guards import better_side
-from .statistics import HEADLINE, THRESHOLDS, invalid_reason
+from .statistics import HEADLINE, invalid_reason
 from .verdict import difference_text
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def markdown(results: Results) -> str:
 def latex(results: Results) -> str:
     """A row a policy, as papers print it; the best of a column is bold. Needs the package booktabs."""
     columns = summaries(results)
-    names = [*(f"S@{tau}" for tau in THRESHOLDS), "dsr_mean", "invalid_rate"]
+    names = obedience_measures(columns)
     looks = dict.fromkeys(name for summary in columns.values() for name in summary["quality"])
     better = dict.fromkeys(names, 1) | {"invalid_rate": -1} | {name: better_side(name) for name in looks}
     values = [[summary.get(name) for name in names] for summary in columns.values()]

@@ -18,6 +18,9 @@ import numpy as np
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 COMPONENTS = ("dsr_initial_score", "dsr_initial_gap", "dsr_final_score", "dsr_final_gap")
 HEADLINE = "S@0.7"
+DSR = "dsr_score"
+MEANS = ("dsr_mean", "reward_mean")
+"""What a summary's mean score is called: see [`mean_name`]."""
 BOOTSTRAP_DRAWS = 2000
 EVALUATION_SEED = 100_000
 """Evaluation seeds start here, so that they never meet a training seed."""
@@ -123,9 +126,15 @@ def mean_difference(
 def _obedience(samples: Sequence[Scored]) -> dict[str, Any]:
     scores = [headline_score(sample) for sample in samples]
     summary: dict[str, Any] = {f"S@{tau}": success_rate(scores, tau) for tau in THRESHOLDS}
-    summary["dsr_mean"] = _mean(scores)
+    summary[mean_name(samples)] = _mean(scores)
     summary["invalid_rate"] = scores.count(None) / len(scores)
     return summary
+
+
+def mean_name(samples: Sequence[Scored]) -> str:
+    """What the mean of the score that S@tau looks at is called: `dsr_mean` of DSR-Scores, `reward_mean` of others."""
+    names = {next(iter(sample.rewards), DSR) for sample in samples}
+    return MEANS[0] if names == {DSR} else MEANS[1]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -164,7 +173,8 @@ def summarize(
 
     Returns:
         A dict ready for JSON: `S@0.5`..`S@0.9` in [0, 1] of all videos, `S@0.7_interval` (95 %, over prompts),
-        `dsr_mean`, the mean score of the valid videos (`None` without any), `invalid_rate`, `components`, `by_type`,
+        `dsr_mean`, the mean score of the valid videos (`None` without any; of a reward that is not the DSR-Score it is
+        called `reward_mean`), `invalid_rate`, `components`, `by_type`,
         `quality`, `invalid_reasons` with counts (the ten most frequent), `num_prompts`, `num_videos`; with several
         rewards `rewards`, the mean of each.
 

@@ -84,6 +84,8 @@ class CameraEstimate:
             an estimator that has no points.
         points (`np.ndarray` of shape `(k, 3)`, *optional*):
             Points of the scene that the context showed.
+        distance (`float`, *optional*):
+            SD of the video (see `camera_distance`), from an estimator that measures it as it goes.
     """
 
     context_poses: np.ndarray
@@ -93,6 +95,7 @@ class CameraEstimate:
     reason: str | None = None
     sightings: list[Sightings] | None = None
     points: np.ndarray | None = None
+    distance: float | None = None
 
     def aligned(self, context_poses: np.ndarray) -> CameraEstimate | None:
         """

@@ -27,6 +27,12 @@ GOOD_DISTANCE = 0.2
 """The paper counts an instruction as followed only where SD is below this."""
 
 
+def scene_size(points: np.ndarray) -> float:
+    """The diagonal of the box that holds the middle 90 % of a scene's points `(k, 3)` along each axis."""
+    low, high = np.percentile(points, (5, 95), axis=0)
+    return float(np.linalg.norm(high - low))
+
+
 def spatial_distance(
     estimator: PoseEstimator,
     context: Video,
@@ -60,7 +66,6 @@ def spatial_distance(
     found = align(made.poses, context_poses)
     if found is None or not np.isfinite(found.scale):
         return 1.0
-    low, high = np.percentile(context_points, (5, 95), axis=0)
-    size = float(np.linalg.norm(high - low))
+    size = scene_size(context_points)
     distances, _ = cKDTree(context_points).query(found.points(made.points))
     return float(np.minimum(distances / size, 1.0).mean())

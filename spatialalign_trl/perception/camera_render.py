@@ -27,6 +27,8 @@ import numpy as np
 from scipy.ndimage import maximum_filter
 
 from .camera import CameraEstimate, Sightings, unusable
+from .camera_displacement import displacement
+from .camera_distance import scene_size
 from .camera_geometry import known
 
 if TYPE_CHECKING:
@@ -102,7 +104,25 @@ class RenderAndCompare:
             _compare(frame, view.picture) if found else Sightings(np.zeros((0, 2)), np.zeros(0, bool))
             for frame, view, found in zip(video, views, known(poses), strict=True)
         ]
-        return CameraEstimate(context_poses.copy(), poses, support, sightings=sightings)
+        points = self._points(context_poses, video.shape[1:3], intrinsics)
+        size = scene_size(points)
+        distances = [
+            _displacement(frame, view, intrinsics, size) if found else 1.0
+            for frame, view, found in zip(video, views, known(poses), strict=True)
+        ]
+        return CameraEstimate(
+            context_poses.copy(),
+            poses,
+            support,
+            sightings=sightings,
+            points=points,
+            distance=float(np.mean(distances)),
+        )
+
+    def _points(self, poses: np.ndarray, size: tuple[int, int], k: np.ndarray) -> np.ndarray:
+        """Every seventh of the points of the scene that cameras see."""
+        views, _ = self._looks_from(poses, size, k)
+        return np.concatenate([_surface(view, k).reshape(-1, 3)[::7] for view in views])
 
     def _follow(self, video: Video, k: np.ndarray, context_poses: np.ndarray) -> tuple[list[_View], np.ndarray]:
         """What looks most like every frame, and how much."""
@@ -203,6 +223,11 @@ def _likeness(goal: list[np.ndarray], view: _View) -> float:
     return float(pair[0] @ pair[1])
 
 
+def _camera(intrinsics: np.ndarray) -> tuple[float, ...]:
+    """fx, fy, cx, cy."""
+    return tuple(float(intrinsics[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
+
+
 @lru_cache(maxsize=8)
 def _rays(size: tuple[int, int], camera: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     """x and y of the pixels' rays where z is 1."""
@@ -216,12 +241,10 @@ def _bent(
 ) -> tuple[np.ndarray, float]:
     """The pose at which a frame was taken, by bending it onto a view of nearly the same, and how alike both are then
     where they overlap."""
-    camera = tuple(float(intrinsics[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    fx, fy, cx, cy = camera
+    fx, fy, cx, cy = camera = _camera(intrinsics)
     x, y = _rays(view.depth.shape, camera)
     height, width = view.depth.shape
-    depth = np.minimum(view.depth, 1e3)
-    points = np.stack([x * depth, y * depth, depth]).reshape(3, -1)
+    points = _ahead(view, intrinsics).reshape(-1, 3).T
     away, alike = np.eye(4), -1.0
     for blur, frame, most in zip(BLURS, goal, steps, strict=True):
         if not most:
@@ -309,6 +332,23 @@ def _capped(step: np.ndarray) -> np.ndarray:
     """At most 0.4 units and 0.25 radians at a time: farther than that the derivatives mean nothing."""
     sizes = np.array([np.linalg.norm(step[:3]) / 0.4, np.linalg.norm(step[3:]) / 0.25, 1.0])
     return step / sizes.max()
+
+
+def _ahead(view: _View, intrinsics: np.ndarray) -> np.ndarray:
+    """Where the pixels of a view lie from its camera, `(height, width, 3)`."""
+    x, y = _rays(view.depth.shape, _camera(intrinsics))
+    depth = np.minimum(view.depth, 1e3)
+    return np.stack([x * depth, y * depth, depth], axis=-1)
+
+
+def _surface(view: _View, intrinsics: np.ndarray) -> np.ndarray:
+    """Where they lie in the scene."""
+    return _ahead(view, intrinsics) @ view.pose[:3, :3].T + view.pose[:3, 3]
+
+
+def _displacement(frame: np.ndarray, view: _View, intrinsics: np.ndarray, size: float) -> float:
+    ours, theirs = _blurred(np.stack([frame, view.picture]), BLURS[-1])
+    return displacement(ours, theirs, _surface(view, intrinsics), size)
 
 
 def _compare(frame: np.ndarray, view: np.ndarray) -> Sightings:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import HEADLINE
+from ..evaluation import HEADLINE, MEANS
 from ..evaluation.verdict import difference_text
 from .gallery import Clip, Gallery, Grader, Pair, by_interest, fill, in_turn, json_for_html, pair_up
 from .grades import Grade
@@ -176,7 +176,7 @@ def _tables(content: ReportContent) -> list[dict[str, Any]]:
         return []
     rows = summary_rows(content.summaries)
     looks = dict.fromkeys(name for summary in content.summaries.values() for name in summary.get("quality", {}))
-    shown = [row for row in rows if row[0] in {HEADLINE, "dsr_mean", "invalid_rate", *looks}]
+    shown = [row for row in rows if row[0] in {HEADLINE, *MEANS, "invalid_rate", *looks}]
     header = ["measure", *content.summaries]
     tables = [
         {"title": "Obedience and looks", "header": header, "rows": shown, "open": True},

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..evaluation import HEADLINE, THRESHOLDS
+from ..evaluation import HEADLINE, MEANS, THRESHOLDS
 
 Summary = Mapping[str, Any]
 
@@ -22,13 +22,19 @@ def _with_interval(summary: Summary, name: str) -> str:
     return f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else text
 
 
+def obedience_measures(summaries: Mapping[str, Summary]) -> list[str]:
+    """S@tau, the mean score by the name it has in these summaries, and the share of INVALID videos."""
+    means = [name for name in MEANS if any(name in summary for summary in summaries.values())]
+    return [*(f"S@{tau}" for tau in THRESHOLDS), *means, "invalid_rate"]
+
+
 def summary_rows(summaries: Mapping[str, Summary]) -> list[list[str]]:
     """Rows of a table with one column per policy: `[measure, value of the first policy, value of the second, ...]`.
 
     Args:
         summaries: name of a policy -> what `evaluation.summarize` returned.
     """
-    names = [*(f"S@{tau}" for tau in THRESHOLDS), "dsr_mean", "invalid_rate"]
+    names = obedience_measures(summaries)
     columns = list(summaries.values())
     rows = [[name, *(_with_interval(summary, name) for summary in columns)] for name in names]
     types = dict.fromkeys(t for summary in columns for t in summary.get("by_type", {}))

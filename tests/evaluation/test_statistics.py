@@ -227,7 +227,16 @@ def test_with_several_rewards_the_first_is_counted_and_a_gate_on_another_disqual
     assert summary["rewards"] == {"dsr_score": pytest.approx(2 / 3), "motion": 2.0}
     assert compare(samples, samples)["S@0.7"]["difference"] == 0
     assert bootstrap_interval(samples[:1] * 3, 0.7) == (1.0, 1.0)
+    assert "reward_mean" not in summary, "the first is the DSR-Score, whose mean has a name of its own"
     assert "rewards" not in summarize([Scored("a", 0.9, rewards={"dsr_score": 0.9})])
+
+
+def test_the_mean_of_another_reward_is_not_called_a_dsr_score():
+    row = {"type": "LR"}
+    samples = [Scored("a", 0.5, row, rewards={"motion": 0.5}), Scored("b", None, row, rewards={"motion": None})]
+    summary = summarize(samples)
+    assert summary["reward_mean"] == summary["by_type"]["LR"]["reward_mean"] == 0.5
+    assert "dsr_mean" not in summary and "dsr_mean" not in summary["by_type"]["LR"]
 
 
 def test_a_policy_without_a_valid_video_has_no_mean_and_is_still_json():

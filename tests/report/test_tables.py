@@ -42,6 +42,12 @@ def test_rows_hold_every_measure_once_with_a_cell_for_every_policy():
     ]
 
 
+def test_the_mean_has_the_name_that_the_summaries_have():
+    other = {name: value for name, value in BASE.items() if name != "dsr_mean"} | {"reward_mean": 0.4}
+    rows = dict((row[0], row[1:]) for row in summary_rows({"base": other}))
+    assert rows["reward_mean"] == ["0.400"] and "dsr_mean" not in rows
+
+
 def test_a_summary_without_types_and_quality_leaves_gaps_and_no_error():
     short = {"S@0.7": 0.3}
     rows = dict((row[0], row[1:]) for row in summary_rows({"base": BASE, "short": short}))

@@ -95,6 +95,21 @@ def test_nothing_is_found_in_what_shows_another_scene(table, task):
         assert table[task][name].reason == "no frame was found in the scene of the context"
 
 
+@pytest.mark.parametrize("task", SEEDS)
+def test_spatial_distance_is_small_in_the_scene_and_large_elsewhere(table, task):
+    """Also of a still video: where things are is all that it asks."""
+    distance = {name: grade.factors["SD"] for name, grade in table[task].items()}
+    assert max(distance[name] for name in ("correct", "blurred", "static", "half motion")) < 0.05
+    assert distance["black"] == distance["noise"] == 1
+    assert distance["other room"] > 0.6
+
+
+def test_an_instruction_counts_as_followed_only_in_the_scene(table):
+    grades = table["grounding"]
+    assert grades["correct"].factors["IF"] == pytest.approx(grades["correct"].factors["visible"])
+    assert grades["noise"].factors["IF"] == 0
+
+
 def test_a_camera_before_a_blank_wall_stops_nothing():
     """A view of one colour has no contrast to be bent by."""
 
