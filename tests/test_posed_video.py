@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from posed_recordings import realestate10k, save_frames
 
 from spatialalign_trl.posed_video import PosedVideo, fit_frame, fit_intrinsics, one_camera
 from spatialalign_trl.posed_video_formats import load_posed_video
@@ -14,7 +14,6 @@ from spatialalign_trl.tiny_world.rooms import intrinsics_for, render, sample_roo
 from spatialalign_trl.video import write_video
 
 SIZE, NUMBER = (24, 40), 6
-STAMPS = [100_000 * i + 33_000 for i in range(NUMBER)]
 
 
 @pytest.fixture(scope="module")
@@ -23,27 +22,6 @@ def recording():
     room = sample_room(6)
     poses = sample_trajectory(room, "walk", np.random.default_rng(0)).poses(NUMBER)
     return poses, render(room, poses, SIZE, supersample=1)
-
-
-def save_frames(folder, frames, names):
-    folder.mkdir(parents=True, exist_ok=True)
-    for frame, name in zip(frames, names, strict=True):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(frame).save(folder / name)
-
-
-def realestate10k(folder, poses, seen, with_video: bool):
-    k, (height, width) = seen.intrinsics, SIZE
-    shares = [k[0, 0] / width, k[1, 1] / height, (k[0, 2] + 0.5) / width, (k[1, 2] + 0.5) / height, 0, 0]
-    lines = ["https://example.org/watch"]
-    for stamp, pose in zip(STAMPS, poses, strict=True):
-        lines.append(" ".join(map(str, [stamp, *shares, *np.linalg.inv(pose)[:3].ravel()])))
-    (folder / "clip.txt").write_text("\n".join(lines) + "\n")
-    if with_video:
-        write_video(folder / "clip.mp4", seen.frames, 10, crf=0)
-    else:
-        save_frames(folder / "clip", seen.frames, [f"{stamp}.png" for stamp in STAMPS])
-    return folder / "clip.txt"
 
 
 def transforms(folder, poses, seen, angle: bool):

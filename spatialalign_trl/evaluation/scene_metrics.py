@@ -4,6 +4,7 @@
     <reward>_<factor>    what a reward logged of each video: SD and IF (object grounding: where SD < 0.2) as the paper
                          evaluates by them, `rotation_error` (degrees), `position_error` (the unit of the poses),
                          and the factors that its value is the product of
+    <reward>_invalid_rate  share of the videos that it could not score, where there are any
 
 Means are over the videos that have a value; intervals are 95 %, bootstrapped over tasks. Source of the measures:
 Video4Spatial (arXiv 2512.03040); PSNR against one right answer is fair where the path is prescribed (navigation), and
@@ -84,6 +85,8 @@ def scene_values(
         ]
     for reward in dict.fromkeys(name for sample in samples for name in sample.rewards):
         values[reward] = [sample.rewards.get(reward) for sample in samples]
+        if None in values[reward]:  # the means leave these videos out, so that they must be told
+            values[f"{reward}_invalid_rate"] = [float(value is None) for value in values[reward]]
         names = [name for sample in samples for name in sample.components if name.startswith(f"{reward}_")]
         for name in dict.fromkeys(names):
             measured = [_number(sample.components.get(name)) for sample in samples]

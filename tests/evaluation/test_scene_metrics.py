@@ -51,8 +51,8 @@ def test_values_are_numbers_of_the_rewards_alone():
     store = Store({one.sample_id: GREY for one in samples})
     values = scene_values(samples, store, {"task 1": GREY + 5})
     assert values == {
-        "psnr": [None, pytest.approx(34.15, abs=0.01)], "nav": [0.5, None], "nav_SD": [0.1, None],
-        "nav_rotation_error": [None, 7.0],
+        "psnr": [None, pytest.approx(34.15, abs=0.01)], "nav": [0.5, None], "nav_invalid_rate": [0.0, 1.0],
+        "nav_SD": [0.1, None], "nav_rotation_error": [None, 7.0],
     }  # fmt: skip
     assert "psnr" not in scene_values(samples, store, {})
     summary = summarize_scenes(values | {"never": [None, None]}, ["task 0", "task 1"])

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from posed_recordings import realestate10k
 from safetensors.torch import load_file
 from tiny_pipelines import saved_wan
 
 from spatialalign_trl.files import read_json
+from spatialalign_trl.tiny_world.rooms import render, sample_room, sample_trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
 JUDGE = """
@@ -121,6 +126,38 @@ def test_ablations_end_in_one_table_and_go_on(run, things, capsys):
     run(*line)
     assert read_json(folder / "ablations.json") == results
     assert {file: file.stat().st_mtime_ns for file in (folder / "samples").iterdir()} == written
+
+
+@pytest.mark.slow
+def test_the_pages_lines_make_recordings_into_rows_that_the_supervised_stage_learns_from(
+    run, things, tmp_path, monkeypatch
+):
+    """docs/video4spatial.md as it stands but for sizes, on files that are written as RealEstate10K's."""
+    (tmp_path / "recordings").mkdir()
+    for seed in (6, 7, 8):
+        room = sample_room(seed)
+        poses = sample_trajectory(room, "survey", np.random.default_rng(0)).poses(40)
+        realestate10k(
+            tmp_path / "recordings", poses, render(room, poses, (24, 40), supersample=1), True, f"room{seed}"
+        )
+    page = (ROOT / "docs" / "video4spatial.md").read_text()
+    program = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL).group(1)
+    for there, instead in (("size=(480, 832), num_frames=81", "size=(16, 32), num_frames=9"),):
+        assert there in program
+        program = program.replace(there, instead)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "docs/video4spatial.md", "exec"), {})
+    rows = (tmp_path / "rows" / "train.jsonl").read_text().splitlines()
+    assert len(rows) == 3
+    for name, kept in (("train", rows[:2]), ("test", rows[2:])):
+        (tmp_path / "rows" / f"{name}.jsonl").write_text("".join(f"{row}\n" for row in kept))
+
+    line = re.search(r"accelerate launch recipes/video4spatial_sft.py (.*rows/train.jsonl.*)", page).group(1)
+    folder = run("video4spatial_sft", *shlex.split(line))
+    metrics = read_json(folder / "scene_metrics.json")
+    assert metrics["num_tasks"] == 1 and metrics["after"]["psnr"]["num_videos"] == 1
+    assert metrics["after"]["scene_navigation_invalid_rate"]["mean"] == 1, "16 rows are too few for keypoints"
+    assert read_json(folder / "checkpoint-2" / "trainer_state.json")["global_step"] == 2
 
 
 def test_wrong_options_are_refused_with_what_was_meant(run, tmp_path):
