@@ -36,6 +36,7 @@ from spatialalign_trl.perception.camera_geometry import known
 from spatialalign_trl.perception.detections import Detections, Detector
 from spatialalign_trl.perception.tracks import make_named
 from spatialalign_trl.reward_settings import RewardSettingsOnHub
+from spatialalign_trl.video_cells import frames_of
 
 from .scene_scoring import (
     BadInput,
@@ -47,7 +48,6 @@ from .scene_scoring import (
     looked_at,
     read_scene,
     support_factor,
-    video_of,
 )
 
 DETECTORS = {
@@ -173,7 +173,7 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
             video: As one of `completions`.
             row (mapping): The columns of its row.
         """
-        video, name = video_of(video, "the video"), _check_name(row["object"], "object")
+        video, name = frames_of(video, "the video"), _check_name(row["object"], "object")
         changes = steps(video)
         last = np.arange(max(len(video) - self.last_frames, 0), len(video))
         chosen = np.union1d(looked_at(changes, self.frames), last)

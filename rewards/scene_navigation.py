@@ -26,6 +26,7 @@ from spatialalign_trl.perception.camera import PoseEstimator, check_poses
 from spatialalign_trl.perception.camera_diagnosis import cut_factor, moving_share, steps
 from spatialalign_trl.perception.camera_geometry import extent, known, path_length, rotation_degrees
 from spatialalign_trl.reward_settings import RewardSettingsOnHub
+from spatialalign_trl.video_cells import frames_of
 
 from .scene_scoring import (
     ANGLE_SCALE,
@@ -39,7 +40,6 @@ from .scene_scoring import (
     reobserved_factor,
     step_sizes,
     support_factor,
-    video_of,
 )
 
 DIRECTION_SCALE = 20.0
@@ -142,7 +142,7 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
             video: As one of `completions`.
             row (mapping): The columns of its row.
         """
-        video = video_of(video, "the video")
+        video = frames_of(video, "the video")
         changes = steps(video)
         chosen = looked_at(changes, self.frames)
         try:

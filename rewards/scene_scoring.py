@@ -24,7 +24,8 @@ from spatialalign_trl.perception.camera import (
 from spatialalign_trl.perception.camera_diagnosis import CUT_RATIO
 from spatialalign_trl.perception.camera_distance import spatial_distance
 from spatialalign_trl.perception.camera_geometry import extent, rotation_degrees, scaled_intrinsics
-from spatialalign_trl.video import Video, check_video, read_video
+from spatialalign_trl.video import Video
+from spatialalign_trl.video_cells import frames_of
 
 from .sampled_frames import evenly_spaced
 
@@ -82,7 +83,7 @@ def read_scene(context: Any, context_poses: Any, intrinsics: Any, video: Video, 
         [`BadInput`]: when it cannot be read or does not fit together.
     """
     try:
-        frames = check_video(_frames(context), "context")
+        frames = frames_of(context, "context")
         matrix = check_intrinsics(intrinsics)
         poses = None if context_poses is None else check_poses(context_poses, len(frames), "context_poses")
     except (ValueError, TypeError, OSError) as error:
@@ -98,14 +99,6 @@ def read_scene(context: Any, context_poses: Any, intrinsics: Any, video: Video, 
         matrix = scaled_intrinsics(matrix, frames.shape[1:3], size)
         frames = np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_AREA) for one in frames])
     return Scene(frames, None if poses is None else poses[chosen], matrix)
-
-
-def _frames(source: Any) -> Video:
-    if isinstance(source, Mapping):  # an undecoded `datasets.Video`
-        source = source.get("bytes") or source.get("path")
-    if isinstance(source, (list, tuple)):
-        source = np.asarray(source, np.uint8)
-    return source if isinstance(source, np.ndarray) else read_video(source)
 
 
 def support_factor(estimate: CameraEstimate) -> float:
@@ -327,8 +320,3 @@ class SceneReward(ABC):
 def for_row(part: Any, columns: Mapping[str, Any]) -> Any:
     """The estimator or detector for one row, where it depends on the row."""
     return part.for_row(columns) if hasattr(part, "for_row") else part
-
-
-def video_of(source: Any, name: str) -> Video:
-    """A completion as an array; paths of mp4 files are read."""
-    return check_video(source if isinstance(source, np.ndarray) else read_video(source), name)

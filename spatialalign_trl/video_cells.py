@@ -1,10 +1,12 @@
-"""Videos in a dataset's cells: paths, bytes, and the `{"bytes", "path"}` of an undecoded `datasets.Video`."""
+"""Videos in a dataset's cells: frames, paths, bytes, and the `{"bytes", "path"}` of an undecoded `datasets.Video`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +40,7 @@ def video_bytes(cell: Any, where: str) -> bytes:
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes) and cell:
         return cell
-    if not isinstance(cell, str) or not cell:
+    if not isinstance(cell, (str, PurePath)) or not str(cell):
         raise ValueError(f"{where}: expected a video as bytes or a path, got {brief(cell)}")
     try:
         return Path(cell).read_bytes()
@@ -46,14 +48,38 @@ def video_bytes(cell: Any, where: str) -> bytes:
         raise ValueError(f"{where}: the video file cannot be read: {error}") from error
 
 
+def is_frames(cell: Any) -> bool:
+    """Whether a cell holds frames, and no file of a video."""
+    return isinstance(cell, (list, tuple, np.ndarray)) or hasattr(cell, "__array__")
+
+
+def frames_of(cell: Any, where: str) -> Video:
+    """
+    The frames in a cell: an array of them, or what [`video_bytes`] reads.
+
+    Args:
+        cell: A `uint8` array or tensor of shape (frames, height, width, 3), the same as nested lists, or a video.
+        where (`str`): How errors name the cell.
+
+    Raises:
+        TypeError, ValueError: nothing of the kind, or a file that cannot be read.
+    """
+    from .video import check_video, read_video
+
+    if is_frames(cell):
+        return check_video(np.asarray(cell, np.uint8 if isinstance(cell, (list, tuple)) else None), where)
+    try:
+        return read_video(video_bytes(cell, where))
+    except ValueError as error:
+        raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from error
+
+
 def videos_of(row: Mapping[str, Any]) -> list[tuple[str, Video]]:
     """The videos that a row holds, by their columns. They are for pictures: one whose file is gone is left out."""
-    from .video import read_video
-
     found = []
     for name, value in row.items():
         if is_video_cell(value) and (value["bytes"] or Path(value["path"] or "").is_file()):
-            found.append((name, read_video(video_bytes(value, f"column {name!r}"))))
+            found.append((name, frames_of(value, f"column {name!r}")))
     return found
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 
-from ..video import Video, check_video, read_video
+from ..video_cells import frames_of
 from .context import as_intrinsics, as_poses, choose_context_frames, context_positions, pack_cameras
 from .encoding import Conditioning
 
@@ -78,7 +76,7 @@ class SceneRowsMixin:
     def _encode_scene(self, row: Mapping[str, Any]) -> Conditioning:
         """What a row says beside its prompt, with a batch dimension of 1, on the CPU."""
         scene: Conditioning = {}
-        context = None if row.get("context") is None else _video(row["context"])
+        context = None if row.get("context") is None else frames_of(row["context"], "context")
         if context is None and row.get("camera_poses") is None:
             return scene
         if context is None:
@@ -153,14 +151,3 @@ class SceneRowsMixin:
 
 def _where(rows: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
     return torch.where(rows.to(no.device).reshape(-1, *[1] * (no.ndim - 1)), yes, no)
-
-
-def _video(cell: Any) -> Video:
-    """The frames of a dataset's cell."""
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, (list, np.ndarray, torch.Tensor)):
-        return check_video(np.asarray(cell, np.uint8 if isinstance(cell, list) else None), "context")
-    if not isinstance(cell, (bytes, str, Path)) or not cell:
-        raise ValueError(f"context: expected a video's path, bytes or frames, got a {type(cell).__name__}")
-    return read_video(cell)

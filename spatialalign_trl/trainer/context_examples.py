@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import numpy as np
 from safetensors import safe_open
 from torch.utils.data import Dataset
 
 from ..models.context import draw_boxes
 from ..models.encoding import content_digest
-from ..video import Video, check_video, read_video
-from ..video_cells import video_bytes
+from ..video import Video
+from ..video_cells import frames_of, is_frames, video_bytes
 from .latents import LATENTS, EncodingCache, Share, load_tensors, shape_of
 from .pair_columns import (
     check_is_dataset,
@@ -67,22 +66,15 @@ class SceneColumns:
         """Bytes that name the video in a row, with what is drawn into it."""
         cells = self.rows[row]
         cell, boxes = cells[column], cells.get(BOXES)
-        content = content_digest(cell).encode() if _is_frames(cell) else video_bytes(cell, self.where(row, column))
+        content = content_digest(cell).encode() if is_frames(cell) else video_bytes(cell, self.where(row, column))
         return content if boxes is None else content + json.dumps(boxes).encode()
 
     def video(self, row: int, column: str) -> Video:
         """The video in a row, with its boxes drawn."""
         cells = self.rows[row]
         cell, boxes = cells[column], cells.get(BOXES)
-        if _is_frames(cell):
-            video = check_video(np.asarray(cell, np.uint8))
-        else:
-            video = read_video(video_bytes(cell, self.where(row, column)))
+        video = frames_of(cell, self.where(row, column))
         return video if boxes is None else draw_boxes(video, boxes)
-
-
-def _is_frames(cell: Any) -> bool:
-    return isinstance(cell, (list, np.ndarray))
 
 
 class SceneDataset(Dataset):

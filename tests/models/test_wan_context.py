@@ -222,7 +222,7 @@ def test_a_row_is_named_by_what_it_holds(tmp_path: Path):
         ({"intrinsics": None}, "camera_poses without intrinsics"),
         ({"context_indices": [1, 2]}, "context_indices: 2 numbers for 5 frames"),
         ({"context_poses": walk(4)}, "context_poses: 4 poses for 5 frames"),
-        ({"context": 3}, "context: expected a video's path"),
+        ({"context": 3}, "context: expected a video as bytes or a path, got 3"),
     ],
 )
 def test_rows_that_are_refused(changes: dict, message: str):
