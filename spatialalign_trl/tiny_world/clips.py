@@ -16,7 +16,8 @@ from ..prompts import DSR_TYPES, DSRPrompt, build_prompt
 from .renderer import Scene
 from .vocabulary import VERBS, split_combinations
 
-OBEY_SHARE = 0.44
+OBEY_SHARE = 0.37
+"""Models that were trained from nothing with 0.44 obey in 0.47 of the videos (S@0.7), with 0.37 in 0.38."""
 DISOBEDIENCE: dict[str, float] = {"other": 0.5, "static": 0.3, "half": 0.2}
 """What the disobedient clips show, as shares of them."""
 
