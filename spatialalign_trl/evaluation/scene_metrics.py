@@ -23,7 +23,7 @@ from rich.console import Console
 
 from ..files import write_json
 from ..video import Video
-from .statistics import mean_difference
+from .statistics import mean_difference, number
 
 METRICS_FILE = "scene_metrics.json"
 PSNR = "psnr"
@@ -89,7 +89,7 @@ def scene_values(
             values[f"{reward}_invalid_rate"] = [float(value is None) for value in values[reward]]
         names = [name for sample in samples for name in sample.components if name.startswith(f"{reward}_")]
         for name in dict.fromkeys(names):
-            measured = [_number(sample.components.get(name)) for sample in samples]
+            measured = [number(sample.components.get(name)) for sample in samples]
             if any(one is not None for one in measured):
                 values[name] = measured
     return values
@@ -190,10 +190,3 @@ def _with_interval(told: Mapping[str, Any] | None) -> str:
         return "-"
     low, high = told["interval"]
     return f"{told['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def _number(value: Any) -> float | None:
-    """What is measured, and no text, flag or NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)

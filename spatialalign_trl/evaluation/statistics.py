@@ -7,6 +7,7 @@ are bootstrapped over prompts, because the seeds of one prompt are not independe
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -143,8 +144,19 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _components(samples: Sequence[Scored]) -> dict[str, float]:
-    means = {name: _mean([sample.components.get(name) for sample in samples]) for name in COMPONENTS}
+    """Means of what the DSR-Score is made of, and of the numbers that a reward logged as `<its name>_<measure>`."""
+    prefixes = tuple(f"{reward}_" for sample in samples for reward in sample.rewards)
+    logged = [name for sample in samples for name in sample.components if name.startswith(prefixes)]
+    names = dict.fromkeys([*COMPONENTS, *logged])
+    means = {name: _mean([number(sample.components.get(name)) for sample in samples]) for name in names}
     return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def number(value: Any) -> float | None:
+    """What a reward measured; `None` for texts, flags and NaN that it logged."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def invalid_reason(sample: Scored) -> str:

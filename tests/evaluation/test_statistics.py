@@ -239,6 +239,12 @@ def test_the_mean_of_another_reward_is_not_called_a_dsr_score():
     assert "dsr_mean" not in summary and "dsr_mean" not in summary["by_type"]["LR"]
 
 
+def test_what_a_reward_logs_under_its_name_is_a_component():
+    logged = {"nav_SD": 0.2, "nav_reason": "lost", "nav_found": True, "nav_error": float("nan"), "other": 3.0}
+    samples = [Scored("a", 0.5, {}, logged, {"nav": 0.5}), Scored("b", 0.1, {}, {"nav_SD": 0.4}, {"nav": 0.1})]
+    assert summarize(samples)["components"] == {"nav_SD": pytest.approx(0.3)}
+
+
 def test_a_policy_without_a_valid_video_has_no_mean_and_is_still_json():
     summary = summarize([invalid("a", None), invalid("b", None)])
     assert summary["dsr_mean"] is None and summary["components"] == {}
