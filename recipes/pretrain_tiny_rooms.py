@@ -14,7 +14,9 @@ grounding). Six stages, each resumable (rerun the same line after an interruptio
 Source: Video4Spatial (arXiv 2512.03040), which trains a pretrained video model and has no public code. Simplified:
 there is no pretrained model, so that video, context and tasks are learned at once; word-level tokenizer, 17 frames of
 32x48 pixels, 8 context frames. Ours: in some of the examples the network is told the cameras of the context
-(`context_camera_share`), which teaches it sooner what the trajectory's cameras mean; it is sampled without them.
+(`context_camera_share`), which teaches it sooner what the trajectory's cameras mean; it is sampled without them. And
+not every search is obeyed (`obey_share`), as not every caption of `pretrain_tiny.py` is, so that alignment has
+something to do.
 
     python recipes/pretrain_tiny_rooms.py --config recipes/configs/pretrain_tiny_rooms.yaml
 """
@@ -52,6 +54,11 @@ from spatialalign_trl.trainer.flow_matching import shift_sigma
 SIZE, NUM_FRAMES, FPS = (32, 48), 17, 8
 FRAMES_PER_LATENT = 4
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "pretrain_tiny_rooms.yaml"
+IDLE = {
+    "still": np.zeros(NUM_FRAMES, int),
+    "stopped": np.minimum(np.arange(NUM_FRAMES), NUM_FRAMES // 2),
+}
+"""How a camera disobeys: the frames of the right video that are shown."""
 STAGES = ("render", "vae", "compress", "decoder", "denoiser", "export")
 
 
@@ -81,6 +88,13 @@ class PretrainTinyRoomsArguments(VAEArguments):
     )
     context_camera_share: float = field(
         default=0.5, metadata={"help": "Share in which the network is told the cameras of the context."}
+    )
+    obey_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of the searches whose video goes to what is named; in half of the others the camera stays "
+            "where it is, in half it stops half-way. 1: a model that leaves alignment less to do."
+        },
     )
     flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
     guidance_scale: float = field(default=1.5, metadata={"help": "Of the exported sampling settings."})
@@ -120,11 +134,13 @@ def encoded_examples(args: PretrainTinyRoomsArguments, out: Path) -> tuple[dict[
     if not file.exists():
         vae = AutoencoderKLWan.from_pretrained(out / "vae_compressed")
         videos, contexts = [], []
+        idle: dict[str, list[torch.Tensor]] = {name: [] for name in IDLE}
         with torch.no_grad():
             for start in tqdm(range(0, len(examples), 32), "encoding examples", mininterval=10):
                 batch = examples[start : start + 32]
-                pixels = batch_to_pixels([one.video for one in batch])
-                videos.append(vae.encode(pixels).latent_dist.mode().half())
+                videos.append(_latents(vae, [one.video for one in batch]))
+                for name, frames in IDLE.items():
+                    idle[name].append(_latents(vae, [one.video[frames] for one in batch]))
                 # each context frame is a video of one frame
                 frames = batch_to_pixels([one.context for one in batch]).transpose(1, 2).flatten(0, 1).unsqueeze(2)
                 modes = vae.encode(frames).latent_dist.mode().half()[:, :, 0]
@@ -132,6 +148,7 @@ def encoded_examples(args: PretrainTinyRoomsArguments, out: Path) -> tuple[dict[
         places = [context_positions(one.numbers, FRAMES_PER_LATENT) for one in examples]
         tensors = {
             "video": torch.cat(videos),
+            **{name: torch.cat(parts) for name, parts in idle.items()},
             LATENTS: torch.cat(contexts),
             POSITIONS: torch.tensor(places),
             CAMERAS: torch.stack([one.cameras for one in examples]),
@@ -139,6 +156,23 @@ def encoded_examples(args: PretrainTinyRoomsArguments, out: Path) -> tuple[dict[
         }
         write_tensors(file, tensors)
     return {name: tensor.float() for name, tensor in load_file(file).items()}, [one.prompt for one in examples]
+
+
+def _latents(vae: AutoencoderKLWan, videos: list[np.ndarray]) -> torch.Tensor:
+    return vae.encode(batch_to_pixels(videos)).latent_dist.mode().half()
+
+
+def shown(
+    args: PretrainTinyRoomsArguments, batch: dict[str, torch.Tensor], generator: torch.Generator
+) -> torch.Tensor:
+    """The latents that are shown under a batch's instructions: not all searches obey (`obey_share`)."""
+    draw = torch.rand(len(batch["video"]), generator=generator)
+    search = ~batch[CAMERAS].any(-1).any(-1)
+    left, video = (1 - args.obey_share) / len(IDLE), batch["video"].clone()
+    for number, name in enumerate(IDLE):
+        chosen = search & (draw >= number * left) & (draw < (number + 1) * left)
+        video[chosen] = batch[name][chosen]
+    return video
 
 
 def new_model(args: PretrainTinyRoomsArguments, vae: AutoencoderKLWan) -> WanContextVideoModel:
@@ -184,13 +218,13 @@ def train_denoiser(args: PretrainTinyRoomsArguments, out: Path) -> None:
         rows = torch.randint(len(prompts), (size,), generator=generator)
         u = (torch.randperm(size, generator=generator) + torch.rand(size, generator=generator)) / size  # stratified
         sigma = shift_sigma(u, args.flow_shift)
-        clean = data["video"][rows]
+        batch = {name: tensor[rows] for name, tensor in data.items()}
+        clean = shown(args, batch, generator)
         noise = torch.randn(clean.shape, generator=generator)
         s = sigma.view(-1, 1, 1, 1, 1)
         texts = torch.cat([rows, torch.tensor([len(prompts)])])
         embeddings = embed(networks["text_encoder"], tokens.input_ids[texts], tokens.attention_mask[texts])
-        conditioning = _condition(args, model, {name: tensor[rows] for name, tensor in data.items()}, embeddings,
-                                  generator)  # fmt: skip
+        conditioning = _condition(args, model, batch, embeddings, generator)
         velocity = model.predict((1 - s) * clean + s * noise, sigma, conditioning)
         loss = F.mse_loss(velocity, noise - clean)
         return loss, {"loss": float(loss.detach())}

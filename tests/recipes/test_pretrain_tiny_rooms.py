@@ -1,5 +1,6 @@
 """The pretraining recipe of the context model, all stages at a few steps."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,23 @@ def test_all_stages_end_in_a_context_model_that_samples(tmp_path):
     (video,) = model.decode_latents(latents)
     assert video.shape == (17, 32, 48, 3)
     assert torch.isfinite(torch.as_tensor(video)).all()
+
+
+def test_searches_are_obeyed_as_often_as_said_and_paths_always(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    recipe = importlib.import_module("pretrain_tiny_rooms")
+    number = 4000
+    names = {"video": 0.0, "still": 1.0, "stopped": 2.0}
+    batch = {name: torch.full((number, 1, 1, 1, 1), value) for name, value in names.items()}
+    batch["cameras"] = torch.zeros(number, 17, 16)
+    batch["cameras"][: number // 2] = 1.0  # these follow a path
+    args = recipe.PretrainTinyRoomsArguments(obey_share=0.6)
+    shown = recipe.shown(args, batch, torch.Generator().manual_seed(0)).flatten()
+    assert not shown[: number // 2].any()
+    shares = [float((shown[number // 2 :] == value).float().mean()) for value in names.values()]
+    assert shares == pytest.approx([0.6, 0.2, 0.2], abs=0.03)
+    assert not batch["video"].any(), "the right videos are kept as they are"
+    assert not recipe.shown(recipe.PretrainTinyRoomsArguments(obey_share=1.0), batch, torch.Generator()).any()
 
 
 def test_an_unknown_stage_is_named(tmp_path):
