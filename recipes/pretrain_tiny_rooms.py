@@ -15,7 +15,7 @@ Source: Video4Spatial (arXiv 2512.03040), which trains a pretrained video model 
 there is no pretrained model, so that video, context and tasks are learned at once; word-level tokenizer, 17 frames of
 32x48 pixels, 8 context frames. Ours: in some of the examples the network is told the cameras of the context
 (`context_camera_share`), which teaches it sooner what the trajectory's cameras mean; it is sampled without them. And
-not every search is obeyed (`obey_share`), as not every caption of `pretrain_tiny.py` is, so that alignment has
+not every instruction is obeyed (`obey_share`), as not every caption of `pretrain_tiny.py` is, so that alignment has
 something to do.
 
     python recipes/pretrain_tiny_rooms.py --config recipes/configs/pretrain_tiny_rooms.yaml
@@ -92,8 +92,8 @@ class PretrainTinyRoomsArguments(VAEArguments):
     obey_share: float = field(
         default=0.5,
         metadata={
-            "help": "Share of the searches whose video goes to what is named; in half of the others the camera stays "
-            "where it is, in half it stops half-way. 1: a model that leaves alignment less to do."
+            "help": "Share of the instructions that training videos obey; in the others the camera stays where it is, "
+            "or, in half of the searches, stops half-way. 1: a model that leaves alignment less to do."
         },
     )
     flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
@@ -165,13 +165,13 @@ def _latents(vae: AutoencoderKLWan, videos: list[np.ndarray]) -> torch.Tensor:
 def shown(
     args: PretrainTinyRoomsArguments, batch: dict[str, torch.Tensor], generator: torch.Generator
 ) -> torch.Tensor:
-    """The latents that are shown under a batch's instructions: not all searches obey (`obey_share`)."""
+    """The latents that are shown under a batch's instructions: not all are obeyed (`obey_share`)."""
     draw = torch.rand(len(batch["video"]), generator=generator)
+    disobeys = draw > args.obey_share
     search = ~batch[CAMERAS].any(-1).any(-1)
-    left, video = (1 - args.obey_share) / len(IDLE), batch["video"].clone()
-    for number, name in enumerate(IDLE):
-        chosen = search & (draw >= number * left) & (draw < (number + 1) * left)
-        video[chosen] = batch[name][chosen]
+    stops = search & (draw > (1 + args.obey_share) / 2)  # half of a path is half right, half of a search finds nothing
+    video = batch["video"].clone()
+    video[disobeys], video[stops] = batch["still"][disobeys], batch["stopped"][stops]
     return video
 
 
