@@ -96,7 +96,9 @@ def test_tensorboard_gets_the_outcome(looked_at):
     events, results = tensorboard(run / "runs"), json.loads((run / "results.json").read_text())
     told = {event.step: event.value for event in events.Scalars("evaluation/S@0.7")}
     assert told == pytest.approx({0: results["base"]["S@0.7"], 1: results["aligned"]["S@0.7"]})
-    assert {"evaluation/reward_mean", "evaluation/invalid_rate", "evaluation/sharpness"} <= set(events.Tags()["scalars"])
+    assert {"evaluation/reward_mean", "evaluation/invalid_rate", "evaluation/sharpness"} <= set(
+        events.Tags()["scalars"]
+    )
     (table,) = events.Tensors("evaluation/before_and_after/text_summary")
     assert table.step == 1 and b"| measure | base | aligned |" in table.tensor_proto.string_val[0]
     assert not (looked_at["in peace"] / "runs").exists()

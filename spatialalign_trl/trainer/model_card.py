@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ PAPERS = {
 """arXiv number -> what a citation says of it."""
 
 _EXAMPLE_PROMPT = "In a meadow, a cat is on the left of a box, then the cat jumps to the right of the box."
+_EXAMPLE_INSTRUCTION = "Find the green plant."
 _VERSIONS = ("spatialalign-trl", "trl", "transformers", "diffusers", "peft", "torch")
 
 
@@ -177,7 +179,7 @@ def lora_model_card(
         dataset_name=dataset_name,
         repo=repo,
         trainer_name=trainer_name,
-        example_prompt=repr(_EXAMPLE_PROMPT).replace("'", '"'),
+        example_prompt=json.dumps(_example_prompt(model, comparison), ensure_ascii=False),
         settings=model.default_settings(),
         load_options="".join(f", {name}={value!r}" for name, value in model.lora_load_options.items()),
         formula=formula,
@@ -190,6 +192,13 @@ def lora_model_card(
         video_root=f"{constants.ENDPOINT}/{repo}/resolve/main/" if hub_id(repo) else "",
         recipe=recipe,
     )
+
+
+def _example_prompt(model: VideoModel, comparison: Comparison | None) -> str:
+    """What the quick start asks for: of a model of scenes an instruction, one that was evaluated if there are any."""
+    if not model.conditioning_columns:
+        return _EXAMPLE_PROMPT
+    return comparison.videos[0].prompt if comparison and comparison.videos else _EXAMPLE_INSTRUCTION
 
 
 def _eval_results(comparison: Comparison) -> list[EvalResult]:

@@ -59,6 +59,7 @@ def test_it_learns_all_that_conditions_it_and_saves_it(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text()
     assert "2512.03040" in card and "Scenes" in card and "mean over target frames" in card
     assert 'variant="context")' in card and "camera_poses" in card and "DiffusionPipeline" not in card
+    assert "In a meadow" not in card and "Find the green plant." in card
 
     again = context_model()
     again.load_lora(tmp_path)
