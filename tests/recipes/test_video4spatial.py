@@ -108,7 +108,8 @@ def test_ablations_end_in_one_table_and_go_on(run, things, capsys):
     judge = ["--reward_funcs", f"{things / 'judge.py'}:brightness", "--reward_options", "{}"]
     prompts = ["--train_prompts", "video4spatial_grounding"]
     variants = ["contiguous", "no_box", "longer_context", "outdoor"]
-    line = ["video4spatial_ablations", *judge, *prompts, "--variants", *variants]
+    # searches have no trajectory, in whose system a camera could be told
+    line = ["video4spatial_ablations", *judge, *prompts, "--variants", *variants, "told_cameras"]
     folder = run(*line)
     results = read_json(folder / "ablations.json")
     assert list(results) == ["full", *variants]
