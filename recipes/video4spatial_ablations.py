@@ -32,7 +32,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from video4spatial_sft import HeldOutArguments, sampled, train_on
 
 from spatialalign_trl.files import read_json, write_atomic, write_json
@@ -107,9 +106,9 @@ class Ablation:
         path = self.folder / RESULTS_FILE
         results = read_json(path) if path.exists() else {}
         full: list[Sample] = []
-        searches = np.array([bool(row.get("object")) for row in self.scenes.load()[1]])
+        searches = [bool(row.get("object")) for row in self.scenes.load()[1]]
         for name in variants:
-            if (name == "no_box" and not searches.any()) or (name == "told_cameras" and searches.all()):
+            if (name == "no_box" and not any(searches)) or (name == "told_cameras" and all(searches)):
                 continue  # nothing is looked for, so there is no box; no path is given, and no cameras with it
             if name in results and name != "full":
                 continue

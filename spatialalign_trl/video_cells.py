@@ -36,16 +36,24 @@ def video_bytes(cell: Any, where: str) -> bytes:
     Raises:
         ValueError: nothing of the kind, or a file that cannot be read.
     """
+    source = _source(cell, where)
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{where}: the video file cannot be read: {error}") from error
+
+
+def _source(cell: Any, where: str) -> bytes | Path:
+    """The video file of a cell: what is in it, or where it is."""
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes) and cell:
         return cell
     if not isinstance(cell, (str, PurePath)) or not str(cell):
         raise ValueError(f"{where}: expected a video as bytes or a path, got {brief(cell)}")
-    try:
-        return Path(cell).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{where}: the video file cannot be read: {error}") from error
+    return Path(cell)
 
 
 def is_frames(cell: Any) -> bool:
@@ -55,23 +63,24 @@ def is_frames(cell: Any) -> bool:
 
 def frames_of(cell: Any, where: str) -> Video:
     """
-    The frames in a cell: an array of them, or what [`video_bytes`] reads.
+    The frames in a cell: an array of them, or those of a video file as of [`video_bytes`].
 
     Args:
         cell: A `uint8` array or tensor of shape (frames, height, width, 3), the same as nested lists, or a video.
         where (`str`): How errors name the cell.
 
     Raises:
-        TypeError, ValueError: nothing of the kind, or a file that cannot be read.
+        TypeError, ValueError: nothing of the kind, or a file that cannot be read; names it.
     """
     from .video import check_video, read_video
 
     if is_frames(cell):
         return check_video(np.asarray(cell, np.uint8 if isinstance(cell, (list, tuple)) else None), where)
+    source = _source(cell, where)
     try:
-        return read_video(video_bytes(cell, where))
-    except ValueError as error:
-        raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from error
+        return read_video(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def videos_of(row: Mapping[str, Any]) -> list[tuple[str, Video]]:

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from ..files import write_json
 from ..video import Video
-from .statistics import mean_difference, number
+from .statistics import mean_difference, measured
 
 METRICS_FILE = "scene_metrics.json"
 PSNR = "psnr"
@@ -87,11 +87,7 @@ def scene_values(
         values[reward] = [sample.rewards.get(reward) for sample in samples]
         if None in values[reward]:  # the means leave these videos out, so that they must be told
             values[f"{reward}_invalid_rate"] = [float(value is None) for value in values[reward]]
-        names = [name for sample in samples for name in sample.components if name.startswith(f"{reward}_")]
-        for name in dict.fromkeys(names):
-            measured = [number(sample.components.get(name)) for sample in samples]
-            if any(one is not None for one in measured):
-                values[name] = measured
+        values |= measured(samples, reward)
     return values
 
 
@@ -109,8 +105,8 @@ def summarize_scenes(values: Mapping[str, Sequence[float | None]], prompt_ids: S
         `dict`: measure -> `mean`, `interval` (95 %, over tasks) and `num_videos` that have a value.
     """
     summary = {}
-    for name, measured in values.items():
-        told = mean_difference(measured, [0.0] * len(measured), prompt_ids)
+    for name, numbers in values.items():
+        told = mean_difference(numbers, [0.0] * len(numbers), prompt_ids)
         if told is not None:
             summary[name] = {
                 "mean": told["difference"], "interval": told["interval"], "num_videos": told["num_pairs"]

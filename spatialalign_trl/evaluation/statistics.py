@@ -144,15 +144,22 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _components(samples: Sequence[Scored]) -> dict[str, float]:
-    """Means of what the DSR-Score is made of, and of the numbers that a reward logged as `<its name>_<measure>`."""
-    prefixes = tuple(f"{reward}_" for sample in samples for reward in sample.rewards)
-    logged = [name for sample in samples for name in sample.components if name.startswith(prefixes)]
-    names = dict.fromkeys([*COMPONENTS, *logged])
-    means = {name: _mean([number(sample.components.get(name)) for sample in samples]) for name in names}
+    """Means of what the DSR-Score is made of, and of what any reward measured."""
+    values = {name: [_number(sample.components.get(name)) for sample in samples] for name in COMPONENTS}
+    for reward in dict.fromkeys(name for sample in samples for name in sample.rewards):
+        values |= measured(samples, reward)
+    means = {name: _mean(one) for name, one in values.items()}
     return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def number(value: Any) -> float | None:
+def measured(samples: Sequence[Scored], reward: str) -> dict[str, list[float | None]]:
+    """The numbers that a reward logged as `<its name>_<measure>`, one a sample; `None` where one has none."""
+    names = dict.fromkeys(name for one in samples for name in one.components if name.startswith(f"{reward}_"))
+    values = {name: [_number(sample.components.get(name)) for sample in samples] for name in names}
+    return {name: one for name, one in values.items() if any(value is not None for value in one)}
+
+
+def _number(value: Any) -> float | None:
     """What a reward measured; `None` for texts, flags and NaN that it logged."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None

@@ -15,9 +15,9 @@ from scipy.ndimage import uniform_filter
 PATCHES = 6
 """Patches are a sixth of the height wide, and are looked for as far around."""
 ALIKE = 0.5
-"""Two patches are the same whose difference is at most so much of what the patch differs from one colour, or"""
+"""Two patches are the same whose difference is at most so much of what the patch differs from one colour."""
 SAME_COLOR = 10.0
-"""at most so many of the 255 levels."""
+"""So are two that differ by at most so many of the 255 levels."""
 NEARER = 0.15
 """Levels by which a place must fit better to be one pixel of 32 rows farther away; walls fit everywhere."""
 
@@ -43,8 +43,8 @@ def displacement(frame: np.ndarray, picture: np.ndarray, points: np.ndarray, siz
     side = max(3, height // PATCHES // 2 * 2 + 1)
     reach, step = height // PATCHES, max(1, height // 32)
     frame = frame - frame.mean(axis=(0, 1)) + picture.mean(axis=(0, 1))
-    inner = slice(side // 2, None, max(1, side // 2))
-    rows, columns = (np.arange(length - side // 2)[inner] for length in (height, width))
+    half = side // 2
+    rows, columns = (np.arange(half, length - half, half) for length in (height, width))
     shifts = np.arange(-(reach // step), reach // step + 1) * step
     down, right = (one.ravel() for one in np.meshgrid(shifts, shifts, indexing="ij"))
     outside = ((reach, reach), (reach, reach), (0, 0))

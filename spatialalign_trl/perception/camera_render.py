@@ -100,16 +100,14 @@ class RenderAndCompare:
         poses = np.stack([view.pose for view in views])
         poses[likeness < self.alike] = np.nan
         support = np.clip((likeness - self.alike) / (PERFECT - self.alike), 0, 1)
+        looked = list(zip(video, views, known(poses), strict=True))
         sightings = [
             _compare(frame, view.picture) if found else Sightings(np.zeros((0, 2)), np.zeros(0, bool))
-            for frame, view, found in zip(video, views, known(poses), strict=True)
+            for frame, view, found in looked
         ]
         points = self._points(context_poses, video.shape[1:3], intrinsics)
         size = scene_size(points)
-        distances = [
-            _displacement(frame, view, intrinsics, size) if found else 1.0
-            for frame, view, found in zip(video, views, known(poses), strict=True)
-        ]
+        distances = [_displacement(frame, view, intrinsics, size) if found else 1.0 for frame, view, found in looked]
         return CameraEstimate(
             context_poses.copy(),
             poses,

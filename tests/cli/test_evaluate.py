@@ -62,10 +62,8 @@ def test_a_misspelt_option_is_named(capsys):
 
 
 @pytest.mark.parametrize("name", ["dsr_eval30.csv", "dsr_eval120.csv"])
-def test_the_authors_prompt_files_and_names_are_taken_as_they_are(name, tmp_path, repo_root):
-    file = repo_root.parent / "shared" / "data" / name
-    if not file.is_file():
-        pytest.skip(f"{file} is not here")
+def test_the_authors_prompt_files_and_names_are_taken_as_they_are(name, tmp_path, shared_data):
+    file = shared_data / name
     with file.open(newline="") as opened:
         ids = [row["prompt_id"] for row in csv.DictReader(opened)]
     videos = tmp_path / "videos"

@@ -143,9 +143,9 @@ def test_the_pages_lines_make_recordings_into_rows_that_the_supervised_stage_lea
         )
     page = (ROOT / "docs" / "video4spatial.md").read_text()
     program = re.search(r"```python\n(.*?)```", page, flags=re.DOTALL).group(1)
-    for there, instead in (("size=(480, 832), num_frames=81", "size=(16, 32), num_frames=9"),):
-        assert there in program
-        program = program.replace(there, instead)
+    size = "size=(480, 832), num_frames=81"
+    assert size in program
+    program = program.replace(size, "size=(16, 32), num_frames=9")
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "docs/video4spatial.md", "exec"), {})
     rows = (tmp_path / "rows" / "train.jsonl").read_text().splitlines()

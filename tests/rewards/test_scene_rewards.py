@@ -117,7 +117,7 @@ BAD_ROWS = {
     "too few context poses": ({"context_poses": np.tile(np.eye(4), (3, 1, 1))}, "context_poses must have the shape"),
     "a black context": ({"context": np.zeros((12, 240, 416, 3), np.uint8)}, "no texture"),
     "one frame": ({"context": np.zeros((1, 240, 416, 3), np.uint8), "context_poses": None}, "single frame"),
-    "no such file": ({"context": "/nowhere/context.mp4"}, "context: the video file cannot be read"),
+    "no such file": ({"context": "/nowhere/context.mp4"}, "there is no such video file"),
 }  # fmt: skip
 
 
