@@ -24,7 +24,7 @@ from .hub.preference_files import (
 )
 from .hub.pushing import check_hub_access, push_dataset_folder, without_tokens
 from .preferences import PairingResult, make_pairs
-from .report.contact_sheet import ContactSheetRow, contact_sheet
+from .report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from .scoring import combine_scores, has_failed
 from .video_cells import videos_of
 
@@ -217,7 +217,7 @@ class PreferencePublishing:
             )
             for pair in pairs[:: max(1, len(pairs) // PREVIEW_PAIRS)][:PREVIEW_PAIRS]
         ]
-        contact_sheet(rows, self._hub_folder / PREVIEW_FILE, score_name="score")
+        contact_sheet(rows, self._hub_folder / PREVIEW_FILE, **score_style(self.runner.names))
 
     # Pushing
 

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluation import EVALUATION_SEED, HEADLINE
+from .evaluation import EVALUATION_SEED, headline_of
 from .files import read_json, write_atomic, write_json
 from .hub.lora_files import command_for_later, make_model_repo, push_files
 from .hub.pushing import PushFailed
 from .models.lora import LORA_FILE
-from .report.contact_sheet import ContactSheetRow, contact_sheet
+from .report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from .report.tables import markdown_table, rich_table, summary_rows
 from .report.write import REPORT_FILE
 from .self_improvement_report import report_run
@@ -70,11 +70,6 @@ class RunPublishing:
     evaluation_samples: dict[str, list[Sample]]
     recipe: Recipe | None = None
     """What was run, for the card; a recipe sets it."""
-
-    @property
-    def score_name(self) -> str:
-        """What pictures call the score."""
-        return "DSR" if self.runner.names == ["dsr_score"] else "score"
 
     def push_to_hub(
         self,
@@ -235,7 +230,9 @@ class RunPublishing:
         if len(summaries) < 2:
             return None
         aligned = summaries["aligned"]
-        metrics = {name: aligned[name] for name in (HEADLINE, "S@0.8", "S@0.9")}
+        first = headline_of(aligned)
+        others = ("S@0.8", "S@0.9") if first.startswith("S@") else ("invalid_rate",)
+        metrics = {name: aligned[name] for name in (first, *others) if aligned[name] is not None}
         prompts = f"{aligned['num_prompts']} held-out prompts x {self.args.evaluation_seeds} seeds"
         table = markdown_table(["", *summaries], summary_rows(summaries))
         return Comparison(prompts, table, metrics, [pair for pair, _ in self._shown_videos()])
@@ -257,7 +254,9 @@ class RunPublishing:
         for name in ("base", "aligned"):
             if numbers := self.results.get(name):
                 where = f"{numbers['num_prompts']} held-out prompts, {numbers['num_videos']} videos"
-                facts[f"S@0.7, {name}"] = f"{numbers['S@0.7']:.3f} ({where}, {numbers['invalid_rate']:.1%} INVALID)"
+                first = headline_of(numbers)
+                value = "none" if numbers[first] is None else f"{numbers[first]:.3f}"
+                facts[f"{first}, {name}"] = f"{value} ({where}, {numbers['invalid_rate']:.1%} INVALID)"
         return facts
 
     def _draw_contact_sheet(self, base: list[Sample], aligned: list[Sample]) -> Path:
@@ -273,16 +272,19 @@ class RunPublishing:
             )
             for pair in chosen
         ]
-        return contact_sheet(rows, self.output_dir / CONTACT_SHEET_FILE, score_name=self.score_name)
+        return contact_sheet(rows, self.output_dir / CONTACT_SHEET_FILE, **score_style(self.runner.names))
 
     def _print_outcome(self, results: Mapping[str, Any]) -> None:
         base, aligned = results["base"], results["aligned"]
         if base is not None:
             title = f"{base['num_prompts']} held-out prompts x {self.args.evaluation_seeds} seeds"
             self.console.print(rich_table({"base": base, "aligned": aligned}, title=title))
-            change = results["difference"]["S@0.7"]
+            first = headline_of(results["difference"])
+            change = results["difference"][first]
             low, high = change["interval"]
-            self.console.print(f"S@0.7 {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired)")
+            self.console.print(
+                f"{first} {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired)"
+            )
             verdict = results["verdict"]
             style = "bold yellow" if verdict["warning"] else None
             told = f"{'WARNING' if verdict['warning'] else 'looks'}: {verdict['message']}."

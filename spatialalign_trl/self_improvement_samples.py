@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .files import write_json
-from .report.contact_sheet import ContactSheetRow, contact_sheet
+from .report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from .report.grades import find_grader, relation_names
 from .report.score_plots import RelationCurve, plot_curves
 from .rollout.sampler import noise_seed
@@ -146,7 +146,7 @@ class LogSamples(TrainerCallback):
         pictures: dict[str, Path] = {}
         shown = zip(self.rows, videos, rewards, strict=True)
         sheet = [ContactSheetRow(row["prompt"], [("policy", video, reward)]) for row, video, reward in shown]
-        pictures["samples"] = contact_sheet(sheet, folder / "sheet.png")
+        pictures["samples"] = contact_sheet(sheet, folder / "sheet.png", **score_style(self.runner.names))
         scores = {}
         for row, video, reward in zip(self.rows, videos, rewards, strict=True):
             name = str(row["prompt_id"])

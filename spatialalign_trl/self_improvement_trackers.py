@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
-from .evaluation import HEADLINE
+from .evaluation import headline_of
 from .report.tables import markdown_table, summary_rows
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
         name: value for name, value in summary.items() if name.startswith("S@") or name.endswith(("_mean", "_rate"))
     }
     groups = {**summary.get("components", {}), **summary.get("quality", {})}
-    types = {f"{HEADLINE} {kind}": one[HEADLINE] for kind, one in summary.get("by_type", {}).items()}
+    headline = headline_of(summary)
+    types = {f"{headline} {kind}": one[headline] for kind, one in summary.get("by_type", {}).items()}
     numbers = {f"evaluation/{name}": value for name, value in {**own, **types, **groups}.items()}
     return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float))}
 

@@ -33,7 +33,8 @@ def test_the_run_leaves_a_card_that_tells_its_story(finished):
         card.data.tags
     )
     assert card.data.library_name == "diffusers"
-    for words in ("# mine", 'load_lora_weights("mine")', "| Rounds | 1 |", "| S@0.7, base |", "L_zo", "| Pairs | 6 |"):
+    told = ("| Rounds | 1 |", "| Pairs | 6 |", "| reward_mean, base |", "L_zo")
+    for words in ("# mine", 'load_lora_weights("mine")', *told):
         assert words in card.text, words
     assert "policy" not in card.text.split("## How it was trained")[0]  # the round's folder is not the run's name
 
@@ -60,7 +61,8 @@ def test_a_push_holds_what_a_reader_needs_and_nothing_else(finished, loopback_cl
 def test_the_card_compares_and_cites(finished):
     card = ModelCard.load(finished.output_dir / "README.md")
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert metrics["S@0.7"] == round(finished.results["aligned"]["S@0.7"], 4)
+    aligned = finished.results["aligned"]
+    assert metrics == {"reward_mean": round(aligned["reward_mean"], 4), "invalid_rate": aligned["invalid_rate"]}
     assert "On 3 held-out prompts x 2 seeds" in card.text and "|  | base | aligned |" in card.text
     assert card.text.count("<video ") == 6 and 'videos/1_base.mp4" controls' in card.text
     assert card.data.to_dict()["widget"][0]["output"] == {"url": "videos/1_aligned.mp4"}

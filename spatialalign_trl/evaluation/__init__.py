@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "statistics": [
             "BOOTSTRAP_DRAWS",
             "COMPONENTS",
+            "DSR",
             "EVALUATION_SEED",
             "HEADLINE",
             "MEANS",
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Scored",
             "bootstrap_interval",
             "compare",
+            "headline_of",
             "invalid_reason",
             "mean_difference",
             "success_rate",

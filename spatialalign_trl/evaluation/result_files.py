@@ -6,9 +6,10 @@
     baseline            the name of the policy that the others are compared with
     policies            name -> model, lora, folder (where it comes from), revision (the samples' `policy_revision`),
                         sampling (settings; null of videos that existed), summary (`statistics.summarize`)
-    differences         name -> rewards (S@tau and `reward`, the mean over videos that are valid on both sides) and
-                        quality (measures with a value a video): difference to the baseline, 95 % paired interval;
-                        verdict (`verdict.reward_hacking_verdict`); num_prompts, num_pairs, paired_by (seed or prompt)
+    differences         name -> rewards (S@tau; of a reward that is not the DSR-Score `reward_mean`; `reward`, the mean
+                        of the weighted sum; means are over videos that are valid on both sides) and quality
+                        (measures with a value a video): difference to the baseline, 95 % paired interval; verdict
+                        (`verdict.reward_hacking_verdict`); num_prompts, num_pairs, paired_by (seed or prompt)
     rewards             name -> what the reward was made with
     quality_guards, seeds, problems (texts), settings, versions
 
@@ -35,7 +36,7 @@ from ..files import write_atomic, write_json
 from ..report.tables import latex_table, markdown_table, obedience_measures, rich_table, summary_rows
 from ..report.write import REPORT_FILE
 from .guards import better_side
-from .statistics import HEADLINE, invalid_reason
+from .statistics import headline_of, invalid_reason
 from .verdict import difference_text
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ def latex(results: Results) -> str:
     notes = [_headline(results)]
     for name, one in results["differences"].items():
         if "rewards" in one:
-            text = difference_text(one["rewards"][HEADLINE])
-            notes.append(f"{name} - {results['baseline']}, {HEADLINE}: {text} (paired)")
+            headline = headline_of(one["rewards"])
+            text = difference_text(one["rewards"][headline])
+            notes.append(f"{name} - {results['baseline']}, {headline}: {text} (paired)")
     return "\n".join(f"% {note}" for note in notes) + "\n" + cells
 
 
@@ -138,8 +140,9 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
         table.add_column("measure")
         for name in results["differences"]:
             table.add_column(name, justify="right")
+        headline = headline_of(summaries(results)[results["baseline"]])
         for row in difference_rows(results):
-            table.add_row(*row, style="bold" if row[0] == HEADLINE else None)
+            table.add_row(*row, style="bold" if row[0] == headline else None)
         console.print(table)
     for name, line in verdict_lines(results).items():
         warns = results["differences"][name].get("verdict", {}).get("warning", False)

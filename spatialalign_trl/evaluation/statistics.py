@@ -1,8 +1,9 @@
 """The numbers of scored videos: obedience, and its intervals and differences.
 
 Obedience is S@tau, the share of ALL videos whose score reaches tau: an INVALID video is a failure and stays in the
-denominator. The score is the first reward's value: a sum of several has no scale that a tau could stand on. Intervals
-are bootstrapped over prompts, because the seeds of one prompt are not independent.
+denominator. The score is the first reward's value: a sum of several has no scale that a tau could stand on. A reward
+that is not the DSR-Score has no tau that is known to mean something, so that its mean comes first
+([`headline_of`]). Intervals are bootstrapped over prompts, because the seeds of one prompt are not independent.
 """
 
 from __future__ import annotations
@@ -132,6 +133,12 @@ def _obedience(samples: Sequence[Scored]) -> dict[str, Any]:
     return summary
 
 
+def headline_of(numbers: Mapping[str, Any]) -> str:
+    """The measure that a policy is told by first, in what [`summarize`] or [`compare`] returned: S@0.7 of DSR-Scores,
+    `reward_mean` of any other reward."""
+    return MEANS[1] if MEANS[1] in numbers else HEADLINE
+
+
 def mean_name(samples: Sequence[Scored]) -> str:
     """What the mean of the score that S@tau looks at is called: `dsr_mean` of DSR-Scores, `reward_mean` of others."""
     names = {next(iter(sample.rewards), DSR) for sample in samples}
@@ -193,9 +200,9 @@ def summarize(
     Returns:
         A dict ready for JSON: `S@0.5`..`S@0.9` in [0, 1] of all videos, `S@0.7_interval` (95 %, over prompts),
         `dsr_mean`, the mean score of the valid videos (`None` without any; of a reward that is not the DSR-Score it is
-        called `reward_mean`), `invalid_rate`, `components`, `by_type`,
-        `quality`, `invalid_reasons` with counts (the ten most frequent), `num_prompts`, `num_videos`; with several
-        rewards `rewards`, the mean of each.
+        called `reward_mean` and has a `reward_mean_interval`), `invalid_rate`, `components`, `by_type`, `quality`,
+        `invalid_reasons` with counts (the ten most frequent), `num_prompts`, `num_videos`; with several rewards
+        `rewards`, the mean of each.
 
     Raises:
         ValueError: when there are no samples.
@@ -204,11 +211,12 @@ def summarize(
         raise ValueError("there is nothing to summarize: no samples")
     types = sorted({str(sample.row["type"]) for sample in samples if "type" in sample.row})
     reasons = Counter(invalid_reason(sample) for sample in samples if sample.reward is None)
-    names = list(samples[0].rewards)
+    names, mean = list(samples[0].rewards), mean_name(samples)
     means = {name: _mean([sample.rewards.get(name) for sample in samples]) for name in names}
     return {
         **_obedience(samples),
         f"{HEADLINE}_interval": list(bootstrap_interval(samples, 0.7, seed=seed)),
+        **({} if mean == MEANS[0] else _mean_interval(samples, mean, seed)),
         "components": _components(samples),
         "by_type": {t: _obedience([s for s in samples if s.row.get("type") == t]) for t in types},
         **({"rewards": means} if len(names) > 1 else {}),
@@ -219,13 +227,24 @@ def summarize(
     }
 
 
+def _mean_interval(samples: Sequence[Scored], name: str, seed: int) -> dict[str, list[float]]:
+    scores = [headline_score(sample) for sample in samples]
+    told = mean_difference(scores, [0.0] * len(scores), [sample.prompt_id for sample in samples], seed)
+    return {} if told is None else {f"{name}_interval": told["interval"]}
+
+
 def compare(base: Sequence[Scored], aligned: Sequence[Scored], seed: int = 0) -> dict[str, Any]:
-    """Differences aligned - base of S@tau with paired 95 % intervals over prompts."""
-    differences = {}
+    """Differences aligned - base with paired 95 % intervals over prompts: of S@tau, and of a reward that is not the
+    DSR-Score `reward_mean`, over the videos that are valid on both sides (left out where there are none)."""
+    differences: dict[str, Any] = {}
     for tau in THRESHOLDS:
         rates = [success_rate([headline_score(s) for s in group], tau) for group in (base, aligned)]
         differences[f"S@{tau}"] = {
             "difference": rates[1] - rates[0],
             "interval": list(bootstrap_interval(aligned, tau, base, seed=seed)),
         }
+    if (name := mean_name(base)) != MEANS[0]:
+        scores = [[headline_score(sample) for sample in group] for group in (aligned, base)]
+        mean = mean_difference(*scores, [sample.prompt_id for sample in aligned], seed)
+        differences |= {} if mean is None else {name: mean}
     return differences

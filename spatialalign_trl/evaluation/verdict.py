@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .guards import better_side
-from .statistics import HEADLINE, Scored, compare, mean_difference
+from .statistics import Scored, compare, headline_of, mean_difference
 
 Difference = Mapping[str, Any]
 """`difference` and its 95 % `interval`."""
@@ -34,7 +34,7 @@ def judge(base: Measured, aligned: Measured, seed: int = 0) -> dict[str, Any]:
     """What the loop writes of two policies on the same prompts and seeds, in the same order.
 
     Returns:
-        `difference` (of S@tau), `quality_difference` (of the guards' measures), `verdict`.
+        `difference` (as `compare` has it), `quality_difference` (of the guards' measures), `verdict`.
     """
     rewards = compare_rewards(base.samples, aligned.samples, seed)
     quality = compare_quality(base.looks, aligned.looks, [sample.prompt_id for sample in aligned.samples], seed)
@@ -44,7 +44,8 @@ def judge(base: Measured, aligned: Measured, seed: int = 0) -> dict[str, Any]:
 
 
 def compare_rewards(base: Sequence[Scored], aligned: Sequence[Scored], seed: int = 0) -> dict[str, Any]:
-    """`compare`'s differences of S@tau, and `reward`: that of the mean reward, over the videos valid on both sides."""
+    """`compare`'s differences, and `reward`: that of the mean reward (of several the weighted sum), over the videos
+    that are valid on both sides."""
     rewards = [[sample.reward for sample in group] for group in (aligned, base)]
     reward = mean_difference(*rewards, [sample.prompt_id for sample in aligned], seed)
     return compare(base, aligned, seed) | ({} if reward is None else {"reward": reward})
@@ -72,9 +73,10 @@ def compare_quality(
 def reward_hacking_verdict(rewards: Mapping[str, Difference], quality: Mapping[str, Difference]) -> dict[str, Any]:
     """Warns when the reward rose while a guard fell by more than its interval.
 
-    The reward rose when S@0.7 or the mean reward did. A guard fell when its paired 95 % interval lies wholly on the
-    worse side of 0 (`guards.better_side` says which side that is; measures that have none are not judged). With k
-    judged guards one falls by chance alone in about 2.5 % times k of comparisons of equal policies.
+    The reward rose when the headline (`statistics.headline_of`) or the mean reward did. A guard fell when its paired
+    95 % interval lies wholly on the worse side of 0 (`guards.better_side` says which side that is; measures that have
+    none are not judged). With k judged guards one falls by chance alone in about 2.5 % times k of comparisons of equal
+    policies.
 
     Args:
         rewards: what `compare_rewards` returned.
@@ -83,7 +85,7 @@ def reward_hacking_verdict(rewards: Mapping[str, Difference], quality: Mapping[s
     Returns:
         `warning` (bool), `reward_rose` (bool), `fell` (names), `judged` (names), `message` (a sentence).
     """
-    told = {name: rewards[name]["difference"] for name in (HEADLINE, "reward") if name in rewards}
+    told = {name: rewards[name]["difference"] for name in (headline_of(rewards), "reward") if name in rewards}
     rose = [f"{name} {difference:+.3f}" for name, difference in told.items() if difference > 1e-9]
     judged = [name for name in quality if better_side(name)]
     fell = [name for name in judged if _is_worse(quality[name], better_side(name))]

@@ -14,10 +14,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
+from ..evaluation import DSR
 from ..files import write_atomic
 from ..video import Video, check_video
 from .drawing import enlarge, font_of, line_height, plain, wrap
@@ -30,6 +32,7 @@ HOLD_FIRST, HOLD_LAST = 0.4, 1.2
 
 _PAPER, _INK, _FAINT, _LINE = "#ffffff", "#1f2328", "#57606a", "#d8dee4"
 _PASSED, _FAILED, _INVALID = ("#1a7f37", "#dafbe1"), ("#cf222e", "#ffebe9"), ("#656d76", "#eaeef2")
+_SCORED = ("#0969da", "#ddf4ff")
 _MARGIN, _GUTTER, _FRAME_GAP = 36, 28, 4
 _PROMPT_SIZE, _PLAYING_PROMPT_SIZE, _LABEL_SIZE, _TITLE_SIZE, _LEGEND_SIZE = 24, 20, 22, 32, 18
 
@@ -51,6 +54,12 @@ class ContactSheetRow:
     given: Sequence[tuple[str, Video]] = ()
 
 
+def score_style(rewards: Sequence[str]) -> dict[str, Any]:
+    """The options `score_name` and `threshold` of [`contact_sheet`] for scores of these rewards: only of the
+    DSR-Score is it known which one is a success."""
+    return {} if list(rewards) == [DSR] else {"score_name": "score", "threshold": None}
+
+
 def contact_sheet(
     rows: Sequence[ContactSheetRow],
     path: str | os.PathLike,
@@ -58,7 +67,7 @@ def contact_sheet(
     columns: int = 6,
     scale: float | None = None,
     title: str | None = None,
-    threshold: float = THRESHOLD,
+    threshold: float | None = THRESHOLD,
     score_name: str = "DSR",
 ) -> Path:
     """Write evenly spaced frames of every video, first and last included, to a PNG.
@@ -71,7 +80,8 @@ def contact_sheet(
         scale (`float`, *optional*): Pixels shown per pixel of a video: a whole number enlarges, one below 1 reduces.
             Chosen so that a frame is about 140 pixels wide if it is not given.
         title (`str`, *optional*): A heading above the rows.
-        threshold (`float`, *optional*, defaults to 0.7): Scores from here on are green, those below are red.
+        threshold (`float`, *optional*, defaults to 0.7): Scores from here on are green, those below are red; `None`:
+            all are blue.
         score_name (`str`, *optional*, defaults to `"DSR"`): What stands before the score.
 
     Returns:
@@ -103,7 +113,7 @@ def animated_sheet(
     columns: int = 2,
     scale: float | None = None,
     title: str | None = None,
-    threshold: float = THRESHOLD,
+    threshold: float | None = THRESHOLD,
     score_name: str = "DSR",
 ) -> Path:
     """Write an endless animation in which the videos of every row play next to each other.
@@ -199,7 +209,7 @@ def _check_scale(scale: float | None, width: int, wanted: int) -> float:
 class _Badge:
     """How a score is worded and coloured."""
 
-    threshold: float
+    threshold: float | None
     score_name: str
 
     def text(self, score: float | None) -> str:
@@ -212,9 +222,13 @@ class _Badge:
         """Ink and paper."""
         if score is None:
             return _INVALID
+        if self.threshold is None:
+            return _SCORED
         return _PASSED if score >= self.threshold - 1e-9 else _FAILED
 
     def legend(self) -> str:
+        if self.threshold is None:
+            return "Grey: invalid, not measurable."
         return f"Green: {self.score_name} of {self.threshold:g} or more; red: less; grey: invalid, not measurable."
 
     def size(self, score: float | None) -> tuple[int, int]:

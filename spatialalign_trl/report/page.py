@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import HEADLINE, MEANS
+from ..evaluation import MEANS
 from ..evaluation.verdict import difference_text
 from .gallery import Clip, Gallery, Grader, Pair, by_interest, fill, in_turn, json_for_html, pair_up
 from .grades import Grade
 from .page_plots import Plot, score_histograms, training_plots
-from .tables import summary_rows
+from .tables import headline_of_all, summary_rows
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "report"
 MEGABYTE = 1_000_000
@@ -101,7 +101,7 @@ class _Page:
 
     def render(self, gallery: Gallery, max_megabytes: float) -> bytes:
         content = self.content
-        fixed = {"policies": self.policies, "baseline": content.baseline, "threshold": _threshold()}
+        fixed = {"policies": self.policies, "baseline": content.baseline, "threshold": _threshold(content)}
         data = f'{json_for_html(fixed)[:-1]},"clips":[{",".join(gallery.entries)}]}}'
         text = self.template.render(
             title=content.title,
@@ -110,8 +110,7 @@ class _Page:
             script=self.script,
             script_hash=_hash(self.script),
             notes=self.notes,
-            measure=HEADLINE,
-            threshold=_threshold(),
+            lead=_lead(content),
             baseline=content.baseline,
             headline=_headline(content),
             verdicts=_verdicts(content),
@@ -130,8 +129,18 @@ class _Page:
         return text.encode("utf-8", "replace")
 
 
-def _threshold() -> float:
-    return float(HEADLINE.partition("@")[2])
+def _threshold(content: ReportContent) -> float | None:
+    """From where on a score has passed; `None` where no such number is known."""
+    name, _, threshold = headline_of_all(content.summaries).partition("@")
+    return float(threshold) if name == "S" else None
+
+
+def _lead(content: ReportContent) -> str:
+    """What the first numbers are."""
+    threshold = _threshold(content)
+    if threshold is None:
+        return f"{headline_of_all(content.summaries)}: the mean score of the videos that are not INVALID"
+    return f"S@{threshold}: the share of all videos that score {threshold} or more. INVALID counts as a failure"
 
 
 def _hash(script: str) -> str:
@@ -140,25 +149,36 @@ def _hash(script: str) -> str:
 
 
 def _headline(content: ReportContent) -> list[dict[str, Any]]:
+    measure, place = headline_of_all(content.summaries), _axis(content)
     rows = []
     for name, summary in content.summaries.items():
-        interval = summary.get(f"{HEADLINE}_interval")
+        value, interval = summary.get(measure), summary.get(f"{measure}_interval")
         row = {
             "name": name,
             "is_baseline": name == content.baseline,
-            "text": f"{summary[HEADLINE]:.3f}",
-            "percent": round(100 * summary[HEADLINE], 2),
+            "text": "-" if value is None else f"{value:.3f}",
+            "start": place(min(0.0, value or 0.0)),
+            "end": place(max(0.0, value or 0.0)),
             "interval": f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "",
-            "low": round(100 * interval[0], 2) if interval else 0,
-            "high": round(100 * interval[1], 2) if interval else 0,
+            "low": place(interval[0]) if interval else 0,
+            "high": place(interval[1]) if interval else 0,
             "difference": "",
             "direction": "",
         }
-        difference = content.differences.get(name, {}).get("rewards", {}).get(HEADLINE)
+        difference = content.differences.get(name, {}).get("rewards", {}).get(measure)
         if difference:
             row |= {"difference": difference_text(difference), "direction": _direction(difference["interval"])}
         rows.append(row)
     return rows
+
+
+def _axis(content: ReportContent) -> Callable[[float], float]:
+    """Where on the bars' axis a value stands, in percent; the axis holds [0, 1], or what else there is."""
+    measure = headline_of_all(content.summaries)
+    known = [one for summary in content.summaries.values() for one in summary.get(f"{measure}_interval") or ()]
+    known += [summary[measure] for summary in content.summaries.values() if summary.get(measure) is not None]
+    low, high = min([0.0, *known]), max([1.0, *known])
+    return lambda value: round(100 * (value - low) / (high - low), 2)
 
 
 def _direction(interval: Sequence[float]) -> str:
@@ -176,7 +196,7 @@ def _tables(content: ReportContent) -> list[dict[str, Any]]:
         return []
     rows = summary_rows(content.summaries)
     looks = dict.fromkeys(name for summary in content.summaries.values() for name in summary.get("quality", {}))
-    shown = [row for row in rows if row[0] in {HEADLINE, *MEANS, "invalid_rate", *looks}]
+    shown = [row for row in rows if row[0] in {headline_of_all(content.summaries), *MEANS, "invalid_rate", *looks}]
     header = ["measure", *content.summaries]
     tables = [
         {"title": "Obedience and looks", "header": header, "rows": shown, "open": True},

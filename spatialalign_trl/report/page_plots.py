@@ -34,7 +34,7 @@ _CLEANING = (
 )
 """What matplotlib writes for a file of its own, and what stands for it inside a page."""
 
-_BINS = np.linspace(0, 1, 21)
+_NUMBER_OF_BINS = 20
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ def training_plots(rounds: Sequence[Mapping[str, Any]]) -> list[Plot]:
 def score_histograms(groups: Mapping[str, Sequence[float | None]]) -> list[Plot]:
     """One histogram a group on axes of one height; `None` is INVALID, which the title counts."""
     valid = {name: [score for score in scores if score is not None] for name, scores in groups.items()}
-    shares = {name: np.histogram(scores, _BINS)[0] / max(1, len(groups[name])) for name, scores in valid.items()}
+    known = [score for scores in valid.values() for score in scores]
+    bins = np.linspace(min([0.0, *known]), max([1.0, *known]), _NUMBER_OF_BINS + 1)
+    shares = {name: np.histogram(scores, bins)[0] / max(1, len(groups[name])) for name, scores in valid.items()}
     top = max((share.max() for share in shares.values()), default=0) or 1
-    return [_histogram(name, groups[name], valid[name], shares[name], top) for name in groups if groups[name]]
+    return [_histogram(name, groups[name], valid[name], shares[name], bins, top) for name in groups if groups[name]]
 
 
 def _consecutive(rounds: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[tuple[float, Mapping[str, Any]]]]:
@@ -140,11 +142,17 @@ def _share_plot(title: str, shares: Points) -> Plot:
 
 
 def _histogram(
-    name: str, scores: Sequence[float | None], valid: Sequence[float], shares: np.ndarray, top: float
+    name: str,
+    scores: Sequence[float | None],
+    valid: Sequence[float],
+    shares: np.ndarray,
+    bins: np.ndarray,
+    top: float,
 ) -> Plot:
     figure, axes = _axes()
-    axes.stairs(shares, _BINS, fill=True, color=_SERIES[0])
-    axes.set_xlim(-0.01, 1.01)
+    axes.stairs(shares, bins, fill=True, color=_SERIES[0])
+    margin = 0.01 * (bins[-1] - bins[0])
+    axes.set_xlim(bins[0] - margin, bins[-1] + margin)
     axes.set_ylim(0, top * 1.12)
     axes.set_xlabel("score")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")

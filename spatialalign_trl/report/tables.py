@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..evaluation import HEADLINE, MEANS, THRESHOLDS
+from ..evaluation import MEANS, THRESHOLDS, headline_of
 
 Summary = Mapping[str, Any]
 
@@ -28,19 +28,24 @@ def obedience_measures(summaries: Mapping[str, Summary]) -> list[str]:
     return [*(f"S@{tau}" for tau in THRESHOLDS), *means, "invalid_rate"]
 
 
+def headline_of_all(summaries: Mapping[str, Summary]) -> str:
+    """The measure that stands out: that of the first policy."""
+    return headline_of(next(iter(summaries.values()), {}))
+
+
 def summary_rows(summaries: Mapping[str, Summary]) -> list[list[str]]:
     """Rows of a table with one column per policy: `[measure, value of the first policy, value of the second, ...]`.
 
     Args:
         summaries: name of a policy -> what `evaluation.summarize` returned.
     """
-    names = obedience_measures(summaries)
+    names, headline = obedience_measures(summaries), headline_of_all(summaries)
     columns = list(summaries.values())
     rows = [[name, *(_with_interval(summary, name) for summary in columns)] for name in names]
     types = dict.fromkeys(t for summary in columns for t in summary.get("by_type", {}))
     for type in types:
-        values = [summary.get("by_type", {}).get(type, {}).get(HEADLINE) for summary in columns]
-        rows.append([f"{HEADLINE} {type}", *map(_share, values)])
+        values = [summary.get("by_type", {}).get(type, {}).get(headline) for summary in columns]
+        rows.append([f"{headline} {type}", *map(_share, values)])
     for group, prefix in (("rewards", "mean "), ("components", ""), ("quality", "")):
         for measure in dict.fromkeys(name for summary in columns for name in summary.get(group, {})):
             rows.append([prefix + measure, *(_share(summary.get(group, {}).get(measure)) for summary in columns)])
@@ -53,8 +58,9 @@ def rich_table(summaries: Mapping[str, Summary], title: str | None = None) -> Ta
     table.add_column("measure")
     for name in summaries:
         table.add_column(name, justify="right")
+    headline = headline_of_all(summaries)
     for row in summary_rows(summaries):
-        table.add_row(*row, style="bold" if row[0] == HEADLINE else None)
+        table.add_row(*row, style="bold" if row[0] == headline else None)
     return table
 
 

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatialalign_trl.evaluation import bootstrap_interval, compare, mean_difference, success_rate, summarize
+from spatialalign_trl.evaluation import (
+    bootstrap_interval,
+    compare,
+    headline_of,
+    mean_difference,
+    success_rate,
+    summarize,
+)
 
 
 @dataclass
@@ -237,6 +244,25 @@ def test_the_mean_of_another_reward_is_not_called_a_dsr_score():
     summary = summarize(samples)
     assert summary["reward_mean"] == summary["by_type"]["LR"]["reward_mean"] == 0.5
     assert "dsr_mean" not in summary and "dsr_mean" not in summary["by_type"]["LR"]
+
+
+def test_a_reward_that_is_not_the_dsr_score_is_told_by_its_mean_with_an_interval():
+    def of(name: str, *values: float | None) -> list[Scored]:
+        return [Scored(f"p{k}", value, {}, {}, {name: value}) for k, value in enumerate(values)]
+
+    base, other = of("motion", 0.2, 0.4, None, 0.1), of("motion", 0.3, 0.5, 0.9, None)
+    summary, differences = summarize(base), compare(base, other)
+    low, high = summary["reward_mean_interval"]
+    assert headline_of(summary) == headline_of(differences) == "reward_mean"
+    assert 0.1 <= low < summary["reward_mean"] < high < 0.41
+    assert differences["reward_mean"]["difference"] == pytest.approx(0.1), "over what is valid on both sides"
+    assert differences["reward_mean"]["num_pairs"] == 2
+    nothing = of("motion", None, None)
+    assert summarize(nothing)["reward_mean"] is None and "reward_mean_interval" not in summarize(nothing)
+    assert "reward_mean" not in compare(nothing, nothing)
+    dsr = of("dsr_score", 0.2, 0.9)
+    assert headline_of(summarize(dsr)) == headline_of(compare(dsr, dsr)) == "S@0.7"
+    assert "dsr_mean_interval" not in summarize(dsr)
 
 
 def test_what_a_reward_logs_under_its_name_is_a_component():

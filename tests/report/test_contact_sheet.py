@@ -92,6 +92,16 @@ def test_scores_are_worded_so_that_red_never_reads_like_green():
     assert "DSR of 0.7 or more" in badge.legend()
 
 
+def test_scores_without_a_known_threshold_are_neither_green_nor_red(tmp_path):
+    style = contact_sheet_module.score_style(["motion"])
+    assert contact_sheet_module.score_style(["dsr_score"]) == {}
+    for score in (0.1, 0.9):
+        picture = pixels(contact_sheet([plain_row((5, 8, 8), score=score)], tmp_path / "sheet.png", **style))
+        assert count(picture, GREEN) == count(picture, RED) == count(picture, GREY) == 0
+    invalid = pixels(contact_sheet([plain_row((5, 8, 8), score=None)], tmp_path / "sheet.png", **style))
+    assert count(invalid, GREY) > 500
+
+
 def test_another_threshold_and_name(tmp_path):
     path = contact_sheet([plain_row((5, 8, 8))], tmp_path / "sheet.png", threshold=0.5, score_name="grounding")
     assert count(pixels(path), GREEN) > 500

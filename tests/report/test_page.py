@@ -84,6 +84,24 @@ def test_the_page_has_all_its_parts(page):
         assert words in text, words
 
 
+def test_a_reward_without_a_threshold_is_told_by_its_mean_on_an_axis_that_holds_it(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    results = read_json(folder / "results.json")
+    for name, mean in (("base", -1.0), ("aligned", 3.0)):
+        del results[name]["dsr_mean"]
+        results[name] |= {"reward_mean": mean, "reward_mean_interval": [mean - 0.5, mean + 0.5]}
+    results["difference"]["reward_mean"] = {"difference": 4.0, "interval": [3.0, 5.0], "num_pairs": 12}
+    write_json(folder / "results.json", results)
+    write_report(folder, grade)
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    text = re.sub(r"\s+", " ", page.text)
+    assert "reward_mean: the mean score of the videos that are not INVALID" in text
+    assert "+4.000 [+3.000, +5.000] paired to base" in text
+    assert page.data["threshold"] is None
+    fills = [a["style"] for _, a in page.elements if a.get("class") == "fill"]  # from -1.5 to 3.5, 0 at 30 %
+    assert fills == ["left:10.0%;width:20.0%", "left:30.0%;width:60.0%"]
+
+
 def test_the_page_stands_alone(page):
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "action", "poster"):

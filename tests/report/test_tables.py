@@ -65,6 +65,16 @@ def test_the_terminal_shows_the_intervals_and_makes_the_headline_stand_out():
     assert bold == ["S@0.7"]
 
 
+def test_the_mean_stands_out_where_a_reward_has_no_threshold():
+    other = {name: value for name, value in BASE.items() if name != "dsr_mean"}
+    other |= {"reward_mean": 0.4, "reward_mean_interval": [0.3, 0.5], "by_type": {"LR": {"reward_mean": 0.45}}}
+    rows = dict((row[0], row[1:]) for row in summary_rows({"base": other}))
+    assert rows["reward_mean"] == ["0.400 [0.300, 0.500]"] and rows["reward_mean LR"] == ["0.450"]
+    table = rich_table({"base": other})
+    bold = [str(table.columns[0]._cells[k]) for k, row in enumerate(table.rows) if row.style == "bold"]
+    assert bold == ["reward_mean"]
+
+
 def test_markdown():
     table = markdown_table(["measure", "base"], [["S@0.7", "0.3"], ["a|b", "1"]])
     assert table == "| measure | base |\n|---|---|\n| S@0.7 | 0.3 |\n| a\\|b | 1 |"

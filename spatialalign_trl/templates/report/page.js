@@ -45,6 +45,7 @@
 
   function verdictOf(side) {
     if (side.reward === null) return "invalid";
+    if (data.threshold === null) return "scored";
     return side.reward >= data.threshold - 1e-9 ? "passed" : "failed";
   }
 
