@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .evaluation.guards import GUARDS
-from .prompt_arguments import PromptArguments, load_prompt_set
+from .prompt_arguments import PromptArguments, from_json, load_prompt_set
 from .recipe_arguments import ModelArguments
 from .sampling_arguments import SamplingArguments
 
 if TYPE_CHECKING:
     from .evaluation.evaluator import Evaluation
     from .models.base import VideoModel
+    from .models.settings import SamplingSettings
+    from .video import Video
 
 TINY = "tiny"
 
@@ -52,7 +54,14 @@ class EvaluationArguments(SamplingArguments):
             "datasets/. May be left out where all videos are a run's samples."
         },
     )
-    split: str = field(default="test", metadata={"help": "Split of a prompt dataset."})
+    tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": "Scene tasks instead of prompts, as of recipes/video4spatial_*.py; the models then see recordings "
+            "(variant context), and psnr to the right answers stands beside quality_guards."
+        },
+    )
+    split: str = field(default="test", metadata={"help": "Split of a dataset of prompts or tasks."})
     max_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
     seeds: int = field(
         default=5, metadata={"help": "Videos a prompt, with the same fixed seeds for every model and LoRA."}
@@ -62,6 +71,10 @@ class EvaluationArguments(SamplingArguments):
         default=None,
         metadata={"help": "Folder of all samples, such as a run's, whose videos are then used. None: in output_dir."},
     )
+    scenes_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the tasks' recordings, as of a run. None: scenes/ in output_dir."}
+    )
+    supersample: int = field(default=3, metadata={"help": "Rays a pixel of the tasks' rendered rooms, squared."})
     baseline: str | None = field(
         default=None, metadata={"help": "Name of what the others are compared with. None: the first."}
     )
@@ -104,9 +117,13 @@ class EvaluationArguments(SamplingArguments):
     batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
     video_crf: int | None = field(
         default=None,
-        metadata={"help": "x264 quality of stored videos. None: 18; 0 (lossless) for the tiny model."},
+        metadata={"help": "x264 quality of stored videos. None: 18; 0 (lossless) for embedded models."},
     )
 
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "What the models' family alone knows: in YAML {context_frames: 8}, as a flag JSON."},
+    )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     dtype: str | None = field(
         default=None, metadata={"help": "float32, bfloat16, float16. None: bfloat16 on a GPU, else float32."}
@@ -121,6 +138,11 @@ class EvaluationArguments(SamplingArguments):
     use_cpu: bool = field(default=False, metadata={"help": "Coordinate the processes of a launch on CPUs."})
 
     def __post_init__(self) -> None:
+        if self.tasks is not None and self.prompts is not None:
+            raise ValueError(f"prompts={self.prompts!r} and tasks={self.tasks!r}: give one of them")
+        if self.tasks is not None and "dsr_score" in self.reward_funcs:
+            raise ValueError("dsr_score cannot judge scene tasks: set reward_funcs, to scene_navigation or others")
+        self.model_init_kwargs = from_json(self.model_init_kwargs, "model_init_kwargs")
         for name in ("seeds", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -129,6 +151,13 @@ class EvaluationArguments(SamplingArguments):
     def is_tiny(self) -> bool:
         """Whether every model is the embedded one."""
         return bool(self.model) and all(one.rpartition("=")[2] == TINY for one in self.model)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether every model is one in the package."""
+        from .models.tiny import EMBEDDED_MODELS
+
+        return bool(self.model) and all(one.rpartition("=")[2] in EMBEDDED_MODELS for one in self.model)
 
     def build(self) -> Evaluation:
         """
@@ -142,28 +171,37 @@ class EvaluationArguments(SamplingArguments):
 
         from .evaluation.evaluator import Evaluation
         from .evaluation.policies import plan_policies
+        from .evaluation.scene_metrics import TruthGuard
         from .rewards import RewardRunner
 
         policies = plan_policies(self.model, self.lora, self.videos)
-        if self.prompts is None and self.model:
+        if self.prompts is None and self.tasks is None and self.model:
             raise ValueError("a model needs prompts: give a file, a dataset, or a name under datasets/")
         rows = [] if self.prompts is None else list(load_prompt_set(self.prompts, self.split, self.max_prompts))
         runner = RewardRunner(self._rewards(), self.reward_weights)
         accelerator = Accelerator(cpu=self.use_cpu)
+        loaded, sampling, truths = {}, self._sampling(), {}
+        if self.tasks is not None:  # which are rendered at the size of the videos
+            loaded = {policy.model: self._load_model(policy.model) for policy in policies[:1] if policy.model}
+            size = self._size(next(iter(loaded.values()), None))
+            sampling |= {name: getattr(size, name) for name in ("num_frames", "height", "width")}
+            with accelerator.main_process_first():
+                rows, truths = self._scenes(size)
         return Evaluation(
             policies,
             rows,
             runner,
             Path(self.output_dir),
-            load_model=self._load_model,
+            load_model=lambda name: loaded.pop(name, None) or self._load_model(name),
             seeds=self.seeds,
-            sampling=self._sampling(),
+            sampling=sampling,
             quality_guards=self._guards(),
+            own_guards={"truth": TruthGuard(truths)} if truths else None,
             baseline=self.baseline,
             samples_dir=None if self.samples_dir is None else Path(self.samples_dir),
             tag=self._tag(),
             batch_size=self.batch_size,
-            video_crf=self.video_crf if self.video_crf is not None else 0 if self.is_tiny else 18,
+            video_crf=self.video_crf if self.video_crf is not None else 0 if self.is_embedded else 18,
             accelerator=accelerator,
             console=Console(quiet=not accelerator.is_main_process),
         )
@@ -196,6 +234,26 @@ class EvaluationArguments(SamplingArguments):
             return self.quality_guards
         return ["frames", "flicker", "pixel_drift", *(["tiny_world"] if self.is_tiny else [])]
 
+    def _size(self, model: VideoModel | None) -> SamplingSettings:
+        """Of the tasks' videos: the first model's, or where there is none what is set."""
+        from .models.settings import SamplingSettings
+
+        if model is not None:
+            return model.default_settings().updated(self._sampling())
+        if None in (self.num_frames, self.height, self.width):
+            raise ValueError("without a model, tasks need the size of the videos: set num_frames, height and width")
+        return SamplingSettings(self.num_frames, self.height, self.width, num_inference_steps=1, guidance_scale=1)
+
+    def _scenes(self, size: SamplingSettings) -> tuple[list[dict[str, Any]], dict[str, Video]]:
+        """The tasks at this size, and the right answers."""
+        from .scene_arguments import SceneArguments
+
+        scenes = SceneArguments(
+            self.tasks, reward_funcs=self.reward_funcs, scenes_dir=self.scenes_dir, supersample=self.supersample
+        )
+        published, folder = scenes.load_set(self.tasks, self.split, self.max_prompts), Path(self.output_dir)
+        return list(scenes.held_out(published, size, folder)), scenes.answers(published, size, folder)
+
     def _sampling(self) -> dict[str, Any]:
         from .models.settings import SamplingSettings
 
@@ -204,12 +262,15 @@ class EvaluationArguments(SamplingArguments):
 
     def _tag(self) -> str:
         """What of the loading changes the videos, so that they are not taken for others'."""
-        said = {name: getattr(self, name) for name in ("model_revision", "dtype", "quantization")}
+        names = ("model_revision", "dtype", "quantization", "model_init_kwargs")
+        said = {name: getattr(self, name) for name in names}
         return "".join(f" {name}={value}" for name, value in said.items() if value is not None)
 
     def _load_model(self, name: str) -> VideoModel:
         shared = {one.name for one in dataclasses.fields(ModelArguments)} & {f.name for f in dataclasses.fields(self)}
-        return ModelArguments(name, **{one: getattr(self, one) for one in shared}).load()
+        variant = "context" if self.tasks is not None else None
+        arguments = ModelArguments(name, variant=variant, **{one: getattr(self, one) for one in shared})
+        return arguments.load(**(self.model_init_kwargs or {}))
 
 
 def run_evaluation(args: EvaluationArguments) -> dict[str, Any]:

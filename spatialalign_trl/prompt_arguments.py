@@ -54,11 +54,7 @@ class PromptArguments:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.reward_options, str):
-            try:
-                self.reward_options = json.loads(self.reward_options)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"reward_options={self.reward_options!r} is not JSON: {error}") from error
+        self.reward_options = from_json(self.reward_options, "reward_options")
         options = self.reward_options or {}
         if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
             raise ValueError(f"reward_options={options!r}: expected {{reward: {{option: value}}}}")
@@ -94,6 +90,14 @@ class PromptArguments:
         """What [`~PromptArguments.load`] returned, for videos of these settings; `folder` is where files for it may
         go. Prompts are words, and good for any size."""
         return rows
+
+
+def from_json(value: Any, name: str) -> Any:
+    """An argument that YAML files give as it is, and flags as JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={value!r} is not JSON: {error}") from error
 
 
 def prompt_source(source: str) -> str:

@@ -60,8 +60,12 @@ class SceneArguments(PromptArguments):
     ) -> tuple[Dataset, Dataset]:
         """The tasks with their recordings at the size of these settings, and without their answers."""
         train, evaluation = rows
-        known = self.with_answers(evaluation, settings, folder)
-        return self._complete(train, settings, folder, ground_truth=False), _without_answers(known)
+        return self._complete(train, settings, folder, ground_truth=False), self.held_out(evaluation, settings, folder)
+
+    def held_out(self, rows: Dataset, settings: SamplingSettings, folder: Path) -> Dataset:
+        """As [`~SceneArguments.at_size`] of one split whose answers will be asked for, too, and are made with it."""
+        known = self.with_answers(rows, settings, folder)
+        return known.remove_columns([name for name in GROUND_TRUTH if name in known.column_names])
 
     def answers(self, rows: Dataset, settings: SamplingSettings, folder: Path) -> dict[str, Video]:
         """Prompt id -> the right answer, of the tasks of one split that have one."""
@@ -83,7 +87,3 @@ class SceneArguments(PromptArguments):
             supersample=self.supersample,
             ground_truth=ground_truth,
         )
-
-
-def _without_answers(rows: Dataset) -> Dataset:
-    return rows.remove_columns([name for name in GROUND_TRUTH if name in rows.column_names])

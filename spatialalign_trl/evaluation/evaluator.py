@@ -29,13 +29,14 @@ from ..scoring import score_samples
 from .looks import Looks, Videos
 from .policies import Policy
 from .statistics import EVALUATION_SEED, summarize
-from .verdict import compare_quality, compare_rewards, reward_hacking_verdict
+from .verdict import compare_measured, compare_quality, compare_rewards, reward_hacking_verdict
 from .video_folder import VideoFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..models.base import VideoModel
+    from .guards import Guard
 
 
 @dataclass
@@ -78,6 +79,7 @@ class Evaluation:
             loop's own evaluation numbers them.
         sampling (`dict`, *optional*): Fields of `SamplingSettings` that differ from a model's own.
         quality_guards (sequence of `str`, *optional*): As `guards.get_guard` takes them.
+        own_guards (`Mapping[str, Guard]`, *optional*): More of them, by name.
         baseline (`str`, *optional*): Name of the policy that the others are compared with; by default the first.
         samples_dir (`Path`, *optional*): Where samples are kept, such as a run's `samples`, to use its videos.
         tag (`str`, *optional*): What else sampling depends on, such as a dtype; part of the samples' identity.
@@ -103,6 +105,7 @@ class Evaluation:
         seeds: int = 5,
         sampling: Mapping[str, Any] | None = None,
         quality_guards: Sequence[str] = ("frames", "flicker", "pixel_drift"),
+        own_guards: Mapping[str, Guard] | None = None,
         baseline: str | None = None,
         samples_dir: Path | None = None,
         tag: str = "",
@@ -131,7 +134,7 @@ class Evaluation:
             raise ValueError("a model needs prompts to sample")
         if self.rows:
             runner.check_prompts(self.rows)
-        self.looks = Looks(quality_guards, self.output_dir / "looks", self.rows, accelerator)
+        self.looks = Looks(quality_guards, self.output_dir / "looks", self.rows, accelerator, own_guards)
         self._folders = self._open_folders()
         names = [policy.name for policy in self.policies]
         if baseline is not None and baseline not in names:
@@ -275,8 +278,9 @@ def compare_policies(base: Evaluated, other: Evaluated) -> dict[str, Any]:
     place among its seeds.
 
     Returns:
-        `rewards` and `quality` (`verdict.compare_rewards`, `verdict.compare_quality`), `verdict`, `num_prompts`,
-        `num_pairs`, `paired_by` (`"seed"` or `"prompt"`). Without a common prompt only the last three.
+        `rewards`, `components` and `quality` (`verdict.compare_rewards`, `compare_measured`, `compare_quality`),
+        `verdict`, `num_prompts`, `num_pairs`, `paired_by` (`"seed"` or `"prompt"`). Without a common prompt only the
+        last three.
     """
     places, paired_by = _pairs(base.samples, other.samples)
     pairs = [(base.samples[b], other.samples[o]) for b, o in places]
@@ -287,12 +291,13 @@ def compare_policies(base: Evaluated, other: Evaluated) -> dict[str, Any]:
     }
     if not pairs:
         return counts
-    rewards = compare_rewards([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    rewards, components = compare_rewards(*sides), compare_measured(*sides)
     before = {name: [values[b] for b, _ in places] for name, values in base.looks.items()}
     after = {name: [values[o] for _, o in places] for name, values in other.looks.items()}
     quality = compare_quality(before, after, [sample.prompt_id for sample, _ in pairs])
     verdict = reward_hacking_verdict(rewards, quality)
-    return {"rewards": rewards, "quality": quality, "verdict": verdict, **counts}
+    return {"rewards": rewards, "components": components, "quality": quality, "verdict": verdict, **counts}
 
 
 def _pairs(base: Sequence[Sample], other: Sequence[Sample]) -> tuple[list[tuple[int, int]], str]:

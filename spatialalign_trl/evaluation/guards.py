@@ -51,6 +51,7 @@ BETTER: dict[str, int] = {
     "sprite_color": 1,
     "motion": 1,
     "distance_to_real": -1,
+    "psnr": 1,
 }
 """Measure -> 1 where a fall is a loss, -1 where a rise is; see `better_side` for those that are not named here."""
 

@@ -47,6 +47,8 @@ class Looks:
         folder (`Path`): Where measures are kept.
         rows (sequence of `dict`, *optional*): The prompts, which guards may refuse.
         accelerator (`Accelerator`, *optional*): Deals the videos over the processes.
+        own (`Mapping[str, Guard]`, *optional*): Guards that no spec can make, by the name that their measures are kept
+            under.
 
     Raises:
         ValueError: for an unknown guard, or prompts that a guard cannot judge.
@@ -59,8 +61,9 @@ class Looks:
         folder: Path,
         rows: Sequence[Mapping[str, Any]] = (),
         accelerator: Accelerator | None = None,
+        own: Mapping[str, Guard] | None = None,
     ) -> None:
-        self.guards: dict[str, Guard] = {spec: get_guard(spec) for spec in dict.fromkeys(specs)}
+        self.guards: dict[str, Guard] = {spec: get_guard(spec) for spec in dict.fromkeys(specs)} | dict(own or {})
         self.folder = folder
         self.accelerator = accelerator
         for guard in self.guards.values():

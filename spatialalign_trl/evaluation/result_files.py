@@ -7,9 +7,10 @@
     policies            name -> model, lora, folder (where it comes from), revision (the samples' `policy_revision`),
                         sampling (settings; null of videos that existed), summary (`statistics.summarize`)
     differences         name -> rewards (S@tau; of a reward that is not the DSR-Score `reward_mean`; `reward`, the mean
-                        of the weighted sum; means are over videos that are valid on both sides) and quality
-                        (measures with a value a video): difference to the baseline, 95 % paired interval; verdict
-                        (`verdict.reward_hacking_verdict`); num_prompts, num_pairs, paired_by (seed or prompt)
+                        of the weighted sum; means are over videos that are valid on both sides), components (what
+                        rewards measured of a video) and quality (what guards did): difference to the baseline, 95 %
+                        paired interval; verdict (`verdict.reward_hacking_verdict`); num_prompts, num_pairs, paired_by
+                        (seed or prompt)
     rewards             name -> what the reward was made with
     quality_guards, seeds, problems (texts), settings, versions
 
@@ -33,7 +34,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..files import write_atomic, write_json
-from ..report.tables import latex_table, markdown_table, obedience_measures, rich_table, summary_rows
+from ..report.tables import all_differences, latex_table, markdown_table, obedience_measures, rich_table, summary_rows
 from ..report.write import REPORT_FILE
 from .guards import better_side
 from .statistics import headline_of, invalid_reason
@@ -68,7 +69,7 @@ def summaries(results: Results) -> dict[str, Mapping[str, Any]]:
 
 def difference_rows(results: Results) -> list[list[str]]:
     """`[measure, difference and interval of the first policy that is no baseline, ...]`."""
-    columns = [{**one.get("rewards", {}), **one.get("quality", {})} for one in results["differences"].values()]
+    columns = [all_differences(one) for one in results["differences"].values()]
     names = dict.fromkeys(name for column in columns for name in column)
     return [
         [name, *(difference_text(column[name]) if name in column else "-" for column in columns)] for name in names

@@ -60,6 +60,28 @@ def psnr(video: Video, truth: Video) -> float:
     return PSNR_OF_EQUALS if error == 0 else min(10 * math.log10(255**2 / error), PSNR_OF_EQUALS)
 
 
+class TruthGuard:
+    """
+    Quality guard of scene tasks: `psnr` of every video against the right answer, in dB.
+
+    Args:
+        truths (`Mapping[str, np.ndarray]`):
+            Prompt id -> the right answer. A video without one, or of another size, has no value.
+    """
+
+    def __init__(self, truths: Mapping[str, Video]) -> None:
+        self.truths = truths
+
+    def __call__(self, videos: Sequence[Video], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+        answers = [self.truths.get(row["prompt_id"]) for row in rows]
+        return {
+            PSNR: [
+                psnr(video, answer) if answer is not None and answer.shape == video.shape else None
+                for video, answer in zip(videos, answers, strict=True)
+            ]
+        }
+
+
 def scene_values(
     samples: Sequence[StoredSample], store: Videos, truths: Mapping[str, Video]
 ) -> dict[str, list[float | None]]:

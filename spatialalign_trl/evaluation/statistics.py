@@ -153,8 +153,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _components(samples: Sequence[Scored]) -> dict[str, float]:
     """Means of what the DSR-Score is made of, and of what any reward measured."""
     values = {name: [_number(sample.components.get(name)) for sample in samples] for name in COMPONENTS}
-    for reward in dict.fromkeys(name for sample in samples for name in sample.rewards):
-        values |= measured(samples, reward)
+    values |= measured_by_all(samples)
     means = {name: _mean(one) for name, one in values.items()}
     return {name: mean for name, mean in means.items() if mean is not None}
 
@@ -164,6 +163,12 @@ def measured(samples: Sequence[Scored], reward: str) -> dict[str, list[float | N
     names = dict.fromkeys(name for one in samples for name in one.components if name.startswith(f"{reward}_"))
     values = {name: [_number(sample.components.get(name)) for sample in samples] for name in names}
     return {name: one for name, one in values.items() if any(value is not None for value in one)}
+
+
+def measured_by_all(samples: Sequence[Scored]) -> dict[str, list[float | None]]:
+    """[`measured`] of every reward."""
+    rewards = dict.fromkeys(name for sample in samples for name in sample.rewards)
+    return {name: values for reward in rewards for name, values in measured(samples, reward).items()}
 
 
 def _number(value: Any) -> float | None:

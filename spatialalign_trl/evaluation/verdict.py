@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .guards import better_side
-from .statistics import Scored, compare, headline_of, mean_difference
+from .statistics import Scored, compare, headline_of, mean_difference, measured_by_all
 
 Difference = Mapping[str, Any]
 """`difference` and its 95 % `interval`."""
@@ -45,10 +45,20 @@ def judge(base: Measured, aligned: Measured, seed: int = 0) -> dict[str, Any]:
 
 def compare_rewards(base: Sequence[Scored], aligned: Sequence[Scored], seed: int = 0) -> dict[str, Any]:
     """`compare`'s differences, and `reward`: that of the mean reward (of several the weighted sum), over the videos
-    that are valid on both sides."""
+    that are valid on both sides; left out where it is `reward_mean`."""
+    differences = compare(base, aligned, seed)
+    if not headline_of(differences).startswith("S@") and all(len(sample.rewards) == 1 for sample in aligned):
+        return differences
     rewards = [[sample.reward for sample in group] for group in (aligned, base)]
     reward = mean_difference(*rewards, [sample.prompt_id for sample in aligned], seed)
-    return compare(base, aligned, seed) | ({} if reward is None else {"reward": reward})
+    return differences | ({} if reward is None else {"reward": reward})
+
+
+def compare_measured(base: Sequence[Scored], aligned: Sequence[Scored], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Differences aligned - base of what the rewards measured of each video (`statistics.measured_by_all`), as
+    `compare_quality` has them."""
+    ids = [sample.prompt_id for sample in aligned]
+    return compare_quality(measured_by_all(base), measured_by_all(aligned), ids, seed)
 
 
 def compare_quality(

@@ -15,7 +15,7 @@ from ..evaluation.verdict import difference_text
 from .gallery import Clip, Gallery, Grader, Pair, by_interest, fill, in_turn, json_for_html, pair_up
 from .grades import Grade
 from .page_plots import Plot, score_histograms, training_plots
-from .tables import headline_of_all, summary_rows
+from .tables import all_differences, headline_of_all, summary_rows
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "report"
 MEGABYTE = 1_000_000
@@ -31,7 +31,8 @@ class ReportContent:
         title, subtitle (`str`): The heading, and the line below it.
         baseline (`str`): The policy that others are compared with.
         summaries (`dict`): Policy -> what `evaluation.summarize` returned; empty when nothing was evaluated.
-        differences (`dict`): Policy -> `rewards` and `quality` (measure -> `difference`, `interval`), and `verdict`.
+        differences (`dict`): Policy -> `verdict`, and of `rewards`, `components`, `quality` measure -> `difference`,
+            `interval`.
         clips (`list[Clip]`): The videos of all policies.
         rounds (`list[dict]`): The loop's records; empty for an evaluation.
         scores (`dict`): Name of a histogram -> scores, `None` for INVALID.
@@ -202,7 +203,7 @@ def _tables(content: ReportContent) -> list[dict[str, Any]]:
         {"title": "Obedience and looks", "header": header, "rows": shown, "open": True},
         {"title": "All measures", "header": header, "rows": rows, "open": False},
     ]
-    columns = {name: {**one.get("rewards", {}), **one.get("quality", {})} for name, one in content.differences.items()}
+    columns = {name: all_differences(one) for name, one in content.differences.items()}
     measures = dict.fromkeys(measure for column in columns.values() for measure in column)
     if measures:
         rows = [

@@ -33,6 +33,12 @@ def headline_of_all(summaries: Mapping[str, Summary]) -> str:
     return headline_of(next(iter(summaries.values()), {}))
 
 
+def all_differences(difference: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure -> difference, of all that a policy was compared in."""
+    groups = ("rewards", "components", "quality")
+    return {name: one for group in groups for name, one in difference.get(group, {}).items()}
+
+
 def summary_rows(summaries: Mapping[str, Summary]) -> list[list[str]]:
     """Rows of a table with one column per policy: `[measure, value of the first policy, value of the second, ...]`.
 

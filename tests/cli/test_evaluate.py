@@ -10,7 +10,10 @@ import pytest
 
 from spatialalign_trl.cli import main
 from spatialalign_trl.evaluation_arguments import EvaluationArguments
+from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.recipe_arguments import parse_recipe
+from spatialalign_trl.scene_arguments import SceneArguments
+from spatialalign_trl.video import write_video
 
 TINY = ["evaluate", "--model", "tiny", "--prompts", "tiny_world_prompts", "--num_inference_steps", "2"]
 
@@ -36,6 +39,37 @@ def test_the_tiny_model_is_evaluated_with_one_line_and_again_from_its_videos(tmp
     }
 
 
+def test_scene_tasks_are_rendered_sampled_and_compared_with_their_right_answers(tmp_path, capsys):
+    common = ["--tasks", "video4spatial_navigation", "--split", "validation", "--max_prompts", "2"]
+    common += ["--reward_funcs", "scene_navigation", "--quality_guards", "frames", "--supersample", "1"]
+    options = {"pose_estimator": "room_render_and_compare", "pose_options": {"places": 2}, "frames": 3}
+    common += ["--reward_options", json.dumps({"scene_navigation": options}), "--scenes_dir", str(tmp_path / "scenes")]
+    model = ["--model", "tiny_rooms", "--model_init_kwargs", '{"context_frames": 4}', "--num_inference_steps", "2"]
+    first = tmp_path / "first"
+    assert main(["evaluate", *model, *common, "--seeds", "1", "--output_dir", str(first)]) == 0
+    assert "psnr" in capsys.readouterr().out
+    results = json.loads((first / "results.json").read_text())
+    (policy,) = results["policies"].values()
+    assert 5 < policy["summary"]["quality"]["psnr"] < 40 and "context_frames" in policy["revision"]
+    assert "reward_mean" in policy["summary"] and "scene_navigation_SD" in policy["summary"]["components"]
+
+    truths = SceneArguments(scenes_dir=str(tmp_path / "scenes"), supersample=1)
+    size = SamplingSettings(17, 32, 48, num_inference_steps=1, guidance_scale=1)
+    answers = truths.answers(truths.load_set("video4spatial_navigation", "validation", 2), size, tmp_path)
+    for name, video in answers.items():
+        write_video(tmp_path / "right" / f"{name}_F17_seed00.mp4", video, fps=8, crf=0)
+    words = [*common, "--videos", f"model={first / 'samples'}", f"right={tmp_path / 'right'}"]
+    assert main(["evaluate", *words, "--output_dir", str(tmp_path / "second")]) == 2
+    assert "set num_frames, height and width" in capsys.readouterr().err
+    size = ["--num_frames", "17", "--height", "32", "--width", "48"]
+    assert main(["evaluate", *words, *size, "--output_dir", str(tmp_path / "second")]) == 0
+    second = json.loads((tmp_path / "second" / "results.json").read_text())
+    assert second["policies"]["right"]["summary"]["quality"]["psnr"] == 100
+    difference = second["differences"]["right"]
+    assert difference["rewards"]["reward_mean"]["difference"] > 0 and difference["quality"]["psnr"]["difference"] > 60
+    assert difference["components"]["scene_navigation_SD"]["difference"] < 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -45,6 +79,9 @@ def test_the_tiny_model_is_evaluated_with_one_line_and_again_from_its_videos(tmp
         ([*TINY[1:], "--quality_guards", "flick"], "unknown quality guard 'flick'"),
         ([*TINY[1:], "--reward_funcs", "dsr"], "There is no reward named 'dsr'"),
         ([*TINY[1:], "--seeds", "0"], "seeds=0: must be at least 1"),
+        ([*TINY[1:], "--tasks", "video4spatial_navigation"], "give one of them"),
+        (["--model", "tiny_rooms", "--tasks", "video4spatial_navigation"], "dsr_score cannot judge scene tasks"),
+        ([*TINY[1:], "--model_init_kwargs", "{"], "model_init_kwargs='{' is not JSON"),
         (["--model", "tiny", "--prompts", "none.csv"], "there is no prompt file none.csv"),
         (["--videos", "nowhere", "--tracker", "color_segmentation"], "no folder of videos 'nowhere'"),
     ],

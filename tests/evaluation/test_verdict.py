@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spatialalign_trl.evaluation import compare_quality, compare_rewards, reward_hacking_verdict
-from spatialalign_trl.evaluation.verdict import Measured, difference_text, judge
+from spatialalign_trl.evaluation.verdict import Measured, compare_measured, difference_text, judge
 
 PROMPTS = [f"p{k}" for k in range(30) for _ in range(2)]
 
@@ -93,6 +93,22 @@ def test_the_loops_verdict_is_that_of_its_two_policies():
         f"S@{tau}" for tau in (0.5, 0.6, 0.7, 0.8, 0.9)
     }
     assert found["verdict"]["warning"] and found["verdict"]["fell"] == ["sharpness"]
+
+
+def test_a_mean_is_compared_once_and_what_the_reward_measured_beside_it():
+    def of(reward: float, far: float | None, **others: float) -> list[Scored]:
+        return [Scored(p, reward, {}, {"nav_SD": far, "nav_reason": "x"}, {"nav": reward, **others}) for p in PROMPTS]
+
+    base, aligned = of(0.2, 0.5), of(0.3, 0.25)
+    found = compare_rewards(base, aligned)
+    assert found["reward_mean"]["difference"] == pytest.approx(0.1) and "reward" not in found
+    assert (
+        "reward_mean +0.100"
+        in reward_hacking_verdict(found, {"sharpness": {"difference": -1, "interval": [-1, -1]}})["message"]
+    )
+    assert "reward" in compare_rewards(of(0.2, 0.5, motion=1.0), of(0.3, 0.5, motion=1.0)), "a sum is something else"
+    assert {n: d["difference"] for n, d in compare_measured(base, aligned).items()} == {"nav_SD": -0.25}
+    assert compare_measured(base, of(0.3, None)) == {}
 
 
 def test_measures_without_a_better_side_are_compared_and_not_judged():
