@@ -6,7 +6,8 @@ Scene navigation as a reward: does the video follow the camera trajectory, throu
     P  mean over frames of exp(-angle / 10 deg) * exp(-distance / (0.1 L)); 0 for a frame that is nowhere in the scene
     C  mean over frames of min(share of inliers of the pose / 0.5, 1)
     O  min(share of the context's points seen again where they belong / 0.3, 1)
-    M  mean over the steps in which the target moves of min(own step / half the target's, 1)
+    M  mean over the steps in which the target moves of clip(own step along the target's / half the target's, -1, 1),
+       or 0 where that is negative: an estimator's jitter, which goes to and fro, is no motion
     S  exp(-(ratio - 6) / 6) where one step changes the picture, or moves the camera, `ratio` > 6 times as much as
        others do, else 1
 
@@ -38,7 +39,6 @@ from .scene_scoring import (
     looked_at,
     read_scene,
     reobserved_factor,
-    step_sizes,
     support_factor,
 )
 
@@ -193,7 +193,10 @@ def pose_factors(poses: np.ndarray, target: np.ndarray, context_extent: float) -
     angle = rotation_degrees(poses[:, :3, :3], target[:, :3, :3])
     distance = np.linalg.norm(poses[:, :3, 3] - target[:, :3, 3], axis=1)
     precision = np.where(found, np.exp(-angle / ANGLE_SCALE - distance / slack), 0.0)
-    own, wanted = step_sizes(poses, slack), step_sizes(target, slack)
+    own, wanted = (
+        _steps(one[1:, :3, :3] @ one[:-1, :3, :3].transpose(0, 2, 1), np.diff(one[:, :3, 3], axis=0), slack)
+        for one in (poses, target)
+    )
     factors = {"P": float(precision.mean()), **_motion(own, wanted)}
     if found.any():
         factors["rotation_error"] = float(angle[found].mean())
@@ -218,8 +221,8 @@ def step_factors(poses: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     # Each path in its own length: the unit of the estimate is unknown.
     own_total = max(np.nansum(lengths[0]), 1e-9)
     own, wanted = (
-        rotation_degrees(one[:, :3, :3], np.eye(3)) / ANGLE_SCALE + length / (DISTANCE_SHARE * whole)
-        for one, length, whole in ((ours, lengths[0], own_total), (theirs, lengths[1], total))
+        _steps(one[:, :3, :3], one[:, :3, 3], DISTANCE_SHARE * whole)
+        for one, whole in ((ours, own_total), (theirs, total))
     )
     factors = {"P": float(precision.mean()), **_motion(own, wanted)}
     if both.any():
@@ -247,10 +250,25 @@ def _relative(poses: np.ndarray) -> np.ndarray:
     return relative
 
 
+def _steps(rotations: np.ndarray, ways: np.ndarray, unit: float) -> np.ndarray:
+    """Steps as vectors `(n, 2, 3)`: the turn in units of 10 degrees, the way in `unit`s; NaN where one is unknown."""
+    from scipy.spatial.transform import Rotation
+
+    whole = np.isfinite(rotations).all(axis=(1, 2))
+    vectors = np.full((len(rotations), 2, 3), np.nan)
+    if whole.any():
+        vectors[whole, 0] = np.degrees(Rotation.from_matrix(rotations[whole]).as_rotvec()) / ANGLE_SCALE
+    vectors[:, 1] = ways / unit
+    return vectors
+
+
 def _motion(own: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
-    """M: how much of the target's steps is made at all, at half its size or more; unknown steps count as none."""
-    moves = wanted > REST
+    """M: how much of the target's steps is made at all, at half its size or more and in its direction; unknown steps
+    count as none."""
+    sizes = np.linalg.norm(wanted, axis=2)
+    moves = sizes.sum(axis=1) > REST
     if not moves.any():
         return {"M": 1.0, "target_moves": False}
-    made = np.minimum(np.nan_to_num(own[moves], nan=0.0) / (0.5 * wanted[moves]), 1.0)
-    return {"M": float(made.mean()), "target_moves": True}
+    along = (own * wanted).sum(axis=2) / np.maximum(sizes, 1e-9)
+    made = np.nan_to_num(along.sum(axis=1)[moves], nan=0.0) / (0.5 * sizes.sum(axis=1)[moves])
+    return {"M": max(float(np.clip(made, -1, 1).mean()), 0.0), "target_moves": True}

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from scene_hacks import FRAMES, PerfectDetector, World, build_world
+from scipy.spatial.transform import Rotation
 
 from spatialalign_rewards.object_grounding import UNPROVEN, ObjectGrounding, get_detector, same_object
 from spatialalign_rewards.scene_navigation import SceneNavigation, pose_factors, step_factors
@@ -203,6 +204,40 @@ def test_unknown_poses_count_as_nothing():
     assert factors["P"] == pytest.approx(4 / 9)
     assert factors["M"] == pytest.approx(3 / 8)
     assert pose_factors(np.full_like(PATH, np.nan), PATH, 1.0)["P"] == 0
+
+
+def jittered(poses: np.ndarray, seed: int, metres: float, degrees: float) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    found = poses.copy()
+    found[:, :3, 3] += rng.normal(0, metres, (len(poses), 3))
+    found[:, :3, :3] = (
+        Rotation.from_rotvec(np.radians(rng.normal(0, degrees, (len(poses), 3)))).as_matrix() @ (poses[:, :3, :3])
+    )
+    return found
+
+
+def test_the_jitter_of_an_estimator_is_no_motion_and_hides_none():
+    still = np.repeat(PATH[:1], len(PATH), axis=0)
+    for factors_of in (lambda poses: pose_factors(poses, PATH, 1.0), lambda poses: step_factors(poses, PATH)):
+        moved = [factors_of(jittered(PATH, seed, 0.02, 0.5))["M"] for seed in range(20)]
+        assert np.mean(moved) > 0.9
+    stood = [pose_factors(jittered(still, seed, 0.05, 1.5), PATH, 1.0)["M"] for seed in range(20)]
+    sizes = [np.linalg.norm(np.diff(jittered(still, 0, 0.05, 1.5)[:, :3, 3], axis=0), axis=1).mean() / 0.224]
+    assert sizes[0] > 0.3, "in size alone the jitter makes a third of the steps"
+    assert np.mean(stood) < 0.12
+
+
+def test_motion_backwards_is_none():
+    for factors in (pose_factors(PATH[::-1], PATH, 1.0), step_factors(PATH[::-1], PATH)):
+        assert factors["M"] == 0
+    there_and_back = np.concatenate([PATH[:5], PATH[3::-1]])
+    assert pose_factors(there_and_back, PATH, 1.0)["M"] < 0.05
+
+
+def test_half_of_every_step_is_motion_enough_and_a_quarter_is_half():
+    for share, expected in ((0.5, 1.0), (0.25, 0.5)):
+        slower = np.stack([look((0.2 * share * k, -1.4, 0.1 * share * k), 4 * share * k) for k in range(9)])
+        assert pose_factors(slower, PATH, 1.0)["M"] == pytest.approx(expected, abs=0.02)
 
 
 def test_a_turn_on_the_spot_is_not_asked_for_centimetres():
