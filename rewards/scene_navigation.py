@@ -42,6 +42,8 @@ from .scene_scoring import (
     support_factor,
 )
 
+FORMULA = 2
+"""Which formula stored scores are of: in the first one M had no direction."""
 DIRECTION_SCALE = 20.0
 DISTANCE_SHARE = 0.1
 MIN_LENGTH_SHARE = 0.1
@@ -93,7 +95,11 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
 
     def describe(self) -> dict[str, Any]:
         """What this reward was made with."""
-        return {**super().describe(), "frames": self.frames}
+        return {**super().describe(), "frames": self.frames, "formula": FORMULA}
+
+    def settings(self) -> dict[str, Any]:
+        """As [`SceneReward.settings`]."""
+        return {name: value for name, value in super().settings().items() if name != "formula"}
 
     def check_prompts(self, camera_poses: Sequence[Any], **columns: Any) -> None:
         """As [`SceneReward.check_prompts`], and the trajectories."""
