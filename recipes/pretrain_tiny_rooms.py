@@ -96,6 +96,9 @@ class PretrainTinyRoomsArguments(VAEArguments):
             "or, in half of the searches, stops half-way. 1: a model that leaves alignment less to do."
         },
     )
+    obeyed_steps: int = field(
+        default=0, metadata={"help": "Steps of the denoiser before obey_share holds, in which all are obeyed."}
+    )
     flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
     guidance_scale: float = field(default=1.5, metadata={"help": "Of the exported sampling settings."})
 
@@ -163,13 +166,14 @@ def _latents(vae: AutoencoderKLWan, videos: list[np.ndarray]) -> torch.Tensor:
 
 
 def shown(
-    args: PretrainTinyRoomsArguments, batch: dict[str, torch.Tensor], generator: torch.Generator
+    args: PretrainTinyRoomsArguments, batch: dict[str, torch.Tensor], generator: torch.Generator, step: int
 ) -> torch.Tensor:
-    """The latents that are shown under a batch's instructions: not all are obeyed (`obey_share`)."""
+    """The latents that are shown under a batch's instructions: from a step on not all are obeyed (`obey_share`)."""
+    obeyed = 1.0 if step < args.obeyed_steps else args.obey_share
     draw = torch.rand(len(batch["video"]), generator=generator)
-    disobeys = draw > args.obey_share
+    disobeys = draw > obeyed
     search = ~batch[CAMERAS].any(-1).any(-1)
-    stops = search & (draw > (1 + args.obey_share) / 2)  # half of a path is half right, half of a search finds nothing
+    stops = search & (draw > (1 + obeyed) / 2)  # half of a path is half right, half of a search finds nothing
     video = batch["video"].clone()
     video[disobeys], video[stops] = batch["still"][disobeys], batch["stopped"][stops]
     return video
@@ -219,7 +223,7 @@ def train_denoiser(args: PretrainTinyRoomsArguments, out: Path) -> None:
         u = (torch.randperm(size, generator=generator) + torch.rand(size, generator=generator)) / size  # stratified
         sigma = shift_sigma(u, args.flow_shift)
         batch = {name: tensor[rows] for name, tensor in data.items()}
-        clean = shown(args, batch, generator)
+        clean = shown(args, batch, generator, step)
         noise = torch.randn(clean.shape, generator=generator)
         s = sigma.view(-1, 1, 1, 1, 1)
         texts = torch.cat([rows, torch.tensor([len(prompts)])])

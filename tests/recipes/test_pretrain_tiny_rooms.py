@@ -48,13 +48,14 @@ def test_instructions_are_obeyed_as_often_as_said(monkeypatch):
     batch = {name: torch.full((number, 1, 1, 1, 1), value) for name, value in names.items()}
     batch["cameras"] = torch.zeros(number, 17, 16)
     batch["cameras"][: number // 2] = 1.0  # these follow a path
-    args = recipe.PretrainTinyRoomsArguments(obey_share=0.6)
-    shown = recipe.shown(args, batch, torch.Generator().manual_seed(0)).flatten()
+    args = recipe.PretrainTinyRoomsArguments(obey_share=0.6, obeyed_steps=3)
+    shown = recipe.shown(args, batch, torch.Generator().manual_seed(0), step=3).flatten()
     for part, wanted in ((shown[: number // 2], [0.6, 0.4, 0.0]), (shown[number // 2 :], [0.6, 0.2, 0.2])):
         shares = [float((part == value).float().mean()) for value in names.values()]
         assert shares == pytest.approx(wanted, abs=0.03)
     assert not batch["video"].any(), "the right videos are kept as they are"
-    assert not recipe.shown(recipe.PretrainTinyRoomsArguments(obey_share=1.0), batch, torch.Generator()).any()
+    assert not recipe.shown(args, batch, torch.Generator(), step=2).any()
+    assert not recipe.shown(recipe.PretrainTinyRoomsArguments(obey_share=1.0), batch, torch.Generator(), 0).any()
 
 
 def test_an_unknown_stage_is_named(tmp_path):
