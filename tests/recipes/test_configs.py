@@ -58,7 +58,7 @@ def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
     arguments += ["--use_cpu", "true"]
     if script == "recipes/evaluate.py":
         (args,) = parse_recipe((EvaluationArguments,), None, arguments)
-        assert args.model and args.prompts and args.output_dir == str(tmp_path)
+        assert args.model and bool(args.prompts) != bool(args.tasks) and args.output_dir == str(tmp_path)
     if script == "recipes/spatialalign.py":
         prompts, args, _ = parse_recipe(MAIN_JOB, None, [*arguments, "--bf16", "false"])
         train, evaluation = prompts.load()
