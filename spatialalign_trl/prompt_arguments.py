@@ -101,8 +101,15 @@ def from_json(value: Any, name: str) -> Any:
 
 
 def prompt_source(source: str) -> str:
-    """A path or Hub id as it is, or the path of a folder under `datasets/` by its name."""
+    """A path or Hub id as it is, or the path of a folder under `datasets/` by its name.
+
+    Raises:
+        FileNotFoundError: for what is neither a path nor has an owner, and is nearly the name of such a folder.
+    """
     bundled = {folder.name: folder for folder in DATASETS.glob("*") if folder.is_dir()}
+    told = near_miss(source, bundled)
+    if source not in bundled and "/" not in source and not Path(source).exists() and told.startswith("Did"):
+        raise FileNotFoundError(f"there is no set {source!r} under {DATASETS} and no such path. {told}")
     return str(bundled.get(source, source))
 
 

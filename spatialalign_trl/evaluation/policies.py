@@ -10,6 +10,9 @@ from pathlib import Path
 BASE = "base"
 """What a model is called beside LoRAs on it."""
 
+RUNS = "runs"
+"""Where recipes put what they make, so that `runs/tiny` is meant as a folder, be it there or not."""
+
 _NAME = re.compile(r"[\w .+-]{1,60}")
 
 
@@ -78,6 +81,8 @@ def check_lora(place: str) -> None:
     path = Path(place)
     if path.is_dir() and not (path / LORA_FILE).is_file():
         raise FileNotFoundError(f"the folder {place!r} holds no {LORA_FILE}; give the folder that a training wrote")
+    if not path.exists() and (path.parts[:1] == (RUNS,) or Path(*path.parts[:1]).is_dir()):
+        raise FileNotFoundError(f"there is no LoRA file or folder {place!r}; if a training leaves it, run that first")
     if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
         raise FileNotFoundError(f"there is no LoRA file or folder {place!r}, and it is no Hub id (owner/name) either")
     refuse_other_names(place)

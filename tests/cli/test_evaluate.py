@@ -84,6 +84,7 @@ def test_scene_tasks_are_rendered_sampled_and_compared_with_their_right_answers(
         ([*TINY[1:], "--model_init_kwargs", "{"], "model_init_kwargs='{' is not JSON"),
         (["--model", "tiny", "--prompts", "none.csv"], "there is no prompt file none.csv"),
         (["--videos", "nowhere", "--tracker", "color_segmentation"], "no folder of videos 'nowhere'"),
+        (["--model", "tiny", "--prompts", "tiny_world_promts"], "Did you mean 'tiny_world_prompts'?"),
     ],
 )
 def test_a_line_that_cannot_be_run_ends_with_2_and_says_why(words, message, capsys, tmp_path):

@@ -44,6 +44,7 @@ def test_a_path_may_hold_an_equals_sign(places):
         (["a/x", "a/y"], ["one"], [], "a LoRA belongs to one model"),
         (["a/x"], ["x=one", "x=two"], [], "would both be called 'x'; write NAME=PLACE"),
         (["a/x"], ["nowhere/at/all"], [], "no LoRA file or folder 'nowhere/at/all'"),
+        (["a/x"], ["runs/tiny-not-yet"], [], "no LoRA file or folder 'runs/tiny-not-yet'; if a training leaves it"),
         (["a/x"], ["clips"], [], "holds no pytorch_lora_weights.safetensors"),
         ([], [], ["nowhere"], "no folder of videos 'nowhere'"),
     ],
