@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .evaluation.guards import GUARDS
+from .models.tiny import EMBEDDED_MODELS, TINY_MODEL
 from .prompt_arguments import PromptArguments, from_json, load_prompt_set
 from .recipe_arguments import ModelArguments
 from .sampling_arguments import SamplingArguments
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from .models.base import VideoModel
     from .models.settings import SamplingSettings
     from .video import Video
-
-TINY = "tiny"
 
 
 @dataclass
@@ -150,14 +150,15 @@ class EvaluationArguments(SamplingArguments):
     @property
     def is_tiny(self) -> bool:
         """Whether every model is the embedded one."""
-        return bool(self.model) and all(one.rpartition("=")[2] == TINY for one in self.model)
+        return self._samples_only([TINY_MODEL])
 
     @property
     def is_embedded(self) -> bool:
         """Whether every model is one in the package."""
-        from .models.tiny import EMBEDDED_MODELS
+        return self._samples_only(EMBEDDED_MODELS)
 
-        return bool(self.model) and all(one.rpartition("=")[2] in EMBEDDED_MODELS for one in self.model)
+    def _samples_only(self, names: Iterable[str]) -> bool:
+        return bool(self.model) and {one.rpartition("=")[2] for one in self.model} <= set(names)
 
     def build(self) -> Evaluation:
         """

@@ -217,7 +217,8 @@ class PreferencePublishing:
             )
             for pair in pairs[:: max(1, len(pairs) // PREVIEW_PAIRS)][:PREVIEW_PAIRS]
         ]
-        contact_sheet(rows, self._hub_folder / PREVIEW_FILE, **score_style(self.runner.names))
+        style = score_style(self.runner.names) | {"score_name": "score"}  # of pairs: INVALID videos have one, too
+        contact_sheet(rows, self._hub_folder / PREVIEW_FILE, **style)
 
     # Pushing
 
