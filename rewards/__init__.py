@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "score_tracks_batch",
         ],
         "motion": ["Motion", "motion_speed"],
+        "sharpness": ["Sharpness"],
         "clip_similarity": ["CLIPSimilarity"],
         "clip_iqa": ["CLIPIQA"],
         "aesthetic": ["Aesthetic"],
