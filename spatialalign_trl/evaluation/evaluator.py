@@ -202,7 +202,12 @@ class Evaluation:
             store = store or SampleStore(self.samples_dir)
             model = self.load_model(name)
             settings = model.default_settings().updated(self.sampling)
-            for policy in (one for one in self.policies if one.model == name):
+            policies = [one for one in self.policies if one.model == name]
+            for policy in policies:  # a LoRA that does not load is found before hours of sampling
+                if policy.lora is not None:
+                    model.load_lora(policy.lora)
+                    model.unload_lora()
+            for policy in policies:
                 evaluated[policy.name] = Evaluated(policy, store, self._sample_policy(policy, model, settings, store))
             del model
             gc.collect()

@@ -145,8 +145,11 @@ def read_model_index(source: str, revision: str | None = None) -> dict:
         return read_json(path)
     if os.path.exists(source):
         raise ValueError(f"{source!r} is a file; pass the folder of a diffusers pipeline.")
-    if not _HUB_ID.match(source):
-        raise FileNotFoundError(f"there is no folder {source!r}, and it is no Hub id (owner/name) either.")
+    if "/" not in source or not _HUB_ID.match(source):
+        raise FileNotFoundError(
+            f"there is no folder {source!r}, it is no Hub id (owner/name) either, and of the embedded models none is "
+            f"called so. {near_miss(source, EMBEDDED_MODELS)}"
+        )
     with explain_hub_errors(source, revision):
         try:
             return read_json(hf_hub_download(source, "model_index.json", revision=revision))

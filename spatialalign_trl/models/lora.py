@@ -17,9 +17,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+
+from ..hub_errors import explain_hub_errors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -287,7 +291,8 @@ class LoraMixin:
                 A folder with `pytorch_lora_weights.safetensors`, a safetensors file, or a Hub id.
 
         Raises:
-            FileNotFoundError: when there is no such file.
+            FileNotFoundError: when there is no such file or repository.
+            ConnectionError: when the Hub cannot be asked for it, and the cache does not hold it.
             RuntimeError: when the transformer already carries an adapter.
             ValueError: when nothing in the file fits the transformer.
         """
@@ -296,27 +301,44 @@ class LoraMixin:
             raise RuntimeError(
                 f"the transformer already carries the adapter {present[0]!r}; call unload_lora() first."
             )
-        path = Path(source)
+        path: str | Path = Path(source)
         if path.is_file():
-            self.pipeline.load_lora_weights(str(path.parent), weight_name=path.name, **self.lora_load_options)
+            path, name = path.parent, path.name
         elif path.is_dir():
-            if not (path / LORA_FILE).is_file():
+            name = LORA_FILE
+            if not (path / name).is_file():
                 raise FileNotFoundError(
                     f"{path} holds no {LORA_FILE}, but "
                     f"{', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}. "
                     "A file named adapter_model.safetensors is PEFT's, for resuming; save_lora writes the other kind."
                 )
-            self.pipeline.load_lora_weights(str(path), weight_name=LORA_FILE, **self.lora_load_options)
         elif len(path.parts) == 2 and not path.is_absolute():
-            self.pipeline.load_lora_weights(os.fspath(source), **self.lora_load_options)
+            path, name = _published_lora(os.fspath(source))
         else:
             raise FileNotFoundError(f"there is no LoRA file or folder {os.fspath(source)!r}.")
+        misfit = f"nothing in {os.fspath(source)!r} fits the transformer: its keys are not this model's."
+        try:
+            self.pipeline.load_lora_weights(str(path), weight_name=name, **self.lora_load_options)
+        except ValueError as error:  # PEFT's, which names no file
+            raise ValueError(f"{misfit} {error}") from error
         # Keys under other names are only warned about by diffusers, and the base would be taken for the aligned model.
         if not active_adapters(self.transformer):
-            raise ValueError(f"nothing in {os.fspath(source)!r} fits the transformer: its keys are not this model's.")
+            raise ValueError(misfit)
 
     def unload_lora(self) -> None:
         """Take all adapters out of the transformer, which is then the base again, and the reference too."""
         self.set_reference_to_base()
         self._network = self.base_transformer
         self.base_transformer.unload_lora()
+
+
+def _published_lora(name: str) -> tuple[str | Path, str | None]:
+    """Where diffusers finds a repository's LoRA, and the file; `None`: the only safetensors file that is there."""
+    with explain_hub_errors(name):
+        try:
+            file = Path(hf_hub_download(name, LORA_FILE))
+        except LocalEntryNotFoundError:  # the Hub was not asked
+            raise
+        except EntryNotFoundError:  # another trainer's repository
+            return name, None
+    return file.parent, file.name

@@ -85,6 +85,18 @@ def finished(model, loras, tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(folder=folder, policies=policies, results=results)
 
 
+def test_a_lora_that_does_not_load_is_refused_before_anything_is_sampled(model, loras, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(f"{loras[0]}/pytorch_lora_weights.safetensors")
+    renamed = {key.replace("transformer.", "transformer.other_"): value for key, value in weights.items()}
+    save_file(renamed, tmp_path / "foreign.safetensors")
+    policies = plan_policies([model], [loras[0], f"foreign={tmp_path / 'foreign.safetensors'}"], [])
+    with pytest.raises(ValueError, match="foreign.safetensors' fits the transformer"):
+        evaluation(policies, tmp_path / "out").run()
+    assert not list((tmp_path / "out" / "samples").glob("*.mp4"))
+
+
 def samples_of(folder: Path) -> list[dict]:
     return Dataset.from_parquet(str(folder / "samples.parquet"), cache_dir=str(folder / "cache")).to_list()
 

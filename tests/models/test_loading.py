@@ -49,6 +49,11 @@ def test_missing_folders_are_said_to_be_missing(name):
         load_video_model(name)
 
 
+def test_a_misspelt_embedded_model_is_named_before_the_hub_is_asked():
+    with pytest.raises(FileNotFoundError, match="Did you mean 'tiny_rooms'. Known: tiny, tiny_rooms"):
+        load_video_model("tiny_room")
+
+
 def test_without_a_network_the_error_says_so():
     with pytest.raises(ConnectionError, match=r"owner/none.*not in the local cache.*hf download owner/none"):
         load_video_model("owner/none")
