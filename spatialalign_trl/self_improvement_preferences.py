@@ -217,8 +217,9 @@ class PreferencePublishing:
             )
             for pair in pairs[:: max(1, len(pairs) // PREVIEW_PAIRS)][:PREVIEW_PAIRS]
         ]
-        style = score_style(self.runner.names) | {"score_name": "score"}  # of pairs: INVALID videos have one, too
-        contact_sheet(rows, self._hub_folder / PREVIEW_FILE, **style)
+        # A pair's score is the sum of several rewards, and INVALID videos have one, too.
+        style = score_style(self.runner.names if len(self.runner.names) == 1 else ())
+        contact_sheet(rows, self._hub_folder / PREVIEW_FILE, **style | {"score_name": "score"})
 
     # Pushing
 

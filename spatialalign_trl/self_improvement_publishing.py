@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluation import EVALUATION_SEED, headline_of
+from .evaluation import EVALUATION_SEED, headline_of, headline_score
 from .files import read_json, write_atomic, write_json
 from .hub.lora_files import command_for_later, make_model_repo, push_files
 from .hub.pushing import PushFailed
@@ -174,7 +174,7 @@ class RunPublishing:
     def _round_scores(self) -> list[list[float | None]]:
         """Each round's scores of the samples that it was trained on."""
         rounds = range(1, self.args.num_rounds + 1)
-        return [[sample.reward for sample in self._samples_of_round(number)] for number in rounds]
+        return [[headline_score(sample) for sample in self._samples_of_round(number)] for number in rounds]
 
     def _show_outcome(self, results: Mapping[str, Any]) -> None:
         """In the trackers, which the trainers have closed."""
@@ -244,7 +244,8 @@ class RunPublishing:
         shown = []
         chosen = _spread_over_types(self.evaluation_samples["base"], self.evaluation_samples["aligned"], VIDEO_PAIRS)
         for k, pair in enumerate(chosen, start=1):
-            scores = ["INVALID" if one.reward is None else f"{one.reward:.2f}" for one in pair]
+            told = map(headline_score, pair)
+            scores = ["INVALID" if score is None else f"{score:.2f}" for score in told]
             names = (f"videos/{k}_base.mp4", f"videos/{k}_aligned.mp4")
             shown.append((VideoPair(pair[0].row["prompt"], *names, f"{scores[0]} -> {scores[1]}"), pair))
         return shown
@@ -265,7 +266,7 @@ class RunPublishing:
             ContactSheetRow(
                 pair[0].row["prompt"],
                 [
-                    (name, self.store.video(sample.sample_id), sample.reward)
+                    (name, self.store.video(sample.sample_id), headline_score(sample))
                     for name, sample in zip(("base", "aligned"), pair, strict=True)
                 ],
                 videos_of(pair[0].row),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .evaluation import invalid_reason
+from .evaluation import headline_score, invalid_reason
 from .report.gallery import Clip
 from .report.grades import find_grader
 from .report.write import leave_report, note_run
@@ -57,6 +57,6 @@ def _clip(policy: str, sample: Sample, store: SampleStore, folder: Path) -> Clip
         seed=sample.seed,
         video=os.path.relpath(video, folder.resolve()) if is_inside else str(video),
         row={name: value for name, value in sample.row.items() if not isinstance(value, list)},  # the page shows words
-        reward=sample.reward,
+        reward=headline_score(sample),
         reason=invalid_reason(sample) if sample.reward is None else None,
     )

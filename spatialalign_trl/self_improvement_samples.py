@@ -96,7 +96,10 @@ class LogSamples(TrainerCallback):
             videos = self._sample()
             columns = {name: [row[name] for row in self.rows] for name in self.rows[0] if name != "prompt"}
             columns.setdefault("fps", [self.settings.fps] * len(self.rows))
-            rewards = self.runner([row["prompt"] for row in self.rows], videos, columns).rewards
+            output = self.runner([row["prompt"] for row in self.rows], videos, columns)
+            first = output.per_reward[self.runner.names[0]]  # as the evaluation's headline
+            judged = zip(output.rewards, first, strict=True)
+            rewards = [None if together is None else value for together, value in judged]
             pictures = self._write(folder, videos, rewards, columns)
             self.runner.release()
         valid = [reward for reward in rewards if reward is not None]

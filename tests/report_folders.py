@@ -135,7 +135,8 @@ def evaluation_folder(folder: Path) -> Path:
     for _, clips in made.values():
         for clip in clips:
             own = {name: value for name, value in clip.to_dict().items() if name not in ("row", "reason")}
-            for name, value in {**clip.row, **own, "invalid_reason": clip.reason}.items():
+            judged = {"reward/dsr_score": clip.reward, "invalid_reason": clip.reason}
+            for name, value in {**clip.row, **own, **judged}.items():
                 columns.setdefault(name, []).append(value)
     Dataset.from_dict(columns).to_parquet(folder / "samples.parquet")
     return folder

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from test_self_improvement import config, loop, luck, prompts
 from tiny_pipelines import NUM_FRAMES, saved_wan
@@ -37,6 +39,19 @@ def test_the_run_leaves_a_card_that_tells_its_story(finished):
     for words in ("# mine", 'load_lora_weights("mine")', *told):
         assert words in card.text, words
     assert "policy" not in card.text.split("## How it was trained")[0]  # the round's folder is not the run's name
+
+
+def test_pictures_and_page_tell_the_first_rewards_value_as_the_tables_do(folder, tmp_path):
+    def ten(prompts, completions, **kwargs):
+        return [10.0] * len(prompts)
+
+    results = loop(folder, tmp_path, [luck, ten], report_megabytes=1).train()
+    noted = json.loads((tmp_path / "report.json").read_text())
+    told = [clip["reward"] for clip in noted["clips"] if clip["policy"] == "base"]
+    assert sum(told) / len(told) == pytest.approx(results["base"]["reward_mean"]) and max(told) < 1
+    assert max(noted["round_scores"][0]) < 1
+    pairs = Dataset.from_parquet(str(tmp_path / "preferences" / "train-00000-of-00001.parquet"))
+    assert min(pairs["score_chosen"]) > 10  # pairs are made of the sum
 
 
 def test_a_push_holds_what_a_reader_needs_and_nothing_else(finished, loopback_client):

@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "bootstrap_interval",
             "compare",
             "headline_of",
+            "headline_score",
             "invalid_reason",
             "mean_difference",
             "success_rate",

@@ -55,9 +55,9 @@ class ContactSheetRow:
 
 
 def score_style(rewards: Sequence[str]) -> dict[str, Any]:
-    """The options `score_name` and `threshold` of [`contact_sheet`] for scores of these rewards: only of the
-    DSR-Score is it known which one is a success."""
-    return {} if list(rewards) == [DSR] else {"score_name": "score", "threshold": None}
+    """The options `score_name` and `threshold` of [`contact_sheet`] for the scores that these rewards are told by
+    (`evaluation.headline_score`): only of the DSR-Score is it known which one is a success."""
+    return {} if list(rewards)[:1] == [DSR] else {"score_name": "score", "threshold": None}
 
 
 def contact_sheet(

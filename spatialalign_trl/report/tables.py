@@ -23,9 +23,13 @@ def _with_interval(summary: Summary, name: str) -> str:
 
 
 def obedience_measures(summaries: Mapping[str, Summary]) -> list[str]:
-    """S@tau, the mean score by the name it has in these summaries, and the share of INVALID videos."""
+    """S@tau, the mean score by the name it has in these summaries, and the share of INVALID videos. Of a score that is
+    told by its mean, that stands first, and only those of S@tau that anything reaches."""
     means = [name for name in MEANS if any(name in summary for summary in summaries.values())]
-    return [*(f"S@{tau}" for tau in THRESHOLDS), *means, "invalid_rate"]
+    rates = [f"S@{tau}" for tau in THRESHOLDS]
+    if headline_of_all(summaries) in rates:
+        return [*rates, *means, "invalid_rate"]
+    return [*means, *(name for name in rates if any(one.get(name) for one in summaries.values())), "invalid_rate"]
 
 
 def headline_of_all(summaries: Mapping[str, Summary]) -> str:

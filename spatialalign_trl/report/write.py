@@ -182,7 +182,7 @@ def _of_run(folder: Path, results: Mapping[str, Any], noted: Mapping[str, Any]) 
 def _of_evaluation(folder: Path, results: Mapping[str, Any]) -> ReportContent:
     policies = results["policies"]
     summaries = {name: policy["summary"] for name, policy in policies.items()}
-    clips = _clips_of_parquet(folder / SAMPLES_FILE)
+    clips = _clips_of_parquet(folder / SAMPLES_FILE, next(iter(results["rewards"])))
     places = {
         name: next((policy[kind] for kind in ("lora", "folder", "model") if policy.get(kind)), None)
         for name, policy in policies.items()
@@ -206,14 +206,15 @@ def _of_evaluation(folder: Path, results: Mapping[str, Any]) -> ReportContent:
     )
 
 
-def _clips_of_parquet(file: Path) -> list[Clip]:
-    """The videos that an evaluation lists."""
+def _clips_of_parquet(file: Path, first: str) -> list[Clip]:
+    """The videos that an evaluation lists; their scores are the first reward's, as in its tables."""
     import pyarrow.parquet
 
     rows = pyarrow.parquet.read_table(file).to_pylist()
     return [
         Clip(
-            **{name: row[name] for name in ("policy", "sample_id", "prompt_id", "seed", "video", "reward")},
+            **{name: row[name] for name in ("policy", "sample_id", "prompt_id", "seed", "video")},
+            reward=None if row["reward"] is None else row[f"reward/{first}"],
             reason=row.get("invalid_reason"),
             row={name: row[name] for name in _PAGE_COLUMNS if row.get(name) is not None},
         )

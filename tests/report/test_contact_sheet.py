@@ -95,6 +95,7 @@ def test_scores_are_worded_so_that_red_never_reads_like_green():
 def test_scores_without_a_known_threshold_are_neither_green_nor_red(tmp_path):
     style = contact_sheet_module.score_style(["motion"])
     assert contact_sheet_module.score_style(["dsr_score"]) == {}
+    assert contact_sheet_module.score_style(["dsr_score", "motion"]) == {}  # the first's is what is told
     for score in (0.1, 0.9):
         picture = pixels(contact_sheet([plain_row((5, 8, 8), score=score)], tmp_path / "sheet.png", **style))
         assert count(picture, GREEN) == count(picture, RED) == count(picture, GREY) == 0

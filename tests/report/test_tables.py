@@ -48,6 +48,14 @@ def test_the_mean_has_the_name_that_the_summaries_have():
     assert rows["reward_mean"] == ["0.400"] and "dsr_mean" not in rows
 
 
+def test_a_score_that_is_told_by_its_mean_has_that_first_and_no_thresholds_that_nothing_reaches():
+    low = {**{f"S@{tau}": 0.0 for tau in (0.5, 0.6, 0.7, 0.8, 0.9)}, "reward_mean": 0.02, "invalid_rate": 0.0}
+    high = {**low, "S@0.5": 0.25, "reward_mean": 0.3}
+    assert [row[0] for row in summary_rows({"base": low})] == ["reward_mean", "invalid_rate"]
+    rows = summary_rows({"base": low, "aligned": high})
+    assert [row[0] for row in rows] == ["reward_mean", "S@0.5", "invalid_rate"]
+
+
 def test_a_summary_without_types_and_quality_leaves_gaps_and_no_error():
     short = {"S@0.7": 0.3}
     rows = dict((row[0], row[1:]) for row in summary_rows({"base": BASE, "short": short}))
