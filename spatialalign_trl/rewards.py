@@ -15,7 +15,7 @@ import inspect
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +126,15 @@ class RewardRunner:
         self._graded = 0
         self._failed = dict.fromkeys(self.names, 0)
         self._first_error: dict[str, str] = {}
+
+    def only(self, names: Collection[str]) -> "RewardRunner":
+        """A runner of those of the rewards that are named, with their weights, no gates, and its own count of
+        failures; this one for all of them."""
+        if set(names) == set(self.names):
+            return self
+        rewards = [reward for name, reward in zip(self.names, self.reward_funcs, strict=True) if name in names]
+        weights = [self.combination.weights[reward_name(reward)] for reward in rewards]
+        return RewardRunner(rewards, weights, self.max_failure_share)
 
     def check_columns(self, column_names: Iterable[str]) -> None:
         """

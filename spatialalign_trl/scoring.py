@@ -30,7 +30,8 @@ def score_samples(
 ) -> list[Sample]:
     """Scores the samples which these rewards have not scored yet, and those on which one of them failed.
 
-    A sample that a reward of the same name but with other settings has scored (another tracker) is scored again.
+    A sample that a reward of the same name but with other settings has scored (another tracker) is scored again. Where
+    only some of the rewards have scored it, and no others, the new ones alone are asked.
     Models that the rewards have loaded are freed at the end.
 
     The stored mp4 is what is judged, as the authors do, so that a score can be checked against the file it belongs to.
@@ -59,12 +60,18 @@ def score_samples(
     # sees what a quick one has scored since, and would count differently.
     made_with = {name: settings for name, settings in runner.describe().items() if settings is not None}
     judges = {f"{name}_settings": _digest(settings) for name, settings in made_with.items()}
-    mine = [sample for sample in samples[rank::world] if not _is_scored(sample, runner.names, judges)]
-    with tqdm(total=len(mine), desc=desc, unit="video", disable=rank != 0 or not mine) as bar:
-        for start in range(0, len(mine), batch_size):
-            batch = mine[start : start + batch_size]
-            _score_batch(batch, store, runner, judges)
-            bar.update(len(batch))
+    missing: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples[rank::world]:
+        missing.setdefault(_missing(sample, runner.names, judges), []).append(sample)
+    missing.pop((), None)
+    total = sum(map(len, missing.values()))
+    with tqdm(total=total, desc=desc, unit="video", disable=rank != 0 or not total) as bar:
+        for names, mine in missing.items():
+            asked = runner.only(names)
+            for start in range(0, len(mine), batch_size):
+                batch = mine[start : start + batch_size]
+                _score_batch(batch, store, asked, runner.combination, judges)
+                bar.update(len(batch))
     runner.release()
     if accelerator:
         accelerator.wait_for_everyone()
@@ -96,14 +103,22 @@ def combine_scores(
         components = {name: value for name, value in sample.components.items() if name != "gate_reason"}
         if combination.gates:
             components["gate_reason"] = combination.gate_reason(sample.rewards)
-        combined[sample.sample_id] = replace(sample, reward=reward, components=components)
+        # The first is the headline, whatever was asked first when the scores were made.
+        own = {name: sample.rewards[name] for name in combination.weights if name in sample.rewards}
+        rewards_in_order = own | sample.rewards
+        combined[sample.sample_id] = replace(sample, rewards=rewards_in_order, reward=reward, components=components)
     return [combined.get(sample.sample_id, sample) for sample in samples]
 
 
-def _is_scored(sample: Sample, names: Sequence[str], judges: Mapping[str, str]) -> bool:
-    """Whether these rewards, made with these settings, and no others have judged the sample without failing."""
-    others = any(sample.components.get(column) != digest for column, digest in judges.items())
-    return sample.scored and set(sample.rewards) == set(names) and not has_failed(sample, names) and not others
+def _missing(sample: Sample, names: Sequence[str], judges: Mapping[str, str]) -> tuple[str, ...]:
+    """The rewards that have to be asked: those that have not judged the sample, where the others of them, made with
+    these settings, and no other rewards have, without failing; else all, for nobody knows who logged what."""
+    there = [name for name in names if name in sample.rewards]
+    known = sample.scored and len(there) == len(sample.rewards) and not has_failed(sample, there)
+    columns = (f"{name}_settings" for name in there)
+    if not known or any(sample.components.get(column) != judges.get(column) for column in columns):
+        return tuple(names)
+    return tuple(name for name in names if name not in there)
 
 
 def has_failed(sample: Sample, names: Iterable[str]) -> bool:
@@ -117,15 +132,24 @@ def _digest(settings: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _score_batch(batch: Sequence[Sample], store: SampleStore, runner: RewardRunner, judges: Mapping[str, str]) -> None:
+def _score_batch(
+    batch: Sequence[Sample],
+    store: SampleStore,
+    runner: RewardRunner,
+    combination: RewardCombination,
+    judges: Mapping[str, str],
+) -> None:
+    """Asks the runner's rewards, and adds what they say to what is known where they are not all of the combination."""
+    is_part = set(runner.names) < set(combination.weights)
     columns = {name: [sample.row[name] for sample in batch] for name in batch[0].row}
     if all("fps" in sample.settings for sample in batch):  # what a reward of speed cannot see in the frames
         columns.setdefault("fps", [sample.settings["fps"] for sample in batch])
     output = runner(columns.pop("prompt"), [store.video(sample.sample_id) for sample in batch], columns)
     for index, sample in enumerate(batch):
+        rewards = {name: values[index] for name, values in output.per_reward.items()}
+        components = {name: values[index] for name, values in output.extra.items()}
+        if is_part:
+            rewards, components = sample.rewards | rewards, sample.components | components
         store.write_scores(
-            sample.sample_id,
-            rewards={name: values[index] for name, values in output.per_reward.items()},
-            reward=output.rewards[index],
-            components={name: values[index] for name, values in output.extra.items()} | judges,
+            sample.sample_id, rewards=rewards, reward=combination.combined(rewards), components=components | judges
         )

@@ -85,21 +85,32 @@ def test_an_interruption_loses_the_batch_in_flight_alone(store):
     assert [sample.reward for sample in result] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
 
 
-def test_another_set_of_rewards_scores_again(store):
+def test_a_reward_that_is_added_is_asked_alone(store):
     first, second = Grey(), Grey("other")
-    result = score_samples(stored(store, 2), store, RewardRunner(first))
-    both = score_samples(result, store, RewardRunner([first, second], [1.0, 2.0]))
-    assert first.calls == [[0, 1], [0, 1]] and second.calls == [[0, 1]]
+    samples = stored(store, 3)
+    score_samples(samples[:2], store, RewardRunner(first))
+    again = [store.load(sample.sample_id) for sample in samples]
+    both = score_samples(again, store, RewardRunner([second, first], [2.0, 1.0], gates={"other": 0.05}))
+    assert first.calls == [[0, 1], [2]] and second.calls == [[0, 1], [2]]
+    assert both == score_samples(both, store, RewardRunner([second, first], [2.0, 1.0], gates={"other": 0.05}))
     assert both[1].rewards == {"grey": 0.1, "other": 0.1} and both[1].reward == pytest.approx(0.3)
+    assert both[1].components == {"grey_seen": 10.0, "other_seen": 10.0, "gate_reason": None}
+    assert both[0].reward is None and "below its gate" in both[0].components["gate_reason"]
+
+
+def test_without_a_reward_that_was_there_all_are_asked_again(store):
+    first, second = Grey(), Grey("other")
+    both = score_samples(stored(store, 2), store, RewardRunner([first, second]))
     only = score_samples(both, store, RewardRunner(second))
     assert only[1].rewards == {"other": 0.1} and only[1].components == {"other_seen": 10.0}
 
 
-def test_the_order_of_the_rewards_does_not_matter(store):
+def test_the_order_of_the_rewards_says_which_comes_first_and_asks_nothing_again(store):
     first, second = Grey(), Grey("other")
     result = score_samples(stored(store, 2), store, RewardRunner([first, second]))
-    score_samples(result, store, RewardRunner([second, first]))
+    turned = score_samples(result, store, RewardRunner([second, first]))
     assert len(first.calls) == len(second.calls) == 1
+    assert list(turned[0].rewards) == ["other", "grey"] and list(result[0].rewards) == ["grey", "other"]
 
 
 def test_a_sample_on_which_a_reward_failed_is_scored_again_once_the_reward_is_mended(store):
