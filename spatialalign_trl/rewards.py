@@ -311,8 +311,8 @@ def _checked_weights(weights: Sequence[float] | None, names: Sequence[str], gate
         return [0.0 if name in gates else 1.0 for name in names]
     if len(weights) != len(names):
         raise ValueError(
-            f"{len(names)} rewards need {len(names)} weights, got {len(weights)} ({list(weights)} for {', '.join(names)}): "
-            "whoever gives other reward_funcs gives their reward_weights, too."
+            f"{len(names)} rewards need {len(names)} weights, got {len(weights)} ({list(weights)} for "
+            f"{', '.join(names)}): whoever gives other reward_funcs gives their reward_weights, too."
         )
     if not all(map(math.isfinite, weights)):
         raise ValueError(f"Reward weights must be finite numbers, got {list(weights)}.")
