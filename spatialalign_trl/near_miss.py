@@ -4,6 +4,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one was probably meant to be; `None` when nothing is close."""
+    return next(iter(difflib.get_close_matches(name, sorted(set(known)), n=1)), None)
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """
     Build the tail of an error message about an unknown name.
@@ -19,6 +24,6 @@ def near_miss(name: str, known: Iterable[str]) -> str:
         nothing is close.
     """
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1)
-    question = f"Did you mean {close[0]!r}? " if close else ""
+    close = nearest(name, names)
+    question = f"Did you mean {close!r}? " if close else ""
     return f"{question}Known: {', '.join(names) if names else 'none'}."

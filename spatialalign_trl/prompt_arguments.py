@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .http_reward import shown_url
-from .near_miss import near_miss
+from .near_miss import near_miss, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,8 +107,9 @@ def prompt_source(source: str) -> str:
         FileNotFoundError: for what is neither a path nor has an owner, and is nearly the name of such a folder.
     """
     bundled = {folder.name: folder for folder in DATASETS.glob("*") if folder.is_dir()}
-    told = near_miss(source, bundled)
-    if source not in bundled and "/" not in source and not Path(source).exists() and told.startswith("Did"):
+    is_path = "/" in source or Path(source).exists()
+    if source not in bundled and not is_path and nearest(source, bundled):
+        told = near_miss(source, bundled)
         raise FileNotFoundError(f"there is no set {source!r} under {DATASETS} and no such path. {told}")
     return str(bundled.get(source, source))
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .evaluation import headline_value
 from .files import write_json
 from .report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from .report.grades import find_grader, relation_names
@@ -97,9 +98,8 @@ class LogSamples(TrainerCallback):
             columns = {name: [row[name] for row in self.rows] for name in self.rows[0] if name != "prompt"}
             columns.setdefault("fps", [self.settings.fps] * len(self.rows))
             output = self.runner([row["prompt"] for row in self.rows], videos, columns)
-            first = output.per_reward[self.runner.names[0]]  # as the evaluation's headline
-            judged = zip(output.rewards, first, strict=True)
-            rewards = [None if together is None else value for together, value in judged]
+            first = output.per_reward[self.runner.names[0]]
+            rewards = [headline_value(*values) for values in zip(output.rewards, first, strict=True)]
             pictures = self._write(folder, videos, rewards, columns)
             self.runner.release()
         valid = [reward for reward in rewards if reward is not None]

@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "compare",
             "headline_of",
             "headline_score",
+            "headline_value",
             "invalid_reason",
             "mean_difference",
             "success_rate",

@@ -120,11 +120,12 @@ def frame_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str, 
         - `sharpness`: root mean square difference of neighbouring pixels of a frame, in [0, 1] (falls when the picture
           blurs, rises when it dissolves into noise).
     """
-    changes = []
+    changes, sharpness = [], []
     for video in videos:
         pixels = video.astype(np.int16)  # exact, and half of float32: a Wan clip has 97 million values
         changes.append(float(np.abs(np.diff(pixels, axis=0)).mean()) / 255.0 if len(pixels) > 1 else 0.0)
-    return {"frame_change": changes, "sharpness": [video_sharpness(video) for video in videos]}
+        sharpness.append(video_sharpness(pixels))
+    return {"frame_change": changes, "sharpness": sharpness}
 
 
 def flicker_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str, list[float]]:

@@ -43,7 +43,12 @@ class Scored(Protocol):
 def headline_score(sample: Scored) -> float | None:
     """What S@tau looks at: the value of the first of the run's rewards; `None` for a video that is INVALID, be it by a
     gate on another reward."""
-    return None if sample.reward is None else next(iter(sample.rewards.values()), sample.reward)
+    return headline_value(sample.reward, next(iter(sample.rewards.values()), sample.reward))
+
+
+def headline_value(reward: float | None, first: float | None) -> float | None:
+    """The first reward's value of a video, given what all rewards together make of it: `None` for INVALID."""
+    return None if reward is None else first
 
 
 def success_rate(rewards: Sequence[float | None], threshold: float) -> float:

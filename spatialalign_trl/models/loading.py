@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "context": {"WanPipeline": "spatialalign_trl.models.wan_context:WanContextVideoModel"},
 }
 
-_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 def load_video_model(name_or_path: str = "tiny", variant: str | None = None, **kwargs: Any) -> VideoModel:
@@ -104,7 +104,7 @@ def optional_file(source: str, name: str, revision: str | None = None) -> Path |
     if os.path.isdir(source):
         path = Path(source) / name
         return path if path.is_file() else None
-    if "/" not in source or not _HUB_ID.match(source):
+    if not _HUB_ID.match(source):
         return None
     try:
         return Path(hf_hub_download(source, name, revision=revision))
@@ -145,7 +145,7 @@ def read_model_index(source: str, revision: str | None = None) -> dict:
         return read_json(path)
     if os.path.exists(source):
         raise ValueError(f"{source!r} is a file; pass the folder of a diffusers pipeline.")
-    if "/" not in source or not _HUB_ID.match(source):
+    if not _HUB_ID.match(source):
         raise FileNotFoundError(
             f"there is no folder {source!r}, it is no Hub id (owner/name) either, and of the embedded models none is "
             f"called so. {near_miss(source, EMBEDDED_MODELS)}"

@@ -17,13 +17,13 @@ def video_sharpness(video: Video) -> float:
     differences across an edge is its height however wide the blur.
 
     Args:
-        video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
-            The video.
+        video (`np.ndarray` of shape (frames, height, width, 3), `uint8`, or `int16` as its differences need it):
+            The video, in 0..255.
 
     Returns:
         `float`: in [0, 1]; 0 where a frame is one pixel.
     """
-    pixels = video.astype(np.int16)  # exact, and half of float32: a Wan clip has 97 million values
+    pixels = video.astype(np.int16, copy=False)  # exact, and half of float32: a Wan clip has 97 million values
     squares = [np.square(step, dtype=np.float32).mean() for step in _inner_steps(pixels)]
     return float(np.sqrt(np.mean(squares))) / 255.0 if squares else 0.0
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation import headline_value
 from ..files import read_json, write_atomic, write_json
 from ..video import Video
 from .gallery import Clip
@@ -214,7 +215,7 @@ def _clips_of_parquet(file: Path, first: str) -> list[Clip]:
     return [
         Clip(
             **{name: row[name] for name in ("policy", "sample_id", "prompt_id", "seed", "video")},
-            reward=None if row["reward"] is None else row[f"reward/{first}"],
+            reward=headline_value(row["reward"], row[f"reward/{first}"]),
             reason=row.get("invalid_reason"),
             row={name: row[name] for name in _PAGE_COLUMNS if row.get(name) is not None},
         )
