@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from video4spatial_sft import HeldOutArguments, sampled, train_on
 
-from spatialalign_trl.files import read_json, write_atomic, write_json
+from spatialalign_trl.files import held, read_json, write_atomic, write_json
 from spatialalign_trl.launch import launched
 from spatialalign_trl.near_miss import near_miss
 from spatialalign_trl.recipe_arguments import ModelArguments, parse_recipe
@@ -209,7 +209,9 @@ def launch(default_config: Path) -> None:
     """The command line."""
     with launched():
         kinds = (AblationArguments, SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
-        main(*parse_recipe(kinds, default_config))
+        parsed = parse_recipe(kinds, default_config)
+        with held(parsed[2].output_dir, here=parsed[2].process_index == 0):
+            main(*parsed)
 
 
 if __name__ == "__main__":

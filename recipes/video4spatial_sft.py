@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spatialalign_trl.files import held
 from spatialalign_trl.launch import launched
 from spatialalign_trl.recipe_arguments import ModelArguments, parse_recipe
 from spatialalign_trl.sampling_arguments import SamplingArguments
@@ -154,7 +155,9 @@ def revision(model: VideoModel) -> str:
 def launch(default_config: Path) -> None:
     """The command line."""
     with launched():
-        main(*parse_recipe((SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments), default_config))
+        parsed = parse_recipe((SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments), default_config)
+        with held(parsed[1].output_dir, here=parsed[1].process_index == 0):
+            main(*parsed)
 
 
 if __name__ == "__main__":

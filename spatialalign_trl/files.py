@@ -2,7 +2,7 @@
 
 Every file is written beside its place, in the same folder (a rename across file systems is a copy), and renamed over
 the old one. A process that is killed leaves at most a temporary file, whose name says who wrote it, so that the
-leftovers of the dead can be told from the work of the living.
+leftovers of the dead can be told from the work of the living. A job holds the folder that it writes to (`held`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+LOCK_FILE, HOLDER_FILE = ".lock", ".holder"  # both stay in a folder that nobody holds any more
+PATIENCE = 10.0  # seconds: the data loader's workers of a killed job outlive it by a few
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
 
 
@@ -126,3 +130,40 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
         path.unlink(missing_ok=True)
         removed.append(path)
     return removed
+
+
+@contextmanager
+def held(folder: str | os.PathLike, *, here: bool = True) -> Iterator[None]:
+    """
+    Keeps a job's folder for that job: two in one folder would do the work twice and write over each other's
+    checkpoints. The system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Made where it is missing.
+        here (`bool`):
+            False in those processes of a distributed job which leave it to the main one.
+
+    Raises:
+        RuntimeError: when another process holds the folder, and goes on holding it for `PATIENCE` seconds.
+    """
+    if not here:
+        yield
+        return
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock  # copes with file systems that have no flock
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / HOLDER_FILE
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(folder / LOCK_FILE, timeout=PATIENCE))
+        except Timeout:
+            who = holder.read_text() if holder.exists() else "another process"
+            raise RuntimeError(
+                f"{who} is at work in {folder}: wait for it or end it (a launcher's death does not end what it "
+                "launched), or give this job another output_dir."
+            ) from None
+        write_atomic(holder, f"process {os.getpid()} on {_host()}".encode())
+        yield

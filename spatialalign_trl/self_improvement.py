@@ -32,7 +32,7 @@ from transformers.trainer_utils import HubStrategy
 from .evaluation import summarize
 from .evaluation.looks import Looks
 from .evaluation.verdict import Measured, judge
-from .files import read_json, write_json
+from .files import held, read_json, write_json
 from .models.base import VideoModel
 from .models.efficiency import check_optimizer
 from .models.lora import LORA_FILE, active_adapters, lora_fingerprint
@@ -140,9 +140,11 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
 
         Raises:
             KeyboardInterrupt: after Ctrl-C; a training has written a checkpoint first. Running again goes on.
+            RuntimeError: where another process is at work in `output_dir`.
         """
         try:
-            return self._run()
+            with held(self.output_dir, here=self.accelerator.is_main_process):
+                return self._run()
         except KeyboardInterrupt:
             self.console.print(
                 f"interrupted. What is finished is kept in {self.output_dir}; the same command goes on from there.",

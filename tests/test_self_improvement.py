@@ -1,5 +1,6 @@
 """The loop on a random pipeline, with a reward that any video has: what is stored, skipped and refused."""
 
+import fcntl
 import hashlib
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ from diffusers import WanPipeline
 from safetensors.torch import load_file
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan
 
+from spatialalign_trl import files
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.prompts import DSR_TYPES, build_prompt
 from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
@@ -158,6 +160,17 @@ def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path):
     loop(folder, tmp_path).train()
     with pytest.raises(ValueError, match=r"learning_rate: 0.01 there, 0.5 now"):
         loop(folder, tmp_path, learning_rate=0.5).train()
+
+
+def test_a_folder_where_another_job_is_at_work_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    one = loop(folder, tmp_path / "run")
+    (one.output_dir / files.HOLDER_FILE).write_text("process 77 on here")
+    with open(one.output_dir / files.LOCK_FILE, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="process 77 on here is at work in .*run"):
+            one.train()
+    assert not (one.output_dir / "run.json").exists()
 
 
 def test_nothing_to_learn_says_so_and_keeps_the_samples(folder, tmp_path):

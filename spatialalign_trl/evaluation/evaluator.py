@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..devices import give_back_memory
+from ..files import held
 from ..models.lora import lora_fingerprint
 from ..models.settings import SamplingSettings
 from ..near_miss import near_miss
@@ -173,7 +174,14 @@ class Evaluation:
 
         Returns:
             What `results.json` holds; see `result_files.py`.
+
+        Raises:
+            RuntimeError: where another process is at work in the output folder.
         """
+        with held(self.output_dir, here=self.is_main):
+            return self._run(dict(notes or {}))
+
+    def _run(self, notes: Mapping[str, Any]) -> dict[str, Any]:
         from ..report.grades import find_grader
         from ..report.write import leave_report
         from .result_files import print_results, write_results
@@ -185,7 +193,7 @@ class Evaluation:
                 one.samples, one.store, self.runner, accelerator=self.accelerator, desc=f"scoring {name}"
             )
         self._look(evaluated)
-        results = self._results(evaluated) | dict(notes or {})
+        results = self._results(evaluated) | notes
         if self.is_main:
             write_results(self.output_dir, results, evaluated)
             leave_report(self.output_dir, find_grader(self.runner.reward_funcs))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from ..files import write_atomic
+from ..files import held, write_atomic
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -25,18 +25,19 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 def run_stages(names: Sequence[str], stages: Mapping[str, Callable[[], None]], folder: Path) -> None:
     """
-    Makes the folder that the stages write to, and runs the named ones in the order of `stages`.
+    Holds the folder that the stages write to, and runs the named ones in the order of `stages`.
 
     Raises:
         ValueError: before any work, for a name that is none of them.
+        RuntimeError: where another process is at work in the folder.
     """
     unknown = set(names) - set(stages)
     if unknown:
         raise ValueError(f"stages: {', '.join(sorted(unknown))} unknown; choose from {', '.join(stages)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, run in stages.items():
-        if name in names:
-            run()
+    with held(folder):
+        for name, run in stages.items():
+            if name in names:
+                run()
 
 
 class TrainingLoop:
