@@ -209,9 +209,9 @@ def launch(default_config: Path) -> None:
     """The command line."""
     with launched():
         kinds = (AblationArguments, SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
-        parsed = parse_recipe(kinds, default_config)
-        with held(parsed[2].output_dir, here=parsed[2].process_index == 0):
-            main(*parsed)
+        ablation, scenes, args, *others = parse_recipe(kinds, default_config)
+        with held(args.output_dir, here=args.process_index == 0):
+            main(ablation, scenes, args, *others)
 
 
 if __name__ == "__main__":

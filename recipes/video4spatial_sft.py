@@ -155,9 +155,10 @@ def revision(model: VideoModel) -> str:
 def launch(default_config: Path) -> None:
     """The command line."""
     with launched():
-        parsed = parse_recipe((SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments), default_config)
-        with held(parsed[1].output_dir, here=parsed[1].process_index == 0):
-            main(*parsed)
+        kinds = (SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
+        scenes, args, *others = parse_recipe(kinds, default_config)
+        with held(args.output_dir, here=args.process_index == 0):
+            main(scenes, args, *others)
 
 
 if __name__ == "__main__":
