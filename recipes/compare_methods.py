@@ -34,13 +34,13 @@ from rich.console import Console
 from rich.table import Table
 from spatialalign import DEFAULT_CONFIG, build_loop
 
+from spatialalign_trl.arguments.launch import check_launch, quiet_libraries
+from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.errors import near_miss
 from spatialalign_trl.evaluation import bootstrap_interval, success_rate
 from spatialalign_trl.files import write_atomic, write_json
-from spatialalign_trl.launch import check_launch, quiet_libraries
-from spatialalign_trl.near_miss import near_miss
-from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.report.tables import markdown_table
-from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
 
 PAPER = {
     "zeroth_order_weight": 0.5,

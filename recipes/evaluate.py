@@ -7,16 +7,16 @@
 Without `--config` it runs `recipes/configs/evaluate.yaml`: the embedded model, and the LoRA that
 `recipes/spatialalign.py` leaves. Flags override the YAML. Prompts are dealt over the processes, and rerunning the same
 line continues. It writes `results.json`, `table.md`, `table.tex` and `samples.parquet`; their formats stand in
-`spatialalign_trl/evaluation/result_files.py`. `spatialalign evaluate` does the same in one process.
+`spatialalign_trl/report/evaluation_files.py`. `spatialalign evaluate` does the same in one process.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from spatialalign_trl.evaluation_arguments import EvaluationArguments, run_evaluation
-from spatialalign_trl.launch import launched
-from spatialalign_trl.recipe_arguments import parse_recipe
+from spatialalign_trl.arguments.evaluation import EvaluationArguments, run_evaluation
+from spatialalign_trl.arguments.launch import launched
+from spatialalign_trl.arguments.model import parse_recipe
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "evaluate.yaml"
 

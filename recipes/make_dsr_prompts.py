@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from spatialalign_trl.prompt_sets import check_balanced, hash_order, write_splits
 from spatialalign_trl.prompts import DSR_TYPES, DSRPrompt, build_prompt
+from spatialalign_trl.prompts.sets import check_balanced, hash_order, write_splits
 
 DATASET_FOLDER = Path(__file__).resolve().parent.parent / "datasets" / "dsr_prompts"
 

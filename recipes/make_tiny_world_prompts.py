@@ -16,8 +16,8 @@ from dataclasses import replace
 from math import gcd, lcm
 from pathlib import Path
 
-from spatialalign_trl.prompt_sets import check_balanced, hash_order, write_splits
 from spatialalign_trl.prompts import DSR_TYPES, DSRPrompt
+from spatialalign_trl.prompts.sets import check_balanced, hash_order, write_splits
 from spatialalign_trl.tiny_world.clips import caption_for
 from spatialalign_trl.tiny_world.renderer import Scene
 from spatialalign_trl.tiny_world.vocabulary import VERBS, split_combinations

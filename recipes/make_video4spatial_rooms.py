@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialalign_trl.files import write_atomic
-from spatialalign_trl.scene_tasks import TASKS
+from spatialalign_trl.scenes.tasks import TASKS
 from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS
 from spatialalign_trl.tiny_world.rooms.tasks import make_row
 

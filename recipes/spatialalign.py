@@ -18,12 +18,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spatialalign_trl.launch import launched
-from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, describe_recipe, parse_recipe
-from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+from spatialalign_trl.arguments.launch import launched
+from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, describe_recipe, parse_recipe
+from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 if TYPE_CHECKING:
-    from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
+    from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
     from spatialalign_trl.trainer.model_card import Recipe
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
@@ -33,7 +33,7 @@ def build_loop(
     prompt_arguments: PromptArguments, args: OnlineSpatialAlignConfig, model_arguments: ModelArguments
 ) -> OnlineSpatialAlignTrainer:
     """The loop that the arguments describe, not yet run."""
-    from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
+    from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
 
     rows = prompt_arguments.load()
     model = model_arguments.load(**(args.model_init_kwargs or {}))

@@ -34,11 +34,11 @@ from typing import TYPE_CHECKING, Any
 
 from video4spatial_sft import HeldOutArguments, sampled, train_on
 
+from spatialalign_trl.arguments.launch import launched
+from spatialalign_trl.arguments.model import ModelArguments, parse_recipe
+from spatialalign_trl.arguments.scenes import SceneArguments
+from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import held, read_json, write_atomic, write_json
-from spatialalign_trl.launch import launched
-from spatialalign_trl.near_miss import near_miss
-from spatialalign_trl.recipe_arguments import ModelArguments, parse_recipe
-from spatialalign_trl.scene_arguments import SceneArguments
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Ablation:
     def __post_init__(self) -> None:
         from accelerate import Accelerator
 
-        from spatialalign_trl.rewards import RewardRunner
+        from spatialalign_trl.rewards.runner import RewardRunner
         from spatialalign_trl.rollout.store import SampleStore
 
         self.folder = Path(self.args.output_dir)

@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING
 
 from spatialalign import build_loop
 
-from spatialalign_trl.launch import launched
-from spatialalign_trl.recipe_arguments import ModelArguments, describe_recipe, parse_recipe
-from spatialalign_trl.scene_arguments import SceneArguments
-from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+from spatialalign_trl.arguments.launch import launched
+from spatialalign_trl.arguments.model import ModelArguments, describe_recipe, parse_recipe
+from spatialalign_trl.arguments.scenes import SceneArguments
+from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 if TYPE_CHECKING:
-    from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
+    from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
     from spatialalign_trl.trainer.model_card import Recipe
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "video4spatial_navigation_tiny.yaml"

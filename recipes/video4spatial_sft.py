@@ -2,7 +2,7 @@
 
 Trains a LoRA of a context-conditioned model (`ContextSFTTrainer`) on videos of scenes: clean frames of a recording and
 an instruction in, the video that is the right answer out. Rendered rooms by default; real recordings as finished rows
-(`spatialalign_trl/scene_rows.py`), such as `scene_curation.py` makes of posed videos.
+(`spatialalign_trl/scenes/rows.py`), such as `scenes/curation.py` makes of posed videos.
 
     accelerate launch recipes/video4spatial_sft.py
     accelerate launch recipes/video4spatial_sft.py --config recipes/configs/video4spatial_sft_wan2.1_1.3b.yaml
@@ -32,11 +32,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spatialalign_trl.arguments.launch import launched
+from spatialalign_trl.arguments.model import ModelArguments, parse_recipe
+from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.files import held
-from spatialalign_trl.launch import launched
-from spatialalign_trl.recipe_arguments import ModelArguments, parse_recipe
 from spatialalign_trl.sampling_arguments import SamplingArguments
-from spatialalign_trl.scene_arguments import SceneArguments
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from spatialalign_trl.models.base import VideoModel
     from spatialalign_trl.models.settings import SamplingSettings
-    from spatialalign_trl.rewards import RewardRunner
+    from spatialalign_trl.rewards.runner import RewardRunner
     from spatialalign_trl.rollout.store import Sample, SampleStore
     from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
 
@@ -69,7 +69,7 @@ def main(
     from accelerate import Accelerator
 
     from spatialalign_trl.evaluation.scene_metrics import compare_scenes, write_comparison
-    from spatialalign_trl.rewards import RewardRunner
+    from spatialalign_trl.rewards.runner import RewardRunner
     from spatialalign_trl.rollout.store import SampleStore
     from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
 
@@ -122,8 +122,8 @@ def sampled(
 ) -> list[Sample]:
     """Samples and scores the held-out tasks; what is there is not made again."""
     from spatialalign_trl.evaluation import EVALUATION_SEED
+    from spatialalign_trl.rewards.scoring import score_samples
     from spatialalign_trl.rollout.sampler import roll_out
-    from spatialalign_trl.scoring import score_samples
 
     if not held_out.evaluation_seeds:
         return []

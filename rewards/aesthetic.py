@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from .clip_iqa import CLIPIQA
-from .clip_similarity import DEFAULT_CHECKPOINT
+from spatialalign_rewards.clip_iqa import CLIPIQA
+from spatialalign_rewards.clip_similarity import DEFAULT_CHECKPOINT
 
 
 class Aesthetic(CLIPIQA):

@@ -4,11 +4,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from spatialalign_rewards._sampled_frames import check_counts, evenly_spaced, in_batches
+from spatialalign_rewards.clip_similarity import CLASSES, DEFAULT_CHECKPOINT, squeezed
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
 from spatialalign_trl.video import Video, check_completions
-
-from .clip_similarity import CLASSES, DEFAULT_CHECKPOINT, squeezed
-from .sampled_frames import check_counts, evenly_spaced, in_batches
 
 if TYPE_CHECKING:
     import torch

@@ -4,10 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from spatialalign_rewards._sampled_frames import check_counts, evenly_spaced, in_batches
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
 from spatialalign_trl.video import Video, check_completions
-
-from .sampled_frames import check_counts, evenly_spaced, in_batches
 
 if TYPE_CHECKING:
     import torch

@@ -2,7 +2,7 @@
 DSR-Score as a reward: track animal and object through each video, then score the boxes.
 
 The geometry can be used on its own: `score_tracks(frames, animal, object, dsr_type)` on one video's boxes
-(`dsr_tracks.py`), `score_box_arrays(boxes, dsr_types)` on arrays of many (`dsr_geometry.py`).
+(`_dsr_tracks.py`), `score_box_arrays(boxes, dsr_types)` on arrays of many (`_dsr_geometry.py`).
 Source: SpatialAlign, arXiv 2602.22745.
 """
 
@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spatialalign_rewards._dsr_geometry import BoxScores, required_frames, score_box_arrays, spatial_offsets
+from spatialalign_rewards._dsr_tracks import DSRResult, asks_depth, check_question, score_tracks, score_tracks_batch
 from spatialalign_trl.perception.depth import DepthEstimator, add_nearness, get_depth_estimator
 from spatialalign_trl.perception.tracks import Tracker, Tracks, get_tracker
-from spatialalign_trl.reward_settings import RewardSettingsOnHub
+from spatialalign_trl.rewards.settings import RewardSettingsOnHub
 from spatialalign_trl.video import Video, check_completions, read_video
-
-from .dsr_geometry import BoxScores, required_frames, score_box_arrays, spatial_offsets
-from .dsr_tracks import DSRResult, asks_depth, check_question, score_tracks, score_tracks_batch
 
 __all__ = [
     "BoxScores",

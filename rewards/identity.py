@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spatialalign_rewards._sampled_frames import check_counts, in_batches
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
 from spatialalign_trl.perception.tracks import Tracker, Tracks, get_tracker
 from spatialalign_trl.video import Video, check_completions
-
-from .sampled_frames import check_counts, in_batches
 
 if TYPE_CHECKING:
     import torch

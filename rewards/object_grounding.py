@@ -19,7 +19,7 @@ Object grounding as a reward: does the video end with the named object in view, 
 Without B a target that is pasted into the picture is the best video of all: visibility alone says 0.99.
 
 The paper's evaluation pair is logged beside the reward where `distance_estimator` is given, or the pose estimator
-measures it: SD (see `spatialalign_trl/perception/camera_distance.py`, `camera_displacement.py`), and IF, the mean of V
+measures it: SD (see `spatialalign_trl/perception/camera/distance.py`, `displacement.py`), and IF, the mean of V
 without B where SD < 0.2 and 0 elsewhere.
 Source of task and gate: Video4Spatial, arXiv 2512.03040; the formula is ours.
 """
@@ -29,16 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialalign_trl.perception.camera import CameraEstimate, PoseEstimator, Sightings
-from spatialalign_trl.perception.camera_diagnosis import cut_factor, flat_share, moving_share, steps
-from spatialalign_trl.perception.camera_distance import GOOD_DISTANCE
-from spatialalign_trl.perception.camera_geometry import known
-from spatialalign_trl.perception.detections import Detections, Detector
-from spatialalign_trl.perception.tracks import make_named
-from spatialalign_trl.reward_settings import RewardSettingsOnHub
-from spatialalign_trl.video_cells import frames_of
-
-from .scene_scoring import (
+from spatialalign_rewards._scene_scoring import (
     BadInput,
     SceneGrade,
     SceneReward,
@@ -49,10 +40,18 @@ from .scene_scoring import (
     read_scene,
     support_factor,
 )
+from spatialalign_trl.perception.camera.diagnosis import cut_factor, flat_share, moving_share, steps
+from spatialalign_trl.perception.camera.distance import GOOD_DISTANCE
+from spatialalign_trl.perception.camera.estimator import CameraEstimate, PoseEstimator, Sightings
+from spatialalign_trl.perception.camera.geometry import known
+from spatialalign_trl.perception.detections import Detections, Detector
+from spatialalign_trl.perception.tracks import make_named
+from spatialalign_trl.rewards.settings import RewardSettingsOnHub
+from spatialalign_trl.video_cells import frames_of
 
 DETECTORS = {
     "grounding_dino": "spatialalign_trl.perception.grounding_dino:GroundingDINODetector",
-    "room_objects": "spatialalign_trl.perception.camera_rooms:RoomObjects",
+    "room_objects": "spatialalign_trl.tiny_world.rooms.cameras:RoomObjects",
 }
 
 GOOD_CONFIDENCE = 0.5

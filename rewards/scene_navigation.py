@@ -23,13 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from spatialalign_trl.perception.camera import PoseEstimator, check_poses
-from spatialalign_trl.perception.camera_diagnosis import cut_factor, moving_share, steps
-from spatialalign_trl.perception.camera_geometry import extent, known, path_length, rotation_degrees
-from spatialalign_trl.reward_settings import RewardSettingsOnHub
-from spatialalign_trl.video_cells import frames_of
-
-from .scene_scoring import (
+from spatialalign_rewards._scene_scoring import (
     ANGLE_SCALE,
     REST,
     BadInput,
@@ -41,6 +35,11 @@ from .scene_scoring import (
     reobserved_factor,
     support_factor,
 )
+from spatialalign_trl.perception.camera.diagnosis import cut_factor, moving_share, steps
+from spatialalign_trl.perception.camera.estimator import PoseEstimator, check_poses
+from spatialalign_trl.perception.camera.geometry import extent, known, path_length, rotation_degrees
+from spatialalign_trl.rewards.settings import RewardSettingsOnHub
+from spatialalign_trl.video_cells import frames_of
 
 FORMULA = 2
 """Which formula stored scores are of: in the first one M had no direction."""

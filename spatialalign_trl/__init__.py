@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "models.loading": ["load_video_model"],
         "rollout.store": ["SampleStore"],
         "rollout.sampler": ["roll_out"],
-        "rewards": ["RewardRunner", "load_reward"],
+        "rewards.runner": ["RewardRunner", "load_reward"],
         "preferences": ["make_pairs"],
         "trainer.diffusion_dpo_config": ["DiffusionDPOConfig"],
         "trainer.diffusion_dpo_trainer": ["DiffusionDPOTrainer"],
@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "trainer.spatialalign_trainer": ["SpatialAlignTrainer"],
         "trainer.context_sft_config": ["ContextSFTConfig"],
         "trainer.context_sft_trainer": ["ContextSFTTrainer"],
-        "self_improvement_config": ["OnlineSpatialAlignConfig"],
-        "self_improvement": ["OnlineSpatialAlignTrainer"],
+        "online.config": ["OnlineSpatialAlignConfig"],
+        "online.trainer": ["OnlineSpatialAlignTrainer"],
     },
 )

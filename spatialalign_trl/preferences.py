@@ -19,9 +19,9 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import datasets
 from datasets import Dataset, Features, Value, Video
 
-from .near_miss import near_miss
-from .prompts import PROMPT_COLUMNS
-from .video_cells import is_video_cell, self_contained
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.prompts import PROMPT_COLUMNS
+from spatialalign_trl.video_cells import is_video_cell, self_contained
 
 logger = logging.getLogger(__name__)
 
@@ -344,7 +344,7 @@ def column_features(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -
 def _row(
     pair: Pair, load_video_bytes: Callable[[str], bytes], load_latents_bytes: Callable[[str], bytes] | None
 ) -> dict[str, Any]:
-    from .rollout.sampler import noise_seed  # brings torch, which pairing alone does without
+    from spatialalign_trl.rollout.sampler import noise_seed
 
     row = self_contained(pair.chosen.row, f"prompt {pair.prompt_id!r}")
     row |= {"score_chosen": pair.score_chosen, "score_rejected": pair.score_rejected}

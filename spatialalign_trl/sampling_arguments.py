@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .models.settings import SamplingSettings
+    from spatialalign_trl.models.settings import SamplingSettings
 
 
 @dataclass

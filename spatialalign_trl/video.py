@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from .files import write_atomic
+from spatialalign_trl.files import write_atomic
 
 Video: TypeAlias = npt.NDArray[np.uint8]
 """`uint8` array of shape (frames, height, width, 3), RGB."""

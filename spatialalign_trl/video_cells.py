@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from .video import Video
+    from spatialalign_trl.video import Video
 
 
 def with_undecoded_videos(dataset: Dataset) -> Dataset:
@@ -72,7 +72,7 @@ def frames_of(cell: Any, where: str) -> Video:
     Raises:
         TypeError, ValueError: nothing of the kind, or a file that cannot be read; names it.
     """
-    from .video import check_video, read_video
+    from spatialalign_trl.video import check_video, read_video
 
     if is_frames(cell):
         return check_video(np.asarray(cell, np.uint8 if isinstance(cell, (list, tuple)) else None), where)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .. import __version__
-from .parsing import Parser, one_of
+from spatialalign_trl import __version__
+from spatialalign_trl.cli.parsing import Parser, one_of
 
 COMMANDS = {
     "score": "grade videos: does the animal start and end where the prompt says? (DSR-Score)",

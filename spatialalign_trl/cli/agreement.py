@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
-from .. import __version__
-from ..evaluation.agreement import PARTS, labeller_agreement, reward_agreement
-from ..evaluation.labels import Judged, LabelFile, consensus, read_labels
-from ..files import write_atomic, write_json
-from ..report.tables import markdown_table
-from .display import console_for
-from .parsing import Parser, UsageError, share
-from .score_files import REWARD_PREFIX, ScoreTable, number, read_scores, unique_names
+from spatialalign_trl import __version__
+from spatialalign_trl.cli.display import console_for
+from spatialalign_trl.cli.parsing import Parser, UsageError, share
+from spatialalign_trl.cli.score_files import REWARD_PREFIX, ScoreTable, number, read_scores, unique_names
+from spatialalign_trl.evaluation.agreement import PARTS, labeller_agreement, reward_agreement
+from spatialalign_trl.evaluation.labels import Judged, LabelFile, consensus, read_labels
+from spatialalign_trl.files import write_atomic, write_json
+from spatialalign_trl.report.tables import markdown_table
 
 DONE = 0
 DSR_NAMES = ("dsr_score", "score")

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..evaluation import success_rate
-from .results import ScoredVideo, component_names
-from .work import Problem, shown
+from spatialalign_trl.cli.results import ScoredVideo, component_names
+from spatialalign_trl.cli.work import Problem, shown
+from spatialalign_trl.evaluation import success_rate
 
 PIPED_WIDTH = 160
 """Columns of the table where it goes to a file or a pipe: a file has no width to fit into."""

@@ -24,9 +24,9 @@ Ctrl-C.
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    from ..evaluation_arguments import EvaluationArguments
-    from ..launch import quiet_libraries
-    from ..recipe_arguments import parse_recipe
+    from spatialalign_trl.arguments.evaluation import EvaluationArguments
+    from spatialalign_trl.arguments.launch import quiet_libraries
+    from spatialalign_trl.arguments.model import parse_recipe
 
     if not words or {"--help", "-h"} & set(words):
         print(EXAMPLES)

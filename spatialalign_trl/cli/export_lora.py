@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .parsing import Parser, one_of
+from spatialalign_trl.cli.parsing import Parser, one_of
 
 FORMATS = ("original", "comfyui", "diffusers")  # as models/lora_keys.py has them, which imports torch
 
@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     args = parser.read(words)
     if Path(args.output).exists() and not args.force:
         parser.error(f"{args.output} is there already; --force replaces it")
-    from ..models.lora_keys import export_lora
+    from spatialalign_trl.models.lora_keys import export_lora
 
     try:
         file = export_lora(args.source, args.output, args.format)

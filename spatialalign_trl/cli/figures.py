@@ -6,15 +6,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..prompts import RELATIONS
-from ..report.annotate import annotate_video, annotated_strip
-from ..report.clips import frame_rate
-from ..report.grades import relation_names
-from ..report.score_plots import RelationCurve, plot_curves
-from ..video import Video, write_video
-from .display import score_text
-from .results import ScoredVideo
-from .work import Job, shown
+from spatialalign_trl.cli.display import score_text
+from spatialalign_trl.cli.results import ScoredVideo
+from spatialalign_trl.cli.work import Job, shown
+from spatialalign_trl.prompts import RELATIONS
+from spatialalign_trl.report.annotate import annotate_video, annotated_strip
+from spatialalign_trl.report.clips import frame_rate
+from spatialalign_trl.report.grades import relation_names
+from spatialalign_trl.report.score_plots import RelationCurve, plot_curves
+from spatialalign_trl.video import Video, write_video
 
 _LONGEST_NAME = 100
 

@@ -9,12 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import write_atomic
-from ..report.label_page import Clip, label_page
-from ..rollout.video_names import videos_in
-from ..video import browser_mp4_of
-from .parsing import Parser, UsageError, positive
-from .work import (
+from spatialalign_trl.cli.parsing import Parser, UsageError, positive
+from spatialalign_trl.cli.work import (
     Job,
     Plan,
     Problem,
@@ -25,6 +21,10 @@ from .work import (
     same_question,
     shown,
 )
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.report.label_page import Clip, label_page
+from spatialalign_trl.rollout.video_names import videos_in
+from spatialalign_trl.video import browser_mp4_of
 
 DONE, INCOMPLETE = 0, 1
 LARGE = 200 * 2**20

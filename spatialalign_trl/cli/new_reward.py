@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from .parsing import Parser
+from spatialalign_trl.cli.parsing import Parser
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "new_reward"
+TEMPLATES = Path(__file__).resolve().parent / "templates" / "new_reward"
 
 FILES = {
     "pyproject.toml": "pyproject.toml.txt",
@@ -72,7 +72,7 @@ def module_name(name: str) -> str:
     module = name.replace("-", "_")
     if keyword.iskeyword(module) or module in sys.stdlib_module_names:
         raise ValueError(f"{name!r} is a word or a module of Python itself. Perhaps '{module}_reward'?")
-    from ..reward_loading import installed_rewards
+    from spatialalign_trl.rewards.loading import installed_rewards
 
     if module in installed_rewards():
         raise ValueError(f"a reward {module!r} is installed already: two of one name cannot be told apart")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from ..near_miss import near_miss
+from spatialalign_trl.errors import near_miss
 
 
 class UsageError(Exception):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .parsing import Parser
+from spatialalign_trl.cli.parsing import Parser
 
 DESCRIPTION = """\
 Push the preference dataset that a run with --push_preferences_to_hub made and kept.
@@ -29,8 +29,8 @@ def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = build_parser()
     args = parser.read(words)
-    from ..hub.pushing import PushFailed, check_hub_access, check_repo_name
-    from ..self_improvement_preferences import HUB_FOLDER, push_preferences_folder
+    from spatialalign_trl.hub.pushing import PushFailed, check_hub_access, check_repo_name
+    from spatialalign_trl.online.preference_repo import HUB_FOLDER, push_preferences_folder
 
     folder = Path(args.run) / HUB_FOLDER
     try:

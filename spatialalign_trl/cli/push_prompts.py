@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .parsing import Parser
+from spatialalign_trl.cli.parsing import Parser
 
 DESCRIPTION = """\
 Push a folder of prompts to the Hub as it is, after every split was found to load.
@@ -28,7 +28,7 @@ def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = build_parser()
     args = parser.read(words)
-    from ..prompt_publishing import push_prompts
+    from spatialalign_trl.prompts.publishing import push_prompts
 
     try:
         url, counts = push_prompts(args.folder, args.repo, private=not args.public)

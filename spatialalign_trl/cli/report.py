@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .parsing import Parser
+from spatialalign_trl.cli.parsing import Parser
 
 DESCRIPTION = """\
 Write report.html into the folder of a finished run or evaluation: the numbers, the videos side by side with curves and
@@ -21,7 +21,7 @@ that scored them."""
 
 def build_parser() -> Parser:
     """The command's options."""
-    from ..report.write import MEGABYTES
+    from spatialalign_trl.report.write import MEGABYTES
 
     parser = Parser(prog="spatialalign report", description=DESCRIPTION)
     parser.add_argument(
@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = build_parser()
     args = parser.read(words)
-    from ..report.write import write_report
+    from spatialalign_trl.report.write import write_report
 
     try:
         file = write_report(Path(args.folder), max_megabytes=args.megabytes)

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..evaluation import success_rate, summarize
-from ..files import write_atomic, write_json
-from ..perception.tracks import Tracks
-from .work import Job, Problem, shown
+from spatialalign_trl import __version__
+from spatialalign_trl.cli.work import Job, Problem, shown
+from spatialalign_trl.evaluation import success_rate, summarize
+from spatialalign_trl.files import write_atomic, write_json
+from spatialalign_trl.perception.tracks import Tracks
 
 SECONDS_BETWEEN_WRITES = 2.0
 """Files are written as a whole; more often than this would cost more than it saves."""

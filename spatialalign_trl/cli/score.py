@@ -14,14 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..perception.tracks import TRACKERS
-from ..prompts import DSR_TYPES, RELATIONS, check_dsr_type
-from ..reward_loading import load_reward
-from ..video import Video, read_video
-from .display import console_for, problem_lines, score_table, summary_line
-from .parsing import Parser, UsageError, key_value, one_of, positive, share
-from .results import ResultFiles, ScoredVideo, Settings
-from .work import (
+from spatialalign_trl.cli.display import console_for, problem_lines, score_table, summary_line
+from spatialalign_trl.cli.parsing import Parser, UsageError, key_value, one_of, positive, share
+from spatialalign_trl.cli.results import ResultFiles, ScoredVideo, Settings
+from spatialalign_trl.cli.work import (
     Job,
     Plan,
     Problem,
@@ -34,6 +30,10 @@ from .work import (
     same_question,
     shown,
 )
+from spatialalign_trl.perception.tracks import TRACKERS
+from spatialalign_trl.prompts import DSR_TYPES, RELATIONS, check_dsr_type
+from spatialalign_trl.rewards.loading import load_reward
+from spatialalign_trl.video import Video, read_video
 
 DONE, INCOMPLETE, INTERRUPTED = 0, 1, 130
 
@@ -321,7 +321,7 @@ def run(args: argparse.Namespace, plan: Plan, settings: Settings, reward: Any) -
 
 def outcomes(jobs: Sequence[Job], reward: Any, plots: Path | None) -> Iterator[ScoredVideo | Problem]:
     """What became of each job, as it is done; a video that was scored but could not be drawn yields both."""
-    from .figures import draw_figures, figure_names
+    from spatialalign_trl.cli.figures import draw_figures, figure_names
 
     names = figure_names(jobs)
     with tqdm(jobs, desc="scoring", unit="video") as bar:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
-from ..near_miss import near_miss
-from ..prompt_loading import read_rows
-from ..rollout.video_names import VIDEO_SUFFIXES
-from .parsing import UsageError
+from spatialalign_trl.cli.parsing import UsageError
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.files import read_json
+from spatialalign_trl.prompts.loading import read_rows
+from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES
 
 FILE_COLUMNS = ("file", "video", "path", "sample_id")
 """Where a row says which video it is of; the first that is there."""
@@ -157,7 +157,7 @@ def _rows_of_parquet(path: Path) -> list[Row]:
 
 
 def _rows_of_samples(folder: Path) -> list[Row]:
-    from ..rollout.store import SampleStore
+    from spatialalign_trl.rollout.store import SampleStore
 
     return [
         {

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ..reward_loading import load_reward
-from ..reward_server import RewardServer
-from .parsing import Parser, key_value
+from spatialalign_trl.cli.parsing import Parser, key_value
+from spatialalign_trl.rewards.loading import load_reward
+from spatialalign_trl.rewards.server import RewardServer
 
 LOCAL = ("127.0.0.1", "localhost")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
-from ..prompt_loading import prompt_from_row, read_rows
-from ..prompts import DSRPrompt, parse_prompt
-from ..rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
-from .parsing import UsageError
+from spatialalign_trl.cli.parsing import UsageError
+from spatialalign_trl.files import read_json
+from spatialalign_trl.prompts import DSRPrompt, parse_prompt
+from spatialalign_trl.prompts.loading import prompt_from_row, read_rows
+from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What alignment bought: obedience and looks of videos, of several policies side by side.
 
-`statistics` and `guards` hold the numbers, `verdict` reads them, `evaluator` samples, scores and measures, and
-`result_files` writes `results.json`, the tables and `samples.parquet`. Names are resolved when they are first used.
+`statistics` and `guards` hold the numbers, `verdict` reads them, `evaluator` samples, scores and measures.
+`report/evaluation_files.py` writes `results.json`, the tables and `samples.parquet`. Names are resolved when they are
+first used.
 """
 
 import lazy_loader

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .labels import END, LOOKS, START, Judged, LabelFile
-from .statistics import BOOTSTRAP_DRAWS, success_rate
+from spatialalign_trl.evaluation.labels import END, LOOKS, START, Judged, LabelFile
+from spatialalign_trl.evaluation.statistics import BOOTSTRAP_DRAWS, success_rate
 
 Weights = np.ndarray
 """Of shape (draws, clips): how often each clip is in each draw."""

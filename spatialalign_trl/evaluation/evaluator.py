@@ -4,7 +4,7 @@ output_dir/
   samples/            every video, with its inputs, latents and scores (`rollout/store.py`)
   scores/             of videos in other folders, by what is in the file
   looks/              what the quality guards measured, by sample
-  results.json, table.md, table.tex, samples.parquet      see `result_files.py`
+  results.json, table.md, table.tex, samples.parquet      see `report/evaluation_files.py`
   report.html, report.json     see `report/write.py`
 """
 
@@ -18,26 +18,31 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from ..devices import give_back_memory
-from ..files import held
-from ..models.lora import lora_fingerprint
-from ..models.settings import SamplingSettings
-from ..near_miss import near_miss
-from ..rewards import RewardRunner
-from ..rollout.sampler import roll_out
-from ..rollout.store import Sample, SampleStore
-from ..scoring import score_samples
-from .looks import Looks, Videos
-from .policies import Policy
-from .statistics import EVALUATION_SEED, summarize
-from .verdict import compare_measured, compare_quality, compare_rewards, reward_hacking_verdict
-from .video_folder import VideoFolder
+from spatialalign_trl.devices import give_back_memory
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.evaluation.looks import Looks, Videos
+from spatialalign_trl.evaluation.policies import Policy
+from spatialalign_trl.evaluation.statistics import EVALUATION_SEED, summarize
+from spatialalign_trl.evaluation.verdict import (
+    compare_measured,
+    compare_quality,
+    compare_rewards,
+    reward_hacking_verdict,
+)
+from spatialalign_trl.evaluation.video_folder import VideoFolder
+from spatialalign_trl.files import held
+from spatialalign_trl.models.lora import lora_fingerprint
+from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.rewards.runner import RewardRunner
+from spatialalign_trl.rewards.scoring import score_samples
+from spatialalign_trl.rollout.sampler import roll_out
+from spatialalign_trl.rollout.store import Sample, SampleStore
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..models.base import VideoModel
-    from .guards import Guard
+    from spatialalign_trl.evaluation.guards import Guard
+    from spatialalign_trl.models.base import VideoModel
 
 
 @dataclass
@@ -173,7 +178,7 @@ class Evaluation:
             notes (`dict`, *optional*): Goes into `results.json` as it is: settings, versions.
 
         Returns:
-            What `results.json` holds; see `result_files.py`.
+            What `results.json` holds; see `report/evaluation_files.py`.
 
         Raises:
             RuntimeError: where another process is at work in the output folder.
@@ -182,9 +187,9 @@ class Evaluation:
             return self._run(dict(notes or {}))
 
     def _run(self, notes: Mapping[str, Any]) -> dict[str, Any]:
-        from ..report.grades import find_grader
-        from ..report.write import leave_report
-        from .result_files import print_results, write_results
+        from spatialalign_trl.report.evaluation_files import print_results, write_results
+        from spatialalign_trl.report.grades import find_grader
+        from spatialalign_trl.report.write import leave_report
 
         evaluated = self._sample() | self._folders
         evaluated = {policy.name: evaluated[policy.name] for policy in self.policies}

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..near_miss import near_miss
-from ..perception.sharpness import video_sharpness
-from ..reward_loading import installed_rewards, load_reward
-from ..video import Video
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.perception.sharpness import video_sharpness
+from spatialalign_trl.rewards.loading import installed_rewards, load_reward
+from spatialalign_trl.video import Video
 
 Row = Mapping[str, Any]
 Measures = dict[str, "list[float | None] | float | None"]
@@ -75,7 +75,7 @@ def get_guard(spec: str) -> Guard:
         raise ValueError(f"unknown quality guard {name!r}. {near_miss(name, {*GUARDS, *installed_rewards()})}")
     try:
         if is_reward:
-            from .model_guards import RewardGuard
+            from spatialalign_trl.evaluation.model_guards import RewardGuard
 
             return RewardGuard(load_reward(name, **options))
         module, attribute = GUARDS[name].split(":")

@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from ..files import read_json
-from ..relations import RELATIONS
+from spatialalign_trl.files import read_json
+from spatialalign_trl.prompts.relations import RELATIONS
 
 LABEL_FORMAT, LABEL_VERSION = "spatialalign-labels", 1
 START, END, LOOKS = "start", "end", "looks"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from ..files import read_json, write_json
-from ..video import Video
-from .guards import WHOLE_SET, Guard, get_guard, mean_of, needs_baseline
+from spatialalign_trl.evaluation.guards import WHOLE_SET, Guard, get_guard, mean_of, needs_baseline
+from spatialalign_trl.files import read_json, write_json
+from spatialalign_trl.video import Video
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..rollout.store import Sample
+    from spatialalign_trl.rollout.store import Sample
 
 
 class Videos(Protocol):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..perception.checkpoints import PretrainedModel, RunsPretrained
-from ..perception.optical_flow import fastest_speed, flow_fields, opencv, smoothness
-from ..reward_loading import RewardFunc, reward_name
-from ..video import Video
+from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
+from spatialalign_trl.perception.optical_flow import fastest_speed, flow_fields, opencv, smoothness
+from spatialalign_trl.rewards.loading import RewardFunc, reward_name
+from spatialalign_trl.video import Video
 
 Row = Mapping[str, Any]
 

@@ -75,8 +75,8 @@ def check_lora(place: str) -> None:
         FileNotFoundError: for a place that is neither a LoRA on this machine nor a Hub id.
         ValueError: for a LoRA under another program's names.
     """
-    from ..models.lora import LORA_FILE
-    from ..models.lora_keys import refuse_other_names
+    from spatialalign_trl.models.lora import LORA_FILE
+    from spatialalign_trl.models.lora_keys import refuse_other_names
 
     path = Path(place)
     if path.is_dir() and not (path / LORA_FILE).is_file():

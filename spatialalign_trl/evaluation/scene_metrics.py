@@ -21,9 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 from rich.console import Console
 
-from ..files import write_json
-from ..video import Video
-from .statistics import mean_difference, measured
+from spatialalign_trl.evaluation.statistics import mean_difference, measured
+from spatialalign_trl.files import write_json
+from spatialalign_trl.video import Video
 
 METRICS_FILE = "scene_metrics.json"
 PSNR = "psnr"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .guards import better_side
-from .statistics import Scored, compare, headline_of, mean_difference, measured_by_all
+from spatialalign_trl.evaluation.guards import better_side
+from spatialalign_trl.evaluation.statistics import Scored, compare, headline_of, mean_difference, measured_by_all
 
 Difference = Mapping[str, Any]
 """`difference` and its 95 % `interval`."""

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, write_json
-from ..rollout.store import Sample, SampleStore, plain
-from ..rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
-from ..video import Video, read_video
+from spatialalign_trl.files import read_json, write_json
+from spatialalign_trl.rollout.store import Sample, SampleStore, plain
+from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
+from spatialalign_trl.video import Video, read_video
 
 
 class VideoFolder:

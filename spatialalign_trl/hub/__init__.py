@@ -5,8 +5,6 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "preference_card": ["RoundSummary", "preference_card"],
-        "preference_files": ["write_pairs", "write_samples"],
         "pushing": ["PushFailed", "check_hub_access", "check_repo_name", "push_dataset_folder"],
     },
 )

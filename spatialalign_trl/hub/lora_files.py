@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .pushing import ATTEMPTS, describe_failure, may_pass, open_repo, retry_push
+from spatialalign_trl.hub.pushing import ATTEMPTS, describe_failure, may_pass, open_repo, retry_push
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

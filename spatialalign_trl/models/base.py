@@ -19,16 +19,16 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 
-from ..devices import default_device
-from ..files import read_json
-from ..near_miss import near_miss
-from .efficiency import describe_quantization, for_pipeline
-from .encoding import Conditioning, EncodingMixin
-from .loading import read_model_index, resolve_source
-from .lora import LoraMixin, base_network
-from .sampling import SamplingMixin
-from .settings import SamplingSettings
-from .sizes import SizesMixin
+from spatialalign_trl.devices import default_device
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.files import read_json
+from spatialalign_trl.models.efficiency import describe_quantization, for_pipeline
+from spatialalign_trl.models.encoding import Conditioning, EncodingMixin
+from spatialalign_trl.models.loading import read_model_index, resolve_source
+from spatialalign_trl.models.lora import LoraMixin, base_network
+from spatialalign_trl.models.sampling import SamplingMixin
+from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.models.sizes import SizesMixin
 
 __all__ = ["Conditioning", "SamplingSettings", "VideoModel"]
 

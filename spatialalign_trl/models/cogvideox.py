@@ -29,9 +29,9 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 
-from .base import VideoModel
-from .encoding import Conditioning
-from .settings import SamplingSettings
+from spatialalign_trl.models.base import VideoModel
+from spatialalign_trl.models.encoding import Conditioning
+from spatialalign_trl.models.settings import SamplingSettings
 
 # A sigma that lies on the grid of 1000 must find its own timestep, whatever fp32 made of k / 1000.
 _GRID_TOLERANCE = 1e-3

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..video import Video
+from spatialalign_trl.video import Video
 
 RAY_CHANNELS = 6
 """Of a Pluecker ray: its direction d (unit length) and its moment o x d about the world's origin."""

@@ -8,9 +8,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from ..video_cells import frames_of
-from .context import as_intrinsics, as_poses, choose_context_frames, context_positions, pack_cameras
-from .encoding import Conditioning
+from spatialalign_trl.models.context import (
+    as_intrinsics,
+    as_poses,
+    choose_context_frames,
+    context_positions,
+    pack_cameras,
+)
+from spatialalign_trl.models.encoding import Conditioning
+from spatialalign_trl.video_cells import frames_of
 
 ContextLayout = Literal["non_contiguous", "contiguous", "none"]
 

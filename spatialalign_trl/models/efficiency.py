@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..near_miss import near_miss
+from spatialalign_trl.errors import near_miss
 
 if TYPE_CHECKING:
     from diffusers import PipelineQuantizationConfig
 
-    from .base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 ATTENTION_BACKENDS: dict[str, tuple[str | None, bool]] = {
     "native": (None, False),

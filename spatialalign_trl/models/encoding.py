@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 import torch
 
-from ..video import Video, check_video
+from spatialalign_trl.video import Video, check_video
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, PipelineQuantizationConfig

@@ -20,9 +20,9 @@ from diffusers import DiffusionPipeline
 from diffusers import HunyuanVideo15Pipeline as _HunyuanVideo15Pipeline
 from diffusers.loaders import HunyuanVideoLoraLoaderMixin
 
-from .base import VideoModel
-from .encoding import Conditioning
-from .settings import SamplingSettings
+from spatialalign_trl.models.base import VideoModel
+from spatialalign_trl.models.encoding import Conditioning
+from spatialalign_trl.models.settings import SamplingSettings
 
 
 class _HunyuanModel(VideoModel):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from ..files import read_json
-from ..hub_errors import explain_hub_errors
-from ..near_miss import near_miss
-from .tiny import EMBEDDED_MODELS, tiny_model_path
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.files import read_json
+from spatialalign_trl.hub_errors import explain_hub_errors
+from spatialalign_trl.models.tiny import EMBEDDED_MODELS, tiny_model_path
 
 if TYPE_CHECKING:
-    from .base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 logger = logging.getLogger(__name__)
 

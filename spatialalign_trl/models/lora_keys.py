@@ -25,9 +25,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..files import write_atomic
-from ..near_miss import near_miss
-from .lora import LORA_FILE
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.models.lora import LORA_FILE
 
 FORMATS = ("original", "comfyui", "diffusers")
 

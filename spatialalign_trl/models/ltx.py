@@ -9,9 +9,9 @@ import torch
 from diffusers import DiffusionPipeline, LTXPipeline
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 
-from .base import VideoModel
-from .encoding import Conditioning
-from .settings import SamplingSettings
+from spatialalign_trl.models.base import VideoModel
+from spatialalign_trl.models.encoding import Conditioning
+from spatialalign_trl.models.settings import SamplingSettings
 
 # The pipeline's default, in its call and in its `encode_prompt` alike; longer prompts are cut.
 _MAX_SEQUENCE_LENGTH = 128

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .encoding import Conditioning
-from .settings import SamplingSettings
+from spatialalign_trl.models.encoding import Conditioning
+from spatialalign_trl.models.settings import SamplingSettings
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..near_miss import near_miss
+from spatialalign_trl.errors import near_miss
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 
-from ..near_miss import near_miss
-from .base import VideoModel
-from .encoding import Conditioning
-from .settings import SamplingSettings
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.models.base import VideoModel
+from spatialalign_trl.models.encoding import Conditioning
+from spatialalign_trl.models.settings import SamplingSettings
 
 # The transformer attends to all of these positions (padding is zeros, and there is no mask), so embeddings of another
 # length are another input. `WanPipeline.encode_prompt` defaults to 226 and its call to 512: always pass the length.

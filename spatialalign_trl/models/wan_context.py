@@ -29,14 +29,22 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save
 
-from ..files import write_atomic
-from ..near_miss import near_miss
-from .context import RAY_CHANNELS, latent_cameras, pluecker_rays
-from .context_rows import CAMERAS, CONTEXT_CAMERAS, LATENTS, POSITIONS, SIGMA, ContextLayout, SceneRowsMixin
-from .encoding import Conditioning
-from .loading import optional_file
-from .settings import SamplingSettings
-from .wan import WanVideoModel
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.models.context import RAY_CHANNELS, latent_cameras, pluecker_rays
+from spatialalign_trl.models.context_rows import (
+    CAMERAS,
+    CONTEXT_CAMERAS,
+    LATENTS,
+    POSITIONS,
+    SIGMA,
+    ContextLayout,
+    SceneRowsMixin,
+)
+from spatialalign_trl.models.encoding import Conditioning
+from spatialalign_trl.models.loading import optional_file
+from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.models.wan import WanVideoModel
 
 CONTEXT_MODULES_FILE = "context_modules.safetensors"
 """A pipeline folder may hold the weights of the modules that the context adds, where they were trained in full."""

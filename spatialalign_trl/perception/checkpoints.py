@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..devices import default_device
-from ..files import read_json
-from ..hub_errors import download_command, explain_hub_errors
+from spatialalign_trl.devices import default_device
+from spatialalign_trl.files import read_json
+from spatialalign_trl.hub_errors import download_command, explain_hub_errors
 
 if TYPE_CHECKING:
     import torch

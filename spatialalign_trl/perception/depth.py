@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from .checkpoints import PretrainedModel, RunsPretrained
-from .tracks import Tracks, make_named
+from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
+from spatialalign_trl.perception.tracks import Tracks, make_named
 
 if TYPE_CHECKING:
     import torch
 
-    from ..video import Video
+    from spatialalign_trl.video import Video
 
 # Name -> "module:class", as TRACKERS.
 DEPTH_ESTIMATORS: dict[str, str] = {

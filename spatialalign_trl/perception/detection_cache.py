@@ -20,9 +20,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..files import remove_leftovers, write_atomic
-from ..video import Video, check_video
-from .detections import Detections
+from spatialalign_trl.files import remove_leftovers, write_atomic
+from spatialalign_trl.perception.detections import Detections
+from spatialalign_trl.video import Video, check_video
 
 SCHEMA = "spatialalign_trl.detections/1"
 """Raise the number when the meaning of an entry changes: older entries are then made again."""

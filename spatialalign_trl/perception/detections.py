@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from ..video import Video
+    from spatialalign_trl.video import Video
 
 
 class Detections(NamedTuple):

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .detection_cache import pack_detections
-from .grounding_dino import GroundingDINODetector, LabelMode
-from .open_vocabulary import OpenVocabularyTracker
-from .sam2 import SAM2Follower
-from .validity import StrictRules, ValidityRules
+from spatialalign_trl.perception.detection_cache import pack_detections
+from spatialalign_trl.perception.grounding_dino import GroundingDINODetector, LabelMode
+from spatialalign_trl.perception.open_vocabulary import OpenVocabularyTracker
+from spatialalign_trl.perception.sam2 import SAM2Follower
+from spatialalign_trl.perception.validity import StrictRules, ValidityRules
 
 if TYPE_CHECKING:
     import torch
 
-    from ..video import Video
-    from .detections import BoxFollower, Detections, Detector
+    from spatialalign_trl.perception.detections import BoxFollower, Detections, Detector
+    from spatialalign_trl.video import Video
 
 
 class GroundedSAMTracker(OpenVocabularyTracker):

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..near_miss import near_miss
-from .checkpoints import PretrainedModel, RunsPretrained
-from .detections import Detections
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
+from spatialalign_trl.perception.detections import Detections
 
 if TYPE_CHECKING:
     import torch
 
-    from ..video import Video
+    from spatialalign_trl.video import Video
 
 DEFAULT_CHECKPOINT = "IDEA-Research/grounding-dino-tiny"
 BOX_THRESHOLD, TEXT_THRESHOLD = 0.4, 0.3

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .detection_cache import DetectionCache, unpack_detections
-from .tracks import FrameBoxes, Tracks
-from .validity import StrictRules, Validity, ValidityRules, assess, strict_reason
+from spatialalign_trl.perception.detection_cache import DetectionCache, unpack_detections
+from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
+from spatialalign_trl.perception.validity import StrictRules, Validity, ValidityRules, assess, strict_reason
 
 if TYPE_CHECKING:
-    from ..video import Video
-    from .detections import Detections
+    from spatialalign_trl.perception.detections import Detections
+    from spatialalign_trl.video import Video
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..video import Video
+from spatialalign_trl.video import Video
 
 # The longer side of the frames that flow is measured on: enough for a walking animal, and quick.
 FLOW_SIDE = 256

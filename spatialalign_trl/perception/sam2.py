@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .checkpoints import PretrainedModel, RunsPretrained
+from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
 
 if TYPE_CHECKING:
     import torch
 
-    from ..video import Video
+    from spatialalign_trl.video import Video
 
 DEFAULT_CHECKPOINT = "facebook/sam2.1-hiera-large"
 

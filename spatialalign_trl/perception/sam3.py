@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm.auto import tqdm
 
-from .checkpoints import PretrainedModel, RunsPretrained
-from .detection_cache import pack_detections
-from .detections import Detections
-from .open_vocabulary import OpenVocabularyTracker
-from .sam2 import mask_boxes
-from .validity import StrictRules, ValidityRules
+from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
+from spatialalign_trl.perception.detection_cache import pack_detections
+from spatialalign_trl.perception.detections import Detections
+from spatialalign_trl.perception.open_vocabulary import OpenVocabularyTracker
+from spatialalign_trl.perception.sam2 import mask_boxes
+from spatialalign_trl.perception.validity import StrictRules, ValidityRules
 
 if TYPE_CHECKING:
     import torch
 
-    from ..video import Video
+    from spatialalign_trl.video import Video
 
 DEFAULT_CHECKPOINT = "facebook/sam3"
 

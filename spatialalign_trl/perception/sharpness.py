@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..video import Video
+from spatialalign_trl.video import Video
 
 
 def video_sharpness(video: Video) -> float:

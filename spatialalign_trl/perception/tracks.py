@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..near_miss import near_miss
+from spatialalign_trl.errors import near_miss
 
 if TYPE_CHECKING:
-    from ..video import Video
+    from spatialalign_trl.video import Video
 
 
 # Name -> "module:class". Imported on first use, so that naming a light tracker never loads a heavy one.
 TRACKERS: dict[str, str] = {
-    "color_segmentation": "spatialalign_trl.perception.color_segmentation:ColorSegmentationTracker",
+    "color_segmentation": "spatialalign_trl.tiny_world.color_segmentation:ColorSegmentationTracker",
     "grounded_sam": "spatialalign_trl.perception.grounded_sam:GroundedSAMTracker",
     "sam3": "spatialalign_trl.perception.sam3:SAM3Tracker",
 }

@@ -21,8 +21,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from ..video import Video
-from .detections import Detections
+from spatialalign_trl.perception.detections import Detections
+from spatialalign_trl.video import Video
 
 PAPER_NUM_FRAMES = 81
 MAX_BRIDGED_FRAMES = 4

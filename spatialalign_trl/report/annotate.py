@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..files import write_atomic
-from ..perception.tracks import FrameBoxes, Tracks
-from ..video import Video, check_video
-from .drawing import enlarge, font_of, line_height, plain, wrap
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
+from spatialalign_trl.report.drawing import enlarge, font_of, line_height, plain, wrap
+from spatialalign_trl.video import Video, check_video
 
 PLAYING_WIDTH = 480
 """Narrower videos are enlarged by whole numbers until they are at least this wide; wider ones stay as they are."""

@@ -9,8 +9,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from ..video import Video, browser_mp4
-from .drawing import enlarge
+from spatialalign_trl.report.drawing import enlarge
+from spatialalign_trl.video import Video, browser_mp4
 
 LOWEST, WIDEST = 128, 480
 """Pixels: lower videos are enlarged pixel by pixel, wider ones are averaged down."""

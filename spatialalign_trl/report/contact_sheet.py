@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from ..evaluation import DSR
-from ..files import write_atomic
-from ..video import Video, check_video
-from .drawing import enlarge, font_of, line_height, plain, wrap
+from spatialalign_trl.evaluation import DSR
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.report.drawing import enlarge, font_of, line_height, plain, wrap
+from spatialalign_trl.video import Video, check_video
 
 THRESHOLD = 0.7
 STRIP_FRAME_WIDTH = 140

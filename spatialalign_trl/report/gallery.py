@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..video import Video, read_video
-from ..video_cells import videos_of
-from .clips import frame_rate, page_mp4, page_strip
-from .grades import Grade
+from spatialalign_trl.report.clips import frame_rate, page_mp4, page_strip
+from spatialalign_trl.report.grades import Grade
+from spatialalign_trl.video import Video, read_video
+from spatialalign_trl.video_cells import videos_of
 
 EXTREMES = 12
 """So many of the most improved and of the most regressed videos come first where not all fit."""

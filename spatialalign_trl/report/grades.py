@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..relations import END_FRAMES, RELATIONS
-from ..video import Video
+from spatialalign_trl.prompts.relations import END_FRAMES, RELATIONS
+from spatialalign_trl.video import Video
 
 ASKED = ("type", "animal", "object", "attribute")
 """Prompt columns that a reward's `grade` takes; the last one may be missing."""

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..evaluation.labels import END, LABEL_FORMAT, LABEL_VERSION, LOOKS, START, questions_of
-from ..relations import RELATIONS
+from spatialalign_trl.evaluation.labels import END, LABEL_FORMAT, LABEL_VERSION, LOOKS, START, questions_of
+from spatialalign_trl.prompts.relations import RELATIONS
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "templates" / "label.html"
+TEMPLATE = Path(__file__).resolve().parent / "templates" / "label.html"
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import MEANS
-from ..evaluation.verdict import difference_text
-from .gallery import Clip, Gallery, Grader, Pair, by_interest, fill, in_turn, json_for_html, pair_up
-from .grades import Grade
-from .page_plots import Plot, score_histograms, training_plots
-from .tables import all_differences, headline_of_all, summary_rows
+from spatialalign_trl.evaluation import MEANS
+from spatialalign_trl.evaluation.verdict import difference_text
+from spatialalign_trl.report.gallery import (
+    Clip,
+    Gallery,
+    Grader,
+    Pair,
+    by_interest,
+    fill,
+    in_turn,
+    json_for_html,
+    pair_up,
+)
+from spatialalign_trl.report.grades import Grade
+from spatialalign_trl.report.page_plots import Plot, score_histograms, training_plots
+from spatialalign_trl.report.tables import all_differences, headline_of_all, summary_rows
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "templates" / "report"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 MEGABYTE = 1_000_000
 
 Difference = Mapping[str, Any]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import write_atomic
-from ..relations import END_FRAMES
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.prompts.relations import END_FRAMES
 
 # Legible next to each other for most colour-blind readers, and in grey; the last ones are for long sequences.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6a00", "#444444")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..evaluation import MEANS, THRESHOLDS, headline_of
+from spatialalign_trl.evaluation import MEANS, THRESHOLDS, headline_of
 
 Summary = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """Writing `report.html` into the folder of a run or of an evaluation, from what lies there.
 
-results.json        the numbers: of the loop (`self_improvement.py`) or of an evaluation (`evaluation/result_files.py`)
+results.json        the numbers: of the loop (`online/trainer.py`) or of an evaluation (`report/evaluation_files.py`)
 report.json         what the page shows beside them and no other file holds: the loop's evaluated videos, the scores
                     of each round, the command; and curves and boxes, so that the page is made again without models
 samples.parquet     an evaluation's videos
@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation import headline_value
-from ..files import read_json, write_atomic, write_json
-from ..video import Video
-from .gallery import Clip
-from .grades import ASKED, Grade, find_grader, grade_videos
-from .page import ReportContent, render_page
+from spatialalign_trl.evaluation import headline_value
+from spatialalign_trl.files import read_json, write_atomic, write_json
+from spatialalign_trl.report.gallery import Clip
+from spatialalign_trl.report.grades import ASKED, Grade, find_grader, grade_videos
+from spatialalign_trl.report.page import ReportContent, render_page
+from spatialalign_trl.video import Video
 
 REPORT_FILE, NOTES_FILE = "report.html", "report.json"
 RESULTS_FILE, SAMPLES_FILE = "results.json", "samples.parquet"
@@ -137,7 +137,7 @@ class _Grader:
         return grades
 
     def _make(self) -> Callable[..., Sequence[Any]] | None:
-        from ..reward_loading import installed_rewards, load_reward
+        from spatialalign_trl.rewards.loading import installed_rewards, load_reward
 
         names = [name for name, settings in self.rewards.items() if settings and name in installed_rewards()]
         return find_grader(load_reward(name, **self.rewards[name]) for name in names)

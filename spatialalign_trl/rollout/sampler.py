@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from ..models.settings import SamplingSettings
-from .store import Sample, SampleStore
+from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.rollout.store import Sample, SampleStore
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..models.base import VideoModel
-    from ..models.encoding import Conditioning
+    from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.models.encoding import Conditioning
 
 
 def noise_seed(seed: int, prompt_id: str) -> int:

@@ -30,8 +30,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ..files import read_json, remove_leftovers, write_atomic, write_json
-from ..video import Video, encode_video, read_video
+from spatialalign_trl.files import read_json, remove_leftovers, write_atomic, write_json
+from spatialalign_trl.video import Video, encode_video, read_video
 
 _SAMPLE_ID = re.compile(r"[0-9a-f]{20}")
 _SUFFIXES = {"video": ".mp4", "latents": ".safetensors"}

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..prompts import DSR_TYPES, DSRPrompt, build_prompt
-from .renderer import Scene
-from .vocabulary import VERBS, split_combinations
+from spatialalign_trl.prompts import DSR_TYPES, DSRPrompt, build_prompt
+from spatialalign_trl.tiny_world.renderer import Scene
+from spatialalign_trl.tiny_world.vocabulary import VERBS, split_combinations
 
 OBEY_SHARE = 0.37
 """Models that were trained from nothing with 0.44 obey in 0.47 of the videos (S@0.7), with 0.37 in 0.38."""

@@ -12,12 +12,12 @@ from functools import cache
 import numpy as np
 from scipy import linalg
 
-from ..perception.color_segmentation import CLASS_NAMES, classify, largest_blobs
-from ..video import Video
-from .clips import scene_for
-from .renderer import render
-from .sprites import stamp
-from .vocabulary import ANIMAL_COLORS, ANIMALS
+from spatialalign_trl.tiny_world.clips import scene_for
+from spatialalign_trl.tiny_world.color_segmentation import CLASS_NAMES, classify, largest_blobs
+from spatialalign_trl.tiny_world.renderer import render
+from spatialalign_trl.tiny_world.sprites import stamp
+from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS
+from spatialalign_trl.video import Video
 
 _MARGIN = 2
 

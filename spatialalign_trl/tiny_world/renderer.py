@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..prompts import DSR_TYPES, split_type
-from .sprites import SIZES, SUPERSAMPLING, stamp
-from .vocabulary import ANIMAL_COLORS, ANIMALS, OBJECT_COLORS, SCENES
+from spatialalign_trl.prompts import DSR_TYPES, split_type
+from spatialalign_trl.tiny_world.sprites import SIZES, SUPERSAMPLING, stamp
+from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJECT_COLORS, SCENES
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 32, 48, 17, 8
 HORIZON, GROUND = 20.0, 30.0

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .vocabulary import ANIMALS, OBJECTS
+from spatialalign_trl.tiny_world.vocabulary import ANIMALS, OBJECTS
 
 SUPERSAMPLING = 8
 BODY, SHADE, DARK = 1, 2, 3

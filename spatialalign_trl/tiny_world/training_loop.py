@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from ..files import held, write_atomic
+from spatialalign_trl.files import held, write_atomic
 
 
 def rng_of(*key: int) -> np.random.Generator:

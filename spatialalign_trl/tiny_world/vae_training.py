@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-from .latent_subspace import compress_latents
-from .training_loop import TrainingLoop, rng_of
+from spatialalign_trl.tiny_world.latent_subspace import compress_latents
+from spatialalign_trl.tiny_world.training_loop import TrainingLoop, rng_of
 
 ClipBatch = Callable[[np.random.Generator, int, int], tuple[torch.Tensor, torch.Tensor]]
 """`clips(rng, size, frames) -> (videos (B, 3, F, H, W) in [-1, 1], weights of their pixels (B, 1, F, H, W))`, with

@@ -23,10 +23,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
 )
 
 if TYPE_CHECKING:
-    from .context_sft_config import ContextSFTConfig as ContextSFTConfig
-    from .context_sft_trainer import ContextSFTTrainer as ContextSFTTrainer
-    from .diffusion_dpo_config import DiffusionDPOConfig as DiffusionDPOConfig
-    from .diffusion_dpo_trainer import DiffusionDPOTrainer as DiffusionDPOTrainer
-    from .lora import default_lora_config as default_lora_config
-    from .spatialalign_config import SpatialAlignConfig as SpatialAlignConfig
-    from .spatialalign_trainer import SpatialAlignTrainer as SpatialAlignTrainer
+    from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig as ContextSFTConfig
+    from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer as ContextSFTTrainer
+    from spatialalign_trl.trainer.diffusion_dpo_config import DiffusionDPOConfig as DiffusionDPOConfig
+    from spatialalign_trl.trainer.diffusion_dpo_trainer import DiffusionDPOTrainer as DiffusionDPOTrainer
+    from spatialalign_trl.trainer.lora import default_lora_config as default_lora_config
+    from spatialalign_trl.trainer.spatialalign_config import SpatialAlignConfig as SpatialAlignConfig
+    from spatialalign_trl.trainer.spatialalign_trainer import SpatialAlignTrainer as SpatialAlignTrainer

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..models.lora import LORA_FILE, adapter_weights
+from spatialalign_trl.models.lora import LORA_FILE, adapter_weights
 
 if TYPE_CHECKING:
-    from ..models.base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 EMA_FOLDER = "ema"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..files import read_json
-from ..models.lora import LORA_FILE
+from spatialalign_trl.files import read_json
+from spatialalign_trl.models.lora import LORA_FILE
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 

@@ -10,21 +10,21 @@ import datasets
 from safetensors import safe_open
 from torch.utils.data import Dataset
 
-from ..models.context import draw_boxes
-from ..models.encoding import content_digest
-from ..video import Video
-from ..video_cells import frames_of, is_frames, video_bytes
-from .latents import LATENTS, EncodingCache, Share, load_tensors, shape_of
-from .pair_columns import (
+from spatialalign_trl.models.context import draw_boxes
+from spatialalign_trl.models.encoding import content_digest
+from spatialalign_trl.trainer.latents import LATENTS, EncodingCache, Share, load_tensors, shape_of
+from spatialalign_trl.trainer.pair_columns import (
     check_is_dataset,
     check_same_shape,
     condition_columns,
     prompts_of,
     undecoded,
 )
+from spatialalign_trl.video import Video
+from spatialalign_trl.video_cells import frames_of, is_frames, video_bytes
 
 if TYPE_CHECKING:
-    from ..models.base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 VIDEO = "video"
 BOXES = "boxes"

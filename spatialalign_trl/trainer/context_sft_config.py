@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .video_trainer_config import VideoTrainerConfig
+from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 
 @dataclass

@@ -8,16 +8,16 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..models.base import VideoModel
-from ..models.context_rows import LATENTS as CONTEXT
-from ..models.wan_context import WanContextVideoModel
-from .context_examples import SceneDataset, prepare_scenes
-from .context_sft_config import ContextSFTConfig
-from .draws import draw_sigma
-from .flow_matching import draw_noise
-from .latents import collate_pairs
-from .losses import per_sample_mse
-from .video_trainer import VideoTrainer
+from spatialalign_trl.models.base import VideoModel
+from spatialalign_trl.models.context_rows import LATENTS as CONTEXT
+from spatialalign_trl.models.wan_context import WanContextVideoModel
+from spatialalign_trl.trainer.context_examples import SceneDataset, prepare_scenes
+from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
+from spatialalign_trl.trainer.draws import draw_sigma
+from spatialalign_trl.trainer.flow_matching import draw_noise
+from spatialalign_trl.trainer.latents import collate_pairs
+from spatialalign_trl.trainer.losses import per_sample_mse
+from spatialalign_trl.trainer.video_trainer import VideoTrainer
 
 
 class ContextSFTTrainer(VideoTrainer):

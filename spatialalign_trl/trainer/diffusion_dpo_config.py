@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ..near_miss import near_miss
-from .losses import PreferenceLoss
-from .video_trainer_config import VideoTrainerConfig
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.trainer.losses import PreferenceLoss
+from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 LOSS_TYPES = (*get_args(PreferenceLoss), "sft")
 

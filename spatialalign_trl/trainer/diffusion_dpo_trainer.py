@@ -12,16 +12,16 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..models.base import VideoModel
-from .callbacks import EarlyWarnings
-from .diffusion_dpo_config import DiffusionDPOConfig
-from .draws import PairDrawing, PairNoise
-from .latents import PairDataset, collate_pairs, prepare_pairs
-from .losses import diffusion_dpo_loss, sft_loss
-from .pair_columns import NOISE_SEED_COLUMNS, SIDES
-from .reference_cache import PrecomputedReference, ReferenceCache
-from .reference_sync import SyncReference, load_reference, save_reference
-from .video_trainer import VideoTrainer
+from spatialalign_trl.models.base import VideoModel
+from spatialalign_trl.trainer.callbacks import EarlyWarnings
+from spatialalign_trl.trainer.diffusion_dpo_config import DiffusionDPOConfig
+from spatialalign_trl.trainer.draws import PairDrawing, PairNoise
+from spatialalign_trl.trainer.latents import PairDataset, collate_pairs, prepare_pairs
+from spatialalign_trl.trainer.losses import diffusion_dpo_loss, sft_loss
+from spatialalign_trl.trainer.pair_columns import NOISE_SEED_COLUMNS, SIDES
+from spatialalign_trl.trainer.reference_cache import PrecomputedReference, ReferenceCache
+from spatialalign_trl.trainer.reference_sync import SyncReference, load_reference, save_reference
+from spatialalign_trl.trainer.video_trainer import VideoTrainer
 
 
 class DiffusionDPOTrainer(PairDrawing, PrecomputedReference, VideoTrainer):

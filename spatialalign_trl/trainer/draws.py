@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .diffusion_dpo_config import DiffusionDPOConfig
-from .flow_matching import Stream, draw_noise, pair_generator, sample_sigmas, step_position
-from .pair_columns import SIDES
-from .video_trainer_config import VideoTrainerConfig
+from spatialalign_trl.trainer.diffusion_dpo_config import DiffusionDPOConfig
+from spatialalign_trl.trainer.flow_matching import Stream, draw_noise, pair_generator, sample_sigmas, step_position
+from spatialalign_trl.trainer.pair_columns import SIDES
+from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 
 class DrawKey(NamedTuple):

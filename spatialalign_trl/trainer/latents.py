@@ -20,12 +20,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..files import write_atomic
-from ..video import Video
-from .pair_columns import SIDES, PairColumns, check_pairs, check_same_shape, latent_shape, raise_at
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.trainer.pair_columns import (
+    SIDES,
+    PairColumns,
+    check_pairs,
+    check_same_shape,
+    latent_shape,
+    raise_at,
+)
+from spatialalign_trl.video import Video
 
 if TYPE_CHECKING:
-    from ..models.base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 
 LATENTS = "latents"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
-from ..models.tiny import EMBEDDED_MODELS
+from spatialalign_trl.models.tiny import EMBEDDED_MODELS
 
 if TYPE_CHECKING:
-    from ..models.base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "templates" / "lora_model_card.md"
+TEMPLATE = Path(__file__).resolve().parent / "templates" / "lora_model_card.md"
 DIFFUSION_DPO = "2311.12908"
 PAPERS = {
     "2602.22745": {"key": "spatialalign", "title": "SpatialAlign"},

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from ..files import write_json
-from ..models.lora import LORA_FILE
-from .model_card import DIFFUSION_DPO, lora_model_card
+from spatialalign_trl.files import write_json
+from spatialalign_trl.models.lora import LORA_FILE
+from spatialalign_trl.trainer.model_card import DIFFUSION_DPO, lora_model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelCard
 
-    from ..models.base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class LoraPublishing:
         """Makes the repository; see [`~hub.lora_files.make_model_repo`]."""
         if not self.is_world_process_zero():
             return
-        from ..hub.lora_files import make_model_repo
+        from spatialalign_trl.hub.lora_files import make_model_repo
 
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         private = self.args.hub_private_repo if private is None else private
@@ -147,8 +147,8 @@ class LoraPublishing:
             self.push_in_progress = PushInProgress([job])
 
     def _push_or_tell(self, files: Mapping[str, bytes | Path], message: str, folder: Path) -> None:
-        from ..hub.lora_files import command_for_later
-        from ..hub.pushing import PushFailed, describe_failure
+        from spatialalign_trl.hub.lora_files import command_for_later
+        from spatialalign_trl.hub.pushing import PushFailed, describe_failure
 
         try:
             self._push(files, self.push_note + message, self.args.hub_token, self.args.hub_revision)
@@ -163,7 +163,7 @@ class LoraPublishing:
     def _push(
         self, files: Mapping[str, bytes | Path], message: str, token: str | None, revision: str | None
     ) -> "CommitInfo":
-        from ..hub.lora_files import push_files
+        from spatialalign_trl.hub.lora_files import push_files
 
         private = self.args.hub_private_repo
         return push_files(files, self.hub_model_id, message=message, private=private, token=token, revision=revision)

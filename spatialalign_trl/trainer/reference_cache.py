@@ -19,14 +19,14 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..files import write_atomic
-from .draws import DrawKey, stack_draws
-from .flow_matching import Stream
-from .latents import PairDataset, collate_pairs, is_whole, weights_digest
-from .pair_columns import SIDES
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.trainer.draws import DrawKey, stack_draws
+from spatialalign_trl.trainer.flow_matching import Stream
+from spatialalign_trl.trainer.latents import PairDataset, collate_pairs, is_whole, weights_digest
+from spatialalign_trl.trainer.pair_columns import SIDES
 
 if TYPE_CHECKING:
-    from ..models.base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 
 _FORMAT = "1"  # of the cache; part of every key

@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_safetensors
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..files import write_atomic
+from spatialalign_trl.files import write_atomic
 
 if TYPE_CHECKING:
-    from ..models.base import VideoModel
+    from spatialalign_trl.models.base import VideoModel
 
 
 REFERENCE_FILE = "reference_adapter.safetensors"

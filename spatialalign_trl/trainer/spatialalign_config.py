@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .diffusion_dpo_config import DiffusionDPOConfig
+from spatialalign_trl.trainer.diffusion_dpo_config import DiffusionDPOConfig
 
 
 @dataclass

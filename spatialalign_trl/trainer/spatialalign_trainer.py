@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from .diffusion_dpo_trainer import DiffusionDPOTrainer
-from .losses import zeroth_order_dpo_loss
-from .spatialalign_config import SpatialAlignConfig
+from spatialalign_trl.trainer.diffusion_dpo_trainer import DiffusionDPOTrainer
+from spatialalign_trl.trainer.losses import zeroth_order_dpo_loss
+from spatialalign_trl.trainer.spatialalign_config import SpatialAlignConfig
 
 
 class SpatialAlignTrainer(DiffusionDPOTrainer):

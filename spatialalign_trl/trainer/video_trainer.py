@@ -18,17 +18,17 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..devices import give_back_memory
-from ..models.base import VideoModel
-from ..models.efficiency import check_optimizer
-from ._trl_base import BaseTrainer
-from .distribution import refuse_unsupported_distribution
-from .draws import StepGenerators
-from .flow_matching import sigma_bounds
-from .latents import Share
-from .lora import attach_lora
-from .publishing import METRIC_NAMES, LoraPublishing
-from .video_trainer_config import VideoTrainerConfig
+from spatialalign_trl.devices import give_back_memory
+from spatialalign_trl.models.base import VideoModel
+from spatialalign_trl.models.efficiency import check_optimizer
+from spatialalign_trl.trainer._trl_base import BaseTrainer
+from spatialalign_trl.trainer.distribution import refuse_unsupported_distribution
+from spatialalign_trl.trainer.draws import StepGenerators
+from spatialalign_trl.trainer.flow_matching import sigma_bounds
+from spatialalign_trl.trainer.latents import Share
+from spatialalign_trl.trainer.lora import attach_lora
+from spatialalign_trl.trainer.publishing import METRIC_NAMES, LoraPublishing
+from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 
 class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
@@ -266,7 +266,7 @@ def _load(model: str | VideoModel, args: VideoTrainerConfig) -> VideoModel:
         return model
     if not isinstance(model, str):
         raise TypeError(f"model is a {type(model).__name__}: pass a name, a folder or a VideoModel (load_video_model)")
-    from ..models import load_video_model
+    from spatialalign_trl.models import load_video_model
 
     options = dict(args.model_init_kwargs or {})
     if isinstance(options.get("torch_dtype"), str):

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ._trl_base import BaseConfig
-from .flow_matching import TimestepSampling, sigma_bounds
+from spatialalign_trl.trainer._trl_base import BaseConfig
+from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
 
 
 @dataclass

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from spatialalign_trl.arguments.evaluation import EvaluationArguments
+from spatialalign_trl.arguments.model import parse_recipe
+from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.cli import main
-from spatialalign_trl.evaluation_arguments import EvaluationArguments
 from spatialalign_trl.models.settings import SamplingSettings
-from spatialalign_trl.recipe_arguments import parse_recipe
-from spatialalign_trl.scene_arguments import SceneArguments
 from spatialalign_trl.video import write_video
 
 TINY = ["evaluate", "--model", "tiny", "--prompts", "tiny_world_prompts", "--num_inference_steps", "2"]

@@ -37,7 +37,7 @@ def test_the_package_installs_is_found_by_its_name_and_passes_its_tests(here):
     run(*pip, "--target", str(site), "./smooth-motion", cwd=here)
     path = os.pathsep.join([str(site), str(Path(__file__).parents[2])])
     code = (
-        "import numpy as np; from spatialalign_trl.reward_loading import load_reward, reward_name\n"
+        "import numpy as np; from spatialalign_trl.rewards.loading import load_reward, reward_name\n"
         "reward = load_reward('smooth_motion', full=5.0)\n"
         "clip = np.stack([np.full((4, 4, 3), k, np.uint8) for k in range(3)])\n"
         "print(reward_name(reward), reward(prompts=['p'], completions=[clip]), reward.describe())"

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from spatialalign_trl.arguments.model import PromptArguments
 from spatialalign_trl.cli import main
 from spatialalign_trl.prompts import load_prompts
-from spatialalign_trl.recipe_arguments import PromptArguments
 
 CARD = """\
 ---

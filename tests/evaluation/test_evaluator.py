@@ -18,7 +18,7 @@ from spatialalign_trl.evaluation.evaluator import Evaluated, compare_policies
 from spatialalign_trl.evaluation.policies import Policy, plan_policies
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.prompts import DSR_TYPES, build_prompt
-from spatialalign_trl.rewards import RewardRunner
+from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.rollout.store import SampleStore
 from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
 

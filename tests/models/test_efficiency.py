@@ -12,9 +12,9 @@ from diffusers import PipelineQuantizationConfig, WanPipeline
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan, two_expert_pipeline, wan_pipeline
 
+from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.models import SamplingSettings, efficiency, load_video_model
 from spatialalign_trl.models.wan import WanVideoModel
-from spatialalign_trl.recipe_arguments import ModelArguments
 from spatialalign_trl.rollout import SampleStore, roll_out
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_cogvideox_hunyuan import HEIGHT, NUM_FRAMES, WIDTH, hunyuan_video_15_pipeline, hunyuan_video_pipeline
 
 from spatialalign_trl.models import HunyuanVideo15Model, HunyuanVideoModel, SamplingSettings
-from spatialalign_trl.self_improvement import OnlineSpatialAlignTrainer
-from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+from spatialalign_trl.online.config import OnlineSpatialAlignConfig
+from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
 from spatialalign_trl.trainer.reference_cache import reference_fingerprint
 
 SETTINGS = SamplingSettings(NUM_FRAMES, HEIGHT, WIDTH, num_inference_steps=2, guidance_scale=6.0)

@@ -8,12 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from spatialalign_trl.perception.detection_cache import (
-    SCHEMA,
-    DetectionCache,
-    pack_detections,
-    unpack_detections,
-)
+from spatialalign_trl.perception.detection_cache import SCHEMA, DetectionCache, pack_detections, unpack_detections
 from spatialalign_trl.perception.detections import Detections
 
 ARRAYS = {

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
-from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 MAIN_JOB = (PromptArguments, OnlineSpatialAlignConfig, ModelArguments)

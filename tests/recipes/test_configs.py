@@ -10,12 +10,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from spatialalign_trl.evaluation_arguments import EvaluationArguments
+from spatialalign_trl.arguments.evaluation import EvaluationArguments
+from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.models.wan import WanVideoModel
-from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, parse_recipe
-from spatialalign_trl.rewards import RewardRunner
-from spatialalign_trl.scene_arguments import SceneArguments
-from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+from spatialalign_trl.online.config import OnlineSpatialAlignConfig
+from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]

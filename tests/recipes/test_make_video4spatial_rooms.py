@@ -8,7 +8,7 @@ import json
 import datasets
 import pytest
 
-from spatialalign_trl.scene_tasks import TASKS
+from spatialalign_trl.scenes.tasks import TASKS
 from spatialalign_trl.tiny_world.rooms import split_of
 from spatialalign_trl.tiny_world.rooms.layout import sample_layout
 

@@ -13,9 +13,9 @@ from diffusers import WanPipeline
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 
+from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, describe_recipe, parse_recipe
 from spatialalign_trl.models.tiny import tiny_model_path
-from spatialalign_trl.recipe_arguments import ModelArguments, PromptArguments, describe_recipe, parse_recipe
-from spatialalign_trl.self_improvement_config import OnlineSpatialAlignConfig
+from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.video import encode_video
 
 ROOT = Path(__file__).parents[2]

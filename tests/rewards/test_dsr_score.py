@@ -9,13 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spatialalign_rewards.dsr_score import (
-    DSRScore,
-    required_frames,
-    score_tracks,
-    score_tracks_batch,
-    spatial_offsets,
-)
+from spatialalign_rewards.dsr_score import DSRScore, required_frames, score_tracks, score_tracks_batch, spatial_offsets
 from spatialalign_trl.perception.tracks import TRACKERS, FrameBoxes, Tracks
 from spatialalign_trl.prompts import DSR_TYPES, build_prompt
 from spatialalign_trl.tiny_world.clips import scene_for

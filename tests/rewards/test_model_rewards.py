@@ -9,11 +9,11 @@ from tiny_judges import saved_clip, saved_dinov2, saved_llava
 from tiny_perception import random_video
 
 from spatialalign_rewards import CLIPIQA, Aesthetic, CLIPSimilarity, IdentityConsistency, VLMJudge
+from spatialalign_rewards._sampled_frames import evenly_spaced
 from spatialalign_rewards.identity import animal_crops, consistency
-from spatialalign_rewards.sampled_frames import evenly_spaced
 from spatialalign_rewards.vlm_judge import read_grade
 from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
-from spatialalign_trl.rewards import RewardRunner, load_reward
+from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 
 CPU = {"device": "cpu"}
 

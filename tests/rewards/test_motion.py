@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spatialalign_rewards import Motion, motion_speed
-from spatialalign_trl.rewards import RewardRunner, load_reward
+from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 
 pytest.importorskip("cv2")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_perception import random_video, saved_grounding_dino
 
-from spatialalign_trl.rewards import RewardRunner, load_reward
+from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 from spatialalign_trl.tiny_world.rooms import intrinsics_for, look
 
 SIZE, FRAMES = (48, 80), 6

@@ -6,11 +6,11 @@ import pytest
 from scene_hacks import FRAMES, PerfectDetector, World, build_world
 from scipy.spatial.transform import Rotation
 
+from spatialalign_rewards._scene_scoring import SceneGrade, continuity_factor
 from spatialalign_rewards.object_grounding import UNPROVEN, ObjectGrounding, get_detector, same_object
 from spatialalign_rewards.scene_navigation import SceneNavigation, pose_factors, step_factors
-from spatialalign_rewards.scene_scoring import SceneGrade, continuity_factor
-from spatialalign_trl.perception.camera import CallableEstimator, CameraEstimate, Sightings
-from spatialalign_trl.rewards import RewardRunner, load_reward
+from spatialalign_trl.perception.camera.estimator import CallableEstimator, CameraEstimate, Sightings
+from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 from spatialalign_trl.tiny_world.rooms import look
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from spatialalign_rewards._scene_scoring import SceneGrade
 from spatialalign_rewards.object_grounding import ObjectGrounding
 from spatialalign_rewards.scene_navigation import SceneNavigation
-from spatialalign_rewards.scene_scoring import SceneGrade
-from spatialalign_trl.perception.camera_render import RenderAndCompare
+from spatialalign_trl.perception.camera.render import RenderAndCompare
 from spatialalign_trl.tiny_world.rooms import Trajectory, render, sample_room
 from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
 

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 
 from spatialalign_rewards import Sharpness
 from spatialalign_trl.evaluation import frame_statistics
-from spatialalign_trl.rewards import RewardRunner, load_reward
+from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 
 
 def picture(height: int, width: int, blur: float) -> np.ndarray:

@@ -191,7 +191,7 @@ def test_a_dataset_is_rows_too(model, store):
 def test_two_processes_share_the_work_and_see_all_of_it(model, tmp_path):
     """`accelerate launch --cpu --num_processes 2` silently runs one process, so this asks torchrun, and asserts it."""
     folder = tiny_pipelines.saved_wan(tmp_path / "wan")
-    script = Path(__file__).with_name("two_processes.py")
+    script = Path(__file__).parents[1] / "support" / "rollout_processes.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, str(script), folder, str(tmp_path / "two")], check=True, timeout=300)
     reports = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in range(2)]

@@ -8,12 +8,7 @@ import pytest
 from scipy import linalg, ndimage
 
 from spatialalign_trl.tiny_world.clips import caption_for, sample_scene
-from spatialalign_trl.tiny_world.fidelity import (
-    frechet_distance,
-    sprite_fidelity,
-    tiny_world_guard,
-    video_features,
-)
+from spatialalign_trl.tiny_world.fidelity import frechet_distance, sprite_fidelity, tiny_world_guard, video_features
 from spatialalign_trl.tiny_world.renderer import render
 from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS
 

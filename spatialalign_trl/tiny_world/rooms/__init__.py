@@ -14,10 +14,17 @@ World, objects and cameras have OpenCV's axes: x right, y down, z forward, in me
 4x4 camera-to-world matrix.
 """
 
-from .layout import SPLIT_SEEDS, STYLES, split_of
-from .raycast import Geometry, Rendering, intrinsics_for, render, render_geometry
-from .room import Room, RoomObject, sample_room
-from .trajectories import TRAJECTORY_KINDS, Trajectory, is_clear, look, sample_approach, sample_trajectory
+from spatialalign_trl.tiny_world.rooms.layout import SPLIT_SEEDS, STYLES, split_of
+from spatialalign_trl.tiny_world.rooms.raycast import Geometry, Rendering, intrinsics_for, render, render_geometry
+from spatialalign_trl.tiny_world.rooms.room import Room, RoomObject, sample_room
+from spatialalign_trl.tiny_world.rooms.trajectories import (
+    TRAJECTORY_KINDS,
+    Trajectory,
+    is_clear,
+    look,
+    sample_approach,
+    sample_trajectory,
+)
 
 __all__ = [
     "SPLIT_SEEDS", "STYLES", "TRAJECTORY_KINDS", "Geometry", "Rendering", "Room", "RoomObject", "Trajectory",

@@ -16,13 +16,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ...files import write_atomic
-from ...models.context import as_intrinsics, choose_context_frames, draw_boxes, pack_cameras
-from ...scene_tasks import TASKS, SceneTask
-from .furniture import INDOOR
-from .layout import SPLIT_SEEDS
-from .tasks import make_row, render_row
-from .textures import COLORS
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.models.context import as_intrinsics, choose_context_frames, draw_boxes, pack_cameras
+from spatialalign_trl.scenes.tasks import TASKS, SceneTask
+from spatialalign_trl.tiny_world.rooms.furniture import INDOOR
+from spatialalign_trl.tiny_world.rooms.layout import SPLIT_SEEDS
+from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
+from spatialalign_trl.tiny_world.rooms.textures import COLORS
 
 ROOMS_A_FILE = 10
 NUM_CONTEXT = 24
@@ -96,7 +96,7 @@ def _mirror_cameras(cameras: torch.Tensor) -> torch.Tensor:
 
 def seen_context(row: dict, frames: int) -> dict:
     """The row with only those context frames that a model of so many sees."""
-    from .trajectories import Trajectory
+    from spatialalign_trl.tiny_world.rooms.trajectories import Trajectory
 
     indices = np.asarray(row["context_indices"])
     survey = Trajectory("survey", tuple(map(tuple, row["context_knots"])), "").poses(int(row["context_length"]))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .surfaces import Quad, cuboid, frustum
-from .textures import Color
+from spatialalign_trl.tiny_world.rooms.surfaces import Quad, cuboid, frustum
+from spatialalign_trl.tiny_world.rooms.textures import Color
 
 Builder = Callable[[float, float, float, np.random.Generator], list[Quad]]
 """Width, height, depth in metres and a generator -> quads."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...near_miss import near_miss
-from .furniture import INDOOR, OUTDOOR, Kind
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.tiny_world.rooms.furniture import INDOOR, OUTDOOR, Kind
 
 SPLIT_SEEDS: dict[str, range] = {
     "train": range(0, 1_000_000),

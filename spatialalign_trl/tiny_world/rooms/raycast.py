@@ -15,8 +15,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from .room import Room
-from .surfaces import TEXELS_PER_METRE, Quad, normal_of
+from spatialalign_trl.tiny_world.rooms.room import Room
+from spatialalign_trl.tiny_world.rooms.surfaces import TEXELS_PER_METRE, Quad, normal_of
 
 _FAR = 1e-4
 """The smallest inverse depth that counts as in front of the camera, 1/m."""

@@ -7,10 +7,17 @@ from functools import cached_property
 
 import numpy as np
 
-from .furniture import FRONTS, INDOOR, OUTDOOR
-from .layout import Layout, Place, sample_layout
-from .surfaces import TEXELS_PER_METRE, Quad, cuboid, inside_of_cuboid, normal_of, placed
-from .textures import COLORS, TEXTURES, Color, Texture
+from spatialalign_trl.tiny_world.rooms.furniture import FRONTS, INDOOR, OUTDOOR
+from spatialalign_trl.tiny_world.rooms.layout import Layout, Place, sample_layout
+from spatialalign_trl.tiny_world.rooms.surfaces import (
+    TEXELS_PER_METRE,
+    Quad,
+    cuboid,
+    inside_of_cuboid,
+    normal_of,
+    placed,
+)
+from spatialalign_trl.tiny_world.rooms.textures import COLORS, TEXTURES, Color, Texture
 
 _WALL_COLORS: tuple[Color, ...] = (
     (206, 196, 172), (178, 196, 200), (208, 180, 168), (188, 200, 172), (214, 206, 196), (192, 184, 206),

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ...scene_tasks import SceneTask, check_task, draw_context_indices
-from .raycast import Geometry, intrinsics_for, render, render_geometry
-from .room import Room, sample_room
-from .trajectories import Trajectory, sample_approach, sample_trajectory
+from spatialalign_trl.scenes.tasks import SceneTask, check_task, draw_context_indices
+from spatialalign_trl.tiny_world.rooms.raycast import Geometry, intrinsics_for, render, render_geometry
+from spatialalign_trl.tiny_world.rooms.room import Room, sample_room
+from spatialalign_trl.tiny_world.rooms.trajectories import Trajectory, sample_approach, sample_trajectory
 
 NAVIGATION_KINDS = ("walk", "orbit", "dolly", "pan")
 CONTEXT_LENGTH = 81

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from ...near_miss import near_miss
-from .raycast import render_geometry
-from .room import Room, RoomObject
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.tiny_world.rooms.raycast import render_geometry
+from spatialalign_trl.tiny_world.rooms.room import Room, RoomObject
 
 Knot = tuple[float, float, float, float, float]
 """x, y, z in metres, yaw and pitch in degrees."""

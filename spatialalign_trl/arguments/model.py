@@ -1,0 +1,320 @@
+"""Command-line arguments that recipes share, and a parser whose errors name the near miss."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import yaml
+from trl import TrlParser
+
+from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.errors import near_miss
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+
+    from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.trainer.model_card import Recipe
+
+__all__ = ["ModelArguments", "PromptArguments", "describe_recipe", "parse_recipe"]
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and where its LoRA goes."""
+
+    model_name_or_path: str = field(
+        default="tiny",
+        metadata={"help": "'tiny' or 'tiny_rooms' (embedded), a Hub id, or a diffusers pipeline folder."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
+    variant: str | None = field(
+        default=None,
+        metadata={
+            "help": "What conditions the model beside its prompt: context, a recording of a scene and a camera "
+            "trajectory (its options go into model_init_kwargs: context_frames, context_layout, guidance, "
+            "context_cameras). None: nothing."
+        },
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "Of the frozen base: float32, bfloat16, float16. None: bfloat16 on a GPU, else float32."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA."})
+    lora_alpha: int = field(default=16, metadata={"help": "The LoRA's effect is scaled by alpha / r."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the modules that LoRA adapts, or the one word all-linear. None: the paper's targets "
+            "(text embedder; keys and values of the cross-attention)."
+        },
+    )
+    lora_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A LoRA to go on training from: a folder that training wrote, a safetensors file, or a Hub id. It "
+            "keeps its own rank, alpha and targets; it is not merged, so the reference stays the base model."
+        },
+    )
+    quantization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Quantise the frozen base (transformer and text encoder): bitsandbytes_8bit or bitsandbytes_4bit, "
+            "with the extra [bitsandbytes] and a CUDA GPU. The reference is then the quantised base."
+        },
+    )
+    attention_backend: str | None = field(
+        default=None,
+        metadata={
+            "help": "native, xformers (the extra [xformers]), flash, or another of diffusers' names; tried before "
+            "use. None: diffusers' default, which is native."
+        },
+    )
+    compile_blocks: str | None = field(
+        default=None,
+        metadata={"help": "Compile the transformer's repeated blocks with this compiler of torch, such as inductor."},
+    )
+    vae_tiling: bool = field(
+        default=False,
+        metadata={
+            "help": "Encode and decode in overlapping tiles: less memory, slightly other pixels at their seams."
+        },
+    )
+    vae_slicing: bool = field(default=False, metadata={"help": "Encode and decode one video of a batch at a time."})
+    offload_encoders: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep VAE and text encoder in the CPU's memory while training, instead of reading them from disk "
+            "before the next sampling, and the text encoder also while videos are sampled."
+        },
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads of torch on a CPU; on a model as small as the embedded one, a second costs more than it "
+            "gives. None: what torch chooses, a thread a core."
+        },
+    )
+
+    def load(self, **model_options: Any) -> VideoModel:
+        """Loads the model, with the LoRA at `lora_path` in it.
+
+        Args:
+            model_options: what the model's family alone knows, such as `expert` of Wan 2.2 A14B (`model_init_kwargs`
+                of the trainers' arguments).
+
+        Raises:
+            ValueError: for an unknown `variant`, `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or
+                one that this machine cannot run; for a `variant` that `model_options` has otherwise; for `cpu_threads`
+                below 1; for a LoRA under another program's names, or LoRA settings that differ from those of the one
+                to go on from.
+            ImportError: for a package that one of them needs.
+            RuntimeError: for an attention backend that is installed and fails.
+        """
+        import torch
+
+        from spatialalign_trl.models import efficiency, load_video_model
+
+        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if self.dtype is not None and self.dtype not in dtypes:
+            raise ValueError(f"dtype={self.dtype!r}. {near_miss(self.dtype, dtypes)}")
+        dtype = dtypes[self.dtype] if self.dtype else None
+        if self.cpu_threads is not None:
+            if self.cpu_threads < 1:
+                raise ValueError(f"cpu_threads={self.cpu_threads}: must be at least 1")
+            torch.set_num_threads(self.cpu_threads)
+        if self.variant is not None:
+            there = model_options.setdefault("variant", self.variant)
+            if there != self.variant:
+                raise ValueError(
+                    f"variant={self.variant!r}, but model_init_kwargs has {there!r}: leave one of them out"
+                )
+        options = {**model_options, **self._checked_efficiency(dtype)}
+        model = load_video_model(self.model_name_or_path, torch_dtype=dtype, revision=self.model_revision, **options)
+        model.offload_encoders = self.offload_encoders
+        model.save_vae_memory(tiling=self.vae_tiling, slicing=self.vae_slicing)
+        if self.lora_path is not None:
+            self._continue_from(self.lora_path, model)
+        if self.attention_backend is not None:
+            efficiency.set_attention_backend(model, self.attention_backend)
+        if self.compile_blocks is not None:
+            efficiency.compile_blocks(model, self.compile_blocks)
+        return model
+
+    def _checked_efficiency(self, dtype: torch.dtype | None) -> dict[str, Any]:
+        """Refuses what cannot work here before gigabytes are loaded; returns what loading has to know."""
+        from spatialalign_trl.devices import default_device
+        from spatialalign_trl.models import efficiency
+
+        if self.attention_backend is not None:
+            efficiency.check_attention_backend(self.attention_backend, default_device())
+        if self.compile_blocks is not None:
+            efficiency.check_compile(self.compile_blocks)
+        if self.quantization is None:
+            return {}
+        return {"quantization_config": efficiency.quantization_config(self.quantization, dtype)}
+
+    def _continue_from(self, path: str, model: VideoModel) -> None:
+        """Loads the LoRA to go on from; it cannot be given another shape."""
+        from spatialalign_trl.models.lora_keys import refuse_other_names
+
+        refuse_other_names(path)
+        model.load_lora(path)
+        config = next(iter(model.transformer.peft_config.values()))
+        for name, there in (("lora_r", config.r), ("lora_alpha", config.lora_alpha)):
+            asked, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if asked not in (there, default):
+                raise ValueError(
+                    f"{name}={asked}, but the LoRA at lora_path={path!r} has {there} and keeps it. A new LoRA beside "
+                    "it would need the old one merged into the base, which changes the base's outputs and leaves a "
+                    f"LoRA that fits no published model. Leave {name} out."
+                )
+        if self.lora_target_modules is not None:
+            raise ValueError(
+                f"lora_target_modules={self.lora_target_modules}, but the LoRA at lora_path={path!r} has its own "
+                "targets and keeps them. Leave lora_target_modules out."
+            )
+
+    def lora_config(self, model: VideoModel) -> LoraConfig | None:
+        """The LoRA that these arguments describe; `None` when the model carries the one at `lora_path`."""
+        if self.lora_path is not None:
+            return None
+        from spatialalign_trl.trainer.lora import ALL_LINEAR, default_lora_config
+
+        targets = ALL_LINEAR if self.lora_target_modules == [ALL_LINEAR] else self.lora_target_modules
+        return default_lora_config(model, r=self.lora_r, alpha=self.lora_alpha, targets=targets)
+
+
+def parse_recipe(
+    dataclass_types: Sequence[type],
+    default_config: str | Path | None = None,
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> tuple[Any, ...]:
+    """Parses `--config file.yaml` and command-line flags (which win) into dataclasses, as `TrlParser` does.
+
+    Args:
+        dataclass_types: the dataclasses, whose fields are the flags. Flags must be spelt out.
+        default_config: the YAML used when no `--config` is given.
+        arguments: instead of `sys.argv[1:]`.
+        prog: what errors call the command; by default the name of the file that runs.
+
+    Raises:
+        SystemExit: with code 2 and a message on stderr, for an unknown flag or YAML key, naming the nearest known one;
+            for a value of the wrong type or a YAML file that is missing or holds something else.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # TrlParser knows the two words only.
+    arguments = [part for word in arguments for part in (word.split("=", 1) if _is_config(word) else [word])]
+    if "--config" not in arguments and default_config is not None:
+        arguments = ["--config", str(default_config), *arguments]
+    parser = _RecipeParser(list(dataclass_types), allow_abbrev=False, prog=prog)
+    known = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
+    if "--config" in arguments:
+        _check_config(arguments, known | {"env"}, parser)
+    *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
+        parser.error(f"unknown argument {unknown[0]!r}. {_nearest(name, known)}")
+    return tuple(parsed)
+
+
+def describe_recipe(
+    parsed: Sequence[Any], default_config: str | Path | None = None, arguments: Sequence[str] | None = None
+) -> Recipe:
+    """What a model card says of the run: the line, and everything that its YAML file and its flags set.
+
+    Args:
+        parsed: what [`parse_recipe`] returned.
+        default_config: as it was given to [`parse_recipe`].
+        arguments: instead of `sys.argv[1:]`.
+    """
+    from spatialalign_trl.trainer.model_card import Recipe
+
+    script = sys.argv[0] if arguments is None else "recipe.py"
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    config = words[words.index("--config") + 1] if "--config" in words else default_config
+    settings = yaml.safe_load(Path(config).read_text(encoding="utf-8")) if config else {}
+    flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    values = {f.name: getattr(one, f.name) for one in parsed for f in dataclasses.fields(one) if f.init}
+    for name, value in values.items():
+        if name in flags or f"no_{name}" in flags:
+            settings[name] = getattr(value, "value", value)
+    hidden = [name for name in values if name.endswith("token")]
+    settings = {name: value for name, value in settings.items() if name not in (*hidden, "env")}
+    shown = [*words]
+    for k, word in enumerate(words[:-1]):
+        if word[2:].replace("-", "_") in hidden:
+            shown[k + 1] = "..."
+    command = shlex.join(["accelerate", "launch", os.path.relpath(script) if Path(script).is_absolute() else script])
+    text = yaml.safe_dump(json.loads(json.dumps(settings, default=str)), sort_keys=False, allow_unicode=True)
+    return Recipe(" ".join([command, shlex.join(shown)]).strip(), text)
+
+
+class _RecipeParser(TrlParser):
+    """Gives values from a YAML the checks that argparse gives to flags, and reports without pages of usage."""
+
+    def set_defaults_with_config(self, **config: Any) -> list[str]:
+        for action in self._actions:
+            if config.get(action.dest) is not None:
+                config[action.dest] = self._converted(action, config[action.dest])
+        return super().set_defaults_with_config(**config)
+
+    def _converted(self, action: argparse.Action, value: Any) -> Any:
+        """A YAML value as argparse would read it from the command line."""
+        if isinstance(value, dict):
+            return value
+        values = value if isinstance(value, list) else [value]
+        if action.nargs != "+" and isinstance(value, list):
+            return value  # a field such as report_to takes a word or several
+        try:
+            values = [self._get_value(action, one if isinstance(one, str) else str(one)) for one in values]
+            for one in values:
+                self._check_value(action, one)
+        except argparse.ArgumentError as error:
+            self.error(f"in the YAML file: {error}")
+        return values if action.nargs == "+" else values[0]
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _is_config(word: str) -> bool:
+    return word.startswith("--config=")
+
+
+def _check_config(arguments: Sequence[str], known: set[str], parser: TrlParser) -> None:
+    """TrlParser lists all keys of a YAML when one is unknown; name the one, and what it may have meant."""
+    if arguments.count("--config") > 1:
+        parser.error("--config is given more than once; use one YAML file, and flags for what differs from it")
+    place = arguments.index("--config") + 1
+    if place == len(arguments):
+        parser.error("--config needs the path of a YAML file")
+    path = Path(arguments[place])
+    if not path.is_file():
+        parser.error(f"--config {path}: there is no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        parser.error(f"{path} is not a YAML file: {error}")
+    if not isinstance(content, dict):
+        parser.error(f"{path}: expected `name: value` lines, found {'nothing' if content is None else repr(content)}")
+    for key in content:
+        if key not in known:
+            parser.error(f"{path}: unknown key {key!r}. {_nearest(str(key), known)}")
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    sentence = near_miss(name, known)
+    return sentence.split(" Known:")[0] if sentence.startswith("Did you mean") else "See --help for all of them."

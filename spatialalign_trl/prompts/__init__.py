@@ -1,0 +1,46 @@
+"""Prompts of dynamic spatial relationships: the relations and their types, the grammar, and loading prompt sets.
+
+One animal moves relative to one static object: one relation holds at the start, another at the end (SpatialAlign,
+arXiv 2602.22745, section 3). The names below are the public ones; `relations.py`, `grammar.py` and `loading.py`
+define them.
+"""
+
+from spatialalign_trl.prompts.grammar import (
+    GRAMMAR,
+    PROMPT_COLUMNS,
+    DSRPrompt,
+    PromptGrammarError,
+    build_prompt,
+    check_one_thing,
+    indefinite_article,
+    parse_prompt,
+)
+from spatialalign_trl.prompts.loading import load_prompts
+from spatialalign_trl.prompts.relations import (
+    DEPTH_RELATIONS,
+    DSR_TYPES,
+    END_FRAMES,
+    RELATIONS,
+    Relation,
+    check_dsr_type,
+    split_type,
+)
+
+__all__ = [
+    "DEPTH_RELATIONS",
+    "DSR_TYPES",
+    "END_FRAMES",
+    "GRAMMAR",
+    "PROMPT_COLUMNS",
+    "RELATIONS",
+    "DSRPrompt",
+    "PromptGrammarError",
+    "Relation",
+    "build_prompt",
+    "check_dsr_type",
+    "check_one_thing",
+    "indefinite_article",
+    "load_prompts",
+    "parse_prompt",
+    "split_type",
+]

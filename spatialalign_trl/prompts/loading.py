@@ -1,0 +1,151 @@
+"""Loading prompt sets: a dataset folder, a dataset on the Hub, or a csv, jsonl, json or txt file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from spatialalign_trl.prompts.grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
+from spatialalign_trl.prompts.relations import check_dsr_type
+from spatialalign_trl.video_cells import with_undecoded_videos
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def load_prompts(source: str | Path | Dataset, split: str = "train") -> Dataset:
+    """Load a prompt set and take every prompt apart.
+
+    Args:
+        source (`str`, `Path` or [`~datasets.Dataset`]): A dataset folder in the Hub's layout, a dataset id on the Hub,
+            a file (`.csv`, `.jsonl`, `.json` with a list of rows, `.txt` with a prompt a line) or a dataset. A row
+            holds `prompt`, or the parts to build it from; parts beside a prompt must agree with it, other columns are
+            dropped. The columns of the SpatialAlign authors' files are accepted as they are.
+        split (`str`, *optional*, defaults to `"train"`): The split of a folder or of a Hub dataset; a file has none.
+
+    Returns:
+        [`~datasets.Dataset`] with exactly the columns of [`PROMPT_COLUMNS`], all strings.
+
+    Raises:
+        FileNotFoundError: If `source` looks like a file or a folder that is not there.
+        ValueError: If the source is empty or has a row that is not a prompt; names the source and the row.
+    """
+    from datasets import Dataset, Features, Value
+
+    rows: list[dict[str, str]] = []
+    place_of_id: dict[str, str] = {}
+    for place, row in read_rows(source, split):
+        try:
+            prompt = prompt_from_row(row)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+        earlier = place_of_id.setdefault(prompt.prompt_id, place)
+        if earlier != place:
+            raise ValueError(f"{place}: prompt_id {prompt.prompt_id!r} was already used at {earlier}; ids are unique")
+        rows.append(prompt.to_row())
+    if not rows:
+        raise ValueError(f"{source} holds no prompts")
+    return Dataset.from_list(rows, features=Features({column: Value("string") for column in PROMPT_COLUMNS}))
+
+
+def prompt_from_row(row: Mapping[str, Any]) -> DSRPrompt:
+    """A row of a prompt set, taken apart.
+
+    Raises:
+        ValueError: for a row that is not a prompt, or whose columns disagree with its prompt.
+    """
+    given = {column: str(row[column]).strip() for column in PROMPT_COLUMNS if row.get(column) not in (None, "")}
+    if "type" in given:
+        check_dsr_type(given["type"])
+    prompt_id = given.pop("prompt_id", None)
+    text = given.pop("prompt", None)
+    if text is not None:
+        prompt = parse_prompt(text, prompt_id)
+    else:
+        missing = [part for part in ("scene", "animal", "object", "type", "verb") if part not in given]
+        if missing:
+            raise ValueError(f"no column 'prompt', and to build it these columns are missing: {', '.join(missing)}")
+        parts = {part: given.get(part, "") for part in ("scene", "animal", "object", "type", "verb", "attribute")}
+        prompt = build_prompt(**parts, prompt_id=prompt_id)
+    for column, value in given.items():
+        if column == "scene":
+            value = value.rstrip(", ")
+        if getattr(prompt, column) != value:
+            raise ValueError(f"column {column!r} is {value!r} but the prompt says {getattr(prompt, column)!r}")
+    return prompt
+
+
+def read_rows(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Pairs of a row's place, for error messages, and the row."""
+    if not isinstance(source, (str, Path)):
+        yield from ((f"row {index} of the dataset", row) for index, row in enumerate(source))
+        return
+    path = Path(source)
+    if path.suffix in _FILE_READERS:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no prompt file {path}")
+        yield from ((f"{path}, {place}", row) for place, row in _FILE_READERS[path.suffix](path))
+        return
+    if path.is_file():
+        raise ValueError(f"{path}: prompt files end in {', '.join(_FILE_READERS)}")
+    # A Hub id is "name" or "owner/name"; anything else that does not exist was meant as a folder.
+    if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+        raise FileNotFoundError(f"there is no prompt folder {path}")
+    from datasets import load_dataset
+
+    # datasets keeps what it read of a folder by the folder's name and description, and would not see that a file in it
+    # was changed. What is on the Hub is kept by its commit.
+    with TemporaryDirectory() if path.is_dir() else nullcontext() as cache:
+        for index, row in enumerate(with_undecoded_videos(load_dataset(str(source), split=split, cache_dir=cache))):
+            yield f"{source}, split {split}, row {index}", row
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield f"line {reader.line_num}", row
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, line in _read_lines(path):
+        yield place, _json_row(line, f"{path}, {place}")
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    rows = _json_row(path.read_text(encoding="utf-8"), str(path), kind=list)
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, row {index}: expected an object with the prompt's columns, found {row!r}")
+        yield f"row {index}", row
+
+
+def _json_row(text: str, place: str, kind: type = dict) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not valid JSON ({error})") from error
+    if not isinstance(value, kind):
+        expected = "an object with the prompt's columns" if kind is dict else "a list of rows"
+        raise ValueError(f"{place}: expected {expected}, found {text[:80]!r}")
+    return value
+
+
+def _read_txt(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((place, {"prompt": line}) for place, line in _read_lines(path))
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"line {number}", line
+
+
+_FILE_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json, ".txt": _read_txt}

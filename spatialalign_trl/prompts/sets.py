@@ -1,0 +1,57 @@
+"""Making prompt sets: an order that a hash decides, splits that are balanced over the types, rows as JSON lines.
+
+What the scripts that make the sets under `datasets/` share. Nothing here draws random numbers: the same words and seed
+give the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from spatialalign_trl.files import write_atomic
+from spatialalign_trl.prompts import DSR_TYPES, DSRPrompt
+
+Words = TypeVar("Words", bound=tuple[str, ...])
+
+
+def hash_order(combinations: Iterable[Words], seed: int) -> list[tuple[bytes, Words]]:
+    """Put combinations of words in an order that looks random and never changes.
+
+    Args:
+        combinations (iterable of tuples of `str`): What is to be ordered; any order gives the same result.
+        seed (`int`): Another seed gives another order.
+
+    Returns:
+        `list[tuple[bytes, tuple]]`: pairs of the 32 bytes that decide on the place, and the combination.
+    """
+    return sorted((hashlib.sha256("|".join((str(seed), *words)).encode()).digest(), words) for words in combinations)
+
+
+def check_balanced(sizes: Mapping[str, int]) -> None:
+    """Check that splits of these sizes can hold as many prompts of each type.
+
+    Args:
+        sizes (`Mapping[str, int]`): Option name, such as `"num_test"`, to number of prompts.
+
+    Raises:
+        ValueError: If a number is not a positive multiple of six; names it.
+    """
+    for name, number in sizes.items():
+        if number <= 0 or number % len(DSR_TYPES):
+            raise ValueError(f"{name} is {number}: it must be a positive multiple of the {len(DSR_TYPES)} types")
+
+
+def to_jsonl(prompts: Sequence[DSRPrompt]) -> bytes:
+    """One row a line, UTF-8."""
+    return "".join(json.dumps(prompt.to_row(), ensure_ascii=False) + "\n" for prompt in prompts).encode()
+
+
+def write_splits(folder: Path, splits: Mapping[str, Sequence[DSRPrompt]]) -> None:
+    """Write every split to `folder/{split}.jsonl`, each in one step, and print what was written."""
+    for split, prompts in splits.items():
+        path = write_atomic(folder / f"{split}.jsonl", to_jsonl(prompts))
+        print(f"{path}: {len(prompts)} prompts")

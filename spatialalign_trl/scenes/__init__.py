@@ -1,0 +1,19 @@
+"""Scene tasks: navigate or find an object in a recorded scene.
+
+`tasks` holds a task with its recording and answer, `rows` turns tasks into dataset rows and back, `recordings` and
+`recording_formats` read videos with known cameras, `curation` cuts tasks out of them. Names are resolved when they are
+first used.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "tasks": ["SceneTask"],
+        "rows": ["complete_rows", "load_scene_rows", "scene_dataset", "task_row"],
+        "recordings": ["PosedVideo"],
+        "recording_formats": ["load_posed_video"],
+        "curation": ["Curation", "grounding_tasks", "navigation_task"],
+    },
+)

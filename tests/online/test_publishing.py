@@ -1,0 +1,160 @@
+"""Running without evaluation prompts, evaluating at will, the run's card and its push to the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from test_self_improvement import config, loop, luck, prompts
+from tiny_pipelines import NUM_FRAMES, saved_wan
+
+from spatialalign_trl.models import load_video_model
+from spatialalign_trl.models.lora import LORA_FILE
+from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
+from spatialalign_trl.video import read_video
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return saved_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory) -> OnlineSpatialAlignTrainer:
+    trainer = loop(folder, tmp_path_factory.mktemp("runs") / "mine", push_to_hub=False)
+    trainer.train()
+    return trainer
+
+
+def test_the_run_leaves_a_card_that_tells_its_story(finished):
+    card = ModelCard.load(finished.output_dir / "README.md")
+    assert {"text-to-video", "lora", "diffusers", "template:sd-lora", "spatialalign", "online-dpo"} <= set(
+        card.data.tags
+    )
+    assert card.data.library_name == "diffusers"
+    told = ("| Rounds | 1 |", "| Pairs | 6 |", "| reward_mean, base |", "L_zo")
+    for words in ("# mine", 'load_lora_weights("mine")', *told):
+        assert words in card.text, words
+    assert "policy" not in card.text.split("## How it was trained")[0]  # the round's folder is not the run's name
+
+
+def test_pictures_and_page_tell_the_first_rewards_value_as_the_tables_do(folder, tmp_path):
+    def ten(prompts, completions, **kwargs):
+        return [10.0] * len(prompts)
+
+    results = loop(folder, tmp_path, [luck, ten], report_megabytes=1).train()
+    noted = json.loads((tmp_path / "report.json").read_text())
+    told = [clip["reward"] for clip in noted["clips"] if clip["policy"] == "base"]
+    assert sum(told) / len(told) == pytest.approx(results["base"]["reward_mean"]) and max(told) < 1
+    assert max(noted["round_scores"][0]) < 1
+    pairs = Dataset.from_parquet(str(tmp_path / "preferences" / "train-00000-of-00001.parquet"))
+    assert min(pairs["score_chosen"]) > 10  # pairs are made of the sum
+
+
+def test_a_push_holds_what_a_reader_needs_and_nothing_else(finished, loopback_client):
+    url = finished.push_to_hub(dataset_name="me/pairs", tags="extra")
+    repo = loopback_client.repo("model", "tester/mine")
+    assert url.endswith(repo.at("main").oid)
+    files = {name: data for name, data in loopback_client.files("model", "tester/mine").items() if name[0] != "."}
+    videos = {f"videos/{k}_{policy}.mp4" for k in (1, 2, 3) for policy in ("base", "aligned")}
+    assert set(files) == {
+        "pytorch_lora_weights.safetensors", "README.md", "results.json", "contact_sheet.png", "report.html",
+        "run.json", *videos
+    }  # fmt: skip
+    for name, data in files.items():
+        there = (finished.output_dir / name).read_bytes()
+        assert data == (there.replace(str(finished.output_dir).encode(), b"mine") if name == "report.html" else there)
+        assert loopback_client.token.encode() not in data and str(finished.output_dir).encode() not in data
+    card = ModelCard(files["README.md"].decode())
+    assert 'load_lora_weights("tester/mine")' in card.text and card.data.datasets == ["me/pairs"]
+    assert "extra" in card.data.tags
+
+
+def test_the_card_compares_and_cites(finished):
+    card = ModelCard.load(finished.output_dir / "README.md")
+    metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    aligned = finished.results["aligned"]
+    assert metrics == {"reward_mean": round(aligned["reward_mean"], 4), "invalid_rate": aligned["invalid_rate"]}
+    assert "On 3 held-out prompts x 2 seeds" in card.text and "|  | base | aligned |" in card.text
+    assert card.text.count("<video ") == 6 and 'videos/1_base.mp4" controls' in card.text
+    assert card.data.to_dict()["widget"][0]["output"] == {"url": "videos/1_aligned.mp4"}
+    assert "{2602.22745}" in card.text and "{2311.12908}" in card.text and "2512.03040" not in card.text
+    for name in ("1_base", "1_aligned"):
+        video = read_video(finished.output_dir / "videos" / f"{name}.mp4")
+        assert video.shape[0] == NUM_FRAMES and video.shape[1] >= 240
+
+
+def commits(hub, name: str) -> list[str]:
+    return [commit.message for commit in hub.repo("model", name).branches["main"]]
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "end"])
+def test_a_run_pushes_every_save_of_every_round_or_the_end_alone(folder, tmp_path, loopback_client, strategy):
+    arguments = {"push_to_hub": True, "hub_model_id": "org/name", "hub_always_push": True, "hub_strategy": strategy}
+    trainer = loop(folder, tmp_path, max_steps=2, num_rounds=2, **arguments)
+    trainer.train()
+    rounds = [
+        f"Round {k}: {what}" for k in (1, 2) for what in ("Training in progress, step 2", "Model save")
+    ]  # fmt: skip
+    said = commits(loopback_client, "org/name")
+    # What is the same as before makes no commit: a save at the last step is the round's policy already.
+    assert said[0] == "initial commit" and said[-1] == "End of training"
+    assert set(said[1:-1]) <= set(rounds)
+    states = loopback_client.repo("model", "org/name").branches["main"]
+    for k in (1, 2):
+        weights = (tmp_path / "rounds" / f"{k:02d}" / "policy" / LORA_FILE).read_bytes()
+        there = any(state.files.get(LORA_FILE) == weights for state in states if state.message[:7] == f"Round {k}")
+        assert there == (strategy == "every_save")
+    count = len(said)
+    loop(folder, tmp_path, max_steps=2, num_rounds=2, **arguments).train()  # a rerun finds everything done
+    assert not [said for said in commits(loopback_client, "org/name")[count:] if said.startswith("Round")]
+
+
+def test_a_push_that_fails_for_good_ends_nothing_and_says_what_pushes_later(
+    folder, tmp_path, loopback_client, monkeypatch, capsys, caplog
+):
+    monkeypatch.setattr("spatialalign_trl.hub.pushing.FIRST_PAUSE", 0.0)
+    loopback_client.fail("POST", "/commit/", status=500, times=999)
+    results = loop(folder, tmp_path, push_to_hub=True, hub_model_id="tester/mine", max_steps=1).train()
+    assert results["aligned"] and (tmp_path / "results.json").is_file()
+    said = capsys.readouterr().out
+    assert f"hf upload tester/mine {tmp_path} . --include {LORA_FILE} README.md" in said and "answered 500" in said
+    assert "hf upload tester/mine" in caplog.text  # of the round
+    assert loopback_client.token not in said + caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_hub_that_refuses_is_heard_before_anything_is_sampled(folder, tmp_path, loopback_client, status):
+    loopback_client.fail("POST", "/api/repos/create", status=status)
+    with pytest.raises(PermissionError, match=f"answered {status}"):
+        loop(folder, tmp_path, push_to_hub=True).train()
+    assert not list((tmp_path / "samples").glob("*"))
+
+
+def test_pushing_before_training_says_what_is_missing(folder, tmp_path, loopback_client):
+    with pytest.raises(FileNotFoundError, match="run train\\(\\) to its end first"):
+        loop(folder, tmp_path).push_to_hub()
+    assert not loopback_client.repos
+
+
+def test_evaluate_measures_the_policy_as_it_is(folder, finished):
+    assert finished.evaluate() == finished.results["aligned"]
+    others = finished.evaluate(prompts("other", "green", 2))
+    assert others["num_prompts"] == 2
+    again = loop(folder, finished.output_dir)
+    assert again.evaluate() == finished.results["base"]  # before train() the policy is the base
+
+
+def test_without_evaluation_prompts_the_loop_trains_and_evaluates_nothing(folder, tmp_path, monkeypatch):
+    model = load_video_model(folder, device="cpu")
+    trainer = OnlineSpatialAlignTrainer(model, luck, config(tmp_path, max_steps=1), prompts("train", "red"))
+    monkeypatch.setattr(trainer, "_evaluate", lambda *a, **k: pytest.fail("evaluated"))
+    results = trainer.train()
+    assert results["base"] is results["aligned"] is results["difference"] is None and len(results["rounds"]) == 1
+    assert (tmp_path / "pytorch_lora_weights.safetensors").is_file() and (tmp_path / "README.md").is_file()
+    assert not (Path(tmp_path) / "contact_sheet.png").exists()
+    with pytest.raises(ValueError, match="no prompts to evaluate on"):
+        trainer.evaluate()

@@ -1,0 +1,153 @@
+"""Finding a reward: entry points, files, classes, functions, and the errors for what is not there."""
+
+import functools
+import importlib.metadata
+
+import pytest
+
+from spatialalign_trl.rewards.loading import load_reward, required_columns, reward_name
+
+SOURCE = """
+from dataclasses import dataclass
+
+def brightness(prompts, completions, **kwargs):
+    return [float(video.mean()) for video in completions]
+
+@dataclass
+class Scaled:
+    factor: float = 1.0
+
+    def __call__(self, prompts, completions, **kwargs):
+        return [self.factor for _ in completions]
+
+class Mute:
+    pass
+
+NUMBER = 3
+"""
+
+
+@pytest.fixture
+def reward_file(tmp_path):
+    path = tmp_path / "my_rewards.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def entry_points_are(monkeypatch, *points):
+    group = "spatialalign_trl.rewards"
+    found = importlib.metadata.EntryPoints(importlib.metadata.EntryPoint(n, v, group) for n, v in points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **wanted: found.select(**wanted))
+
+
+def plain(prompts, completions, type, level=1, **kwargs):
+    return [level] * len(completions)
+
+
+class Judge:
+    required_columns = ("animal", "type")
+
+    def __call__(self, prompts, completions, type, scene, attribute=None, *, verb, log_extra=None, **kwargs):
+        return [1.0] * len(completions)
+
+
+def test_a_function_is_used_as_it_is():
+    assert load_reward(plain) is plain
+
+
+def test_arguments_are_bound_to_a_function():
+    reward = load_reward(plain, level=7)
+    assert reward(prompts=["p"], completions=["v"], type=["LR"]) == [7]
+    assert reward_name(reward) == "plain"
+
+
+def test_a_class_is_instantiated_and_an_instance_is_not():
+    judge = Judge()
+    assert isinstance(load_reward(Judge), Judge)
+    assert load_reward(judge) is judge
+
+
+def test_an_entry_point_is_found_by_name(monkeypatch):
+    entry_points_are(monkeypatch, ("judge", f"{__name__}:Judge"), ("plain", f"{__name__}:plain"))
+    monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda self: globals()[self.attr])
+    assert isinstance(load_reward("judge"), Judge)
+    assert load_reward("plain") is plain
+
+
+def test_the_installed_entry_point_of_dsr_score():
+    (point,) = importlib.metadata.entry_points(group="spatialalign_trl.rewards", name="dsr_score")
+    assert point.value == "spatialalign_rewards.dsr_score:DSRScore"
+    assert point.load().required_columns == ("type", "animal", "object")
+
+
+def test_an_unknown_name_gets_the_nearest_one():
+    with pytest.raises(ValueError, match="named 'drs_score'. Did you mean 'dsr_score'.*path/to/file.py:Name"):
+        load_reward("drs_score")
+
+
+def test_a_name_claimed_twice_is_refused(monkeypatch):
+    entry_points_are(monkeypatch, ("judge", "one:Judge"), ("judge", "two:Judge"))
+    with pytest.raises(ValueError, match="several packages: one:Judge, two:Judge"):
+        load_reward("judge")
+
+
+@pytest.mark.parametrize("value", ["no_such_module_here:Judge", "json:NoSuchReward"])
+def test_a_broken_entry_point_is_named(monkeypatch, value):
+    entry_points_are(monkeypatch, ("judge", value))
+    with pytest.raises(ImportError, match=f"The reward 'judge' \\({value}\\) cannot be imported"):
+        load_reward("judge")
+
+
+def test_a_file_and_a_name(reward_file):
+    assert load_reward(f"{reward_file}:brightness").__name__ == "brightness"
+    assert load_reward(f"{reward_file}:Scaled", factor=2.0)(prompts=["p"], completions=["v"]) == [2.0]
+
+
+def test_files_of_one_name_do_not_replace_each_other(reward_file, tmp_path):
+    other = tmp_path / "elsewhere" / "my_rewards.py"
+    other.parent.mkdir()
+    other.write_text("def brightness(prompts, completions, **kwargs):\n    return ['other']\n")
+    first, second = load_reward(f"{reward_file}:brightness"), load_reward(f"{other}:brightness")
+    assert second(prompts=[], completions=[]) == ["other"]
+    assert first(prompts=[], completions=[]) == []
+
+
+def test_mistakes_in_a_file_spec(reward_file, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file .*absent.py.*'brightness'"):
+        load_reward(f"{tmp_path / 'absent.py'}:brightness")
+    with pytest.raises(ValueError, match="no 'brightnes'. Did you mean 'brightness'.*Known: Mute, Scaled, brightness"):
+        load_reward(f"{reward_file}:brightnes")
+    with pytest.raises(ValueError, match="say which reward.*Known: Mute, Scaled, brightness"):
+        load_reward(str(reward_file))
+    with pytest.raises(TypeError, match="is 3, which cannot be called"):
+        load_reward(f"{reward_file}:NUMBER")
+    with pytest.raises(TypeError, match="class Mute has no __call__"):
+        load_reward(f"{reward_file}:Mute")
+
+
+def test_a_file_that_cannot_be_imported_is_named(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("import no_such_module_here\n")
+    with pytest.raises(ImportError, match="broken.py cannot be imported: ModuleNotFoundError: .*no_such_module_here"):
+        load_reward(f"{path}:reward")
+
+
+def test_names_are_those_of_trl():
+    judge = Judge()
+    assert reward_name(functools.partial(functools.partial(plain, level=1), type=["LR"])) == "plain"
+    assert reward_name(judge) == "Judge"
+    judge.__name__ = "judge"
+    assert reward_name(judge) == "judge"
+
+
+def test_required_columns_are_declared_or_parameters_without_default():
+    assert required_columns(plain) == ["type"]
+    assert required_columns(Judge()) == ["animal", "type", "scene", "verb"]
+    assert required_columns(functools.partial(plain, type="LR")) == []
+
+
+def test_a_single_required_column_may_be_a_string():
+    def reward(prompts, completions, **kwargs): ...
+
+    reward.required_columns = "scene"
+    assert required_columns(reward) == ["scene"]

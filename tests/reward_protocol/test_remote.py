@@ -1,0 +1,351 @@
+"""A reward on another machine: the same scores as here, and every way in which a server can let one down."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from spatialalign_trl.arguments.model import PromptArguments
+from spatialalign_trl.rewards import remote as http_reward
+from spatialalign_trl.rewards.remote import HTTPReward, read_scores, request_body
+from spatialalign_trl.rewards.runner import RewardRunner, load_reward
+from spatialalign_trl.rewards.server import RewardServer, read_request
+
+VIDEOS = [np.full((3, 16, 16, 3), level, np.uint8) for level in (0, 51, 102, 255)]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(http_reward, "FIRST_WAIT_SECONDS", 0.001)
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[ThreadingHTTPServer]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Script(ThreadingHTTPServer):
+    """A server whose answers are written down: `(status, body)` or a callable, one a request; the last one stays."""
+
+    daemon_threads = True
+
+    def __init__(self, *answers) -> None:
+        self.answers, self.requests = list(answers), []
+        super().__init__(("127.0.0.1", 0), ScriptHandler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/judge"
+
+
+class ScriptHandler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((dict(self.headers), json.loads(body)))
+        answers = self.server.answers
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Callable):
+            return answer(self)
+        status, content = answer
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args) -> None: ...
+
+
+def drop(handler: BaseHTTPRequestHandler) -> None:
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def ask(server: Script, count: int = 2, **options) -> list | str:
+    """The scores, or what went wrong."""
+    output = RewardRunner(load_reward(server.url, **options))(["p"] * count, VIDEOS[:count])
+    return output.errors["judge"][0] if output.errors else output.rewards
+
+
+def brightness(prompts, completions, animal, log_extra=None, **kwargs):
+    log_extra("brightness_reason", [f"a {noun}" for noun in animal])
+    values = [float(video.mean()) / 255 for video in completions]
+    return [value if value > 0 else None for value in values]
+
+
+# ------------------------------------------------------------------------------------------ client and server together
+
+
+def test_scores_and_columns_are_those_of_the_reward_itself():
+    columns = {"animal": ["fox", "cat", "dog", "hen"], "fps": [8.0] * 4}
+    here = RewardRunner(brightness)(["p"] * 4, VIDEOS, columns)
+    with running(RewardServer(brightness, port=0)) as server:
+        there = RewardRunner(load_reward(server.url, max_videos=3))(["p"] * 4, VIDEOS, columns)
+    assert there.per_reward == here.per_reward == {"brightness": [None, 0.2, 0.4, 1.0]}
+    assert there.extra == here.extra and there.errors == {}
+
+
+def test_what_the_server_needs_is_asked_before_anything_is_sampled():
+    with running(RewardServer(brightness, port=0)) as server:
+        reward = load_reward(server.url)
+        runner = RewardRunner(reward)
+        runner.check_prompts([{"prompt": "p", "animal": "fox"}])
+        with pytest.raises(ValueError, match="'brightness' cannot score.*needs the column 'animal'.*Did you mean"):
+            runner.check_prompts([{"prompt": "p", "animals": "fox"}])
+        about = {"reward": "brightness", "required_columns": ["animal"], "settings": None}
+        assert reward.describe() == {"url": server.url, "crf": 0, "server": about}
+    with pytest.raises(ConnectionError, match=f"{server.url} cannot be reached.*start its server first"):
+        RewardRunner(load_reward(server.url)).check_prompts([{"prompt": "p"}])
+
+
+def test_async_rewards_and_failing_ones_can_be_served():
+    async def waits(prompts, completions, **kwargs):
+        return [0.5] * len(prompts)
+
+    def broken(prompts, completions, **kwargs):
+        raise RuntimeError("out of memory")
+
+    with running(RewardServer(waits, port=0)) as server:
+        assert RewardRunner(load_reward(server.url))(["p"], VIDEOS[:1]).rewards == [0.5]
+    with running(RewardServer(broken, port=0)) as server:
+        output = RewardRunner(load_reward(server.url, retries=1))(["p"], VIDEOS[:1])
+    assert "the reward 'broken' failed: RuntimeError: out of memory (asked 2 times)" in output.errors["broken"][0]
+
+
+def test_other_rewards_go_on_while_the_server_thinks():
+    thinking, done = threading.Event(), threading.Event()
+
+    def slow(handler: BaseHTTPRequestHandler) -> None:
+        thinking.set()
+        assert done.wait(timeout=20)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(b'{"scores": [1.0]}')
+
+    def here(prompts, completions, **kwargs):
+        assert thinking.wait(timeout=20)
+        done.set()
+        return [10.0]
+
+    with running(Script(slow)) as server:
+        assert RewardRunner([here, load_reward(server.url)])(["p"], VIDEOS[:1]).rewards == [11.0]
+
+
+def test_a_token_is_sent_asked_for_and_shown_nowhere(monkeypatch, caplog, capfd):
+    monkeypatch.setenv("JUDGE_TOKEN", "s3cret-t0ken")
+
+    def luck(prompts, completions, **kwargs):
+        return [0.5] * len(prompts)
+
+    with running(RewardServer(luck, port=0, token="s3cret-t0ken")) as server, caplog.at_level("DEBUG"):
+        reward = load_reward(server.url, token_env="JUDGE_TOKEN")
+        assert RewardRunner(reward)(["p"], VIDEOS[:1]).rewards == [0.5]
+        told = str(reward.describe())
+        without = RewardRunner(load_reward(server.url))(["p"], VIDEOS[:1])
+        assert "PermissionError" in without.errors["luck"][0] and "token_env" in without.errors["luck"][0]
+        with pytest.raises(PermissionError, match="token_env"):
+            load_reward(server.url).describe()
+        monkeypatch.setenv("JUDGE_TOKEN", "another-s3cret")
+        wrong = RewardRunner(load_reward(server.url, token_env="JUDGE_TOKEN"))(["p"], VIDEOS[:1])
+        assert "Check the token in $JUDGE_TOKEN" in wrong.errors["luck"][0]
+        monkeypatch.delenv("JUDGE_TOKEN")
+        unset = RewardRunner(load_reward(server.url, token_env="JUDGE_TOKEN"))(["p"], VIDEOS[:1])
+        assert "$JUDGE_TOKEN, which is not set" in unset.errors["luck"][0]
+    shown = caplog.text + "".join(capfd.readouterr()) + told + str(wrong.errors)
+    assert "s3cret" not in shown
+
+
+# ------------------------------------------------------------------------------------------------- a server's failures
+
+
+def test_videos_go_in_requests_of_a_limited_number_and_arrive_as_they_are():
+    with running(Script((200, {"scores": [1, None]}))) as server:
+        assert ask(server, 4, max_videos=2) == [1.0, None, 1.0, None]
+    assert [len(body["videos"]) for _, body in server.requests] == [2, 2]
+    prompts, videos, columns = read_request(server.requests[1][1])
+    assert (
+        prompts == ["p", "p"]
+        and columns == {}
+        and all((a == b).all() for a, b in zip(videos, VIDEOS[2:], strict=True))
+    )
+
+
+@pytest.mark.parametrize("failure", [(503, {}), (429, {}), (500, {"error": "busy"}), (408, b""), drop])
+def test_what_may_pass_is_tried_again(failure):
+    with running(Script(failure, failure, (200, {"scores": [0.25, 0.5]}))) as server:
+        assert ask(server) == [0.25, 0.5]
+    assert len(server.requests) == 3
+
+
+def test_after_the_last_try_the_error_says_what_and_how_often():
+    with running(Script((503, {"error": "the GPU is away"}))) as server:
+        assert ask(server, retries=2).endswith("did not score: status 503: the GPU is away (asked 3 times)")
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_is_too_slow_is_given_up(monkeypatch):
+    release = threading.Event()
+    with running(Script(lambda handler: release.wait(timeout=20) and drop(handler))) as server:
+        assert "no answer within 0.2 s (asked 2 times)" in ask(server, timeout=0.2, retries=1)
+        release.set()
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ((200, b"<html>no judge here</html>"), "answered what is no JSON: '<html>no judge here</html>'"),
+        ((200, [0.5, 0.5]), 'must be {"scores": [...]}, got [0.5, 0.5]'),
+        ((200, {"score": 1}), 'must be {"scores": [...]}'),
+        ((200, {"scores": [0.5]}), "1 scores for 2 videos"),
+        ((200, b'{"scores": [0.5, NaN]}'), "scores[1] of the answer is nan"),
+        ((200, b'{"scores": [0.5, Infinity]}'), "scores[1] of the answer is inf"),
+        ((200, {"scores": ["0.5", 0.5]}), "scores[0] of the answer is '0.5'"),
+        ((200, {"scores": [True, 0.5]}), "scores[0] of the answer is True"),
+        ((200, {"scores": [1, 1], "extra": {"why": ["a"]}}), "extra['why'] of the answer is no list of 2 values"),
+        ((200, {"scores": [1, 1], "extra": ["a"]}), "extra of the answer is list"),
+        ((400, {"error": "videos[0] is too long"}), "refused the request: status 400: videos[0] is too long"),
+        ((404, b"\x1b[31mnothing"), "refused the request: status 404"),
+    ],
+)
+def test_an_answer_that_breaks_the_schema_is_told_and_not_asked_for_again(answer, problem):
+    with running(Script(answer)) as server:
+        assert problem in ask(server)
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_asks_to_wait_is_waited_for(monkeypatch):
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    def later(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(429)
+        handler.send_header("Retry-After", "7")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    monkeypatch.setattr(http_reward.asyncio, "sleep", sleep)
+    with running(Script(later, (503, {}), (200, {"scores": [1, 1]}))) as server:
+        assert ask(server) == [1.0, 1.0]
+    assert waits == [7.0, 0.002]
+
+
+# ---------------------------------------------------------------------------------------------------- requests refused
+
+
+def test_columns_that_only_one_answer_has_are_filled_up():
+    answers = [(200, {"scores": [1.0]}), (200, {"scores": [0.0], "extra": {"why": ["bad"]}}), (200, {"scores": [1.0]})]
+    with running(Script(*answers)) as server:
+        output = RewardRunner(load_reward(server.url, max_videos=1))(["p"] * 3, VIDEOS[:3])
+    assert output.extra == {"why": [None, "bad", None]} and output.rewards == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"prompts": ["p"]}, "prompts must be a list with one value for each of the 2 videos"),
+        ({"columns": {"type": "LR"}}, "type must be a list"),
+        ({"columns": []}, "columns an object"),
+        ({"videos": None}, "prompts and videos must be lists"),
+        ({"videos": ["AAAA", "AAAA"]}, r"videos\[0\] is no video file in base64"),
+        ({"videos": ["!", "!"]}, r"videos\[0\] is no video file in base64"),
+        ({"videos": [1, 2]}, r"videos\[0\] is no video file in base64"),
+    ],
+)
+def test_a_request_that_breaks_the_schema_is_told(change, problem):
+    request = json.loads(request_body(["p", "q"], VIDEOS[:2], {"type": ["LR", "RL"]}))
+    assert read_request(request)[0] == ["p", "q"]
+    with pytest.raises(ValueError, match=problem):
+        read_request({**request, **change})
+
+
+def test_a_page_in_a_browser_cannot_use_the_server():
+    from httpx2 import post
+
+    with running(RewardServer(brightness, port=0)) as server:
+        assert post(server.url, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
+        assert post(server.url, content=b"[]", headers={"Content-Type": "application/json"}).status_code == 400
+        connection = HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
+        connection.request("POST", "/", body=iter([]), headers={"Content-Length": str(1 << 40)})
+        assert connection.getresponse().status == 413
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://me:pa55@judge:8000/x", "http://judge:8000/x has a user, a password"),
+        ("http://pa55@judge/x", "token_env"),
+        ("https://judge/x?key=pa55", "https://judge/x has a user, a password or a query"),
+        ("http:///x", "is no URL of a reward"),
+    ],
+)
+def test_a_url_with_a_secret_is_refused_without_showing_it(url, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_reward(url)
+    assert "pa55" not in str(caught.value)
+
+
+def test_a_misspelt_option_shows_no_secret_either():
+    with pytest.raises(
+        ValueError, match="'http://judge/y' is not in reward_funcs. Did you mean 'http://judge/x'"
+    ) as caught:
+        PromptArguments(reward_funcs=["http://pa55@judge/x"], reward_options={"http://pa55@judge/y": {}})
+    assert "pa55" not in str(caught.value)
+
+
+def test_names_come_from_the_url():
+    assert HTTPReward("http://judge:8000/v1/vlm-judge").__name__ == "vlm_judge"
+    assert HTTPReward("http://judge:8000").__name__ == "judge_8000"
+    assert HTTPReward("http://judge:8000/x", name="mine").__name__ == "mine"
+    with pytest.raises(ValueError, match="max_videos is 0"):
+        HTTPReward("http://judge/x", max_videos=0)
+
+
+def test_what_is_sent_is_the_schema_of_the_readme(repo_root):
+    body = json.loads(request_body(["p"], VIDEOS[:1], {"animal": ["fox"]}))
+    assert set(body) == {"prompts", "videos", "columns"} and base64.b64decode(body["videos"][0])[4:8] == b"ftyp"
+    readme = (repo_root / "rewards" / "README.md").read_text()
+    for key in (*body, "scores", "extra", "error", "required_columns", "serve-reward"):
+        assert key in readme
+    assert read_scores({"scores": [None]}, 1) == ([None], {})
+
+
+def test_the_command_serves_a_reward_from_a_file(tmp_path):
+    (tmp_path / "my_reward.py").write_text(
+        "class Constant:\n"
+        "    def __init__(self, value=0.0):\n"
+        "        self.__name__, self.value = 'constant', value\n"
+        "    def __call__(self, prompts, completions, **kwargs):\n"
+        "        return [self.value] * len(completions)\n"
+    )
+    code = "import sys; from spatialalign_trl.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = [sys.executable, "-c", code, "serve-reward", f"{tmp_path}/my_reward.py:Constant"]
+    with subprocess.Popen(
+        [*line, "--port", "0", "--option", "value=0.75"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            url = process.stdout.readline().split(" at ")[1].split()[0]
+            assert RewardRunner(load_reward(url))(["p"], VIDEOS[:1]).rewards == [0.75]
+        finally:
+            process.terminate()
+    done = subprocess.run([*line, "--port", "99999"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "serve-reward: error" in done.stderr

@@ -1,0 +1,245 @@
+"""Scoring what lies in a store: only what is missing, batch by batch, from the file."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from spatialalign_trl.rewards.runner import RewardRunner
+from spatialalign_trl.rewards.scoring import combine_scores, score_samples
+from spatialalign_trl.rollout.store import Sample, SampleStore
+
+SETTINGS = {"num_frames": 5, "height": 16, "width": 16}
+
+
+def stored(store: SampleStore, count: int) -> list[Sample]:
+    """Samples whose video k is one flat grey of 10 * k."""
+    samples = []
+    for k in range(count):
+        row = {"prompt_id": f"p{k}", "prompt": f"prompt {k}", "type": "LR"}
+        sample = store.new_sample(row, 0, SETTINGS, "base")
+        samples.append(store.add(sample, np.full((5, 16, 16, 3), 10 * k, np.uint8), torch.zeros(4, 2, 2, 2), 8, crf=0))
+    return [store.load(sample.sample_id) for sample in samples]
+
+
+class Grey:
+    """A reward that returns the video's grey and remembers what it was asked."""
+
+    def __init__(self, name: str = "grey", invalid: int | None = None) -> None:
+        self.__name__, self.invalid, self.calls = name, invalid, []
+
+    def __call__(self, prompts, completions, type, log_extra=None, **kwargs):
+        self.calls.append([int(prompt.split()[1]) for prompt in prompts])
+        assert type == ["LR"] * len(prompts) and set(kwargs) >= {"prompt_id"}
+        greys = [float(video.mean()) for video in completions]
+        log_extra(f"{self.__name__}_seen", greys)
+        return [None if grey == self.invalid else grey / 100 for grey in greys]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return SampleStore(tmp_path / "samples")
+
+
+def test_every_sample_gets_the_score_of_its_own_stored_video(store):
+    samples, reward = stored(store, 5), Grey(invalid=30)
+    result = score_samples(samples[::-1], store, RewardRunner(reward), batch_size=2)
+    assert reward.calls == [[4, 3], [2, 1], [0]]
+    assert [sample.prompt_id for sample in result] == ["p4", "p3", "p2", "p1", "p0"]
+    assert [sample.reward for sample in result] == [0.4, None, 0.2, 0.1, 0.0]
+    assert all(sample.scored and sample.rewards == {"grey": sample.reward} for sample in result)
+    assert [sample.components["grey_seen"] for sample in result] == [40.0, 30.0, 20.0, 10.0, 0.0]
+    on_disk = json.loads(store.path(samples[4].sample_id, ".scores.json").read_text())
+    assert on_disk == {"rewards": {"grey": 0.4}, "reward": 0.4, "components": {"grey_seen": 40.0}}
+
+
+def test_what_is_scored_is_not_scored_again_and_invalid_is_a_score(store):
+    samples, reward = stored(store, 4), Grey(invalid=10)
+    score_samples(samples[:2], store, RewardRunner(reward))
+    again = [store.load(sample.sample_id) for sample in samples]
+    result = score_samples(again, store, RewardRunner(reward), batch_size=3)
+    assert reward.calls == [[0, 1], [2, 3]]
+    assert [sample.reward for sample in result] == [0.0, None, 0.2, 0.3]
+    assert score_samples(result, store, RewardRunner(reward)) == result and len(reward.calls) == 2
+
+
+def test_an_interruption_loses_the_batch_in_flight_alone(store):
+    samples, reward = stored(store, 6), Grey()
+    honest = reward.__class__.__call__
+
+    class Interrupting(Grey):
+        def __call__(self, prompts, **kwargs):
+            if prompts[0] == "prompt 4":
+                raise KeyboardInterrupt
+            return honest(self, prompts, **kwargs)
+
+    with pytest.raises(KeyboardInterrupt):
+        score_samples(samples, store, RewardRunner(Interrupting()), batch_size=2)
+    kept = [store.load(sample.sample_id) for sample in samples]
+    assert [sample.scored for sample in kept] == [True] * 4 + [False] * 2
+    result = score_samples(kept, store, RewardRunner(reward), batch_size=2)
+    assert reward.calls == [[4, 5]]
+    assert [sample.reward for sample in result] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+def test_a_reward_that_is_added_is_asked_alone(store):
+    first, second = Grey(), Grey("other")
+    samples = stored(store, 3)
+    score_samples(samples[:2], store, RewardRunner(first))
+    again = [store.load(sample.sample_id) for sample in samples]
+    both = score_samples(again, store, RewardRunner([second, first], [2.0, 1.0], gates={"other": 0.05}))
+    assert first.calls == [[0, 1], [2]] and second.calls == [[0, 1], [2]]
+    assert both == score_samples(both, store, RewardRunner([second, first], [2.0, 1.0], gates={"other": 0.05}))
+    assert both[1].rewards == {"grey": 0.1, "other": 0.1} and both[1].reward == pytest.approx(0.3)
+    assert both[1].components == {"grey_seen": 10.0, "other_seen": 10.0, "gate_reason": None}
+    assert both[0].reward is None and "below its gate" in both[0].components["gate_reason"]
+
+
+def test_without_a_reward_that_was_there_all_are_asked_again(store):
+    first, second = Grey(), Grey("other")
+    both = score_samples(stored(store, 2), store, RewardRunner([first, second]))
+    only = score_samples(both, store, RewardRunner(second))
+    assert only[1].rewards == {"other": 0.1} and only[1].components == {"other_seen": 10.0}
+
+
+def test_the_order_of_the_rewards_says_which_comes_first_and_asks_nothing_again(store):
+    first, second = Grey(), Grey("other")
+    result = score_samples(stored(store, 2), store, RewardRunner([first, second]))
+    turned = score_samples(result, store, RewardRunner([second, first]))
+    assert len(first.calls) == len(second.calls) == 1
+    assert list(turned[0].rewards) == ["other", "grey"] and list(result[0].rewards) == ["grey", "other"]
+
+
+def test_a_sample_on_which_a_reward_failed_is_scored_again_once_the_reward_is_mended(store):
+    samples, broken = stored(store, 4), {20.0}
+
+    def fragile(prompts, completions, **kwargs):
+        greys = [float(video.mean()) for video in completions]
+        if broken & set(greys):
+            raise TimeoutError("the judge is away")
+        return greys
+
+    first = score_samples(samples, store, RewardRunner(fragile), batch_size=2)
+    assert [sample.reward for sample in first] == [0.0, 10.0, None, None]
+    assert "the judge is away" in first[3].components["fragile_error"]
+    broken.clear()
+    seen = []
+
+    def mended(prompts, completions, **kwargs):
+        seen.extend(prompts)
+        return fragile(prompts, completions)
+
+    mended.__name__ = "fragile"
+    second = score_samples(first, store, RewardRunner(mended), batch_size=2)
+    assert seen == ["prompt 2", "prompt 3"]
+    assert [sample.reward for sample in second] == [0.0, 10.0, 20.0, 30.0]
+
+
+def test_a_damaged_video_is_named_and_not_judged(store):
+    samples, reward = stored(store, 2), Grey()
+    path = store.path(samples[1].sample_id, ".mp4")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        score_samples(samples, store, RewardRunner(reward), batch_size=1)
+    assert reward.calls == [[0]]
+
+
+class Process:
+    """What `score_samples` uses of an Accelerator."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.process_index, self.num_processes, self.waits = rank, world, 0
+
+    def wait_for_everyone(self) -> None:
+        self.waits += 1
+
+
+def test_processes_share_the_work_even_if_one_sees_what_another_has_already_scored(store):
+    """The slow process loads its samples after the quick one has written: each must still do its own."""
+    samples, rewards = stored(store, 5), [Grey(), Grey()]
+    quick, slow = Process(0, 2), Process(1, 2)
+    score_samples(samples, store, RewardRunner(rewards[0]), accelerator=quick)
+    late = [store.load(sample.sample_id) for sample in samples]
+    result = score_samples(late, store, RewardRunner(rewards[1]), accelerator=slow)
+    assert rewards[0].calls == [[0, 2, 4]] and rewards[1].calls == [[1, 3]]
+    assert [sample.reward for sample in result] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert quick.waits == slow.waits == 1
+
+
+def test_no_samples_and_a_wrong_batch_size(store):
+    assert score_samples([], store, RewardRunner(Grey())) == []
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        score_samples([], store, RewardRunner(Grey()), batch_size=0)
+
+
+def test_other_weights_add_the_stored_scores_up_anew(store):
+    samples, reward = stored(store, 3), Grey(invalid=10)
+    scored = score_samples(samples, store, RewardRunner(reward))
+    doubled = score_samples(scored, store, RewardRunner(reward, reward_weights=[2.0]))
+    assert [sample.reward for sample in doubled] == [0.0, None, 0.4]
+    assert len(reward.calls) == 1
+
+
+def test_scores_of_the_same_reward_with_other_settings_are_not_taken_for_its_own(store):
+    class Tracked(Grey):
+        def __init__(self, tracker):
+            super().__init__()
+            self.tracker = tracker
+
+        def describe(self):
+            return {"tracker": self.tracker}
+
+    samples, first, other = stored(store, 2), Tracked("colors"), Tracked("grounded_sam")
+    scored = score_samples(samples, store, RewardRunner(first))
+    assert score_samples(scored, store, RewardRunner(Tracked("colors"))) == scored
+    score_samples(scored, store, RewardRunner(other))
+    assert first.calls == other.calls == [[0, 1]]
+
+
+def test_models_of_the_rewards_are_freed_when_all_is_scored(store):
+    class Heavy(Grey):
+        released_after = None
+
+        def release(self):
+            self.released_after = len(self.calls)
+
+    reward = Heavy()
+    score_samples(stored(store, 4), store, RewardRunner([reward, Grey("light")]), batch_size=2)
+    assert reward.released_after == 2
+
+
+@pytest.mark.parametrize("normalization", ["none", "group", "global"])
+def test_combined_scores_do_not_depend_on_batches_or_on_what_was_scored_before(store, normalization):
+    samples, rewards = stored(store, 6), [Grey(invalid=30), Grey("other")]
+    runner = RewardRunner(rewards, [1.0, 3.0], normalization=normalization, gates={"other": 0.1})
+    score_samples(samples[3:], store, runner, batch_size=2)  # an interrupted run
+    resumed = score_samples([store.load(s.sample_id) for s in samples], store, runner, batch_size=4)
+    combined = combine_scores(resumed, runner.combination, normalize=True)
+    for sample in samples:
+        store.path(sample.sample_id, ".scores.json").unlink()
+    at_once = score_samples([store.load(s.sample_id) for s in samples], store, runner, batch_size=6)
+    assert combine_scores(at_once[::-1], runner.combination, normalize=True)[::-1] == combined
+    assert [sample.rewards for sample in combined] == [sample.rewards for sample in resumed]  # raw values stay raw
+    assert combined[0].reward is None and combined[0].components["gate_reason"] == "other is 0, below its gate 0.1"
+    ungated = combine_scores(combined, RewardRunner(rewards).combination)
+    assert ungated[0].reward == 0.0 and "gate_reason" not in ungated[0].components
+
+
+def test_rewards_are_told_the_frame_rate_of_the_videos(store):
+    seen = []
+
+    def speed(prompts, completions, fps=None, **kwargs):
+        seen.append(fps)
+        return [1.0] * len(prompts)
+
+    row = {"prompt_id": "p", "prompt": "prompt 0"}
+    sample = store.new_sample(row, 0, {**SETTINGS, "fps": 12.0}, "base")
+    sample = store.add(sample, np.zeros((5, 16, 16, 3), np.uint8), torch.zeros(4, 2, 2, 2), 12, crf=0)
+    score_samples([sample], store, RewardRunner(speed))
+    score_samples(stored(store, 1), store, RewardRunner(speed))
+    assert seen == [[12.0], None]

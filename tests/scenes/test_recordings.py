@@ -1,0 +1,183 @@
+"""Real recordings: every layout gives back the cameras and frames that were written, and no name leads elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from posed_recordings import realestate10k, save_frames
+
+from spatialalign_trl.scenes.recording_formats import load_posed_video
+from spatialalign_trl.scenes.recordings import PosedVideo, fit_frame, fit_intrinsics, one_camera
+from spatialalign_trl.tiny_world.rooms import intrinsics_for, render, sample_room, sample_trajectory
+from spatialalign_trl.video import write_video
+
+SIZE, NUMBER = (24, 40), 6
+
+
+@pytest.fixture(scope="module")
+def recording():
+    """Frames of a room and their cameras."""
+    room = sample_room(6)
+    poses = sample_trajectory(room, "walk", np.random.default_rng(0)).poses(NUMBER)
+    return poses, render(room, poses, SIZE, supersample=1)
+
+
+def transforms(folder, poses, seen, angle: bool):
+    k, (height, width) = seen.intrinsics, SIZE
+    flip = np.diag([1.0, -1.0, -1.0, 1.0])
+    names = [f"images/{i:03d}.png" for i in range(NUMBER)]
+    content = {"camera_angle_x": 2 * np.arctan(width / 2 / k[0, 0])} if angle else {
+        "fl_x": k[0, 0], "fl_y": k[1, 1], "cx": k[0, 2] + 0.5, "cy": k[1, 2] + 0.5, "w": width, "h": height, "k1": 0.0,
+    }  # fmt: skip
+    rows = [{"file_path": n, "transform_matrix": (p @ flip).tolist()} for n, p in zip(names, poses, strict=True)]
+    bad = {"file_path": "images/none.png", "transform_matrix": [], "is_bad": True}
+    content["frames"] = [*reversed(rows), bad]
+    (folder / "transforms.json").write_text(json.dumps(content))
+    save_frames(folder, seen.frames, names)
+    return folder
+
+
+def colmap(folder, poses, seen, model: str):
+    from scipy.spatial.transform import Rotation
+
+    k, (height, width) = seen.intrinsics, SIZE
+    centre = [k[0, 2] + 0.5, k[1, 2] + 0.5]
+    numbers = {"PINHOLE": [k[0, 0], k[1, 1], *centre], "SIMPLE_PINHOLE": [k[0, 0], *centre],
+               "OPENCV": [k[0, 0], k[1, 1], *centre, 0, 0, 0, 0]}[model]  # fmt: skip
+    sparse = folder / "sparse" / "0"
+    sparse.mkdir(parents=True)
+    (sparse / "cameras.txt").write_text(f"# cameras\n7 {model} {width} {height} {' '.join(map(str, numbers))}\n")
+    lines = ["# images"]
+    for i, pose in enumerate(poses):
+        inverse = np.linalg.inv(pose)
+        x, y, z, w = Rotation.from_matrix(inverse[:3, :3]).as_quat()
+        lines += [f"{NUMBER - i} {w} {x} {y} {z} {' '.join(map(str, inverse[:3, 3]))} 7 a/frame {i}.png", ""]
+    (sparse / "images.txt").write_text("\n".join(lines) + "\n")
+    save_frames(folder / "images", seen.frames, [f"a/frame {i}.png" for i in range(NUMBER)])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("write", "option"),
+    [
+        (realestate10k, True), (realestate10k, False), (transforms, True), (transforms, False), (colmap, "PINHOLE"),
+        (colmap, "SIMPLE_PINHOLE"), (colmap, "OPENCV"),
+    ],
+)  # fmt: skip
+def test_every_layout_gives_back_what_was_written(tmp_path, recording, write, option):
+    poses, seen = recording
+    video = load_posed_video(write(tmp_path, poses, seen, option))
+    assert len(video) == NUMBER and video.size == SIZE
+    assert np.allclose(video.poses, poses, atol=1e-6)
+    assert np.allclose(video.intrinsics, seen.intrinsics, atol=1e-6)
+    assert np.array_equal(video.frames([4, 0, 5]), seen.frames[[4, 0, 5]])
+    some = load_posed_video(write.__name__ == "realestate10k" and tmp_path / "clip.txt" or tmp_path, max_frames=3)
+    assert some.indices.tolist() == [0, 2, 5] and np.array_equal(some.frames([1]), seen.frames[[2]])
+
+
+def test_realestate_cameras_find_their_frames_in_a_longer_video(tmp_path, recording):
+    poses, seen = recording
+    path = realestate10k(tmp_path, poses, seen, True)
+    longer = np.repeat(seen.frames, 3, axis=0)  # 30 frames a second: the times of the cameras fall on every third
+    write_video(tmp_path / "long.mp4", longer, 30, crf=0)
+    video = load_posed_video(path, frames=tmp_path / "long.mp4")
+    assert np.array_equal(video.frames(range(NUMBER)), seen.frames)
+    write_video(tmp_path / "short.mp4", longer[:4], 30, crf=0)
+    with pytest.raises(ValueError, match="none of its own for the camera at"):
+        load_posed_video(path, frames=tmp_path / "short.mp4")
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd.png", "link.png", "images/../../secret.png"])
+def test_no_name_leads_out_of_its_folder(tmp_path, recording, name):
+    poses, seen = recording
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    transforms(folder, poses, seen, False)
+    save_frames(tmp_path, seen.frames[:1], ["secret.png"])
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    content = json.loads((folder / "transforms.json").read_text())
+    content["frames"][0]["file_path"] = name
+    (folder / "transforms.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="frame 0: .* leads out of"):
+        load_posed_video(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k1": 0.1}, "distorted .*'k1': 0.1.*undistort"),
+        ({"fl_x": "long"}, "long"),
+        ({"frames": {}}, "no list 'frames'"),
+        ({"frames": []}, "lists no frames"),
+        ({"frames": [{"file_path": "images/000.txt", "transform_matrix": np.eye(4).tolist()}]}, "is no image"),
+        ({"frames": [{"file_path": "images/000.png", "transform_matrix": [1, 2]}]}, "has 2 numbers"),
+        (
+            {"frames": [{"file_path": "images/000.png", "transform_matrix": (2 * np.eye(4)).tolist()}]},
+            "not finite rot",
+        ),
+        ({"frames": [{"transform_matrix": np.eye(4).tolist()}]}, "no file_path"),
+    ],
+)
+def test_wrong_transforms_are_refused_with_their_place(tmp_path, recording, change, message):
+    transforms(tmp_path, *recording, False)
+    content = json.loads((tmp_path / "transforms.json").read_text()) | change
+    (tmp_path / "transforms.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_posed_video(tmp_path)
+
+
+def test_wrong_files_of_the_other_layouts_are_refused(tmp_path, recording):
+    path = realestate10k(tmp_path, *recording, False)
+    path.write_text(path.read_text() + "1 2 3\n")
+    with pytest.raises(ValueError, match="clip.txt, line 8: expected 19"):
+        load_posed_video(path)
+    colmap(tmp_path / "scene", *recording, "PINHOLE")
+    cameras = tmp_path / "scene" / "sparse" / "0" / "cameras.txt"
+    for text, message in (
+        ("7 FULL_OPENCV 40 24 1", "camera model 'FULL_OPENCV'"),
+        ("7 PINHOLE 40 24 1 2", "not those of a PINHOLE"),
+        ("7 SIMPLE_RADIAL 40 24 30 20 12 0.2", "undistort them first"),
+        ("7 PINHOLE 80 48 30 30 20 12", "its camera is for 80x48"),
+        ("8 PINHOLE 40 24 30 30 20 12", "camera '7' is not in cameras.txt"),
+    ):
+        cameras.write_text(text + "\n")
+        with pytest.raises(ValueError, match=message):
+            load_posed_video(tmp_path / "scene")
+    with pytest.raises(FileNotFoundError, match="neither transforms.json nor COLMAP"):
+        load_posed_video(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no recording"):
+        load_posed_video(tmp_path / "none.txt")
+
+
+def test_fitted_frames_have_the_fitted_camera():
+    """A room rendered at one size and fitted to another is the room rendered with the fitted camera."""
+    room = sample_room(6)
+    pose = sample_trajectory(room, "pan", np.random.default_rng(0)).poses(1)
+    size, wanted = (96, 144), (40, 72)
+    camera = intrinsics_for(size)
+    frame = render(room, pose, size, intrinsics=camera).frames[0]
+    fitted = render(room, pose, wanted, intrinsics=fit_intrinsics(camera, size, wanted), supersample=5).frames[0]
+    small = fit_frame(frame, wanted)
+    assert small.shape == (*wanted, 3)
+    assert np.abs(small.astype(int) - fitted).mean() < 6
+    shifted = np.abs(np.roll(small, 1, axis=1).astype(int) - fitted).mean()
+    assert np.abs(small.astype(int) - fitted).mean() < 0.6 * shifted
+
+
+def test_a_recording_that_zooms_is_refused():
+    cameras = np.stack([intrinsics_for(SIZE, angle) for angle in (70, 70, 71, 50)])
+    assert np.allclose(one_camera("x", cameras[:2], SIZE), cameras[0])
+    with pytest.raises(ValueError, match="camera of frame 3 differs"):
+        one_camera("x", cameras, SIZE)
+
+
+def test_frames_of_another_size_and_poses_that_mirror_are_refused():
+    frame = np.zeros((*SIZE, 3), np.uint8)
+    given = dict(name="x", intrinsics=intrinsics_for(SIZE), size=(9, 9), indices=np.arange(1))
+    video = PosedVideo(poses=np.eye(4)[None], read=lambda positions: [frame] * len(positions), **given)
+    with pytest.raises(ValueError, match="frame 0 is 40x24, but its camera is for 9x9"):
+        video.frames([0])
+    with pytest.raises(ValueError, match="mirror"):
+        PosedVideo(poses=np.diag([1.0, -1, 1, 1])[None], read=video.read, **given)

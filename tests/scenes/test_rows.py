@@ -1,0 +1,142 @@
+"""Scene tasks as rows: rendered ones, finished ones and those of recordings come out alike, and are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, Video
+from tiny_scenes import walk
+
+from spatialalign_trl.arguments.scenes import SceneArguments
+from spatialalign_trl.models import SamplingSettings
+from spatialalign_trl.rollout.store import SampleStore
+from spatialalign_trl.scenes import rows as scene_rows
+from spatialalign_trl.scenes.rows import complete_rows, load_scene_rows, scene_dataset, task_row
+from spatialalign_trl.scenes.tasks import SceneTask
+from spatialalign_trl.tiny_world.rooms import tasks as room_tasks
+from spatialalign_trl.video import encode_video, read_video
+
+DATASETS = Path(__file__).resolve().parents[2] / "datasets"
+SIZE, FRAMES = (16, 32), 5
+
+
+@pytest.fixture
+def renders(monkeypatch) -> list[str]:
+    """Rooms are drawn at random here, and counted: what is asked is what becomes of a task."""
+    asked: list[str] = []
+
+    def render_row(row, size, num_frames, supersample):
+        asked.append(row["task_id"])
+        return scene_task(row["task"], len(asked), size, num_frames, name=row["task_id"])
+
+    monkeypatch.setattr(room_tasks, "render_row", render_row)
+    return asked
+
+
+def scene_task(kind="navigation", seed=0, size=SIZE, num_frames=FRAMES, name="a recording") -> SceneTask:
+    frames = np.random.default_rng(seed).integers(0, 256, (3 + num_frames, *size, 3), dtype=np.uint8)
+    boxes = np.full((num_frames, 4), np.nan)
+    boxes[-1] = 1, 2, 9, 8
+    return SceneTask(
+        name, kind, "Find the green plant.", frames[:3], np.array([1, 7, 30]), np.array(walk(3)), frames[3:],
+        np.array(walk(num_frames, 3)), np.eye(3), "green plant" if kind == "grounding" else "", boxes,
+        {"room_seed": seed, "style": "indoor"},
+    )  # fmt: skip
+
+
+def published(kind: str, count: int) -> Dataset:
+    return load_scene_rows(DATASETS / f"video4spatial_{kind}" / "test.jsonl", limit=count)
+
+
+@pytest.mark.parametrize("kind", ["navigation", "grounding"])
+def test_tasks_become_rows_that_have_a_json_form_and_videos_that_are_kept(kind, tmp_path, renders):
+    rows = complete_rows(published(kind, 2), tmp_path, SIZE, FRAMES, ground_truth=True)
+    own = {"camera_poses"} if kind == "navigation" else {"object", "boxes"}
+    assert set(rows.column_names) == own | {
+        "prompt_id", "prompt", "context", "context_indices", "context_poses", "intrinsics", "video", "room_seed",
+        "style",
+    }  # fmt: skip
+    for seed, row in enumerate(rows, start=1):
+        task = scene_task(kind, seed)
+        assert np.array_equal(read_video(row["context"]["path"]), task.context_frames)
+        assert np.array_equal(read_video(row["video"]["path"]), task.target_frames)
+        assert json.loads(json.dumps(row)) == row
+        assert Path(row["context"]["path"]).parent == tmp_path
+        assert SampleStore.sample_id(row, 0, {}, "base")
+    again = complete_rows(published(kind, 2), tmp_path, SIZE, FRAMES, ground_truth=True)
+    assert list(again) == list(rows) and len(renders) == 2
+    without = complete_rows(published(kind, 2), tmp_path, SIZE, FRAMES)
+    assert set(rows.column_names) - set(without.column_names) == {"video", "boxes"} & set(rows.column_names)
+    assert len(renders) == 2
+    complete_rows(published(kind, 1), tmp_path, SIZE, FRAMES + 4)  # another length is another video
+    Path(rows[0]["context"]["path"]).unlink()
+    complete_rows(published(kind, 1), tmp_path, SIZE, FRAMES, ground_truth=True)  # what is gone is made again
+    assert len(renders) == 4
+
+
+def test_a_room_of_the_data_set_is_rendered(tmp_path):
+    row = complete_rows(published("navigation", 1), tmp_path, SIZE, FRAMES, supersample=1)[0]
+    assert read_video(row["context"]["path"]).shape == (len(row["context_indices"]), *SIZE, 3)
+    assert np.shape(row["camera_poses"]) == (FRAMES, 4, 4) and row["room_seed"] >= 0 and row["style"] == "indoor"
+
+
+def test_recordings_enter_by_the_same_door_and_travel_with_their_videos(tmp_path):
+    tasks = [scene_task(seed=k, name=f"recording {k}") for k in range(2)]
+    rows = scene_dataset([task_row(task, tmp_path / "here", ground_truth=True) for task in tasks])
+    assert rows.features["context"] == Video(decode=False)
+    # as another machine has them: the files' bytes in the rows
+    travelling = []
+    for row, task in zip(rows, tasks, strict=True):
+        videos = {"context": task.context_frames, "video": task.target_frames}
+        cells = {name: {"bytes": encode_video(one, 8, crf=0), "path": "../../any.mp4"} for name, one in videos.items()}
+        travelling.append({**row, **cells})
+    (tmp_path / "set").mkdir()
+    scene_dataset(travelling).to_parquet(tmp_path / "set" / "train.parquet")
+    carried = load_scene_rows(tmp_path / "set")
+    assert carried.features["video"]["bytes"].dtype == "binary"
+    there = complete_rows(load_scene_rows(carried), tmp_path / "there", SIZE, FRAMES, ground_truth=True)
+    for row, task in zip(there, tasks, strict=True):
+        assert row["prompt_id"] == task.task_id and Path(row["context"]["path"]).parent == tmp_path / "there"
+        assert np.array_equal(read_video(row["context"]["path"]), task.context_frames)
+        assert np.array_equal(read_video(row["video"]["path"]), task.target_frames)
+    with pytest.raises(ValueError, match="'recording 0': context has 3 frames of 16x32.*samples 5 frames of 32x48"):
+        complete_rows(load_scene_rows(carried), tmp_path / "there", (32, 48), FRAMES)
+    with pytest.raises(ValueError, match="row 'recording 0': camera_poses has 5 poses for a video of 9"):
+        complete_rows(load_scene_rows(carried.remove_columns("video")), tmp_path / "there", SIZE, 9)
+
+
+def test_what_is_no_scene_task_is_refused_by_its_place(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    for row, message in (
+        ({"prompt": "Go."}, "mine.jsonl, line 1: a scene task needs an id"),
+        ({"prompt_id": "a"}, "mine.jsonl, line 1: column 'prompt': expected a text, got None"),
+        ({"prompt_id": "a", "prompt": "Go."}, "line 1: .*'context'.*'room_seed'.*this row has prompt, prompt_id"),
+    ):
+        file.write_text(json.dumps(row) + "\n")
+        with pytest.raises(ValueError, match=message):
+            load_scene_rows(file)
+    file.write_text(2 * '{"task_id": "a", "prompt": "Go.", "room_seed": 1}\n')
+    with pytest.raises(ValueError, match="line 2: its id was already used at .*line 1"):
+        load_scene_rows(file)
+    file.write_text("")
+    with pytest.raises(ValueError, match="holds no scene tasks"):
+        load_scene_rows(file)
+
+
+def test_the_arguments_keep_answers_apart(tmp_path, renders):
+    scenes = SceneArguments(train_prompts="video4spatial_grounding", max_train_prompts=2, max_eval_prompts=1)
+    settings = SamplingSettings(FRAMES, *SIZE, num_inference_steps=1, guidance_scale=1.0)
+    rows = scenes.load()
+    train, evaluation = scenes.at_size(rows, settings, tmp_path)
+    assert (len(train), len(evaluation)) == (2, 1)
+    assert not {*scene_rows.GROUND_TRUTH} & {*train.column_names, *evaluation.column_names}
+    answers = scenes.answers(rows[1], settings, tmp_path)
+    assert answers.keys() == {evaluation[0]["prompt_id"]} and answers.popitem()[1].shape == (FRAMES, *SIZE, 3)
+    assert len(renders) == 3 and Path(train[0]["context"]["path"]).parent == tmp_path / "scenes"
+    shared = SceneArguments(scenes_dir=str(tmp_path / "shared"))
+    assert list(shared.with_answers(rows[1], settings, tmp_path))[0]["context"]["path"].startswith(shared.scenes_dir)
+    with pytest.raises(ValueError, match="supersample=0"):
+        SceneArguments(supersample=0)

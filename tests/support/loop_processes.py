@@ -1,0 +1,31 @@
+"""Run by torchrun from test_self_improvement_processes.py: the whole loop on a random pipeline."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from test_self_improvement import config, luck, prompts  # noqa: E402
+
+from spatialalign_trl.models import load_video_model
+from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
+
+
+def main(folder: str, output: Path, batch: int) -> None:
+    torch.set_num_threads(1)
+    # Adam divides by the gradient's size and makes rounding visible
+    args = config(output / "run", optim="sgd", per_device_train_batch_size=batch, max_steps=2, rollout_batch_size=1)
+    trainer = OnlineSpatialAlignTrainer(
+        load_video_model(folder, device="cpu"), luck, args, prompts("train", "red"), prompts("eval", "blue")
+    )
+    results = trainer.train()
+    rank = trainer.accelerator.process_index
+    seen = {"world": trainer.accelerator.num_processes, "base": results["base"], "rounds": results["rounds"]}
+    (output / f"rank{rank}.json").write_text(json.dumps(seen))
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
