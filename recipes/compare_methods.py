@@ -35,7 +35,9 @@ from rich.table import Table
 from spatialalign import DEFAULT_CONFIG, build_loop
 
 from spatialalign_trl.arguments.launch import check_launch, quiet_libraries
-from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import parse_recipe
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.evaluation import bootstrap_interval, success_rate
 from spatialalign_trl.files import write_atomic, write_json

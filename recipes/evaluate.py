@@ -16,7 +16,7 @@ from pathlib import Path
 
 from spatialalign_trl.arguments.evaluation import EvaluationArguments, run_evaluation
 from spatialalign_trl.arguments.launch import launched
-from spatialalign_trl.arguments.model import parse_recipe
+from spatialalign_trl.arguments.parsing import parse_recipe
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "evaluate.yaml"
 

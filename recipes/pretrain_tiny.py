@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import UMT5EncoderModel
 
-from spatialalign_trl.arguments.model import parse_recipe
+from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.prompts import DSR_TYPES, RELATIONS
 from spatialalign_trl.tiny_world.clips import sample_scene
 from spatialalign_trl.tiny_world.networks import (

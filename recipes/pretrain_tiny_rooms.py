@@ -33,7 +33,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipe
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from spatialalign_trl.arguments.model import parse_recipe
+from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.models.context import context_positions
 from spatialalign_trl.models.context_rows import CAMERAS, CONTEXT_CAMERAS, LATENTS, POSITIONS, SIGMA
 from spatialalign_trl.models.encoding import Conditioning, batch_to_pixels

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spatialalign_trl.arguments.launch import launched
-from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, describe_recipe, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import describe_recipe, parse_recipe
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 if TYPE_CHECKING:

@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 from video4spatial_sft import HeldOutArguments, sampled, train_on
 
 from spatialalign_trl.arguments.launch import launched
-from spatialalign_trl.arguments.model import ModelArguments, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import held, read_json, write_atomic, write_json

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING
 from spatialalign import build_loop
 
 from spatialalign_trl.arguments.launch import launched
-from spatialalign_trl.arguments.model import ModelArguments, describe_recipe, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import describe_recipe, parse_recipe
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 

@@ -33,10 +33,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spatialalign_trl.arguments.launch import launched
-from spatialalign_trl.arguments.model import ModelArguments, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.files import held
-from spatialalign_trl.sampling_arguments import SamplingArguments
+from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ from spatialalign_trl.perception.camera.estimator import (
     get_pose_estimator,
 )
 from spatialalign_trl.perception.camera.geometry import extent, rotation_degrees, scaled_intrinsics
-from spatialalign_trl.video import Video
-from spatialalign_trl.video_cells import frames_of
+from spatialalign_trl.video import Video, frames_of
 
 ANGLE_SCALE = 10.0
 REST = 0.05

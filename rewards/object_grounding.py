@@ -47,7 +47,7 @@ from spatialalign_trl.perception.camera.geometry import known
 from spatialalign_trl.perception.detections import Detections, Detector
 from spatialalign_trl.perception.tracks import make_named
 from spatialalign_trl.rewards.settings import RewardSettingsOnHub
-from spatialalign_trl.video_cells import frames_of
+from spatialalign_trl.video import frames_of
 
 DETECTORS = {
     "grounding_dino": "spatialalign_trl.perception.grounding_dino:GroundingDINODetector",

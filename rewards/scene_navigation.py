@@ -39,7 +39,7 @@ from spatialalign_trl.perception.camera.diagnosis import cut_factor, moving_shar
 from spatialalign_trl.perception.camera.estimator import PoseEstimator, check_poses
 from spatialalign_trl.perception.camera.geometry import extent, known, path_length, rotation_degrees
 from spatialalign_trl.rewards.settings import RewardSettingsOnHub
-from spatialalign_trl.video_cells import frames_of
+from spatialalign_trl.video import frames_of
 
 FORMULA = 2
 """Which formula stored scores are of: in the first one M had no direction."""

@@ -21,7 +21,7 @@ from datasets import Dataset, Features, Value, Video
 
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.prompts import PROMPT_COLUMNS
-from spatialalign_trl.video_cells import is_video_cell, self_contained
+from spatialalign_trl.video import is_video_cell, self_contained
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.prompts import PromptArguments, from_json, load_prompt_set
 from spatialalign_trl.evaluation.guards import GUARDS
+from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS, TINY_MODEL
-from spatialalign_trl.sampling_arguments import SamplingArguments
 
 if TYPE_CHECKING:
     from spatialalign_trl.evaluation.evaluator import Evaluation

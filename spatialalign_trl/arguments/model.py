@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import os
-import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import yaml
-from trl import TrlParser
-
-from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.errors import near_miss
 
 if TYPE_CHECKING:
@@ -24,9 +12,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
     from spatialalign_trl.models.base import VideoModel
-    from spatialalign_trl.trainer.model_card import Recipe
-
-__all__ = ["ModelArguments", "PromptArguments", "describe_recipe", "parse_recipe"]
 
 
 @dataclass
@@ -193,128 +178,3 @@ class ModelArguments:
 
         targets = ALL_LINEAR if self.lora_target_modules == [ALL_LINEAR] else self.lora_target_modules
         return default_lora_config(model, r=self.lora_r, alpha=self.lora_alpha, targets=targets)
-
-
-def parse_recipe(
-    dataclass_types: Sequence[type],
-    default_config: str | Path | None = None,
-    arguments: Sequence[str] | None = None,
-    prog: str | None = None,
-) -> tuple[Any, ...]:
-    """Parses `--config file.yaml` and command-line flags (which win) into dataclasses, as `TrlParser` does.
-
-    Args:
-        dataclass_types: the dataclasses, whose fields are the flags. Flags must be spelt out.
-        default_config: the YAML used when no `--config` is given.
-        arguments: instead of `sys.argv[1:]`.
-        prog: what errors call the command; by default the name of the file that runs.
-
-    Raises:
-        SystemExit: with code 2 and a message on stderr, for an unknown flag or YAML key, naming the nearest known one;
-            for a value of the wrong type or a YAML file that is missing or holds something else.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # TrlParser knows the two words only.
-    arguments = [part for word in arguments for part in (word.split("=", 1) if _is_config(word) else [word])]
-    if "--config" not in arguments and default_config is not None:
-        arguments = ["--config", str(default_config), *arguments]
-    parser = _RecipeParser(list(dataclass_types), allow_abbrev=False, prog=prog)
-    known = {f.name for cls in dataclass_types for f in dataclasses.fields(cls) if f.init}
-    if "--config" in arguments:
-        _check_config(arguments, known | {"env"}, parser)
-    *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
-    if unknown:
-        name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
-        parser.error(f"unknown argument {unknown[0]!r}. {_nearest(name, known)}")
-    return tuple(parsed)
-
-
-def describe_recipe(
-    parsed: Sequence[Any], default_config: str | Path | None = None, arguments: Sequence[str] | None = None
-) -> Recipe:
-    """What a model card says of the run: the line, and everything that its YAML file and its flags set.
-
-    Args:
-        parsed: what [`parse_recipe`] returned.
-        default_config: as it was given to [`parse_recipe`].
-        arguments: instead of `sys.argv[1:]`.
-    """
-    from spatialalign_trl.trainer.model_card import Recipe
-
-    script = sys.argv[0] if arguments is None else "recipe.py"
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    config = words[words.index("--config") + 1] if "--config" in words else default_config
-    settings = yaml.safe_load(Path(config).read_text(encoding="utf-8")) if config else {}
-    flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-    values = {f.name: getattr(one, f.name) for one in parsed for f in dataclasses.fields(one) if f.init}
-    for name, value in values.items():
-        if name in flags or f"no_{name}" in flags:
-            settings[name] = getattr(value, "value", value)
-    hidden = [name for name in values if name.endswith("token")]
-    settings = {name: value for name, value in settings.items() if name not in (*hidden, "env")}
-    shown = [*words]
-    for k, word in enumerate(words[:-1]):
-        if word[2:].replace("-", "_") in hidden:
-            shown[k + 1] = "..."
-    command = shlex.join(["accelerate", "launch", os.path.relpath(script) if Path(script).is_absolute() else script])
-    text = yaml.safe_dump(json.loads(json.dumps(settings, default=str)), sort_keys=False, allow_unicode=True)
-    return Recipe(" ".join([command, shlex.join(shown)]).strip(), text)
-
-
-class _RecipeParser(TrlParser):
-    """Gives values from a YAML the checks that argparse gives to flags, and reports without pages of usage."""
-
-    def set_defaults_with_config(self, **config: Any) -> list[str]:
-        for action in self._actions:
-            if config.get(action.dest) is not None:
-                config[action.dest] = self._converted(action, config[action.dest])
-        return super().set_defaults_with_config(**config)
-
-    def _converted(self, action: argparse.Action, value: Any) -> Any:
-        """A YAML value as argparse would read it from the command line."""
-        if isinstance(value, dict):
-            return value
-        values = value if isinstance(value, list) else [value]
-        if action.nargs != "+" and isinstance(value, list):
-            return value  # a field such as report_to takes a word or several
-        try:
-            values = [self._get_value(action, one if isinstance(one, str) else str(one)) for one in values]
-            for one in values:
-                self._check_value(action, one)
-        except argparse.ArgumentError as error:
-            self.error(f"in the YAML file: {error}")
-        return values if action.nargs == "+" else values[0]
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _is_config(word: str) -> bool:
-    return word.startswith("--config=")
-
-
-def _check_config(arguments: Sequence[str], known: set[str], parser: TrlParser) -> None:
-    """TrlParser lists all keys of a YAML when one is unknown; name the one, and what it may have meant."""
-    if arguments.count("--config") > 1:
-        parser.error("--config is given more than once; use one YAML file, and flags for what differs from it")
-    place = arguments.index("--config") + 1
-    if place == len(arguments):
-        parser.error("--config needs the path of a YAML file")
-    path = Path(arguments[place])
-    if not path.is_file():
-        parser.error(f"--config {path}: there is no such file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        parser.error(f"{path} is not a YAML file: {error}")
-    if not isinstance(content, dict):
-        parser.error(f"{path}: expected `name: value` lines, found {'nothing' if content is None else repr(content)}")
-    for key in content:
-        if key not in known:
-            parser.error(f"{path}: unknown key {key!r}. {_nearest(str(key), known)}")
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    sentence = near_miss(name, known)
-    return sentence.split(" Known:")[0] if sentence.startswith("Did you mean") else "See --help for all of them."

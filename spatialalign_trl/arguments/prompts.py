@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from spatialalign_trl.models.settings import SamplingSettings
-    from spatialalign_trl.rewards.loading import RewardFunc
+    from spatialalign_trl.rewards.convention import RewardFunc
 
 DATASETS = Path(__file__).resolve().parent.parent.parent / "datasets"
 

@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     from spatialalign_trl.arguments.evaluation import EvaluationArguments
     from spatialalign_trl.arguments.launch import quiet_libraries
-    from spatialalign_trl.arguments.model import parse_recipe
+    from spatialalign_trl.arguments.parsing import parse_recipe
 
     if not words or {"--help", "-h"} & set(words):
         print(EXAMPLES)

@@ -72,7 +72,7 @@ def module_name(name: str) -> str:
     module = name.replace("-", "_")
     if keyword.iskeyword(module) or module in sys.stdlib_module_names:
         raise ValueError(f"{name!r} is a word or a module of Python itself. Perhaps '{module}_reward'?")
-    from spatialalign_trl.rewards.loading import installed_rewards
+    from spatialalign_trl.rewards.convention import installed_rewards
 
     if module in installed_rewards():
         raise ValueError(f"a reward {module!r} is installed already: two of one name cannot be told apart")

@@ -18,7 +18,8 @@ import numpy as np
 
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.perception.sharpness import video_sharpness
-from spatialalign_trl.rewards.loading import installed_rewards, load_reward
+from spatialalign_trl.rewards.convention import installed_rewards
+from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.video import Video
 
 Row = Mapping[str, Any]

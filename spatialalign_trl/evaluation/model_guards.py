@@ -9,7 +9,7 @@ import numpy as np
 
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
 from spatialalign_trl.perception.optical_flow import fastest_speed, flow_fields, opencv, smoothness
-from spatialalign_trl.rewards.loading import RewardFunc, reward_name
+from spatialalign_trl.rewards.convention import RewardFunc, reward_name
 from spatialalign_trl.video import Video
 
 Row = Mapping[str, Any]

@@ -22,13 +22,13 @@ from diffusers import DiffusionPipeline
 from spatialalign_trl.devices import default_device
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
-from spatialalign_trl.models.efficiency import describe_quantization, for_pipeline
 from spatialalign_trl.models.encoding import Conditioning, EncodingMixin
-from spatialalign_trl.models.loading import read_model_index, resolve_source
 from spatialalign_trl.models.lora import LoraMixin, base_network
+from spatialalign_trl.models.quantization import describe_quantization, for_pipeline
 from spatialalign_trl.models.sampling import SamplingMixin
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.models.sizes import SizesMixin
+from spatialalign_trl.models.sources import read_model_index, resolve_source
 
 __all__ = ["Conditioning", "SamplingSettings", "VideoModel"]
 

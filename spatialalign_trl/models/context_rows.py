@@ -16,7 +16,7 @@ from spatialalign_trl.models.context import (
     pack_cameras,
 )
 from spatialalign_trl.models.encoding import Conditioning
-from spatialalign_trl.video_cells import frames_of
+from spatialalign_trl.video import frames_of
 
 ContextLayout = Literal["non_contiguous", "contiguous", "none"]
 

@@ -1,20 +1,16 @@
-"""Ways to fit and to speed up a model: attention kernels, compiled blocks, a quantised base. Each is checked, and
-refused with its reason, before a model is loaded or a video sampled."""
+"""Speed up a model: attention kernels and compiled blocks. Each setting is checked, and refused with its reason,
+before a model is loaded or a video sampled."""
 
 from __future__ import annotations
 
-import copy
 import importlib.util
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from spatialalign_trl.errors import near_miss
 
 if TYPE_CHECKING:
-    from diffusers import PipelineQuantizationConfig
-
     from spatialalign_trl.models.base import VideoModel
 
 ATTENTION_BACKENDS: dict[str, tuple[str | None, bool]] = {
@@ -31,16 +27,13 @@ ATTENTION_BACKENDS: dict[str, tuple[str | None, bool]] = {
 }
 """Name in diffusers -> (package it needs, whether it needs a CUDA GPU). Others of diffusers' need a GPU too."""
 
-_INSTALL = {
+INSTALL_COMMANDS = {
     "xformers": "pip install 'spatialalign-trl[xformers]' (its wheel must fit your torch)",
     "flash_attn": "pip install flash-attn --no-build-isolation",
     "flash_attn_interface": "build FlashAttention 3 from source",
     "kernels": "pip install kernels",
     "sageattention": "pip install sageattention",
-    "bitsandbytes": "pip install 'spatialalign-trl[bitsandbytes]'",
 }
-
-QUANTIZATIONS = ("bitsandbytes_8bit", "bitsandbytes_4bit")
 
 
 def check_attention_backend(name: str, device: torch.device, *, needs_gradients: bool = True) -> None:
@@ -67,7 +60,9 @@ def check_attention_backend(name: str, device: torch.device, *, needs_gradients:
             f"attention_backend={name!r} computes on CUDA GPUs, and the model is on {device.type}: use native."
         )
     if package is not None and importlib.util.find_spec(package) is None:
-        raise ImportError(f"attention_backend={name!r} needs {package}, which is not installed: {_INSTALL[package]}")
+        raise ImportError(
+            f"attention_backend={name!r} needs {package}, which is not installed: {INSTALL_COMMANDS[package]}"
+        )
     if needs_gradients and name == "sage":
         raise ValueError(
             "attention_backend='sage' computes no gradients, so nothing can be trained through it: use native, flash "
@@ -151,95 +146,3 @@ def compile_blocks(model: VideoModel, backend: str = "inductor") -> None:
         raise ValueError(f"compile_blocks: {type(network).__name__} names no repeated blocks. Leave it out.")
     network.compile_repeated_blocks(backend=backend)
     model.computation["compile_blocks"] = backend
-
-
-def quantization_config(name: str, dtype: torch.dtype | None = None) -> PipelineQuantizationConfig:
-    """
-    diffusers' configuration of a quantised base (QLoRA): the linear layers of the transformer, or of both experts, and
-    of the text encoder. The LoRA stays in fp32, and the reference is the quantised base.
-
-    Args:
-        name (`str`):
-            One of `QUANTIZATIONS`.
-        dtype (`torch.dtype`, *optional*):
-            In which 4-bit layers compute; bfloat16 by default.
-
-    Raises:
-        ValueError: an unknown name, or no CUDA GPU.
-        ImportError: bitsandbytes is missing.
-    """
-    if name not in QUANTIZATIONS:
-        raise ValueError(f"quantization={name!r}. {near_miss(name, QUANTIZATIONS)}")
-    if not torch.cuda.is_available():
-        raise ValueError(f"quantization={name!r} needs a CUDA GPU, and there is none here. Leave it out.")
-    require_bitsandbytes(f"quantization={name!r}")
-    from diffusers import PipelineQuantizationConfig
-
-    options: dict[str, Any] = {"load_in_8bit": True}
-    if name == "bitsandbytes_4bit":
-        options = {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": dtype or torch.bfloat16,
-        }
-    return PipelineQuantizationConfig(
-        quant_backend=name,
-        quant_kwargs=options,
-        components_to_quantize=["transformer", "transformer_2", "text_encoder"],
-    )
-
-
-def for_pipeline(config: PipelineQuantizationConfig, index: Mapping[str, Any]) -> PipelineQuantizationConfig:
-    """
-    A quantisation for the components that a pipeline has; diffusers warns about those that it has not.
-
-    Args:
-        config (`PipelineQuantizationConfig`):
-            It is not changed.
-        index (`dict`):
-            The pipeline's `model_index.json`.
-    """
-    if not config.components_to_quantize:
-        return config
-    config = copy.copy(config)
-    config.components_to_quantize = [name for name in config.components_to_quantize if (index.get(name) or [None])[0]]
-    return config
-
-
-def describe_quantization(config: PipelineQuantizationConfig) -> dict[str, Any]:
-    """What a quantisation is made of, as JSON can hold it: the backend and its options, or those of each component."""
-    if config.quant_mapping is not None:
-        return {name: str(one) for name, one in config.quant_mapping.items()}
-    options = {
-        name: value if isinstance(value, (bool, int, float)) else str(value)
-        for name, value in config.quant_kwargs.items()
-    }
-    return {"backend": config.quant_backend, **options, "components": config.components_to_quantize}
-
-
-def require_bitsandbytes(setting: str) -> None:
-    """
-    Args:
-        setting (`str`):
-            What asks for it, for the message.
-
-    Raises:
-        ImportError: bitsandbytes is not installed.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError(f"{setting} needs bitsandbytes, which is not installed: {_INSTALL['bitsandbytes']}")
-
-
-def check_optimizer(optim: str) -> None:
-    """
-    Refuse an 8-bit or paged optimizer that cannot be made here; transformers would say so after all rollouts.
-
-    Args:
-        optim (`str`):
-            As `TrainingArguments.optim` names it, such as `adamw_8bit`.
-
-    Raises:
-        ImportError: bitsandbytes is missing.
-    """
-    if "8bit" in optim or "bnb" in optim or optim.startswith("paged_"):
-        require_bitsandbytes(f"optim={optim!r}")

@@ -23,7 +23,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from spatialalign_trl.hub_errors import explain_hub_errors
+from spatialalign_trl.errors import explain_hub_errors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
 from typing import Any
 
 from spatialalign_trl.errors import near_miss
@@ -88,3 +89,22 @@ class SamplingSettings:
         values = dataclasses.asdict(self)
         # Samples are told apart by this dict: those of before this setting existed keep their names.
         return {name: value for name, value in values.items() if (name, value) != ("guidance_scale_2", None)}
+
+
+@dataclass
+class SamplingArguments:
+    """What every model is sampled with; what is not set is the model's own."""
+
+    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. None: the model's default."})
+    height: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    width: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Steps of the sampler. None: the model's default."}
+    )
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "w of uncond + w*(cond - uncond). None: the model's default."}
+    )
+
+    def sampling_settings(self, default: SamplingSettings) -> SamplingSettings:
+        """The model's default settings with what is set here."""
+        return default.updated({one.name: getattr(self, one.name) for one in dataclasses.fields(SamplingArguments)})

@@ -42,8 +42,8 @@ from spatialalign_trl.models.context_rows import (
     SceneRowsMixin,
 )
 from spatialalign_trl.models.encoding import Conditioning
-from spatialalign_trl.models.loading import optional_file
 from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.models.sources import optional_file
 from spatialalign_trl.models.wan import WanVideoModel
 
 CONTEXT_MODULES_FILE = "context_modules.safetensors"

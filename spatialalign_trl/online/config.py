@@ -7,9 +7,8 @@ from typing import Literal
 
 from spatialalign_trl.evaluation import GUARDS, get_guard
 from spatialalign_trl.hub.pushing import check_repo_name
-from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.models.settings import SamplingArguments, SamplingSettings
 from spatialalign_trl.rewards.combination import check_gates, check_normalization
-from spatialalign_trl.sampling_arguments import SamplingArguments
 from spatialalign_trl.trainer.spatialalign_config import SpatialAlignConfig
 
 SAMPLING_FIELDS = {

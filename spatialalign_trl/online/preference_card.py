@@ -86,7 +86,7 @@ def preference_card(
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    from spatialalign_trl.trainer.model_card import hub_id
+    from spatialalign_trl.models.sources import hub_id
 
     base = hub_id(model_name)
     size = next((name for limit, name in _SIZES if len(scores) < limit), "n>1M")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.files import remove_leftovers
-from spatialalign_trl.video_cells import self_contained
+from spatialalign_trl.video import self_contained
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -133,7 +133,7 @@ def rounds_in(folder: Path, config: str) -> list[int]:
 
 def public_name(model: str) -> str:
     """A model's name without this machine's folders."""
-    from spatialalign_trl.trainer.model_card import hub_id
+    from spatialalign_trl.models.sources import hub_id
 
     return hub_id(model) or Path(model).name
 

@@ -26,7 +26,7 @@ from spatialalign_trl.online.preference_files import (
 from spatialalign_trl.preferences import PairingResult, make_pairs
 from spatialalign_trl.report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from spatialalign_trl.rewards.scoring import combine_scores, has_failed
-from spatialalign_trl.video_cells import videos_of
+from spatialalign_trl.video import videos_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

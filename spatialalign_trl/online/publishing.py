@@ -21,8 +21,7 @@ from spatialalign_trl.report.tables import markdown_table, rich_table, summary_r
 from spatialalign_trl.report.write import REPORT_FILE
 from spatialalign_trl.trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
 from spatialalign_trl.trainer.publishing import CARD_FILE
-from spatialalign_trl.video import browser_mp4
-from spatialalign_trl.video_cells import videos_of
+from spatialalign_trl.video import browser_mp4, videos_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

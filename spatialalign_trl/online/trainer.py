@@ -34,8 +34,8 @@ from spatialalign_trl.evaluation.looks import Looks
 from spatialalign_trl.evaluation.verdict import Measured, judge
 from spatialalign_trl.files import held, read_json, write_json
 from spatialalign_trl.models.base import VideoModel
-from spatialalign_trl.models.efficiency import check_optimizer
 from spatialalign_trl.models.lora import LORA_FILE, active_adapters, lora_fingerprint
+from spatialalign_trl.models.quantization import check_optimizer
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.online.log_samples import LogSamples
 from spatialalign_trl.online.preference_repo import PreferencePublishing

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.devices import default_device
+from spatialalign_trl.errors import download_command, explain_hub_errors
 from spatialalign_trl.files import read_json
-from spatialalign_trl.hub_errors import download_command, explain_hub_errors
 
 if TYPE_CHECKING:
     import torch

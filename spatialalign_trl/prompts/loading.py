@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.prompts.grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
 from spatialalign_trl.prompts.relations import check_dsr_type
-from spatialalign_trl.video_cells import with_undecoded_videos
+from spatialalign_trl.video import with_undecoded_videos
 
 if TYPE_CHECKING:
     from datasets import Dataset

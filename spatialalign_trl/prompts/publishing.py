@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from spatialalign_trl.hub_errors import explain_hub_errors
+from spatialalign_trl.errors import explain_hub_errors
 from spatialalign_trl.prompts.loading import load_prompts
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from typing import Any
 
 from spatialalign_trl.report.clips import frame_rate, page_mp4, page_strip
 from spatialalign_trl.report.grades import Grade
-from spatialalign_trl.video import Video, read_video
-from spatialalign_trl.video_cells import videos_of
+from spatialalign_trl.video import Video, read_video, videos_of
 
 EXTREMES = 12
 """So many of the most improved and of the most regressed videos come first where not all fit."""

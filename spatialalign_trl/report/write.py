@@ -137,7 +137,8 @@ class _Grader:
         return grades
 
     def _make(self) -> Callable[..., Sequence[Any]] | None:
-        from spatialalign_trl.rewards.loading import installed_rewards, load_reward
+        from spatialalign_trl.rewards.convention import installed_rewards
+        from spatialalign_trl.rewards.loading import load_reward
 
         names = [name for name, settings in self.rewards.items() if settings and name in installed_rewards()]
         return find_grader(load_reward(name, **self.rewards[name]) for name in names)

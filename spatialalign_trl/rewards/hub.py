@@ -54,7 +54,7 @@ def load_hub_reward(spec: str, trust_remote_code: bool = False, token: str | Non
         `ValueError`: for a repository that is no reward's.
         `FileNotFoundError`, `ConnectionError`: as in [`explain_hub_errors`].
     """
-    from spatialalign_trl.rewards.loading import make_reward
+    from spatialalign_trl.rewards.convention import make_reward
 
     match = SPEC.fullmatch(spec)
     if match is None or not is_hub_spec(spec):
@@ -90,7 +90,7 @@ def _refuse_untrusted(held: HubReward, revision: str | None, trust_remote_code: 
 
 def _from_code(held: HubReward, token: str | None) -> Any:
     """Executes the commit's file and returns what it defines under the name."""
-    from spatialalign_trl.rewards.loading import defined_in
+    from spatialalign_trl.rewards.convention import defined_in
 
     file, _, name = held.reward.partition(":")
     path = download(held.repo, file, held.commit, token)
@@ -116,7 +116,7 @@ def _execute(path: Path, origin: str) -> ModuleType:
 
 
 def _installed(held: HubReward, kwargs: Mapping[str, Any]) -> Any:
-    from spatialalign_trl.rewards.loading import find_installed
+    from spatialalign_trl.rewards.convention import find_installed
 
     found = find_installed(held.reward)
     make = getattr(found, "from_settings", None)

@@ -21,17 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from spatialalign_trl.errors import near_miss
-from spatialalign_trl.rewards.async_loop import AsyncLoop, is_async
-from spatialalign_trl.rewards.calling import CallLog, read_answer
+from spatialalign_trl.rewards.calling import AsyncLoop, CallLog, is_async, read_answer
 from spatialalign_trl.rewards.combination import Normalization, RewardCombination
-from spatialalign_trl.rewards.loading import (
-    RESERVED,
-    RewardFunc,
-    load_reward,
-    required_columns,
-    reward_name,
-    signature_of,
-)
+from spatialalign_trl.rewards.convention import RESERVED, RewardFunc, required_columns, reward_name, signature_of
+from spatialalign_trl.rewards.loading import load_reward
 
 __all__ = ["RewardFailure", "RewardFunc", "RewardOutput", "RewardRunner", "load_reward"]
 

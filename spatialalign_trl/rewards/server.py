@@ -13,7 +13,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from spatialalign_trl.rewards.loading import RewardFunc, required_columns
+from spatialalign_trl.rewards.convention import RewardFunc, required_columns
 from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.video import read_video
 

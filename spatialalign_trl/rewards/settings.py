@@ -18,8 +18,8 @@ from pathlib import Path
 from string import Template
 from typing import Any, ClassVar, NamedTuple, Self
 
+from spatialalign_trl.errors import explain_hub_errors
 from spatialalign_trl.files import read_json, write_atomic, write_json
-from spatialalign_trl.hub_errors import explain_hub_errors
 
 CONFIG_FILE = "reward_config.json"
 CARD_FILE = "README.md"

@@ -18,8 +18,7 @@ import numpy as np
 from spatialalign_trl.files import read_json, write_atomic, write_json
 from spatialalign_trl.prompts.loading import read_rows
 from spatialalign_trl.scenes.tasks import SceneTask
-from spatialalign_trl.video import Video, read_video, write_video
-from spatialalign_trl.video_cells import video_bytes, with_undecoded_videos
+from spatialalign_trl.video import Video, read_video, video_bytes, with_undecoded_videos, write_video
 
 if TYPE_CHECKING:
     from datasets import Dataset

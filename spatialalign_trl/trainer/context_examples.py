@@ -20,8 +20,7 @@ from spatialalign_trl.trainer.pair_columns import (
     prompts_of,
     undecoded,
 )
-from spatialalign_trl.video import Video
-from spatialalign_trl.video_cells import frames_of, is_frames, video_bytes
+from spatialalign_trl.video import Video, frames_of, is_frames, video_bytes
 
 if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel

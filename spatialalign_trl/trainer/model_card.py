@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
+from spatialalign_trl.models.sources import hub_id
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS
 
 if TYPE_CHECKING:
@@ -96,12 +97,6 @@ class Recipe:
 
     command: str
     settings: str
-
-
-def hub_id(name_or_path: str) -> str | None:
-    """`name_or_path` if it can be a Hub repository (`owner/name`, and no folder of that name here), else `None`."""
-    looks_like_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
-    return name_or_path if looks_like_id and not os.path.exists(name_or_path) else None
 
 
 def lora_model_card(

@@ -10,8 +10,7 @@ from typing import Any, NoReturn
 
 import datasets
 
-from spatialalign_trl.video import Video, read_video
-from spatialalign_trl.video_cells import brief, video_bytes, with_undecoded_videos
+from spatialalign_trl.video import Video, brief, read_video, video_bytes, with_undecoded_videos
 
 SIDES = ("chosen", "rejected")
 LATENT_COLUMNS = {side: f"{side}_latents" for side in SIDES}

@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from spatialalign_trl.devices import give_back_memory
 from spatialalign_trl.models.base import VideoModel
-from spatialalign_trl.models.efficiency import check_optimizer
+from spatialalign_trl.models.quantization import check_optimizer
 from spatialalign_trl.trainer._trl_base import BaseTrainer
 from spatialalign_trl.trainer.distribution import refuse_unsupported_distribution
 from spatialalign_trl.trainer.draws import StepGenerators

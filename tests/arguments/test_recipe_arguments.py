@@ -15,7 +15,9 @@ from tiny_pairs import wan_model
 from tiny_pipelines import saved_wan
 
 from spatialalign_trl.arguments import prompts as prompt_arguments
-from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import parse_recipe
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.models.lora_keys import export_lora
 from spatialalign_trl.models.wan import WanVideoModel

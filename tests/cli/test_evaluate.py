@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spatialalign_trl.arguments.evaluation import EvaluationArguments
-from spatialalign_trl.arguments.model import parse_recipe
+from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.cli import main
 from spatialalign_trl.models.settings import SamplingSettings

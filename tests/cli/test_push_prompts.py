@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from spatialalign_trl.arguments.model import PromptArguments
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.cli import main
 from spatialalign_trl.prompts import load_prompts
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan
 
 from spatialalign_trl.evaluation import Evaluation
-from spatialalign_trl.evaluation.evaluator import Evaluated, compare_policies
+from spatialalign_trl.evaluation.compare import Evaluated, compare_policies
 from spatialalign_trl.evaluation.policies import Policy, plan_policies
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.prompts import DSR_TYPES, build_prompt

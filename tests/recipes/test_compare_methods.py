@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import parse_recipe
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"

@@ -11,7 +11,9 @@ import huggingface_hub
 import pytest
 
 from spatialalign_trl.arguments.evaluation import EvaluationArguments
-from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import parse_recipe
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.models.wan import WanVideoModel
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig

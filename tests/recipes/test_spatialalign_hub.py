@@ -13,7 +13,9 @@ from diffusers import WanPipeline
 from huggingface_hub import ModelCard
 from loopback_hub import LoopbackHub
 
-from spatialalign_trl.arguments.model import ModelArguments, PromptArguments, describe_recipe, parse_recipe
+from spatialalign_trl.arguments.model import ModelArguments
+from spatialalign_trl.arguments.parsing import describe_recipe, parse_recipe
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.models.tiny import tiny_model_path
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.video import encode_video

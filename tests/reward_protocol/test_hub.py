@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import HfApi, snapshot_download
 
 from spatialalign_rewards import DSRScore
-from spatialalign_trl.arguments.model import PromptArguments
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.cli.new_reward import write_package
 from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.rewards.runner import RewardRunner

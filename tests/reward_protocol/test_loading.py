@@ -5,7 +5,8 @@ import importlib.metadata
 
 import pytest
 
-from spatialalign_trl.rewards.loading import load_reward, required_columns, reward_name
+from spatialalign_trl.rewards.convention import required_columns, reward_name
+from spatialalign_trl.rewards.loading import load_reward
 
 SOURCE = """
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from spatialalign_trl.arguments.model import PromptArguments
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.rewards import remote as http_reward
 from spatialalign_trl.rewards.remote import HTTPReward, read_scores, request_body
 from spatialalign_trl.rewards.runner import RewardRunner, load_reward

@@ -7,11 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from spatialalign_trl.arguments.model import PromptArguments, parse_recipe
+from spatialalign_trl.arguments.parsing import parse_recipe
+from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.prompts import RELATIONS
-from spatialalign_trl.rewards.loading import ENTRY_POINT_GROUP
+from spatialalign_trl.rewards.convention import ENTRY_POINT_GROUP
 from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 
 

@@ -13,9 +13,9 @@ from tiny_pairs import LATENT_SHAPE, latent_pairs, lora_of, spatialalign_trainer
 from tiny_pipelines import wan_pipeline
 
 from spatialalign_trl.hub.pushing import PushFailed
+from spatialalign_trl.models.sources import hub_id
 from spatialalign_trl.trainer import SpatialAlignTrainer
 from spatialalign_trl.trainer.lora import default_lora_config
-from spatialalign_trl.trainer.model_card import hub_id
 
 
 def output(network: torch.nn.Module) -> torch.Tensor:
