@@ -39,7 +39,7 @@ from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.errors import near_miss
-from spatialalign_trl.files import held, read_json, write_atomic, write_json
+from spatialalign_trl.files import lock_folder, read_json, write_atomic, write_json
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def launch(default_config: Path) -> None:
     with launched():
         kinds = (AblationArguments, SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
         ablation, scenes, args, *others = parse_recipe(kinds, default_config)
-        with held(args.output_dir, here=args.process_index == 0):
+        with lock_folder(args.output_dir, here=args.process_index == 0):
             main(ablation, scenes, args, *others)
 
 

@@ -36,7 +36,7 @@ from spatialalign_trl.arguments.launch import launched
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.scenes import SceneArguments
-from spatialalign_trl.files import held
+from spatialalign_trl.files import lock_folder
 from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
@@ -158,7 +158,7 @@ def launch(default_config: Path) -> None:
     with launched():
         kinds = (SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
         scenes, args, *others = parse_recipe(kinds, default_config)
-        with held(args.output_dir, here=args.process_index == 0):
+        with lock_folder(args.output_dir, here=args.process_index == 0):
             main(scenes, args, *others)
 
 

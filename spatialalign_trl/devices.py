@@ -1,4 +1,4 @@
-"""Where a process computes when nobody says, and giving memory back there."""
+"""Choose the default device, and release cached accelerator memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 
 def default_device() -> torch.device:
-    """This process's GPU, or the CPU where there is none."""
+    """Return this process's GPU, or the CPU if there is none."""
     import torch
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # Every rank of a launch sees all GPUs of its machine.
+    # Every rank of a launch sees all GPUs of its machine, so the current device is not enough.
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
 
 
-def give_back_memory() -> None:
-    """Returns what is reserved on the accelerator and no longer used."""
+def release_memory() -> None:
+    """Release memory that is cached on the accelerator and no longer used."""
     import torch
     from accelerate.utils.memory import clear_device_cache
 

@@ -2,7 +2,7 @@
 
 Every file is written beside its place, in the same folder (a rename across file systems is a copy), and renamed over
 the old one. A process that is killed leaves at most a temporary file, whose name says who wrote it, so that the
-leftovers of the dead can be told from the work of the living. A job holds the folder that it writes to (`held`).
+leftovers of the dead can be told from the work of the living. A job holds the folder that it writes to (`lock_folder`).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
 
 
 @contextmanager
-def held(folder: str | os.PathLike, *, here: bool = True) -> Iterator[None]:
+def lock_folder(folder: str | os.PathLike, *, here: bool = True) -> Iterator[None]:
     """
     Keeps a job's folder for that job: two in one folder would do the work twice and write over each other's
     checkpoints. The system lets go of it when the process ends, however it ends.
@@ -167,3 +167,7 @@ def held(folder: str | os.PathLike, *, here: bool = True) -> Iterator[None]:
             ) from None
         write_atomic(holder, f"process {os.getpid()} on {_host()}".encode())
         yield
+
+
+held = lock_folder
+"""The former name of [`lock_folder`], kept importable."""

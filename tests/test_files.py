@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from spatialalign_trl import files
-from spatialalign_trl.files import held, read_json, remove_leftovers, write_atomic, write_json
+from spatialalign_trl.files import lock_folder, read_json, remove_leftovers, write_atomic, write_json
 
 
 def test_write_atomic_makes_folders_and_replaces(tmp_path):
@@ -83,8 +83,8 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
 
 def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path, monkeypatch):
     script = (
-        "import sys, time; from spatialalign_trl.files import held\n"
-        "with held(sys.argv[1]): print(1, flush=True); time.sleep(600)"
+        "import sys, time; from spatialalign_trl.files import lock_folder\n"
+        "with lock_folder(sys.argv[1]): print(1, flush=True); time.sleep(600)"
     )
     monkeypatch.setattr(files, "PATIENCE", 0.1)
     folder = tmp_path / "run"
@@ -93,12 +93,12 @@ def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path, monkeypatch):
         with pytest.raises(
             RuntimeError, match=rf"process {other.pid} on \S+ is at work in .*run: .*another output_dir"
         ):
-            with held(folder):
+            with lock_folder(folder):
                 pass
-        with held(folder, here=False):  # another process of one job
+        with lock_folder(folder, here=False):  # another process of one job
             pass
         other.kill()
     monkeypatch.setattr(files, "PATIENCE", 10)
     for _ in range(2):
-        with held(folder):
+        with lock_folder(folder):
             assert f"process {os.getpid()} on" in (folder / files.HOLDER_FILE).read_text()

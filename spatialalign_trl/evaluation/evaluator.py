@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from spatialalign_trl.devices import give_back_memory
+from spatialalign_trl.devices import release_memory
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.evaluation.compare import Evaluated, compare_policies
 from spatialalign_trl.evaluation.looks import Looks, Videos
 from spatialalign_trl.evaluation.policies import Policy
 from spatialalign_trl.evaluation.statistics import EVALUATION_SEED, summarize
 from spatialalign_trl.evaluation.video_folder import VideoFolder
-from spatialalign_trl.files import held
+from spatialalign_trl.files import lock_folder
 from spatialalign_trl.models.lora import lora_fingerprint
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.rewards.runner import RewardRunner
@@ -151,7 +151,7 @@ class Evaluation:
         Raises:
             RuntimeError: where another process is at work in the output folder.
         """
-        with held(self.output_dir, here=self.is_main):
+        with lock_folder(self.output_dir, here=self.is_main):
             return self._run(dict(notes or {}))
 
     def _run(self, notes: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Evaluation:
                 evaluated[policy.name] = Evaluated(policy, store, self._sample_policy(policy, model, settings, store))
             del model
             gc.collect()
-            give_back_memory()
+            release_memory()
         return evaluated
 
     def _sample_policy(

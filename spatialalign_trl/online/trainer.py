@@ -32,7 +32,7 @@ from transformers.trainer_utils import HubStrategy
 from spatialalign_trl.evaluation import summarize
 from spatialalign_trl.evaluation.looks import Looks
 from spatialalign_trl.evaluation.verdict import Measured, judge
-from spatialalign_trl.files import held, read_json, write_json
+from spatialalign_trl.files import lock_folder, read_json, write_json
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.lora import LORA_FILE, active_adapters, lora_fingerprint
 from spatialalign_trl.models.quantization import check_optimizer
@@ -143,7 +143,7 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
             RuntimeError: where another process is at work in `output_dir`.
         """
         try:
-            with held(self.output_dir, here=self.accelerator.is_main_process):
+            with lock_folder(self.output_dir, here=self.accelerator.is_main_process):
                 return self._run()
         except KeyboardInterrupt:
             self.console.print(

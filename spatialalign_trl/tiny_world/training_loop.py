@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
-from spatialalign_trl.files import held, write_atomic
+from spatialalign_trl.files import lock_folder, write_atomic
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -34,7 +34,7 @@ def run_stages(names: Sequence[str], stages: Mapping[str, Callable[[], None]], f
     unknown = set(names) - set(stages)
     if unknown:
         raise ValueError(f"stages: {', '.join(sorted(unknown))} unknown; choose from {', '.join(stages)}")
-    with held(folder):
+    with lock_folder(folder):
         for name, run in stages.items():
             if name in names:
                 run()

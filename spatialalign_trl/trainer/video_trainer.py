@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from spatialalign_trl.devices import give_back_memory
+from spatialalign_trl.devices import release_memory
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.quantization import check_optimizer
 from spatialalign_trl.trainer._trl_base import BaseTrainer
@@ -213,7 +213,7 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         self._metrics["eval"].clear()
         self._eval_batches = 0
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        give_back_memory()  # evaluation's batches are larger; training would go without
+        release_memory()  # evaluation's batches are larger; training would go without
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._take_metrics("eval").items()})
         return output
 

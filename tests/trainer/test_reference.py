@@ -182,7 +182,7 @@ def test_resumed_is_uninterrupted_with_a_reference_that_follows(tmp_path: Path, 
 
 def test_evaluation_gives_its_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given_back = []
-    monkeypatch.setattr(trainer_module, "give_back_memory", lambda: given_back.append(1))
+    monkeypatch.setattr(trainer_module, "release_memory", lambda: given_back.append(1))
     trainer = spatialalign_trainer(
         tmp_path, eval_dataset=latent_pairs(2, seed=1), eval_strategy="steps", eval_steps=1, max_steps=2
     )
