@@ -51,7 +51,7 @@ from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.trainer import SpatialAlignConfig, SpatialAlignTrainer
 from spatialalign_trl.trainer.latents import collate_pairs
 from spatialalign_trl.trainer.lora import default_lora_config
-from spatialalign_trl.trainer.losses import zeroth_order_dpo_loss
+from spatialalign_trl.trainer.losses import Pair, zeroth_order_dpo_loss
 
 PLAIN, TRAINER, PRECOMPUTED, BARE = "plain", "trainer", "precomputed", "bare"
 LEARNING_RATE = 1e-3
@@ -144,7 +144,7 @@ def plain_batch(inputs: dict[str, Any]) -> Batch:
 def recorded(trainer: SpatialAlignTrainer) -> Iterator[list[tuple]]:
     """`(inputs, draws, loss)` of every step in the block."""
     steps: list[tuple] = []
-    compute, draw = trainer._compute_loss, trainer._draw
+    compute, draw = trainer._example_losses, trainer._draw
 
     def drawing(inputs: dict[str, Any]) -> Any:
         steps.append((inputs, draw(inputs)))
@@ -155,11 +155,11 @@ def recorded(trainer: SpatialAlignTrainer) -> Iterator[list[tuple]]:
         steps[-1] += (losses.mean().item(),)
         return losses, metrics
 
-    trainer._compute_loss, trainer._draw = computing, drawing
+    trainer._example_losses, trainer._draw = computing, drawing
     try:
         yield steps
     finally:
-        del trainer._compute_loss, trainer._draw
+        del trainer._example_losses, trainer._draw
 
 
 def check_losses(trainer: SpatialAlignTrainer, plain: PlainStep, tolerance: float) -> float:
@@ -170,7 +170,7 @@ def check_losses(trainer: SpatialAlignTrainer, plain: PlainStep, tolerance: floa
         trainer.train()
     worst = 0.0
     for inputs, draws, loss in steps:
-        own = plain.step(plain_batch(inputs), (draws.sigma, draws.noise)).item()
+        own = plain.step(plain_batch(inputs), (draws.sigma, draws.noise._asdict())).item()
         worst = max(worst, abs(own - loss) / loss)
     assert worst <= tolerance, f"the losses of plain and trainer differ by {worst:.1e}"
     # At ln 2 nothing but the reference would be compared.
@@ -186,21 +186,17 @@ def bare_step(trainer: SpatialAlignTrainer, inputs: dict[str, Any]) -> Callable[
     same = {name: defaults[name] for name in ("lr", "betas", "eps", "weight_decay", "fused")}
     optimizer = torch.optim.AdamW(trainable, **same)
     draws = trainer._draw(inputs)
-    clean, noise = (torch.cat([part["chosen"], part["rejected"]]) for part in (inputs, draws.noise))
+    clean, noise = torch.cat([inputs["chosen"], inputs["rejected"]]), torch.cat(draws.noise)
     sigma = draws.sigma.repeat(2)
     conditioning = {name: torch.cat([value, value]) for name, value in inputs["conditioning"].items()}
     noisy, target = model.add_noise(clean, noise, sigma), model.target(clean, noise, sigma)
-    sides = ("chosen", "rejected")
-    targets = dict(zip((f"target_{side}" for side in sides), target.chunk(2), strict=True))
 
     def step() -> None:
         with trainer.accelerator.autocast():
             with torch.no_grad(), network.disable_adapter():
                 reference = model.predict(noisy, sigma, conditioning, transformer=network)
             policy = model.predict(noisy, sigma, conditioning, transformer=network)
-            six = {f"policy_{side}": value for side, value in zip(sides, policy.chunk(2), strict=True)}
-            six |= {f"reference_{side}": value for side, value in zip(sides, reference.chunk(2), strict=True)}
-            loss, _ = zeroth_order_dpo_loss(**six, **targets)
+            loss, _ = zeroth_order_dpo_loss(*(Pair(*both.chunk(2)) for both in (policy, reference, target)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()

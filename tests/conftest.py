@@ -67,6 +67,12 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_data() -> Path:
+    """The folder of golden values, computed with the SpatialAlign authors' code."""
+    return REPO_ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of reference data that lies beside the checkout; tests that need it are skipped without it."""
     folder = REPO_ROOT.parent / "shared" / "data"

@@ -63,7 +63,7 @@ def test_package_data_covers_the_embedded_model_and_the_templates(repo_root, set
 def test_importing_the_package_is_light(repo_root):
     heavy = "torch", "transformers", "diffusers", "datasets", "trl"
     code = (
-        "import sys, spatialalign_trl, spatialalign_rewards, spatialalign_trl.prompts\n"
+        "import sys, spatialalign_trl, spatialalign_rewards, spatialalign_trl.prompts, spatialalign_trl.trainer\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     assert _python(repo_root, "-c", code).strip() == "[]"

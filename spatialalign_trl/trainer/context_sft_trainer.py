@@ -1,14 +1,11 @@
-"""Supervised training of a context-conditioned model: recordings of scenes and what came next in, a LoRA out."""
+"""Train a context-conditioned model with supervision: recordings of scenes and their continuations in, a LoRA out."""
 
 from typing import Any, ClassVar
 
 import datasets
 import torch
-from peft import LoraConfig
 from torch import Tensor
-from transformers import TrainerCallback
 
-from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.context_rows import LATENTS as CONTEXT
 from spatialalign_trl.models.wan_context import WanContextVideoModel
 from spatialalign_trl.trainer.context_examples import SceneDataset, prepare_scenes
@@ -26,11 +23,13 @@ class ContextSFTTrainer(VideoTrainer):
 
         x_s = (1 - s)*x0 + s*eps,    L = mean over target tokens of |v(x_s, s; g, context) - (eps - x0)|^2
 
-    The context is clean (diffusion time 0) and is not predicted; with `context_dropout` it is noise and the
-    instruction is null, which teaches the null branch of joint guidance.
+    The context is clean (diffusion time 0) and is not predicted. In a share `context_dropout` of the examples the
+    context is noise and the instruction is null, which trains the null branch of joint guidance.
 
-    Source: Video4Spatial (arXiv 2512.03040), which trains the whole network and has no public code; that a LoRA is
-    trained, the noise levels (those of the base's sampling) and the shares of null examples are ours.
+    Source: Video4Spatial (arXiv 2512.03040), which trains the whole network and has no public code. Training a LoRA,
+    the noise levels (those of the base's sampling) and the shares of null examples are our choices.
+
+    Takes the arguments of [`VideoTrainer`], of which these differ:
 
     Args:
         model (`str` or [`WanContextVideoModel`]):
@@ -38,19 +37,14 @@ class ContextSFTTrainer(VideoTrainer):
         args ([`ContextSFTConfig`], *optional*):
             A copy of it becomes `trainer.args`.
         train_dataset (`datasets.Dataset`):
-            Columns `prompt`, `video`, and what conditions the model beside the prompt ([`prepare_scenes`]).
+            Columns `prompt`, `video`, and the columns that condition the model in addition to the prompt
+            ([`prepare_scenes`]).
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
-            The same columns. Every evaluation draws the same noise, and leaves no context out.
-        peft_config ([`~peft.LoraConfig`], *optional*):
-            The adapter; by default [`default_lora_config`], or the adapter that the model already carries.
-        callbacks (`list[TrainerCallback]`, *optional*):
-            Added to the default ones.
-        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
-            Optimizer and scheduler to use instead of those that `args` describes.
+            The same columns. Every evaluation draws the same noise and keeps the context of every example.
 
     Raises:
-        TypeError: `model` or `args` is of the wrong kind.
-        ValueError: a dataset is wrong (the message names row and column), or has cameras that nothing would learn of.
+        TypeError: if `model` or `args` has the wrong type.
+        ValueError: if a dataset is wrong (the message names row and column) or has cameras that cannot have an effect.
     """
 
     config_class: ClassVar[type[ContextSFTConfig]] = ContextSFTConfig
@@ -60,23 +54,15 @@ class ContextSFTTrainer(VideoTrainer):
     _examples = "Scenes"
     collate = staticmethod(collate_pairs)
 
-    def __init__(
-        self,
-        model: str | VideoModel,
-        args: ContextSFTConfig | None = None,
-        train_dataset: datasets.Dataset | None = None,
-        eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
-        peft_config: LoraConfig | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LRScheduler | None] = (None, None),
-    ) -> None:
-        self._null: dict[str, Tensor] = {}
-        super().__init__(model, args, train_dataset, eval_dataset, peft_config, callbacks, optimizers)
+    _null_embedding: dict[str, Tensor] | None = None
+    """Embedding of the null prompt, which replaces the instruction of some examples."""
+
+    def _finish_init(self) -> None:
         conditions = self.train_dataset.columns.conditions
         if conditions is not None and "camera_poses" in conditions.column_names and not self.video_model.sees_cameras:
             raise ValueError(
-                "train_dataset has the column 'camera_poses', but the adapter leaves camera_projection out, so that "
-                "no camera would ever matter: add it to the LoRA's targets, or drop the column."
+                "train_dataset has the column 'camera_poses', but the adapter leaves out camera_projection, so no "
+                "camera can have an effect. Add camera_projection to the LoRA's targets, or drop the column."
             )
 
     def _prepare(self, dataset: datasets.Dataset, args: ContextSFTConfig, name: str) -> SceneDataset:
@@ -89,9 +75,9 @@ class ContextSFTTrainer(VideoTrainer):
         scenes = prepare_scenes(
             dataset, model, self.latent_cache_dir, draw=args.auxiliary_box, name=name, **self._sharing(args)
         )
-        if not self._null:
+        if self._null_embedding is None:
             prompt = args.null_prompt if args.null_prompt is not None else model.default_settings().negative_prompt
-            self._null = model.encode_prompts([prompt])
+            self._null_embedding = model.encode_prompts([prompt])
         return scenes
 
     def _example_losses(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -103,7 +89,7 @@ class ContextSFTTrainer(VideoTrainer):
         return losses, {}
 
     def _draw(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Noise level and noise of every example, and its conditioning, which for some is the null one."""
+        """Draw noise levels and noise, and replace the conditioning of some examples by the null conditioning."""
         args, clean, conditioning = self.args, inputs["latents"], inputs["conditioning"]
         context = conditioning.get(CONTEXT)
         sigmas, noises, shares, null_contexts = [], [], [], []
@@ -119,7 +105,7 @@ class ContextSFTTrainer(VideoTrainer):
             return sigma, noise, conditioning
         conditioning = self.video_model.nulled(
             conditioning,
-            self._null,
+            self._null_embedding,
             torch.stack(null_contexts) if null_contexts else None,
             instruction=share < args.context_dropout + args.instruction_dropout,
             context=share < args.context_dropout,

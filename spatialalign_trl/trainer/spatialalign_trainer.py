@@ -1,9 +1,9 @@
-"""SpatialAlign: Diffusion-DPO with the zeroth-order regulariser."""
+"""Train with SpatialAlign: Diffusion-DPO with the zeroth-order regulariser."""
 
 from torch import Tensor
 
 from spatialalign_trl.trainer.diffusion_dpo_trainer import DiffusionDPOTrainer
-from spatialalign_trl.trainer.losses import zeroth_order_dpo_loss
+from spatialalign_trl.trainer.losses import Pair, zeroth_order_dpo_loss
 from spatialalign_trl.trainer.spatialalign_config import SpatialAlignConfig
 
 
@@ -20,10 +20,10 @@ class SpatialAlignTrainer(DiffusionDPOTrainer):
     _name = "SpatialAlign"
     _paper = {"id": "2602.22745"}
 
-    def pair_loss(self, **six: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The zeroth-order regularised loss of every pair; see [`DiffusionDPOTrainer.pair_loss`]."""
+    def pair_loss(self, policy: Pair, reference: Pair, target: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the zeroth-order regularised loss of every pair; see [`DiffusionDPOTrainer.pair_loss`]."""
         weight = self.args.zeroth_order_weight
-        return zeroth_order_dpo_loss(**six, zeroth_order_weight=weight, **self._loss_options())
+        return zeroth_order_dpo_loss(policy, reference, target, zeroth_order_weight=weight, **self._loss_options())
 
     def _formula(self) -> str:
         formula = super()._formula()

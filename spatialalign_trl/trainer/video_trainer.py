@@ -1,4 +1,4 @@
-"""What trains a LoRA of a video model on TRL's base trainer, whatever the examples and the loss are."""
+"""Train a LoRA of a video model on TRL's base trainer: the part that all examples and losses share."""
 
 import copy
 import functools
@@ -17,26 +17,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
+from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
 
 from spatialalign_trl.devices import release_memory
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.quantization import check_optimizer
-from spatialalign_trl.trainer._trl_base import BaseTrainer
 from spatialalign_trl.trainer.distribution import refuse_unsupported_distribution
-from spatialalign_trl.trainer.draws import StepGenerators
-from spatialalign_trl.trainer.flow_matching import sigma_bounds
+from spatialalign_trl.trainer.flow_matching import pair_generator, sigma_bounds, step_position
 from spatialalign_trl.trainer.latents import Share
 from spatialalign_trl.trainer.lora import attach_lora
 from spatialalign_trl.trainer.publishing import METRIC_NAMES, LoraPublishing
 from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 
-class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
+class VideoTrainer(LoraPublishing, BaseTrainer):
     """
     Encodes the examples once, releases the encoders, and trains a LoRA on them.
 
-    A trainer says how a dataset becomes examples (`_prepare`), how examples become a batch (`collate`), and what the
-    loss of every example of a batch is (`_example_losses`).
+    A subclass defines how a dataset becomes examples (`_prepare`), how examples become a batch (`collate`), and the
+    loss of every example of a batch (`_example_losses`).
 
     Args:
         model (`str` or [`VideoModel`]):
@@ -73,7 +72,7 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         self.video_model = _load(model, args)
         self.flow_shift = _flow_shift(self.video_model, args)
         self.sigma_bounds = _sigma_interval(self.video_model, args)
-        # a grid without a point: now, not at step 0
+        # Refuse a timestep grid without a point now, not at step 0.
         sigma_bounds(self.flow_shift, args.timestep_sampling, *self.sigma_bounds, args.num_train_timesteps)
         self.latent_cache_dir = Path(args.latent_cache_dir or os.path.join(args.output_dir, "_latent_cache"))
 
@@ -89,31 +88,35 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         self._set_gradient_checkpointing(args)
         network = attach_lora(self.video_model, peft_config, seed=args.seed)
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
-        self._micro_step = (-1, -1)  # (optimizer step, micro-steps of it that were drawn for)
+        self._micro_step = (-1, -1)  # (optimizer step, index of its latest micro-step)
         self._eval_batches = 0
-        self._wrapped_and_not: tuple[torch.nn.Module | None, torch.nn.Module | None] = (None, None)
+        self._unwrapped_cache: tuple[torch.nn.Module | None, torch.nn.Module | None] = (None, None)
         super().__init__(
             model=network,
             args=args,
             data_collator=self.collate,
             train_dataset=train_examples,
             eval_dataset=eval_examples,
-            processing_class=None,  # the pipeline stays ours: Trainer would save it with every checkpoint
+            processing_class=None,  # Trainer would save the pipeline with every checkpoint
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self._finish_init()
+
+    def _finish_init(self) -> None:
+        """Set up what a subclass adds; called once, at the end of the construction."""
 
     @abstractmethod
     def _prepare(self, dataset: datasets.Dataset, args: VideoTrainerConfig, name: str) -> Dataset:
-        """The examples of a dataset, checked and encoded; `name` is what errors call it."""
+        """Check a dataset and encode it to examples; errors call it `name`."""
 
     @abstractmethod
     def _example_losses(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """`(losses, metrics)` of a batch, of shape `(batch,)` each."""
+        """Compute `(losses, metrics)` of a batch, of shape `(batch,)` each."""
 
     @staticmethod
     def _sharing(args: VideoTrainerConfig) -> dict[str, Any]:
-        """How encoding is dealt over the processes, as the functions that encode take it."""
+        """Return the keyword arguments by which the encoding functions divide their work among the processes."""
         share = Share(args.process_index, args.world_size, args.distributed_state.wait_for_everyone)
         return {"share": share, "show_progress": not args.disable_tqdm}
 
@@ -125,7 +128,7 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
             raise TypeError(
                 f"args is a {type(args).__name__}; {type(self).__name__} needs a {self.config_class.__name__}"
             )
-        args = copy.copy(args)  # what is switched off below stays as the caller set it
+        args = copy.copy(args)  # the caller's object keeps the settings that are switched off below
         refuse_unsupported_distribution(args)
         check_optimizer(getattr(args.optim, "value", args.optim))
         if args.remove_unused_columns:
@@ -137,7 +140,7 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         return args
 
     def _set_gradient_checkpointing(self, args: VideoTrainerConfig) -> None:
-        """Trainer would call a method that diffusers' models do not have; switch it here and hide it from Trainer."""
+        """Switch gradient checkpointing here: Trainer would call a method that diffusers' models do not have."""
         network = self.video_model.base_transformer
         if args.gradient_checkpointing:
             network.enable_gradient_checkpointing()
@@ -146,7 +149,7 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         args.gradient_checkpointing = args.activation_checkpointing = False
 
     def _send_telemetry(self) -> None:
-        """Nothing is sent: TRL's own version reads fields that a diffusers config does not have."""
+        """Send nothing: TRL's own version reads fields that a diffusers config does not have."""
 
     # Loss
 
@@ -157,17 +160,17 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of a batch; its metrics are noted for the next log."""
+        """Compute the mean loss of a batch, and record its metrics for the next log."""
         losses, metrics = self._example_losses(model, inputs)
-        self._note({**metrics, "loss": losses.detach()})
+        self._record({**metrics, "loss": losses.detach()})
         loss = losses.mean()
         return (loss, metrics) if return_outputs else loss
 
     def _unwrapped(self, model: torch.nn.Module) -> torch.nn.Module:
-        """What the model wraps; kept, because accelerate walks the whole network in looking for it."""
-        if self._wrapped_and_not[0] is not model:
-            self._wrapped_and_not = model, self.accelerator.unwrap_model(model)
-        return self._wrapped_and_not[1]
+        """Return the network inside DDP's wrapper. Cached, because accelerate walks the whole network to find it."""
+        if self._unwrapped_cache[0] is not model:
+            self._unwrapped_cache = model, self.accelerator.unwrap_model(model)
+        return self._unwrapped_cache[1]
 
     def prediction_step(
         self,
@@ -176,19 +179,35 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """The loss of a batch without gradients; there are no labels."""
+        """Compute the loss of a batch without gradients; there are no labels."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
+    def _generators(self, count: int) -> list[torch.Generator]:
+        """Return one generator for every example of the current batch; see [`flow_matching.pair_generator`]."""
+        processes = {"rank": self.args.process_index, "world_size": self.args.world_size}
+        if self.model.training:
+            stream, step = "train", self.state.global_step
+            previous_step, micro_step = self._micro_step
+            micro_step = micro_step + 1 if previous_step == step else 0
+            self._micro_step = (step, micro_step)
+            first = step_position(0, micro_step=micro_step, batch_size=self._train_batch_size, **processes)
+        else:  # step 0 in every evaluation, so that all of them draw the same noise
+            stream, step = "eval", 0
+            batch_size = self.args.eval_batch_size
+            first = step_position(0, micro_step=self._eval_batches, batch_size=batch_size, **processes)
+            self._eval_batches += 1
+        return [pair_generator(self.args.seed, stream, step, first + i) for i in range(count)]
+
     # Metrics
 
-    def _note(self, metrics: dict[str, Tensor]) -> None:
-        """Collects every example's values from all processes."""
-        values = torch.stack(list(metrics.values()), dim=1)  # (batch, metrics): one message instead of one a metric
+    def _record(self, metrics: dict[str, Tensor]) -> None:
+        """Gather every example's metrics from all processes."""
+        values = torch.stack(list(metrics.values()), dim=1)  # (batch, metrics): one message instead of one per metric
         if self.model.training:
-            # Not gather_for_metrics: batches are fetched ahead, and it would cut an earlier one to the last one's
-            # size.
+            # Not gather_for_metrics: batches are fetched ahead, and it would truncate an earlier batch to the size of
+            # the last one.
             mode, values = "train", self.accelerator.gather(values)
         else:
             mode, values = "eval", self.accelerator.gather_for_metrics(values)
@@ -203,17 +222,17 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
         return averages
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the averages over all examples since the last log."""
+        """Add the averages over all examples since the last log."""
         super().log({**logs, **self._take_metrics("train")} if self.model.training else logs, start_time)
 
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """Evaluates with the same noise every time; the result holds all metrics, averaged over examples."""
+        """Evaluate with the same noise every time; the result has all metrics, averaged over examples."""
         self._metrics["eval"].clear()
         self._eval_batches = 0
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        release_memory()  # evaluation's batches are larger; training would go without
+        release_memory()  # evaluation's larger batches reserved memory that training needs
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._take_metrics("eval").items()})
         return output
 
@@ -221,27 +240,29 @@ class VideoTrainer(StepGenerators, LoraPublishing, BaseTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See [`~transformers.Trainer.train`]."""
-        self._micro_step = (-1, -1)  # an interrupted step starts over
+        self._micro_step = (-1, -1)  # an interrupted step starts over with its first micro-step
         return super().train(*args, **kwargs)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The schedule that `args` names, held at its last value past its end (a cosine would rise again)."""
+        """Create the schedule that `args` names; past its end it keeps its last value (a cosine would rise again)."""
         is_ours = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if is_ours and isinstance(scheduler, LambdaLR):
             rates = scheduler.lr_lambdas
-            scheduler.lr_lambdas = [functools.partial(_held, rate, last_step=num_training_steps) for rate in rates]
+            scheduler.lr_lambdas = [
+                functools.partial(_constant_after, rate, last_step=num_training_steps) for rate in rates
+            ]
         return scheduler
 
 
-def _held(rate: Callable[[int], float], step: int, *, last_step: int) -> float:
+def _constant_after(rate: Callable[[int], float], step: int, *, last_step: int) -> float:
     return rate(min(step, last_step))
 
 
 def _flow_shift(model: VideoModel, args: VideoTrainerConfig) -> float:
-    """Training on another grid than the one that is sampled from wastes it, so the default is the sampler's."""
+    """Choose the flow shift: the sampler's by default, because other noise levels would train for nothing."""
     for shift in (args.flow_shift, model.default_settings().flow_shift):
         if shift is not None:
             return shift
@@ -249,14 +270,14 @@ def _flow_shift(model: VideoModel, args: VideoTrainerConfig) -> float:
 
 
 def _sigma_interval(model: VideoModel, args: VideoTrainerConfig) -> tuple[float, float]:
-    """The noise levels that the arguments allow and the trained transformer meets in sampling."""
+    """Return the noise levels that the arguments allow and the trained transformer sees in sampling."""
     low, high = model.sigma_range
     bounds = max(args.min_sigma, low), min(args.max_sigma, high)
     if bounds[0] >= bounds[1]:
         raise ValueError(
-            f"min_sigma={args.min_sigma}, max_sigma={args.max_sigma}: the transformer that is trained sees noise "
-            f"levels in [{low}, {high}] only, and none of yours is among them. Widen the bounds, or train the other "
-            "one."
+            f"min_sigma={args.min_sigma}, max_sigma={args.max_sigma}: the trained transformer only sees noise "
+            f"levels in [{low}, {high}], and these bounds exclude all of them. Widen the bounds, or train the other "
+            "expert."
         )
     return bounds
 

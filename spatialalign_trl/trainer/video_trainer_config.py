@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from trl.trainer.base_config import _BaseConfig as BaseConfig
 
-from spatialalign_trl.trainer._trl_base import BaseConfig
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
 
 

@@ -7,7 +7,7 @@ from tiny_cogvideox_hunyuan import HEIGHT, NUM_FRAMES, WIDTH, cogvideox_pipeline
 
 from spatialalign_trl.models import CogVideoXVideoModel, SamplingSettings
 from spatialalign_trl.trainer.flow_matching import sample_sigmas
-from spatialalign_trl.trainer.losses import diffusion_dpo_loss, per_sample_mse
+from spatialalign_trl.trainer.losses import Pair, per_sample_mse, zeroth_order_dpo_loss
 
 SETTINGS = SamplingSettings(NUM_FRAMES, HEIGHT, WIDTH, num_inference_steps=3, guidance_scale=3.0)
 GRID = torch.arange(1, 1001, dtype=torch.float32) / 1000
@@ -105,16 +105,14 @@ def test_the_preference_loss_works_on_v(model):
     shape = model.latent_shape(NUM_FRAMES, HEIGHT, WIDTH)
     chosen, rejected, noise = torch.randn(3, 2, *shape, generator=torch.Generator().manual_seed(0))
     sigma, conditioning = torch.tensor([0.25, 1.0]), model.encode_prompts(["a fox", "the meadow"])
-    six = {}
-    for side, x0 in (("chosen", chosen), ("rejected", rejected)):
-        six[f"target_{side}"] = model.target(x0, noise, sigma)
-        with torch.no_grad():
-            six[f"reference_{side}"] = model.predict(model.add_noise(x0, noise, sigma), sigma, conditioning)
-    same = {f"policy_{side}": six[f"reference_{side}"] for side in ("chosen", "rejected")}
-    loss, metrics = diffusion_dpo_loss(**same, **six)
+    target = Pair(model.target(chosen, noise, sigma), model.target(rejected, noise, sigma))
+    noisy = Pair(model.add_noise(chosen, noise, sigma), model.add_noise(rejected, noise, sigma))
+    with torch.no_grad():
+        reference = Pair(*(model.predict(latents, sigma, conditioning) for latents in noisy))
+    loss, metrics = zeroth_order_dpo_loss(reference, reference, target)
     assert loss == -torch.nn.functional.logsigmoid(torch.zeros(())) and metrics["margin"] == 0
-    better = {**same, "policy_chosen": torch.lerp(same["policy_chosen"], six["target_chosen"], 0.5)}
-    loss_better, metrics = diffusion_dpo_loss(**better, **six)
+    better = reference._replace(chosen=torch.lerp(reference.chosen, target.chosen, 0.5))
+    loss_better, metrics = zeroth_order_dpo_loss(better, reference, target, zeroth_order_weight=0)
     assert loss_better < loss and metrics["margin"] > 0
 
 

@@ -25,7 +25,7 @@ def main(folder: Path, options: dict) -> None:
 
     def noting_draw(inputs: dict) -> tuple:
         draws = draw(inputs)
-        noises.extend(float(value) for value in draws.noise["chosen"].flatten(1).sum(1))
+        noises.extend(float(value) for value in draws.noise.chosen.flatten(1).sum(1))
         return draws
 
     trainer._draw = noting_draw

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from trl import TrlParser
+from trl.trainer.base_config import _BaseConfig as BaseConfig
 
 from spatialalign_trl.trainer import DiffusionDPOConfig, SpatialAlignConfig
-from spatialalign_trl.trainer._trl_base import BaseConfig
 from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 OWN_FIELDS = {f.name for f in dataclasses.fields(SpatialAlignConfig)} - {

@@ -173,7 +173,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
         trainer_on(tmp_path, datasets.Dataset.from_list(rows))
     model = context_model()
     lora = default_lora_config(model, targets=["attn1.to_q"])
-    with pytest.raises(ValueError, match="camera_projection out"):
+    with pytest.raises(ValueError, match="leaves out camera_projection"):
         trainer_on(tmp_path, model=model, peft_config=lora)
 
 

@@ -10,6 +10,7 @@ from tiny_pairs import LATENT_SHAPE, latent_pairs, lora_of, spatialalign_trainer
 
 from spatialalign_trl.trainer import SpatialAlignTrainer
 from spatialalign_trl.trainer.draws import Draws
+from spatialalign_trl.trainer.losses import Pair
 
 SEEDS = {"chosen": [3, 2**62, 5, 6], "rejected": [7, 8, 9, 10]}
 
@@ -37,8 +38,8 @@ def test_the_loss_is_the_mean_over_a_pair_s_draws(tmp_path: Path) -> None:
     several = moved(spatialalign_trainer(tmp_path, num_noise_draws=3))
     batch = first_batch(several)
     sigma, noise, _ = draws = several._draw(batch)
-    assert sigma.shape == (6,) and noise["chosen"].shape == (6, *LATENT_SHAPE) == noise["rejected"].shape
-    assert len(sigma.unique()) == 6 and not torch.equal(noise["chosen"][0], noise["chosen"][1])
+    assert sigma.shape == (6,) and noise.chosen.shape == (6, *LATENT_SHAPE) == noise.rejected.shape
+    assert len(sigma.unique()) == 6 and not torch.equal(noise.chosen[0], noise.chosen[1])
     several._draw = lambda inputs: draws
     losses, metrics = several.compute_loss(several.model, batch, return_outputs=True)
     assert losses.ndim == 0 and all(value.shape == (2,) for value in metrics.values())
@@ -46,10 +47,10 @@ def test_the_loss_is_the_mean_over_a_pair_s_draws(tmp_path: Path) -> None:
     one = moved(spatialalign_trainer(tmp_path))
     # The first of them is what a single draw would have been.
     single = one._draw(batch)
-    assert torch.equal(single.sigma, sigma[::3]) and torch.equal(single.noise["rejected"], noise["rejected"][::3])
+    assert torch.equal(single.sigma, sigma[::3]) and torch.equal(single.noise.rejected, noise.rejected[::3])
     parts = []
     for k in range(3):
-        part = Draws(sigma[k::3], {side: values[k::3] for side, values in noise.items()}, [])
+        part = Draws(sigma[k::3], Pair(*(values[k::3] for values in noise)), [])
         one._draw = lambda inputs, part=part: part
         parts.append(one.compute_loss(one.model, batch, return_outputs=True))
     assert losses.item() == pytest.approx(sum(loss.item() for loss, _ in parts) / 3, abs=1e-6)
@@ -79,7 +80,7 @@ def test_a_pair_has_its_fixed_draws_for_the_whole_run(tmp_path: Path) -> None:
         sigma, noise, keys = trainer._draw(batch)
         assert [key.row for key in keys] == batch["row"].repeat_interleave(2).tolist()
         assert keys[0].index != keys[1].index
-        for key, one in zip(keys, noise["rejected"], strict=True):
+        for key, one in zip(keys, noise.rejected, strict=True):
             assert torch.equal(seen.setdefault((key.row, key.index), one), one)
     assert set(seen) == {(row, index) for row in range(2) for index in range(3)}
     assert len({float(one.sum()) for one in seen.values()}) == 6
@@ -99,12 +100,12 @@ def test_the_rollouts_noise_is_what_sampling_started_from(tmp_path: Path) -> Non
     for side in ("chosen", "rejected"):
         seeds = [SEEDS[side][row] for row in batch["row"].tolist()]
         expected = model.initial_noise(seeds, settings).repeat_interleave(2, 0)
-        assert torch.equal(noise[side], expected)
+        assert torch.equal(getattr(noise, side), expected)
     trainer.train()
 
 
 def test_the_rollouts_noise_has_to_be_known(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="train_dataset has no columns chosen_noise_seed and rejected_noise_seed"):
+    with pytest.raises(ValueError, match="train_dataset lacks the columns chosen_noise_seed and rejected_noise_seed"):
         spatialalign_trainer(tmp_path, rollout_noise=True)
     wrong = latent_pairs(2).add_column("chosen_noise_seed", [1, -1]).add_column("rejected_noise_seed", [1, 2])
     with pytest.raises(ValueError, match=r"train_dataset row 1, column 'chosen_noise_seed': expected a seed.*got -1"):

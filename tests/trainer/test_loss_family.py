@@ -4,36 +4,23 @@ import math
 
 import pytest
 import torch
+from loss_tensors import mapped, plain_dpo_loss, random_pairs
 from torch import Tensor
 
-from spatialalign_trl.trainer.losses import (
-    diffusion_dpo_loss,
-    preference_loss,
-    winner_safe_scale,
-    zeroth_order_dpo_loss,
-)
+from spatialalign_trl.trainer.losses import Pair, preference_loss, winner_safe_scale
 
 SHAPE = (4, 3, 2, 3, 5)  # (batch, channels, frames, height, width)
 BETA = 0.7
-
-
-def six_tensors(seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    names = [f"{who}_{side}" for who in ("policy", "reference", "target") for side in ("chosen", "rejected")]
-    return {name: torch.randn(SHAPE, generator=generator) for name in names}
 
 
 def mse(one: Tensor, other: Tensor) -> float:
     return float(((one.double() - other.double()) ** 2).mean())
 
 
-def difference(tensors: dict[str, Tensor], i: int) -> float:
+def difference(pairs: dict[str, Pair], i: int) -> float:
     """score(chosen) - score(rejected) of pair i."""
-    one = {name: value[i] for name, value in tensors.items()}
-    scores = [
-        mse(one[f"reference_{s}"], one[f"target_{s}"]) - mse(one[f"policy_{s}"], one[f"target_{s}"])
-        for s in ("chosen", "rejected")
-    ]
+    policy, reference, target = mapped(lambda tensor: tensor[i], pairs).values()
+    scores = [mse(r, t) - mse(p, t) for p, r, t in zip(policy, reference, target, strict=True)]
     return scores[0] - scores[1]
 
 
@@ -46,21 +33,17 @@ FORMULAS = {
 
 @pytest.mark.parametrize("loss_type", FORMULAS)
 def test_preference_losses_are_their_formulas(loss_type: str) -> None:
-    tensors = six_tensors()
-    losses, metrics = diffusion_dpo_loss(**tensors, beta=BETA, margin_clip=None, loss_type=loss_type, reduction="none")
+    pairs = random_pairs(SHAPE)
+    losses, metrics = plain_dpo_loss(**pairs, beta=BETA, margin_clip=None, loss_type=loss_type, reduction="none")
     assert losses.shape == (SHAPE[0],)
     for i, loss in enumerate(losses.tolist()):
-        assert loss == pytest.approx(FORMULAS[loss_type](difference(tensors, i)), abs=1e-6)
-        assert float(metrics["margin"][i]) == pytest.approx(BETA * difference(tensors, i), abs=1e-6)
+        assert loss == pytest.approx(FORMULAS[loss_type](difference(pairs, i)), abs=1e-6)
+        assert float(metrics["margin"][i]) == pytest.approx(BETA * difference(pairs, i), abs=1e-6)
     assert metrics["loss_dpo"].tolist() == losses.tolist()
-    one, _ = zeroth_order_dpo_loss(
-        **tensors, beta=BETA, margin_clip=None, loss_type=loss_type, zeroth_order_weight=0, reduction="none"
-    )
-    assert one.tolist() == losses.tolist()
 
 
 def test_the_clip_holds_for_the_hinge_too() -> None:
-    clipped, metrics = diffusion_dpo_loss(**six_tensors(), beta=100.0, margin_clip=0.5, loss_type="hinge")
+    clipped, metrics = plain_dpo_loss(**random_pairs(SHAPE), beta=100.0, margin_clip=0.5, loss_type="hinge")
     assert metrics["saturation"] == 1
     assert 0.5 <= float(clipped) <= 1.5
 
@@ -73,11 +56,11 @@ def test_ipo_stops_at_its_target_and_comes_back_from_beyond() -> None:
 
 
 def test_sft_regularisation_adds_the_winner_s_error() -> None:
-    tensors = six_tensors()
-    plain, _ = diffusion_dpo_loss(**tensors, beta=BETA, reduction="none")
-    losses, metrics = diffusion_dpo_loss(**tensors, beta=BETA, sft_weight=0.3, reduction="none")
+    pairs = random_pairs(SHAPE)
+    plain, _ = plain_dpo_loss(**pairs, beta=BETA, reduction="none")
+    losses, metrics = plain_dpo_loss(**pairs, beta=BETA, sft_weight=0.3, reduction="none")
     for i in range(SHAPE[0]):
-        error = mse(tensors["policy_chosen"][i], tensors["target_chosen"][i])
+        error = mse(pairs["policy"].chosen[i], pairs["target"].chosen[i])
         assert float(losses[i]) == pytest.approx(float(plain[i]) + 0.3 * error, abs=1e-6)
         assert float(metrics["loss_sft"][i]) == pytest.approx(error, abs=1e-6)
     assert metrics["loss_dpo"].tolist() == plain.tolist()
@@ -86,23 +69,24 @@ def test_sft_regularisation_adds_the_winner_s_error() -> None:
 # Winner-safe scaling
 
 
-def correlated(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The first two losers err much as, and more than, their winners; the others against them, or anyhow."""
-    tensors = dict(tensors)
-    error = tensors["policy_chosen"] - tensors["target_chosen"]
+def correlated_pairs() -> dict[str, Pair]:
+    """Make pairs whose losers err in the direction of their winners (rows 0 and 1), against it, or independently."""
+    pairs = random_pairs(SHAPE)
+    policy, target = pairs["policy"], pairs["target"]
+    error = policy.chosen - target.chosen
     factors = torch.tensor([2.0, 1.2, -1.0, 0.0]).view(-1, 1, 1, 1, 1)
-    tensors["policy_rejected"] = tensors["target_rejected"] + factors * error + 0.01 * six_tensors(1)["target_chosen"]
-    return tensors
+    noise = 0.01 * random_pairs(SHAPE, seed=1)["target"].chosen
+    return pairs | {"policy": policy._replace(rejected=target.rejected + factors * error + noise)}
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.4, 1.0])
 def test_the_safe_scale_is_its_formula(mu: float) -> None:
-    tensors = correlated(six_tensors())
-    sides = [tensors[name] for name in ("policy_chosen", "policy_rejected", "target_chosen", "target_rejected")]
-    scales = winner_safe_scale(*sides, mu=mu).tolist()
+    pairs = correlated_pairs()
+    policy, target = pairs["policy"], pairs["target"]
+    scales = winner_safe_scale(policy, target, mu=mu).tolist()
     for i, scale in enumerate(scales):
-        chosen = (tensors["policy_chosen"][i] - tensors["target_chosen"][i]).double().flatten()
-        rejected = (tensors["policy_rejected"][i] - tensors["target_rejected"][i]).double().flatten()
+        chosen = (policy.chosen[i] - target.chosen[i]).double().flatten()
+        rejected = (policy.rejected[i] - target.rejected[i]).double().flatten()
         overlap = float(chosen @ rejected)
         expected = 1.0 if overlap <= 0 else min(1.0, (1 - mu) * float(chosen @ chosen) / overlap)
         assert scale == pytest.approx(expected, abs=1e-5)
@@ -115,12 +99,12 @@ def test_the_safe_scale_is_its_formula(mu: float) -> None:
 def test_the_safe_scale_changes_the_loser_s_gradient_and_no_value() -> None:
     results = []
     for mu in (None, 0.4):
-        tensors = correlated(six_tensors())
-        for side in ("chosen", "rejected"):
-            tensors[f"policy_{side}"].requires_grad_()
-        losses, metrics = zeroth_order_dpo_loss(**tensors, winner_safe_mu=mu, zeroth_order_weight=0, reduction="none")
+        pairs = correlated_pairs()
+        for tensor in pairs["policy"]:
+            tensor.requires_grad_()
+        losses, metrics = plain_dpo_loss(**pairs, winner_safe_mu=mu, reduction="none")
         losses.sum().backward()
-        results.append((losses, metrics, tensors["policy_chosen"].grad, tensors["policy_rejected"].grad))
+        results.append((losses, metrics, pairs["policy"].chosen.grad, pairs["policy"].rejected.grad))
     (plain, _, chosen, rejected), (safe, metrics, safe_chosen, safe_rejected) = results
     assert plain.shape == safe.shape == metrics["loser_gradient_scale"].shape
     scale = metrics["loser_gradient_scale"].view(-1, 1, 1, 1, 1)
@@ -130,13 +114,15 @@ def test_the_safe_scale_changes_the_loser_s_gradient_and_no_value() -> None:
 
 
 def test_a_pair_s_safe_scale_does_not_depend_on_its_batch() -> None:
-    tensors = correlated(six_tensors())
-    whole, metrics = diffusion_dpo_loss(**tensors, winner_safe_mu=0.2, reduction="none")
+    pairs = correlated_pairs()
+    whole, metrics = plain_dpo_loss(**pairs, winner_safe_mu=0.2, reduction="none")
     for i in range(SHAPE[0]):
-        alone, one = diffusion_dpo_loss(**{k: v[i : i + 1] for k, v in tensors.items()}, winner_safe_mu=0.2)
+        alone, alone_metrics = plain_dpo_loss(
+            **mapped(lambda tensor, i=i: tensor[i : i + 1], pairs), winner_safe_mu=0.2
+        )
         assert float(alone) == pytest.approx(float(whole[i]), abs=1e-6)
         scale = float(metrics["loser_gradient_scale"][i])
-        assert float(one["loser_gradient_scale"]) == pytest.approx(scale, abs=1e-6)
+        assert float(alone_metrics["loser_gradient_scale"]) == pytest.approx(scale, abs=1e-6)
 
 
 def test_an_unknown_loss_is_named() -> None:

@@ -239,8 +239,8 @@ def test_noise_is_the_pair_s_own_or_shared(tmp_path: Path) -> None:
         batch = next(iter(trainer.get_train_dataloader()))
         sigma, noise, _ = trainer._draw(batch)
         assert sigma.shape == (2,) and sigma.dtype == torch.float32  # one for both videos of a pair
-        assert torch.equal(noise["chosen"], noise["rejected"]) == shared
-        assert not torch.equal(noise["chosen"][0], noise["chosen"][1])
+        assert torch.equal(noise.chosen, noise.rejected) == shared
+        assert not torch.equal(noise.chosen[0], noise.chosen[1])
 
 
 # Evaluation
