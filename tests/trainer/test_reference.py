@@ -194,7 +194,7 @@ def test_the_lora_its_gradients_and_the_errors_are_fp32_over_a_bf16_base(tmp_pat
     model = wan_model()
     model.base_transformer.to(torch.bfloat16)
     trainer = spatialalign_trainer(tmp_path, model=model, bf16=True)
-    losses, metrics = trainer._compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+    losses, metrics = trainer._example_losses(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
     losses.mean().backward()
     assert model.dtype == torch.bfloat16 and losses.dtype == torch.float32
     assert all(value.dtype == torch.float32 for value in metrics.values())
