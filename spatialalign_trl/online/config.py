@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
+
+from transformers.trainer_utils import HubStrategy
 
 from spatialalign_trl.evaluation import GUARDS, get_guard
 from spatialalign_trl.hub.pushing import check_repo_name
@@ -222,6 +226,15 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
                 "standard deviations."
             )
 
+    def for_round(self, folder: Path) -> OnlineSpatialAlignConfig:
+        """Return the trainer's arguments of one round: these, with the round's folder."""
+        round_args = copy.copy(self)
+        round_args.output_dir = str(folder)
+        round_args.hub_model_id = self.hub_model_id or Path(self.output_dir).resolve().name
+        if self.hub_strategy == HubStrategy.END:
+            round_args.push_to_hub = False  # the run is pushed as a whole at its end
+        return round_args
+
     def sampling_settings(self, default: SamplingSettings) -> SamplingSettings:
-        """The model's default settings with what is set here."""
+        """Return the model's default settings, updated with the fields that are set here."""
         return default.updated({theirs: getattr(self, own) for own, theirs in SAMPLING_FIELDS.items()})

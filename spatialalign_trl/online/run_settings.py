@@ -1,4 +1,4 @@
-"""What a run was asked for, so that a rerun in the same folder continues that run and no other."""
+"""Record a run's settings, so that a rerun in the same folder continues that run and no other."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 
-# Settings that may change between two starts of one run: they do not touch what is computed.
+# Settings that may change between two starts of one run, because no result depends on them.
 FREE = {
     "output_dir", "logging_steps", "logging_strategy", "logging_first_step", "disable_tqdm", "report_to",
     "run_name", "save_steps", "save_strategy", "save_total_limit", "dataloader_num_workers", "rollout_batch_size",
@@ -37,7 +37,7 @@ PACKAGES = ("spatialalign-trl", "torch", "diffusers", "transformers", "peft", "t
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -56,20 +56,23 @@ def check_same_run(
     prompts: Sequence[Mapping[str, Any]],
     starting_policy: str | None = None,
 ) -> dict[str, Any]:
-    """Writes `run.json`, or compares with the one that is there.
+    """
+    Write `run.json`, or compare the settings with an existing one.
 
     Args:
-        output_dir: the run's folder.
-        args, sampling, model: what the run is made with.
-        rewards: by name, what each says it was made with (`RewardRunner.describe`).
-        prompts: to sample and train on.
-        starting_policy: names the LoRA that the model came with; `None` when it came without one.
+        output_dir (`Path`): The run's folder.
+        args ([`OnlineSpatialAlignConfig`]): The run's arguments.
+        sampling ([`SamplingSettings`]): How the run samples.
+        model ([`VideoModel`]): The model.
+        rewards (`dict`): Name -> the settings of the reward (`RewardRunner.describe`).
+        prompts (sequence of `dict`): The training prompts.
+        starting_policy (`str`, *optional*): The name of the LoRA that the model came with; `None` if it came without.
 
     Returns:
-        The run's settings.
+        `dict`: the run's settings.
 
     Raises:
-        ValueError: when the folder holds a run with other settings; names each and both values.
+        ValueError: if the folder has a run with other settings; names each of them with both values.
     """
     wanted = {
         "model": model.name_or_path,
@@ -84,20 +87,40 @@ def check_same_run(
     wanted = json.loads(json.dumps(wanted, sort_keys=True, default=str))
     file = output_dir / RUN_FILE
     if file.exists():
-        there = read_json(file)
-        # A run of before a setting existed ran with what is now its default.
-        new = {f.name: f.default for f in fields(args) if f.name in wanted and f.name not in there}
-        there |= json.loads(json.dumps({k: v for k, v in new.items() if v is not MISSING}, default=str))
-        there.setdefault("dtype", wanted["dtype"])  # not written by runs of before it was asked for
-        differing = [name for name in sorted({*there, *wanted}) if there.get(name) != wanted.get(name)]
+        recorded = read_json(file)
+        # A run from before a setting existed used what is now its default.
+        new = {f.name: f.default for f in fields(args) if f.name in wanted and f.name not in recorded}
+        recorded |= json.loads(json.dumps({k: v for k, v in new.items() if v is not MISSING}, default=str))
+        recorded.setdefault("dtype", wanted["dtype"])  # older runs did not record it
+        differing = [name for name in sorted({*recorded, *wanted}) if recorded.get(name) != wanted.get(name)]
         if differing:
-            lines = "\n".join(f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now" for name in differing)
+            lines = "\n".join(
+                f"  {name}: {recorded.get(name)!r} there, {wanted.get(name)!r} now" for name in differing
+            )
             raise ValueError(
                 f"{output_dir} holds a run with other settings:\n{lines}\n"
                 "Choose another --output_dir, or remove the folder to start over."
             )
     write_json(file, wanted)
     return wanted
+
+
+def check_disjoint(
+    model: VideoModel, train: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]
+) -> None:
+    """
+    Check that no evaluation row conditions the model exactly as a training row does.
+
+    Raises:
+        ValueError: if there are such rows; counts them and shows one.
+    """
+    known = {model.row_content(row) for row in train}
+    shared = sorted(row["prompt"] for row in evaluation if model.row_content(row) in known)
+    if shared:
+        raise ValueError(
+            f"{len(shared)} prompts are in the training and in the evaluation set, such as {shared[0]!r}: evaluate on "
+            "prompts that are not trained on"
+        )
 
 
 def _digest(rows: Sequence[Mapping[str, Any]]) -> str:

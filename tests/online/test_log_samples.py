@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_self_improvement import config, luck, prompts
+from tiny_loop import config, luck, prompts
 from tiny_pipelines import saved_wan
 from transformers import TrainerCallback
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ import pytest
 from datasets import Video, load_dataset
 from huggingface_hub import DatasetCard, HfApi
 from loopback_hub import TOKEN
-from test_self_improvement import config, loop, prompts
+from tiny_loop import config, loop, prompts
 from tiny_pipelines import saved_wan
 
 from spatialalign_trl.cli import main as spatialalign
 from spatialalign_trl.hub import pushing
+from spatialalign_trl.online.preference_repo import PreferenceRepo
+from spatialalign_trl.preferences import PairingResult
 
 REPO = "tester/prefs"
 
@@ -220,7 +223,8 @@ def test_a_hub_that_is_down_at_the_start_stops_nothing(loopback_client, folder, 
 def test_only_the_main_process_pushes(loopback_client, folder, tmp_path):
     trainer = loop(folder, tmp_path, push_preferences_to_hub=REPO)
     waited = []
-    trainer.accelerator = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(1))
-    trainer._push_preferences(1, [])
-    trainer._push_finished_preferences()
+    other = SimpleNamespace(is_main_process=False, wait_for_everyone=lambda: waited.append(1))
+    repo = PreferenceRepo(dataclasses.replace(trainer.parts, accelerator=other))
+    repo.push_round(1, [], PairingResult([], {}, {}))
+    repo.push_finished({})
     assert len(waited) == 2 and not loopback_client.requests

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from test_self_improvement import config, loop, luck, prompts
+from tiny_loop import config, loop, luck, prompts
 from tiny_pipelines import NUM_FRAMES, saved_wan
 
 from spatialalign_trl.models import load_video_model

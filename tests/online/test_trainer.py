@@ -1,9 +1,7 @@
 """The loop on a random pipeline, with a reward that any video has: what is stored, skipped and refused."""
 
 import fcntl
-import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,69 +9,19 @@ import torch
 from datasets import Dataset
 from diffusers import WanPipeline
 from safetensors.torch import load_file
+from tiny_loop import config, loop, luck, prompts
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan
 
 from spatialalign_trl import files
 from spatialalign_trl.models import load_video_model
-from spatialalign_trl.online.config import OnlineSpatialAlignConfig
+from spatialalign_trl.online import trainer as online_trainer
 from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
-from spatialalign_trl.prompts import DSR_TYPES, build_prompt
 from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
-
-WORDS = {"scene": "In a meadow", "animal": "fox", "object": "stump", "verb": "jumps"}
-
-
-def prompts(prefix: str, attribute: str, count: int = 3) -> Dataset:
-    rows = [
-        build_prompt(**WORDS, type=DSR_TYPES[k], attribute=attribute, prompt_id=f"{prefix}{k}").to_row()
-        for k in range(count)
-    ]
-    return Dataset.from_list(rows)
-
-
-def luck(prompts, completions, **kwargs):
-    """A number in [0, 1) that depends on the pixels alone."""
-    return [int.from_bytes(hashlib.sha256(np.ascontiguousarray(v)).digest()[:4], "big") / 2**32 for v in completions]
-
-
-def config(output_dir: Path, **overrides) -> OnlineSpatialAlignConfig:
-    settings = {
-        "num_generations": 4,
-        "num_frames": NUM_FRAMES,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "num_inference_steps": 2,
-        "guidance_scale": 1.0,
-        "fps": 8,
-        "video_crf": 0,
-        "pair_strategy": "best_vs_worst",
-        "pairs_per_prompt": 2,
-        "max_steps": 3,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "report_to": "none",
-        "evaluation_seeds": 2,
-        "disable_tqdm": True,
-    }
-    return OnlineSpatialAlignConfig(output_dir=str(output_dir), use_cpu=True, **{**settings, **overrides})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
     return saved_wan(tmp_path_factory.mktemp("wan"))
-
-
-def loop(folder: str, output_dir: Path, reward=luck, **overrides) -> OnlineSpatialAlignTrainer:
-    return OnlineSpatialAlignTrainer(
-        model=load_video_model(folder, device="cpu"),
-        reward_funcs=reward,
-        args=config(output_dir, **overrides),
-        train_dataset=prompts("train", "red"),
-        eval_dataset=prompts("eval", "blue"),
-    )
 
 
 def test_a_round_leaves_everything_that_was_promised(folder, tmp_path):
@@ -120,22 +68,24 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("stage", ["_sample", "_pair", "_train_policy", "_evaluate"])
+@pytest.mark.parametrize("stage", ["sample_and_score", "store_pairs", "_train_policy", "_evaluate"])
 def test_an_interrupted_loop_ends_where_an_uninterrupted_one_does(folder, tmp_path, monkeypatch, stage):
     expected = loop(folder, tmp_path / "whole").train()
     broken = loop(folder, tmp_path / "broken")
-    original, calls = getattr(broken, stage), []
+    owner = broken if hasattr(broken, stage) else online_trainer
+    original, calls = getattr(owner, stage), []
 
     def fail_after(*args, **kwargs):
         result = original(*args, **kwargs)
         calls.append(stage)
-        if len(calls) == (2 if stage in ("_sample", "_evaluate") else 1):
+        if len(calls) == (2 if stage in ("sample_and_score", "_evaluate") else 1):
             raise Interrupted
         return result
 
-    monkeypatch.setattr(broken, stage, fail_after)
+    monkeypatch.setattr(owner, stage, fail_after)
     with pytest.raises(Interrupted):
         broken.train()
+    monkeypatch.undo()
     resumed = loop(folder, tmp_path / "broken").train()
     assert resumed["aligned"] == expected["aligned"]
     whole, broken = (load_file(tmp_path / run / "pytorch_lora_weights.safetensors") for run in ("whole", "broken"))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from test_self_improvement import config, luck, prompts  # noqa: E402
+from tiny_loop import config, luck, prompts  # noqa: E402
 
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_self_improvement_processes.py: the whole loop on a random pipeline."""
+"""Run by torchrun from test_processes.py: the whole loop on a random pipeline."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from test_self_improvement import config, luck, prompts  # noqa: E402
+from tiny_loop import config, luck, prompts  # noqa: E402
 
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer

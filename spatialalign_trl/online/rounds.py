@@ -1,0 +1,208 @@
+"""Sample, score and pair: the core of a round, as functions.
+
+    samples = sample_and_score(run, rows, seeds, revision, "sampling")       # the policy's own videos
+    result  = make_round_pairs(run, samples_to_pair(run, number, samples))   # winners and losers
+    dataset = store_pairs(run, result.pairs, folder)                         # what the trainer reads
+
+[`OnlineSpatialAlignTrainer`] calls these functions in this order; `recipes/loop_from_parts.py` shows the whole loop.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from spatialalign_trl.files import read_json
+from spatialalign_trl.preferences import Pair, PairingResult, make_pairs, to_dataset
+from spatialalign_trl.rewards.scoring import combine_scores, has_failed, score_samples
+from spatialalign_trl.rollout.sampler import roll_out
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from rich.console import Console
+
+    from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.models.settings import SamplingSettings
+    from spatialalign_trl.online.config import OnlineSpatialAlignConfig
+    from spatialalign_trl.rewards.runner import RewardRunner
+    from spatialalign_trl.rollout.store import Sample, SampleStore
+
+PREFERENCES_FILE = "train-00000-of-00001.parquet"
+ROUND_FILE = "round.json"
+"""The numbers of a round, in its folder. Written last, so a round with this file is finished."""
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """
+    The parts of a run that all its stages share.
+
+    Args:
+        args ([`OnlineSpatialAlignConfig`]): The settings of the stages.
+        model ([`VideoModel`]): The policy.
+        settings ([`SamplingSettings`]): How videos are sampled.
+        runner ([`RewardRunner`]): The rewards.
+        store ([`SampleStore`]): The folder of all samples.
+        train_rows (`list[dict]`): The training prompts.
+        accelerator (`Accelerator`): The processes of the run.
+        console (`Console`): Where progress is printed; silent except on the main process.
+    """
+
+    args: OnlineSpatialAlignConfig
+    model: VideoModel
+    settings: SamplingSettings
+    runner: RewardRunner
+    store: SampleStore
+    train_rows: list[dict[str, Any]]
+    accelerator: Accelerator
+    console: Console
+
+    @property
+    def output_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.args.output_dir)
+
+    def round_folder(self, number: int) -> Path:
+        """Return the folder of a round; the first round has number 1."""
+        return self.output_dir / "rounds" / f"{number:02d}"
+
+
+# 1. Sample and score
+
+
+def training_seeds(run: RunParts, number: int) -> list[int]:
+    """Return the seeds of a round; no two rounds share one."""
+    first = (number - 1) * run.args.num_generations
+    return list(range(first, first + run.args.num_generations))
+
+
+def sample_and_score(
+    run: RunParts, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], revision: str, desc: str
+) -> list[Sample]:
+    """
+    Sample and score the videos that the store does not have yet.
+
+    Args:
+        run ([`RunParts`]): The run.
+        rows (sequence of `dict`): The prompts.
+        seeds (sequence of `int`): One video is sampled per prompt and seed.
+        revision (`str`): The name of the policy's weights, which is part of a sample's identity.
+        desc (`str`): The label of the progress bar.
+
+    Returns:
+        `list[Sample]`: by prompt, then by seed.
+    """
+    samples = roll_out(
+        run.model,
+        rows,
+        seeds,
+        run.settings,
+        run.store,
+        policy_revision=revision,
+        batch_size=run.args.rollout_batch_size,
+        accelerator=run.accelerator,
+        crf=run.args.video_crf,
+        desc=desc,
+    )
+    return score_samples(samples, run.store, run.runner, accelerator=run.accelerator)
+
+
+def are_scored(run: RunParts, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], revision: str) -> bool:
+    """Check whether the store already has the scores of all these samples."""
+    ids = _sample_ids(run, rows, seeds, revision)
+    return all(run.store.path(sample_id, ".scores.json").exists() for sample_id in ids)
+
+
+def samples_of_round(run: RunParts, number: int) -> list[Sample]:
+    """Load the training samples of a finished round from the store."""
+    revision = read_json(run.round_folder(number) / ROUND_FILE)["sampled_from"]
+    ids = _sample_ids(run, run.train_rows, training_seeds(run, number), revision)
+    return combine_scores([run.store.load(sample_id) for sample_id in ids], run.runner.combination)
+
+
+def samples_before(run: RunParts, number: int) -> list[Sample]:
+    """Load the training samples of all rounds before `number`."""
+    return [sample for earlier in range(1, number) for sample in samples_of_round(run, earlier)]
+
+
+def _sample_ids(run: RunParts, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], revision: str) -> list[str]:
+    settings = run.settings.to_dict()
+    return [run.store.sample_id(row, seed, settings, revision) for row in rows for seed in seeds]
+
+
+# 2. Pair
+
+
+def samples_to_pair(run: RunParts, number: int, samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples that a round's pairs are made of: its own, and with `pool_rounds` all earlier ones."""
+    return [*(samples_before(run, number) if run.args.pool_rounds else []), *samples]
+
+
+def make_round_pairs(run: RunParts, samples: Sequence[Sample]) -> PairingResult:
+    """Pair winners and losers of the same prompt as the settings say; `stats` also counts the INVALID samples."""
+    args, combination = run.args, run.runner.combination
+    if combination.normalization != "none":  # z-scores exist only here, where all samples to compare are known
+        samples = combine_scores(samples, combination, normalize=True)
+    num_invalid = sum(sample.reward is None for sample in samples)
+    if args.invalid_score is not None:
+        samples = [_with_invalid_score(sample, args.invalid_score) for sample in samples]
+    result = make_pairs(
+        samples, args.pair_strategy, args.score_threshold, args.min_pair_gap, args.pairs_per_prompt, args.seed
+    )
+    result.stats["invalid_samples"] = num_invalid
+    return result
+
+
+def _with_invalid_score(sample: Sample, invalid_score: float) -> Sample:
+    """Score an INVALID sample, so that it can lose. A sample on which a reward failed keeps having no score."""
+    if sample.reward is not None or not sample.scored or has_failed(sample, sample.rewards):
+        return sample
+    return replace(sample, reward=invalid_score)
+
+
+def check_pairs(run: RunParts, samples: Sequence[Sample], result: PairingResult) -> None:
+    """
+    Print what the pairing gave, and warn if most prompts have no pair.
+
+    Raises:
+        ValueError: if no prompt has a pair.
+    """
+    args, stats = run.args, result.stats
+    if not result.pairs:
+        scores = [sample.reward for sample in samples if sample.reward is not None]
+        spread = f"between {min(scores):.3f} and {max(scores):.3f}" if scores else "all INVALID"
+        raise ValueError(
+            f"there is nothing to learn: none of {len({s.prompt_id for s in samples})} prompts has a pair "
+            f"(scores are {spread}, pair_strategy={args.pair_strategy!r}, score_threshold={args.score_threshold}). "
+            "Sample more videos per prompt (num_generations), lower score_threshold, or use "
+            "pair_strategy=best_vs_worst. The samples are kept."
+        )
+    run.console.print(
+        f"{stats['pairs']} pairs from {stats['prompts_with_pair']} of {stats['prompts']} prompts "
+        f"({stats['share_without_pair']:.0%} have no pair), mean gap {stats['mean_gap']:.3f}, "
+        f"{stats['invalid_samples']} of {stats['samples']} samples INVALID"
+    )
+    if stats["share_without_pair"] > 0.5 and run.accelerator.is_main_process:
+        warnings.warn(
+            f"{stats['share_without_pair']:.0%} of the prompts have no pair and teach nothing: their videos all won, "
+            "all lost, or are INVALID. Sample more videos per prompt (num_generations), move score_threshold towards "
+            "the middle of the scores, or use pair_strategy=best_vs_worst.",
+            stacklevel=2,
+        )
+
+
+def store_pairs(run: RunParts, pairs: Sequence[Pair], folder: Path) -> Dataset:
+    """Write a round's preference dataset to `folder`; every process reads the file that the main process wrote."""
+    file = folder / PREFERENCES_FILE
+    if run.accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".partial")
+        to_dataset(pairs, run.store.video_bytes, run.store.latents_bytes).to_parquet(temporary)
+        temporary.replace(file)
+    run.accelerator.wait_for_everyone()
+    return Dataset.from_parquet(str(file), cache_dir=str(folder / "_cache"))
