@@ -217,7 +217,7 @@ def test_the_judges_grade_becomes_the_reward(llava, videos, monkeypatch):
     output = RewardRunner(judge)(["p"] * 3, [videos[0]] * 3)
     assert output.rewards == [0.7, None, 1.0] and output.errors == {}
     assert output.extra["vlm_judge_reason"] == [None, "the judge answered 'The video is great', no grade", None]
-    with pytest.raises(ValueError, match="must hold {prompt}"):
+    with pytest.raises(ValueError, match="must contain {prompt}"):
         VLMJudge(llava, question="How good is it?")
 
 
