@@ -105,7 +105,7 @@ def test_what_a_gate_disqualifies_is_in_no_mean():
         ({"gates": {"a": "0.1"}}, "gate of 'a' must be a finite number, got '0.1'"),
         ({"gates": {"a": float("nan")}}, "gate of 'a'"),
         ({"gates": {"a": True}}, "gate of 'a'"),
-        ({"gates": ["a"]}, r"Gates are a mapping such as .*, got \['a'\]"),
+        ({"gates": ["a"]}, r"Gates must be a mapping such as .*, got \['a'\]"),
     ],
 )
 def test_settings_that_fit_nothing_are_refused(options, message):

@@ -143,7 +143,7 @@ def test_what_new_reward_writes_can_be_pushed_as_its_readme_says(pushed, tmp_pat
         ({"reward": "sub/level.py:Level"}, "expected file.py:Name"),
         ({"reward": "other/repo"}, "expected file.py:Name"),
         ({"reward": 3}, "expected file.py:Name"),
-        ({"reward": "absent.py:Level"}, "names 'absent.py', which is not there"),
+        ({"reward": "absent.py:Level"}, "names 'absent.py', which is not in the repository"),
         ({"reward": "level.py:Levle"}, "defines no 'Levle'. Did you mean 'Level'"),
         ({"reward": "dsr_scroe"}, "no reward named 'dsr_scroe'. Did you mean 'dsr_score'"),
         ({"reward": "level.py:Level", "options": [1]}, "options is \\[1\\]"),
@@ -295,7 +295,7 @@ def test_settings_from_elsewhere_name_no_paths_and_ask_for_no_code(tmp_path, rep
 
 def test_another_rewards_settings_are_refused(tmp_path):
     (tmp_path / "reward_config.json").write_text(json.dumps({"reward": "motion", "options": {}}))
-    with pytest.raises(ValueError, match="holds the reward 'motion', not 'dsr_score'"):
+    with pytest.raises(ValueError, match="contains the reward 'motion', not 'dsr_score'"):
         DSRScore.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder '../x'"):
         DSRScore.from_pretrained("../x")

@@ -210,7 +210,7 @@ def test_a_server_that_is_too_slow_is_given_up(monkeypatch):
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        ((200, b"<html>no judge here</html>"), "answered what is no JSON: '<html>no judge here</html>'"),
+        ((200, b"<html>no judge here</html>"), "answered something that is no JSON: '<html>no judge here</html>'"),
         ((200, [0.5, 0.5]), 'must be {"scores": [...]}, got [0.5, 0.5]'),
         ((200, {"score": 1}), 'must be {"scores": [...]}'),
         ((200, {"scores": [0.5]}), "1 scores for 2 videos"),
