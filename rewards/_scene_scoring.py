@@ -139,18 +139,7 @@ def reobserved_factor(estimate: CameraEstimate) -> tuple[float | None, float]:
 
 
 def looked_at(changes: np.ndarray, count: int) -> np.ndarray:
-    """
-    Choose the frames to estimate poses for: `count` evenly spaced frames, and both sides of the largest change.
-
-    Args:
-        changes (`np.ndarray` of shape `(frames - 1,)`):
-            How much the picture changes at each step.
-        count (`int`):
-            Number of evenly spaced frames.
-
-    Returns:
-        `np.ndarray`: ascending frame numbers.
-    """
+    """Choose `count` evenly spaced frames, and both sides of the largest of the `changes` between frames `(n - 1,)`."""
     even = np.linspace(0, len(changes), count).round().astype(int)
     return np.union1d(even, changes.argmax() + np.arange(2)) if len(changes) else even
 
@@ -257,7 +246,7 @@ class SceneReward(RewardSettingsOnHub):
         """
         for part in self._parts_given.values():
             if part is not None and not isinstance(part, str):
-                raise ValueError(f"{part!r} is an object: only what is named can be saved.")
+                raise ValueError(f"{part!r} is an object: only parts given by name can be saved.")
         return {**self.describe(), **self._parts_given}
 
     def release(self) -> None:

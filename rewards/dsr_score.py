@@ -241,8 +241,8 @@ class DSRScore(RewardSettingsOnHub):
         """
         if self._objects:
             raise ValueError(
-                f"{self._objects[0]!r} is an object: only what is named can be saved (tracker='grounded_sam', "
-                "tracker_options={...})."
+                f"{self._objects[0]!r} is an object: only parts given by name can be saved, such as "
+                "tracker='grounded_sam' with tracker_options={...}."
             )
         return self._settings
 

@@ -253,7 +253,7 @@ class RewardRunner:
         videos = [{name: values[k] for name, values in per_reward.items()} for k in range(count)]
         combined = [self.combination.combined(values) for values in videos]
 
-        # 5. Measure what is logged
+        # 5. Compute the metrics
         metrics = {name: statistics.fmean(values) for name, values in log.metrics.items()}
         for name, values in per_reward.items():
             metrics |= _mean_and_std(values, f"rewards/{name}/mean", f"rewards/{name}/std")

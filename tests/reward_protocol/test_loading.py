@@ -1,4 +1,4 @@
-"""Finding a reward: entry points, files, classes, functions, and the errors for what is not there."""
+"""Finding a reward: entry points, files, classes, functions, and the errors for missing ones."""
 
 import functools
 import importlib.metadata
