@@ -138,8 +138,8 @@ def reobserved_factor(estimate: CameraEstimate) -> tuple[float | None, float]:
     return share, min(share / GOOD_REOBSERVED, 1.0)
 
 
-def looked_at(changes: np.ndarray, count: int) -> np.ndarray:
-    """Choose `count` evenly spaced frames, and both sides of the largest of the `changes` between frames `(n - 1,)`."""
+def choose_frames(changes: np.ndarray, count: int) -> np.ndarray:
+    """Return `count` evenly spaced frames, and both sides of the largest of the changes `(n - 1,)` between frames."""
     even = np.linspace(0, len(changes), count).round().astype(int)
     return np.union1d(even, changes.argmax() + np.arange(2)) if len(changes) else even
 
@@ -309,7 +309,7 @@ class SceneReward(RewardSettingsOnHub):
         for name in type(self).required_columns:
             if columns.get(name) is None:
                 raise TypeError(f"The reward {self.__name__!r} needs the column {name!r}; pass it as {name}=[...].")
-        # The other arguments of the convention, such as trainer_state, are not lists with one value per video.
+        # 1. Split the columns into rows. Other arguments, such as trainer_state, are not lists of one value per video.
         count = len(completions)
         by_column = {name: v for name, v in columns.items() if isinstance(v, list) and len(v) == count}
         for name in (*type(self).required_columns, "context_poses"):  # these may be any sequences
@@ -317,9 +317,10 @@ class SceneReward(RewardSettingsOnHub):
                 by_column[name] = columns[name]
         rows = [{name: values[k] for name, values in by_column.items()} for k in range(count)]
 
+        # 2. Score every video
         grades = [self.grade(video, row) for video, row in zip(completions, rows, strict=True)]
 
-        # Log every factor and its mean
+        # 3. Log every factor and its mean
         for name in dict.fromkeys(name for grade in grades for name in grade.factors):
             values = [grade.factors.get(name) for grade in grades]
             if log_extra is not None:

@@ -34,10 +34,10 @@ from spatialalign_rewards._scene_scoring import (
     BadInput,
     SceneGrade,
     SceneReward,
+    choose_frames,
     continuity_factor,
     for_row,
     in_box,
-    looked_at,
     read_scene,
     support_factor,
 )
@@ -140,7 +140,7 @@ class ObjectGrounding(SceneReward):
         video, name = frames_of(video, "the video"), _check_name(row["object"], "object")
         changes = steps(video)
         last = np.arange(max(len(video) - self.last_frames, 0), len(video))
-        chosen = np.union1d(looked_at(changes, self.frames), last)
+        chosen = np.union1d(choose_frames(changes, self.frames), last)
 
         # 2. Estimate their poses
         try:

@@ -30,8 +30,8 @@ from spatialalign_rewards._scene_scoring import (
     BadInput,
     SceneGrade,
     SceneReward,
+    choose_frames,
     continuity_factor,
-    looked_at,
     read_scene,
     reobserved_factor,
     support_factor,
@@ -115,7 +115,7 @@ class SceneNavigation(SceneReward):
         # 1. Choose the frames to look at
         video = frames_of(video, "the video")
         changes = steps(video)
-        chosen = looked_at(changes, self.frames)
+        chosen = choose_frames(changes, self.frames)
 
         # 2. Estimate their poses
         try:
