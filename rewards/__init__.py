@@ -1,6 +1,7 @@
-"""The rewards that come with spatialalign-trl, one small file each. The folder is installed as `spatialalign_rewards`.
+"""The rewards that come with spatialalign-trl, one file each (the reward protocol is in `spatialalign_trl/rewards/`).
 
-They register under the entry-point group `spatialalign_trl.rewards`, exactly as a third party's would.
+The folder is installed as `spatialalign_rewards`. The rewards are registered under the entry-point group
+`spatialalign_trl.rewards`, exactly as a third party's would be.
 """
 
 import lazy_loader

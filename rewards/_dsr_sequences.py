@@ -1,7 +1,7 @@
 """
-Sequences of more than two relations, such as left, then top, then right. Ours, not the paper's.
+DSR-Score of sequences of more than two relations, such as left, then top, then right. This is ours, not the paper's.
 
-The formulas stand at the head of `_dsr_geometry.py`.
+The formulas are at the top of `_dsr_geometry.py`.
 """
 
 import numpy as np
@@ -13,18 +13,19 @@ def sequence_components(
     components: np.ndarray, curves: np.ndarray, starts: np.ndarray, sizes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Scores and gaps of `V` videos with `R` > 2 relations each.
+    Compute the scores and gaps of `V` videos with `R` > 2 relations each.
 
     Args:
         components (`np.ndarray` of shape `(V, R, 2)`):
-            Those of the two ends, of which the scores stay.
+            The components of the two ends; their scores are kept.
         curves (`np.ndarray` of shape `(R, n)`):
             SSR of the relations over the counted frames of all videos.
         starts, sizes (`np.ndarray` of shape `(V,)`):
-            The counted frames of each video: `sizes[k]` >= 3 R from `starts[k]` on.
+            The counted frames of each video: `sizes[k]` >= 3 R, beginning at `starts[k]`.
 
     Returns:
-        The components of all relations, and the first frame of each visit, counted from `starts`, `(V, R - 2)`.
+        `(np.ndarray, np.ndarray)`: the components of all relations, of shape `(V, R, 2)`, and the first frame of each
+        visit, counted from `starts`, of shape `(V, R - 2)`.
     """
     relations, rows = len(curves), np.arange(len(starts))
     # (V, R, longest): clipping only keeps the index inside the array.
@@ -40,8 +41,8 @@ def sequence_components(
         stages[:, :, k + 1] = means[rows, :, visits[:, k]]
     components = components.copy()
     for k in range(relations):
-        beside = [j for j in (k - 1, k + 1) if 0 <= j < relations]
-        components[:, k, 1] = (stages[:, k, k] - stages[:, k, beside].mean(axis=1)) / 2
+        neighbours = [j for j in (k - 1, k + 1) if 0 <= j < relations]
+        components[:, k, 1] = (stages[:, k, k] - stages[:, k, neighbours].mean(axis=1)) / 2
         if 0 < k < relations - 1:
             components[:, k, 0] = stages[:, k, k]
     return components, visits
@@ -49,25 +50,27 @@ def sequence_components(
 
 def place_visits(means: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """
-    The visits, in order and disjoint, whose means have the largest sum; of several such the earliest.
+    Find the ordered, disjoint visits with the largest sum of means; the earliest ones among equals.
 
     Args:
         means (`np.ndarray` of shape `(V, M, S)`):
-            Means of the `M` middle relations' curves over the three frames from each of `S` frames on.
+            Means of the `M` middle relations' curves over three frames, starting at each of `S` frames.
         sizes (`np.ndarray` of shape `(V,)`):
-            Counted frames of each video, at least `3 (M + 2)`: three at either end belong to the ends.
+            Counted frames of each video, at least `3 (M + 2)`: the first and the last three belong to the ends.
 
     Returns:
         `np.ndarray` of shape `(V, M)`: the first frame of each visit.
     """
     videos, count, places = means.shape
     start = np.arange(places)
-    totals = np.empty_like(means)  # the best sum of the visits up to this one, if this one starts here
+    # Dynamic programming: the best sum of the visits up to the k-th, if the k-th starts at this frame
+    totals = np.empty_like(means)
     for k in range(count):
-        latest = sizes[:, None] - (count + 1 - k) * END_FRAMES  # leaves room for the visits after it and for the end
+        latest = sizes[:, None] - (count + 1 - k) * END_FRAMES  # leaves room for later visits and the end
         totals[:, k] = np.where((start >= (k + 1) * END_FRAMES) & (start <= latest), means[:, k], -np.inf)
         if k > 0:
             totals[:, k, END_FRAMES:] += np.maximum.accumulate(totals[:, k - 1], axis=1)[:, :-END_FRAMES]
+    # Read the visits off backwards, each ending before the next begins
     visits = np.empty((videos, count), np.int64)
     limit = np.full((videos, 1), places)
     for k in reversed(range(count)):

@@ -1,4 +1,4 @@
-"""Aesthetic quality: CLIP-IQA asked whether the picture is beautiful."""
+"""Aesthetic quality: CLIP-IQA with the question whether the picture is beautiful."""
 
 import os
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from spatialalign_rewards.clip_similarity import DEFAULT_CHECKPOINT
 
 class Aesthetic(CLIPIQA):
     """
-    Reward in [0, 1]: [`CLIPIQA`] with the texts "Beautiful photo." and "Ugly photo.". Not the LAION predictor, whose
-    weights come as a pickle.
+    Reward in [0, 1]: [`CLIPIQA`] with the texts "Beautiful photo." and "Ugly photo.". This is not the LAION aesthetic
+    predictor, because its weights are only published as a pickle.
 
     Args:
-        checkpoint, prompts, and the others (*optional*):
-            As of [`CLIPIQA`].
+        checkpoint, prompts, and all other arguments (*optional*):
+            See [`CLIPIQA`].
     """
 
     name = "aesthetic"

@@ -1,4 +1,4 @@
-"""CLIP-IQA: does a frame look more like "Good photo." than like "Bad photo."? Through torchmetrics."""
+"""CLIP-IQA, computed by torchmetrics: does a frame look more like "Good photo." than like "Bad photo."?"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,21 +20,21 @@ class CLIPIQA(RunsPretrained):
     Reward in [0, 1]: CLIP-IQA (arXiv 2207.12396), the mean over frames and prompts of
     `softmax(100 cos(frame, text))` of the good text against the bad one.
 
-    torchmetrics knows the texts and does the sums; the model is a CLIP checkpoint of transformers, read from
-    safetensors. The paper's own network, a ResNet without position embeddings, comes as a pickle only, so values
-    differ from published ones.
+    torchmetrics supplies the texts and the formula. The model is a CLIP checkpoint of transformers, read from
+    safetensors. The paper's own network, a ResNet without position embeddings, is only published as a pickle, so the
+    values differ from published ones.
 
     Args:
         checkpoint (`str` or `os.PathLike`, *optional*, defaults to `"openai/clip-vit-large-patch14"`):
             A CLIP model: a Hub id or a local folder.
         prompts (sequence of `str` or of pairs of `str`, *optional*, defaults to `("natural", "quality")`):
-            torchmetrics' names, or pairs of a good and a bad text.
+            Names that torchmetrics knows, or pairs of a good and a bad text.
         num_frames (`int`, *optional*):
-            Frames looked at, evenly spread; by default all.
+            Number of frames to score, evenly spaced; all by default.
         batch_size (`int`, *optional*, defaults to `16`):
-            Frames that go through the model at once.
+            Frames per forward pass of the model.
         device, dtype, revision (*optional*):
-            As of [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
+            See [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
     """
 
     required_columns: tuple[str, ...] = ()
@@ -60,12 +60,12 @@ class CLIPIQA(RunsPretrained):
         self._metric: Any = None
 
     def check_prompts(self, **columns: Any) -> None:
-        """Refuse a missing package or a checkpoint that cannot be loaded, before anything is sampled."""
+        """Load the model before anything is sampled, so that a missing package or checkpoint is reported early."""
         _metric_class(self.name)
         self.prepare()
 
     def describe(self) -> dict[str, Any]:
-        """What this reward was made with."""
+        """Return the settings that determine this reward's values."""
         return {
             "checkpoint": self.pretrained.checkpoint,
             "revision": self.pretrained.revision,
@@ -85,16 +85,29 @@ class CLIPIQA(RunsPretrained):
         log_extra: Callable[[str, list], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """Score `N` videos (`uint8`, `(frames, height, width, 3)`). `log_extra` gets `<reward>_<prompt>` of each."""
-        check_completions(completions)
-        measured = [self._measure(video) for video in completions]
-        if log_extra is not None and len(self.prompts) > 1:
-            for name in measured[0] if measured else ():
-                log_extra(f"{self.name}_{name}", [one[name] for one in measured])
-        return [sum(one.values()) / len(one) for one in measured]
+        """
+        Score `N` videos.
 
-    def _measure(self, video: Video) -> dict[str, float]:
-        """The mean over frames, by prompt."""
+        Args:
+            prompts (sequence of `N` `str`):
+                Not used.
+            completions (sequence of `N` videos):
+                `uint8` arrays of shape `(frames, height, width, 3)`.
+            log_extra (callable, *optional*):
+                Receives `<reward>_<prompt>`, the score of each single prompt, if there are several.
+
+        Returns:
+            `list[float]`: one reward in [0, 1] per video.
+        """
+        check_completions(completions)
+        scores = [self._score_by_prompt(video) for video in completions]
+        if log_extra is not None and len(self.prompts) > 1:
+            for name in scores[0] if scores else ():
+                log_extra(f"{self.name}_{name}", [by_prompt[name] for by_prompt in scores])
+        return [sum(by_prompt.values()) / len(by_prompt) for by_prompt in scores]
+
+    def _score_by_prompt(self, video: Video) -> dict[str, float]:
+        """Return the mean over frames for each prompt."""
         import torch
 
         metric = self._load()
@@ -110,28 +123,29 @@ class CLIPIQA(RunsPretrained):
         if self._metric is None:
             metric_class = _metric_class(self.name)
             source = (_Features(*self.pretrained.load()), _Inputs(*self.pretrained.load()))
-            # The processor divides by 255, so not the metric; and each process scores videos of its own.
+            # The processor already divides by 255, hence data_range=1. Every process scores its own videos, so nothing
+            # is synchronised.
             self._metric = metric_class(lambda: source, data_range=1.0, prompts=self.prompts, sync_on_compute=False)
         return self._metric
 
 
 class _Features:
-    """CLIP as torchmetrics calls it: features come as tensors, which transformers 5 wraps, and to the CPU."""
+    """CLIP with the interface torchmetrics expects: plain feature tensors (transformers 5 wraps them), on the CPU."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
 
     def get_text_features(self, input_ids: "torch.Tensor", attention_mask: "torch.Tensor") -> "torch.Tensor":
         device = self.model.device
-        found = self.model.get_text_features(input_ids.to(device), attention_mask=attention_mask.to(device))
-        return found.pooler_output.float().cpu()
+        output = self.model.get_text_features(input_ids.to(device), attention_mask=attention_mask.to(device))
+        return output.pooler_output.float().cpu()
 
     def get_image_features(self, pixel_values: "torch.Tensor") -> "torch.Tensor":
         return self.model.get_image_features(pixel_values.to(self.model.device)).pooler_output.float().cpu()
 
 
 class _Inputs:
-    """CLIP's processor as torchmetrics calls it; frames are squeezed to its square, not cropped."""
+    """CLIP's processor with the interface torchmetrics expects; frames are squeezed to a square, not cropped."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
@@ -139,7 +153,8 @@ class _Inputs:
     def __call__(self, text: list[str] | None = None, images: list | None = None, **kwargs: Any) -> Any:
         if images is None:
             return self.processor(text=text, **kwargs)
-        # torchmetrics makes floats of them, and the processor would then round nothing: other pixels than CLIP's own.
+        # torchmetrics converts the frames to float. The processor would then resize without rounding, and the pixels
+        # would differ from CLIP's own preprocessing.
         return squeezed(self.processor, [image.byte() for image in images], self.model)
 
 

@@ -1,4 +1,4 @@
-"""CLIP similarity: does the picture look like the prompt's words? It knows things, and little of where they are."""
+"""CLIP similarity: does the picture match the prompt's words? CLIP recognises things, but hardly their positions."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ CLASSES = {"clip": ("CLIPModel", "CLIPProcessor")}
 class CLIPSimilarity(RunsPretrained):
     """
     Reward in [-1, 1], in practice about 0.15 to 0.35: the cosine of CLIP's embeddings (arXiv 2103.00020) of frame and
-    prompt, averaged over frames. Frames are squeezed to CLIP's square, since cropping would lose their sides. A prompt
-    is cut after CLIP's 77 tokens.
+    prompt, averaged over frames. Frames are squeezed to CLIP's square input, because cropping would lose their sides.
+    A prompt is truncated to CLIP's 77 tokens.
 
     Args:
         checkpoint (`str` or `os.PathLike`, *optional*, defaults to `"openai/clip-vit-large-patch14"`):
-            A CLIP model: a Hub id or a local folder. Loaded when the first video comes, once.
+            A CLIP model: a Hub id or a local folder. It is loaded once, when the first video is scored.
         num_frames (`int`, *optional*, defaults to `8`):
-            Frames looked at, evenly spread; `None` for all.
+            Number of frames to score, evenly spaced; `None` for all.
         batch_size (`int`, *optional*, defaults to `16`):
-            Frames that go through the model at once.
+            Frames per forward pass of the model.
         device, dtype, revision (*optional*):
-            As of [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
+            See [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
     """
 
     required_columns: tuple[str, ...] = ()
@@ -49,11 +49,11 @@ class CLIPSimilarity(RunsPretrained):
         self.pretrained = PretrainedModel(checkpoint, CLASSES, device=device, dtype=dtype, revision=revision)
 
     def check_prompts(self, **columns: Any) -> None:
-        """Refuse a checkpoint that cannot be loaded, before anything is sampled."""
+        """Load the checkpoint before anything is sampled, so that a missing one is reported early."""
         self.prepare()
 
     def describe(self) -> dict[str, Any]:
-        """What this reward was made with."""
+        """Return the settings that determine this reward's values."""
         checkpoint, revision = self.pretrained.checkpoint, self.pretrained.revision
         return {"checkpoint": checkpoint, "revision": revision, "num_frames": self.num_frames}
 
@@ -64,17 +64,30 @@ class CLIPSimilarity(RunsPretrained):
         log_extra: Callable[[str, list], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """Score `N` videos (`uint8`, `(frames, height, width, 3)`) for their `N` prompts."""
+        """
+        Score `N` videos.
+
+        Args:
+            prompts (sequence of `N` `str`):
+                The text that each video is compared with.
+            completions (sequence of `N` videos):
+                `uint8` arrays of shape `(frames, height, width, 3)`.
+            log_extra (callable, *optional*):
+                Not used.
+
+        Returns:
+            `list[float]`: one reward per video.
+        """
         check_completions(completions)
-        return [self._similarity(*one) for one in zip(prompts, completions, strict=True)]
+        return [self._similarity(prompt, video) for prompt, video in zip(prompts, completions, strict=True)]
 
     def _similarity(self, prompt: str, video: Video) -> float:
         import torch
 
         model, processor = self.pretrained.load()
-        words = processor.tokenizer([prompt], truncation=True, return_tensors="pt").to(self.pretrained.device)
+        tokens = processor.tokenizer([prompt], truncation=True, return_tensors="pt").to(self.pretrained.device)
         with torch.inference_mode(), self.pretrained.autocast():
-            text = _unit(model.get_text_features(**words).pooler_output)
+            text = _unit(model.get_text_features(**tokens).pooler_output)
             images = [
                 _unit(model.get_image_features(**squeezed(processor, frames, model)).pooler_output)
                 for frames in in_batches(evenly_spaced(video, self.num_frames), self.batch_size)
@@ -83,7 +96,7 @@ class CLIPSimilarity(RunsPretrained):
 
 
 def squeezed(processor: Any, frames: list, model: Any) -> Any:
-    """The inputs of CLIP's vision tower for whole frames, which its processor by itself would crop to a square."""
+    """Return the inputs of CLIP's vision tower for whole frames; by default the processor would crop them."""
     side = model.config.vision_config.image_size
     size = {"height": side, "width": side}
     inputs = processor.image_processor(images=frames, size=size, do_center_crop=False, return_tensors="pt")

@@ -1,7 +1,7 @@
 """
-DSR-Score as a reward: track animal and object through each video, then score the boxes.
+DSR-Score as a reward: track animal and object through each video, then score their boxes.
 
-The geometry can be used on its own: `score_tracks(frames, animal, object, dsr_type)` on one video's boxes
+The geometry can be used without videos: `score_tracks(frames, animal, object, dsr_type)` on one video's boxes
 (`_dsr_tracks.py`), `score_box_arrays(boxes, dsr_types)` on arrays of many (`_dsr_geometry.py`).
 Source: SpatialAlign, arXiv 2602.22745.
 """
@@ -36,13 +36,13 @@ COMPONENTS = ("initial_score", "initial_gap", "final_score", "final_gap")
 
 class GradedVideo(NamedTuple):
     """
-    What [`DSRScore.grade`] found out about one video.
+    The result of [`DSRScore.grade`] for one video.
 
     Args:
         result (`DSRResult`):
             Score, components, curves and, for an INVALID video, the reason.
         tracks ([`~spatialalign_trl.perception.tracks.Tracks`]):
-            The boxes that the score was read from, and what the tracker told.
+            The boxes that the score was computed from, and the tracker's reason for a rejected video.
     """
 
     result: DSRResult
@@ -53,23 +53,24 @@ class DSRScore(RewardSettingsOnHub):
     """
     Reward in [0, 1]: does the clip start in the prompt's first relation and end in its last? `None` when INVALID.
 
-    About 0.5 means that nothing happened; a perfect left/right clip reaches 1.0, a perfect one with "top" 0.875. Of a
-    sequence the relations in the middle count as much, in order.
+    About 0.5 means that nothing happened. A perfect left/right clip reaches 1.0, a perfect clip with "top" 0.875. In a
+    sequence of more than two relations, those in the middle count as much as the first and the last, and must come in
+    order.
 
     Args:
         tracker (`str` or [`~spatialalign_trl.perception.tracks.Tracker`], *optional*, defaults to
             `"color_segmentation"`):
             What finds the animal and the object: a name in `spatialalign_trl.perception.tracks.TRACKERS` or an object.
-            Its models are loaded when the first video is graded, not here.
+            Its models are loaded when the first video is graded, not in the constructor.
         min_frames (`int`, *optional*):
-            Frames that must show both; by default the paper's 20 of 81, scaled to the clip's length.
+            Number of frames that must show both; by default the paper's 20 of 81, scaled to the clip's length.
         tracker_options (`dict`, *optional*):
-            Arguments for the tracker when it is given by name: `{"cache_dir": "detections"}`.
+            Arguments for a tracker that is given by name: `{"cache_dir": "detections"}`.
         depth_estimator (`str` or [`~spatialalign_trl.perception.depth.DepthEstimator`], *optional*, defaults to
             `"depth_anything"`):
-            What tells front from behind. Used, and loaded, only for types that hold F or B.
+            What distinguishes front from behind. It is loaded and used only for types with F or B.
         depth_options (`dict`, *optional*):
-            Arguments for the depth estimator when it is given by name: `{"checkpoint": "my-depth-anything"}`.
+            Arguments for a depth estimator that is given by name: `{"checkpoint": "my-depth-anything"}`.
 
     Example:
 
@@ -101,7 +102,7 @@ class DSRScore(RewardSettingsOnHub):
         self._objects = [part for part in (tracker, depth_estimator) if not isinstance(part, str)]
         self.tracker = get_tracker(tracker, **(tracker_options or {}))
         self.depth_estimator = get_depth_estimator(depth_estimator, **(depth_options or {}))
-        # A tracker may need a column more, such as the animal's colour.
+        # A tracker may need further columns, such as the animal's colour.
         needed = (*DSRScore.required_columns, *getattr(self.tracker, "required_columns", ()))
         self.required_columns = tuple(dict.fromkeys(needed))
         self.min_frames = min_frames
@@ -115,12 +116,16 @@ class DSRScore(RewardSettingsOnHub):
         **kwargs: Any,
     ) -> None:
         """
-        Refuse prompts that cannot be scored, before anything is sampled for them. Arguments as in `__call__`.
+        Check that the prompts can be scored, before anything is sampled for them.
+
+        Args:
+            type, animal, object, attribute (sequences of `N` `str`):
+                As in `__call__`.
 
         Raises:
-            `ValueError`: for an unknown type, more than one animal or object, an animal that is its own object, or a
-                word the tracker cannot find.
-            `FileNotFoundError`, `ConnectionError`, ...: when a model that will be needed cannot be loaded.
+            `ValueError`: for an unknown type, more than one animal or object, an animal that is also the object, or a
+                word that the tracker cannot find.
+            `FileNotFoundError`, `ConnectionError`, ...: if a model that is needed cannot be loaded.
         """
         for row, question in enumerate(zip(type, animal, object, strict=True)):
             check_question(*question, where=f"prompt {row}")
@@ -148,22 +153,24 @@ class DSRScore(RewardSettingsOnHub):
 
         Args:
             prompts (sequence of `N` `str`):
-                Not read: everything the score needs stands in the columns.
+                Not used: everything the score needs is in the columns.
             completions (sequence of `N` videos):
                 `uint8` arrays of shape `(frames, height, width, 3)`, or paths of mp4 files.
             type, animal, object (sequences of `N` `str`):
                 The prompt columns.
             attribute (sequence of `N` `str`, *optional*):
-                The animal's adjective, such as `"red"`, for trackers that can use it.
-            log_extra, log_metric (callables, *optional*):
-                TRL's hooks: per-sample columns `dsr_<component>` and `dsr_reason`, and each component's mean. Where
-                there are sequences, `dsr_visit_score` and `dsr_visit_gap` are the means over their middle relations.
+                The animal's adjective, such as `"red"`, for trackers that use it.
+            log_extra (callable, *optional*):
+                Receives the columns `dsr_<component>` and `dsr_reason`. If there are sequences of more than two
+                relations, `dsr_visit_score` and `dsr_visit_gap` are the means over their middle relations.
+            log_metric (callable, *optional*):
+                Receives the mean of each component.
 
         Returns:
             `list[float | None]`: one score per video, `None` when INVALID.
         """
         graded = self.grade(completions, type=type, animal=animal, object=object, attribute=attribute)
-        results = [one.result for one in graded]
+        results = [video.result for video in graded]
         columns = {name: [getattr(result, name) for result in results] for name in COMPONENTS}
         if any(len(dsr_type) > 2 for dsr_type in type):
             for name in ("visit_score", "visit_gap"):
@@ -189,7 +196,7 @@ class DSRScore(RewardSettingsOnHub):
         attribute: Sequence[str | None] | None = None,
     ) -> list[GradedVideo]:
         """
-        Score `N` videos and keep what the scores were read from.
+        Score `N` videos and return the results with the boxes they were computed from.
 
         Args:
             videos (sequence of `N` videos):
@@ -198,7 +205,7 @@ class DSRScore(RewardSettingsOnHub):
                 As in `__call__`.
 
         Raises:
-            `ValueError`: for a question that cannot be scored, or what is no video; names its place.
+            `ValueError`: for a question that cannot be scored, or something that is not a video; names its position.
         """
         for row, question in enumerate(zip(type, animal, object, strict=True)):
             check_question(*question, where=f"video {row}")
@@ -213,28 +220,29 @@ class DSRScore(RewardSettingsOnHub):
         return [GradedVideo(*pair) for pair in zip(results, tracks, strict=True)]
 
     def _with_depth(self, tracks: Tracks, video: Video, dsr_type: str, animal: str, object: str) -> Tracks:
+        """Add the nearness of animal and object to tracks whose type needs it."""
         if not asks_depth(dsr_type) or tracks.reason is not None or tracks.nearness is not None:
             return tracks
         return add_nearness(tracks, video, self.depth_estimator, animal, object)
 
     def describe(self) -> dict[str, Any]:
         """
-        What this reward was made with. The loop keeps it beside the scores, so that scores which another tracker gave
-        are not taken for this one's.
+        Return the settings that determine this reward's values. The loop stores them next to the scores, so that
+        scores made with another tracker are recognised.
         """
         return self._settings
 
     def settings(self) -> dict[str, Any]:
         """
-        The constructor's arguments, as [`~RewardSettingsOnHub.save_pretrained`] writes them.
+        Return the constructor's arguments, as [`~RewardSettingsOnHub.save_pretrained`] writes them.
 
         Raises:
-            `ValueError`: when the tracker or the depth estimator was handed over as an object.
+            `ValueError`: if the tracker or the depth estimator was passed as an object.
         """
         if self._objects:
             raise ValueError(
-                f"{self._objects[0]!r} is an object: only what is named can be saved (tracker='grounded_sam', "
-                "tracker_options={...})."
+                f"{self._objects[0]!r} is an object: only parts given by name can be saved, such as "
+                "tracker='grounded_sam' with tracker_options={...}."
             )
         return self._settings
 
@@ -247,5 +255,5 @@ class DSRScore(RewardSettingsOnHub):
 
 
 def _name_of(part: str | object) -> str:
-    """What was given by name, or the name of the class of what was given as an object."""
+    """Return the name of a part: the string itself, or the class's name of an object."""
     return part if isinstance(part, str) else type(part).__name__

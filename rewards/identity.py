@@ -1,7 +1,7 @@
 """
-Identity: does the animal stay the same animal? DINOv2's features of its crops, compared over time.
+Identity: does the animal stay the same animal? DINOv2 features of its crops are compared over time.
 
-Source: SpatialAlign (arXiv 2602.22745), which reports it beside DSR-Score.
+Source: SpatialAlign (arXiv 2602.22745), which reports it in addition to DSR-Score.
 """
 
 import os
@@ -26,23 +26,24 @@ class IdentityConsistency(RunsPretrained):
     """
     Reward in [-1, 1], near 1 for one and the same animal: the mean over frames of
     `(cos(f_t, f_0) + cos(f_t, f_(t-1))) / 2`, where `f_t` is DINOv2's feature of the animal's crop on the `t`-th frame
-    that shows it, in time order. INVALID where the tracker gives the video up or finds the animal on fewer than two
+    that shows it, in time order. INVALID if the tracker rejects the video or finds the animal on fewer than two
     frames.
 
-    A clip in which nothing moves is the most consistent of all: use it beside a reward of motion.
+    A clip in which nothing moves is the most consistent of all, so combine this reward with one for motion.
 
     Args:
         tracker (`str` or [`~spatialalign_trl.perception.tracks.Tracker`], *optional*, defaults to
             `"color_segmentation"`):
-            What finds the animal, as in [`DSRScore`]. With the same `cache_dir` as there, every video is tracked once.
+            What finds the animal, as in [`DSRScore`]. If both rewards use the same `cache_dir`, every video is tracked
+            only once.
         tracker_options (`dict`, *optional*):
-            Arguments for the tracker when it is given by name.
+            Arguments for a tracker that is given by name.
         checkpoint (`str` or `os.PathLike`, *optional*, defaults to `"facebook/dinov2-base"`):
             A DINOv2 model: a Hub id or a local folder.
         batch_size (`int`, *optional*, defaults to `16`):
-            Crops that go through the model at once.
+            Crops per forward pass of the model.
         device, dtype, revision (*optional*):
-            As of [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
+            See [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
     """
 
     required_columns: tuple[str, ...] = ("animal", "object")
@@ -64,8 +65,9 @@ class IdentityConsistency(RunsPretrained):
             "tracker": tracker if isinstance(tracker, str) else type(tracker).__name__,
             "tracker_options": dict(tracker_options or {}),
         }
-        more = getattr(self.tracker, "required_columns", ())
-        self.required_columns = tuple(dict.fromkeys((*IdentityConsistency.required_columns, *more)))
+        # A tracker may need further columns, such as the animal's colour.
+        needed = (*IdentityConsistency.required_columns, *getattr(self.tracker, "required_columns", ()))
+        self.required_columns = tuple(dict.fromkeys(needed))
         self.batch_size = batch_size
         self.pretrained = PretrainedModel(checkpoint, CLASSES, device=device, dtype=dtype, revision=revision)
 
@@ -76,14 +78,14 @@ class IdentityConsistency(RunsPretrained):
         attribute: Sequence[str | None] | None = None,
         **columns: Any,
     ) -> None:
-        """Refuse words that cannot be tracked and checkpoints that cannot be loaded, before anything is sampled."""
+        """Check that the words can be tracked and the checkpoint can be loaded, before anything is sampled."""
         check = getattr(self.tracker, "check_prompts", None)
         if check is not None:
             check(animal=animal, object=object, attribute=attribute)
         self.prepare()
 
     def describe(self) -> dict[str, Any]:
-        """What this reward was made with."""
+        """Return the settings that determine this reward's values."""
         checkpoint, revision = self.pretrained.checkpoint, self.pretrained.revision
         return {**self._tracker_settings, "checkpoint": checkpoint, "revision": revision}
 
@@ -103,14 +105,31 @@ class IdentityConsistency(RunsPretrained):
         log_extra: Callable[[str, list], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
-        """Score `N` videos (`uint8`, `(frames, height, width, 3)`). `log_extra` gets `identity_reason`."""
+        """
+        Score `N` videos.
+
+        Args:
+            prompts (sequence of `N` `str`):
+                Not used.
+            completions (sequence of `N` videos):
+                `uint8` arrays of shape `(frames, height, width, 3)`.
+            animal, object (sequences of `N` `str`):
+                The nouns that the tracker looks for.
+            attribute (sequence of `N` `str`, *optional*):
+                The animal's adjective, such as `"red"`, for trackers that use it.
+            log_extra (callable, *optional*):
+                Receives `identity_reason`: why a video is INVALID, or `None`.
+
+        Returns:
+            `list[float | None]`: one reward per video, `None` when INVALID.
+        """
         check_completions(completions)
         adjectives = None if attribute is None else [adjective or "" for adjective in attribute]
         tracks = self.tracker.track(completions, animal=animal, object=object, attribute=adjectives)
         scores, reasons = [], []
-        for video, one, noun in zip(completions, tracks, animal, strict=True):
-            crops = animal_crops(video, one, noun)
-            reason = one.reason
+        for video, video_tracks, noun in zip(completions, tracks, animal, strict=True):
+            crops = animal_crops(video, video_tracks, noun)
+            reason = video_tracks.reason
             if reason is None and len(crops) < 2:
                 reason = f"the {noun} was found on {len(crops)} of {len(video)} frames; at least 2 are needed"
             reasons.append(reason)
@@ -120,11 +139,11 @@ class IdentityConsistency(RunsPretrained):
         return scores
 
     def _features(self, crops: list[np.ndarray]) -> np.ndarray:
-        """`(crops, width)`: DINOv2's feature of each, from the class token."""
+        """Return DINOv2's class-token feature of each crop, of shape `(crops, width)`."""
         import torch
 
         model, processor = self.pretrained.load()
-        # Crops are squeezed to a square: cropping once more would cut the animal's ends off.
+        # Crops are squeezed to a square: another centre crop would cut off the animal's ends.
         size = dict(processor.crop_size)
         features = []
         for batch in in_batches(crops, self.batch_size):
@@ -135,10 +154,10 @@ class IdentityConsistency(RunsPretrained):
 
 
 def animal_crops(video: Video, tracks: Tracks, animal: str) -> list[np.ndarray]:
-    """The animal's boxes cut out of the frames, in time order; frames on which its box is empty are left out."""
+    """Return the animal's crops in time order, leaving out frames on which it has no box or an empty one."""
     height, width = video.shape[1:3]
     crops = []
-    for frame in sorted(tracks, key=lambda one: one.frame_index):
+    for frame in sorted(tracks, key=lambda frame: frame.frame_index):
         if animal not in frame.labels:
             continue
         x1, y1, x2, y2 = frame.boxes[frame.labels.index(animal)]
@@ -153,12 +172,12 @@ def animal_crops(video: Video, tracks: Tracks, animal: str) -> list[np.ndarray]:
 
 def consistency(features: np.ndarray) -> float:
     """
-    The mean over `t >= 1` of `(cos(f_t, f_0) + cos(f_t, f_(t-1))) / 2`.
+    Return the mean over `t >= 1` of `(cos(f_t, f_0) + cos(f_t, f_(t-1))) / 2`.
 
     Args:
         features (`np.ndarray` of shape `(n, width)`):
-            In time order, `n` at least 2.
+            Features in time order; `n` is at least 2.
     """
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    to_first, to_last = unit[1:] @ unit[0], (unit[1:] * unit[:-1]).sum(1)
-    return float(((to_first + to_last) / 2).mean())
+    to_first, to_previous = unit[1:] @ unit[0], (unit[1:] * unit[:-1]).sum(1)
+    return float(((to_first + to_previous) / 2).mean())

@@ -1,26 +1,26 @@
 """
-Object grounding as a reward: does the video end with the named object in view, the real one, where it stands?
+Object grounding as a reward: does the video end with the named object of the scene in view, at its real place?
 
     R = V * sqrt(C) * S * M * D                                                                   all in [0, 1]
 
     V  mean over the last 5 frames of the best box of   min(confidence / 0.5, 1) * centred * size * B
-       centred  exp(-(dx^2 + dy^2) / (2 * 0.35^2)), with dx and dy in halves of the frame from its middle
+       centred  exp(-(dx^2 + dy^2) / (2 * 0.35^2)), with dx and dy measured from the frame's middle in half frames
        size     sqrt(min(area / 3 %, 1))
-       B        the same object: of the context's points that belong into the box, seen from the estimated camera, the
-                share whose picture is there, as part of the same share of the whole frame (0.2 at least): from 0.2
-                (0) to 0.5 (1)
+       B        the same object: among the context's points that should be in the box, seen from the estimated camera,
+                the share that is found there, relative to the same share of the whole frame (at least 0.2): rises
+                from 0 at a ratio of 0.2 to 1 at 0.5
     C  mean over frames of min(share of inliers of the pose / 0.5, 1)
-    S  exp(-(ratio - 6) / 6) where one step changes the picture, or moves the camera, `ratio` > 6 times as much as
-       others do, else 1
+    S  exp(-(ratio - 6) / 6) if one step changes the picture, or moves the camera, `ratio` > 6 times as much as the
+       other steps do, else 1
     M  min(share of the steps in which something moves / 0.6, 1); a still video has 0
-    D  1 where the frames have depth, to 0 for a zoom into a still: from 80 % of the keypoints that a 2-D similarity
-       explains (1) to 95 % (0)
+    D  1 if the frames have depth, 0 for a zoom into a still picture: falls from 1 where a 2-D similarity explains 80 %
+       of the keypoints to 0 where it explains 95 %
 
-Without B a target that is pasted into the picture is the best video of all: visibility alone says 0.99.
+Without B, a video with the target pasted into the picture would be the best of all: visibility alone gives it 0.99.
 
-The paper's evaluation pair is logged beside the reward where `distance_estimator` is given, or the pose estimator
-measures it: SD (see `spatialalign_trl/perception/camera/distance.py`, `displacement.py`), and IF, the mean of V
-without B where SD < 0.2 and 0 elsewhere.
+The paper's evaluation measures are logged in addition to the reward if `distance_estimator` is given or the pose
+estimator measures distance itself: SD (see `spatialalign_trl/perception/camera/distance.py` and `displacement.py`),
+and IF, the mean of V without B if SD < 0.2, else 0.
 Source of task and gate: Video4Spatial, arXiv 2512.03040; the formula is ours.
 """
 
@@ -29,14 +29,15 @@ from typing import Any
 
 import numpy as np
 
+from spatialalign_rewards._sampled_frames import check_counts
 from spatialalign_rewards._scene_scoring import (
     BadInput,
     SceneGrade,
     SceneReward,
+    choose_frames,
     continuity_factor,
     for_row,
     in_box,
-    looked_at,
     read_scene,
     support_factor,
 )
@@ -46,7 +47,6 @@ from spatialalign_trl.perception.camera.estimator import CameraEstimate, PoseEst
 from spatialalign_trl.perception.camera.geometry import known
 from spatialalign_trl.perception.detections import Detections, Detector
 from spatialalign_trl.perception.tracks import make_named
-from spatialalign_trl.rewards.settings import RewardSettingsOnHub
 from spatialalign_trl.video import frames_of
 
 DETECTORS = {
@@ -61,34 +61,38 @@ SAME_OBJECT = (0.2, 0.5)
 MIN_USUAL = 0.2
 MIN_BOX_POINTS = 4
 UNPROVEN = 0.3
-"""B of a box into which too few points of the context belong: nothing speaks for it."""
+"""B of a box in which too few of the context's points should be: there is no evidence for or against it."""
 MOVING_SHARE = 0.6
 FLAT = (0.8, 0.95)
 
 
-class ObjectGrounding(SceneReward, RewardSettingsOnHub):
+class ObjectGrounding(SceneReward):
     """
-    Reward in [0, 1]: does the video end with the named object of the scene in view? `None` when the row cannot be
+    Reward in [0, 1]: does the video end with the named object of the scene in view? `None` if the row cannot be
     scored.
 
-    Columns: `context` (the recording), `object` (its name: "green plant"), `intrinsics` (of the context's frames), and
-    `context_poses` where they are known.
+    Columns: `context` (the recording), `object` (its name, such as "green plant"), `intrinsics` (of the context's
+    frames), and `context_poses` if they are known.
 
     Args:
         detector (`str` or [`~spatialalign_trl.perception.detections.Detector`], *optional*, defaults to
             `"grounding_dino"`):
             What finds the object on single frames.
         detector_options (`dict`, *optional*):
-            Arguments of the detector when it is given by name; `label_mode` is `"span"` unless it is set.
+            Arguments for a detector that is given by name; `label_mode` defaults to `"span"`.
         pose_estimator, pose_options, distance_estimator, distance_options (*optional*):
-            As of [`~spatialalign_rewards.scene_navigation.SceneNavigation`].
-        context_frames (`int`, *optional*, defaults to `24`):
-            Frames of the context that are used, evenly spaced. A path that ends near an object takes more of them
-            than one that stays where the recording was.
+            See [`~spatialalign_rewards.scene_navigation.SceneNavigation`].
         frames (`int`, *optional*, defaults to `8`):
-            Frames of the whole video whose poses are estimated, beside the last ones.
+            Evenly spaced frames of the whole video that poses are estimated for, in addition to the last ones.
         last_frames (`int`, *optional*, defaults to `5`):
             Frames at the end that must show the object.
+        context_frames (`int`, *optional*, defaults to `24`):
+            Number of frames of the context to use, evenly spaced. A path that ends close to an object needs more of
+            them than one that stays near the recording's path.
+
+    Raises:
+        `ValueError`: for a count below its minimum, or an unknown detector or estimator.
+        `TypeError`: for an option that a detector or an estimator does not have.
     """
 
     required_columns = ("context", "object", "intrinsics")
@@ -106,14 +110,12 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
         distance_estimator: str | PoseEstimator | None = None,
         distance_options: dict[str, Any] | None = None,
     ) -> None:
-        for name, value in (("frames", frames), ("last_frames", last_frames)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        check_counts(frames=frames, last_frames=last_frames)
         super().__init__(pose_estimator, pose_options, distance_estimator, distance_options, context_frames)
         self.detector = get_detector(detector, detector_options or {})
         self.frames, self.last_frames = frames, last_frames
-        self._need_columns()
-        self._given += (detector,)
+        self._add_required_columns()
+        self._parts_given["detector"] = detector
         self._options["detector_options"] = dict(detector_options or {})
 
     @property
@@ -121,73 +123,42 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
         return [*super()._parts, self.detector]
 
     def describe(self) -> dict[str, Any]:
-        """What this reward was made with."""
-        given = self._given[2]
-        name = given if isinstance(given, str) else type(given).__name__
+        """Return the settings that determine this reward's values."""
+        detector = self._parts_given["detector"]
+        name = detector if isinstance(detector, str) else type(detector).__name__
         return {**super().describe(), "detector": name, "frames": self.frames, "last_frames": self.last_frames}
 
     def check_prompts(self, object: Sequence[str], **columns: Any) -> None:
-        """As [`SceneReward.check_prompts`], and the names."""
+        """Check the rows as [`SceneReward.check_prompts`] does, and the names of the objects."""
         for row, name in enumerate(object):
             _check_name(name, f"prompt {row}: object")
         super().check_prompts(**columns)
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[Any],
-        context: Sequence[Any],
-        object: Sequence[str],
-        intrinsics: Sequence[Any],
-        context_poses: Sequence[Any] | None = None,
-        log_extra: Callable[[str, list], None] | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
-        **kwargs: Any,
-    ) -> list[float | None]:
-        """
-        Score `N` videos.
-
-        Args:
-            prompts (sequence of `N` `str`):
-                Not read.
-            completions (sequence of `N` videos):
-                `uint8` arrays of shape `(frames, height, width, 3)`, or paths of mp4 files.
-            context, object, intrinsics, context_poses (sequences of `N`):
-                The columns; see the class.
-            log_extra, log_metric (callables, *optional*):
-                Get every factor as `object_grounding_<factor>`, and the reasons; with a `distance_estimator` also `SD`
-                and `IF`.
-
-        Returns:
-            `list[float | None]`: one reward a video, `None` when INVALID.
-        """
-        columns = {"context": context, "object": object, "intrinsics": intrinsics, "context_poses": context_poses}
-        return self.grade_all(completions, columns, kwargs, log_extra, log_metric)
-
     def grade(self, video: Any, row: Mapping[str, Any]) -> SceneGrade:
-        """
-        Score one video, and keep what the reward was made of.
-
-        Args:
-            video: As one of `completions`.
-            row (mapping): The columns of its row.
-        """
+        """Score one video and return the reward with its factors. See [`SceneReward.grade`]."""
+        # 1. Choose the frames to look at
         video, name = frames_of(video, "the video"), _check_name(row["object"], "object")
         changes = steps(video)
         last = np.arange(max(len(video) - self.last_frames, 0), len(video))
-        chosen = np.union1d(looked_at(changes, self.frames), last)
+        chosen = np.union1d(choose_frames(changes, self.frames), last)
+
+        # 2. Estimate their poses
         try:
             scene = read_scene(row["context"], row.get("context_poses"), row["intrinsics"], video, self.context_frames)
             estimate = self.estimate(scene, video[chosen], row)
         except BadInput as error:
             return SceneGrade(None, str(error))
+
+        # 3. Find the object on the last frames
         at_end = np.searchsorted(chosen, last)
         detector = for_row(self.detector, row)
-        if hasattr(detector, "detect_at"):  # one that knows the scene, and needs to know where the camera stands
+        if hasattr(detector, "detect_at"):  # a detector that knows the scene needs the camera's pose
             found = detector.detect_at(video[last], [name], estimate.poses[at_end], scene.intrinsics)
         else:
             found = detector.detect(video[last], [name])
         visible, proven = visibility(found, name, estimate, at_end, video.shape[1:3])
+
+        # 4. Multiply the factors
         factors = {
             "V": proven,
             "visible": visible,
@@ -197,6 +168,9 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
             "D": depth_factor(flat_share(video, scene.intrinsics)),
             "registered": float(known(estimate.poses).mean()),
         }
+        reward = factors["V"] * np.sqrt(factors["C"]) * factors["S"] * factors["M"] * factors["D"]
+
+        # 5. Explain a reward of 0, and add the measures that are only logged
         reason = None
         if not factors["registered"]:
             reason = "no frame was found in the scene of the context"
@@ -204,7 +178,6 @@ class ObjectGrounding(SceneReward, RewardSettingsOnHub):
             reason = f"no {name} was found at the end"
         elif not factors["M"]:
             reason = "nothing moves in the video"
-        reward = factors["V"] * np.sqrt(factors["C"]) * factors["S"] * factors["M"] * factors["D"]
         distance = self.distance(scene, video, estimate, row)
         if self.distance_estimator is not None or distance is not None:
             factors["SD"] = distance
@@ -216,52 +189,60 @@ def visibility(
     found: Sequence[Detections], name: str, estimate: CameraEstimate, frames: np.ndarray, size: tuple[int, int]
 ) -> tuple[float, float]:
     """
-    How well the object is in view, without and with the proof that it is the scene's.
+    Measure how well the object is in view, without and with the evidence that it is the scene's object.
 
     Args:
         found (sequence of [`~spatialalign_trl.perception.detections.Detections`]):
-            On the last frames.
+            The detections on the last frames.
         name (`str`):
             The object.
-        estimate ([`~spatialalign_trl.perception.camera.CameraEstimate`]):
-            Of more frames.
+        estimate ([`~spatialalign_trl.perception.camera.estimator.CameraEstimate`]):
+            The poses of all chosen frames.
         frames (`np.ndarray`):
-            Which of them are the last.
+            The positions of the last frames in `estimate`.
         size (tuple of 2 `int`):
-            Height and width.
+            Height and width of the frames.
 
     Returns:
-        `(float, float)`: means over the frames of the best box, each in [0, 1].
+        `(float, float)`: V without B, and V. Each is the mean over the frames of the best box, in [0, 1].
     """
     visible, proven = [], []
     for detections, frame in zip(found, frames, strict=True):
         sightings = None if estimate.sightings is None else estimate.sightings[frame]
-        placed = known(estimate.poses[frame : frame + 1])[0]
-        plain, sure = [0.0], [0.0]
+        has_pose = known(estimate.poses[frame : frame + 1])[0]
+        frame_visible, frame_proven = [0.0], [0.0]
         for box, score, label in zip(*detections, strict=True):
             if label == name:
-                plain.append(min(score / GOOD_CONFIDENCE, 1.0) * _in_view(box, size))
-                sure.append(plain[-1] * same_object(sightings, box) if placed else 0.0)
-        visible.append(max(plain))
-        proven.append(max(sure))
+                frame_visible.append(min(score / GOOD_CONFIDENCE, 1.0) * _in_view(box, size))
+                frame_proven.append(frame_visible[-1] * same_object(sightings, box) if has_pose else 0.0)
+        visible.append(max(frame_visible))
+        proven.append(max(frame_proven))
     return float(np.mean(visible)), float(np.mean(proven))
 
 
 def same_object(sightings: Sightings | None, box: np.ndarray) -> float:
-    """B of one box; 1 from an estimator that has no points to look for."""
+    """
+    Return B of one box.
+
+    Args:
+        sightings ([`~spatialalign_trl.perception.camera.estimator.Sightings`] or `None`):
+            Which of the context's points the frame shows; `None` from an estimator without points, for which B is 1.
+        box (`np.ndarray` of shape `(4,)`):
+            `x1, y1, x2, y2` in pixels.
+    """
     if sightings is None:
         return 1.0
     count, share = in_box(sightings, box)
     if count < MIN_BOX_POINTS:
         return UNPROVEN
     low, high = SAME_OBJECT
-    # What a correct frame shows again of the context depends on the context: less of a distant one.
+    # How much of the context a correct frame shows again depends on the context: less if it was filmed from afar.
     usual = max(sightings.share(), MIN_USUAL)
     return float(np.clip((share / usual - low) / (high - low), 0, 1))
 
 
 def depth_factor(flat: float | None) -> float:
-    """D, from [`~spatialalign_trl.perception.camera_diagnosis.flat_share`]; 1 where nothing can be told."""
+    """Return D for a share from [`~spatialalign_trl.perception.camera.diagnosis.flat_share`]; 1 for `None`."""
     if flat is None:
         return 1.0
     low, high = FLAT
@@ -270,14 +251,20 @@ def depth_factor(flat: float | None) -> float:
 
 def get_detector(detector: str | Detector, options: dict[str, Any]) -> Detector:
     """
-    Give back a detector, looking it up when it is named.
+    Return a detector, looking it up if it is given by name.
+
+    Args:
+        detector (`str` or [`~spatialalign_trl.perception.detections.Detector`]):
+            A key of `DETECTORS`, or an object.
+        options (`dict`):
+            Arguments for a detector that is given by name.
 
     Raises:
-        `ValueError`: when no detector has that name.
-        `TypeError`: for an option that it does not take, or an object that has no `detect` method.
+        `ValueError`: if no detector has that name.
+        `TypeError`: for an option that it does not have, or an object without a `detect` method.
     """
     if isinstance(detector, str):
-        if detector == "grounding_dino":  # a name of two words must not come back in pieces
+        if detector == "grounding_dino":  # "span" keeps a name of two words together
             options = {"label_mode": "span", **options}
         return make_named(detector, DETECTORS, kind="detector", options=options)
     methods = ("detect", "detect_at", "for_row")
@@ -287,11 +274,12 @@ def get_detector(detector: str | Detector, options: dict[str, Any]) -> Detector:
             f"object or one of the names {', '.join(DETECTORS)}."
         )
     if options:
-        raise TypeError(f"The options {', '.join(options)} are for a detector given by name.")
+        raise TypeError(f"The options {', '.join(options)} are only for a detector given by name. Leave them out.")
     return detector
 
 
 def _in_view(box: np.ndarray, size: tuple[int, int]) -> float:
+    """Return `centred * size` of a box, clipped to the frame."""
     height, width = size
     x1, y1, x2, y2 = np.clip(box, 0, [width, height, width, height])
     area = max(x2 - x1, 0) * max(y2 - y1, 0) / (width * height)
@@ -300,6 +288,7 @@ def _in_view(box: np.ndarray, size: tuple[int, int]) -> float:
 
 
 def _check_name(name: Any, where: str) -> str:
+    """Return the name of an object, or raise a `ValueError` that opens with `where`."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where} is {name!r}; the name of an object of the scene is needed, such as 'green plant'.")
     return name

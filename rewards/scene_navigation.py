@@ -3,19 +3,20 @@ Scene navigation as a reward: does the video follow the camera trajectory, throu
 
     R = P * sqrt(C) * O * M * S                                                                   all in [0, 1]
 
-    P  mean over frames of exp(-angle / 10 deg) * exp(-distance / (0.1 L)); 0 for a frame that is nowhere in the scene
+    P  mean over frames of exp(-angle / 10 deg) * exp(-distance / (0.1 L)); 0 for a frame without a pose in the scene
     C  mean over frames of min(share of inliers of the pose / 0.5, 1)
-    O  min(share of the context's points seen again where they belong / 0.3, 1)
-    M  mean over the steps in which the target moves of clip(own step along the target's / half the target's, -1, 1),
-       or 0 where that is negative: an estimator's jitter, which goes to and fro, is no motion
-    S  exp(-(ratio - 6) / 6) where one step changes the picture, or moves the camera, `ratio` > 6 times as much as
-       others do, else 1
+    O  min(share of the context's points seen again in their place / 0.3, 1)
+    M  mean over the steps in which the target moves of clip(component of the video's step along the target's step /
+       half the target's step, -1, 1), or 0 if that is negative: an estimator's jitter goes back and forth and adds up
+       to no motion
+    S  exp(-(ratio - 6) / 6) if one step changes the picture, or moves the camera, `ratio` > 6 times as much as the
+       other steps do, else 1
 
 L is the length of the target's path, and at least 10 % of the context's extent. A target that turns on the spot has no
-path to divide by: its distance is divided by L itself. Poses are aligned with the context's cameras and never with the
-generated ones: see `spatialalign_trl/perception/camera.py`.
+path to divide by, so its distance is divided by L itself instead of 0.1 L. Poses are aligned with the context's
+cameras, never with the generated ones: see `spatialalign_trl/perception/camera/estimator.py`.
 
-The task is Video4Spatial's (arXiv 2512.03040). The paper publishes no formula for it: this one is ours.
+The task is from Video4Spatial (arXiv 2512.03040). The paper publishes no formula for it; this one is ours.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,8 @@ from spatialalign_rewards._scene_scoring import (
     BadInput,
     SceneGrade,
     SceneReward,
+    choose_frames,
     continuity_factor,
-    looked_at,
     read_scene,
     reobserved_factor,
     support_factor,
@@ -38,40 +39,43 @@ from spatialalign_rewards._scene_scoring import (
 from spatialalign_trl.perception.camera.diagnosis import cut_factor, moving_share, steps
 from spatialalign_trl.perception.camera.estimator import PoseEstimator, check_poses
 from spatialalign_trl.perception.camera.geometry import extent, known, path_length, rotation_degrees
-from spatialalign_trl.rewards.settings import RewardSettingsOnHub
 from spatialalign_trl.video import frames_of
 
 FORMULA = 2
-"""Which formula stored scores are of: in the first one M had no direction."""
+"""Version of the formula, stored next to the scores. In version 1, M ignored the direction."""
 DIRECTION_SCALE = 20.0
 DISTANCE_SHARE = 0.1
 MIN_LENGTH_SHARE = 0.1
 
 
-class SceneNavigation(SceneReward, RewardSettingsOnHub):
+class SceneNavigation(SceneReward):
     """
-    Reward in [0, 1]: how well a video follows a camera trajectory through the scene that its context shows. `None`
-    when the row cannot be scored.
+    Reward in [0, 1]: how well a video follows a camera trajectory through the scene that its context shows. `None` if
+    the row cannot be scored.
 
-    Columns: `context` (the recording), `camera_poses` (the trajectory: camera to world, one a frame of the video),
-    `intrinsics` (of the context's frames), and `context_poses` in the system of `camera_poses`. A row without
-    `context_poses` is scored by its steps alone: the rotation, and the direction of the translation, from frame to
-    frame.
+    Columns: `context` (the recording), `camera_poses` (the trajectory: one camera-to-world matrix per frame of the
+    video), `intrinsics` (of the context's frames), and `context_poses` in the coordinate system of `camera_poses`. A
+    row without `context_poses` is scored by its steps alone: the rotation, and the direction of the translation, from
+    frame to frame.
 
     Args:
-        pose_estimator (`str`, [`~spatialalign_trl.perception.camera.PoseEstimator`] or callable, *optional*, defaults
-            to `"sift"`):
-            What finds the camera; a function as in
-            [`~spatialalign_trl.perception.camera.CallableEstimator`].
+        pose_estimator (`str`, [`~spatialalign_trl.perception.camera.estimator.PoseEstimator`] or callable, *optional*,
+            defaults to `"sift"`):
+            What finds the camera; for a function see
+            [`~spatialalign_trl.perception.camera.estimator.CallableEstimator`].
         pose_options (`dict`, *optional*):
-            Arguments of the estimator when it is given by name.
+            Arguments for an estimator that is given by name.
         frames (`int`, *optional*, defaults to `11`):
-            Frames of the video that are looked at, evenly spaced.
+            Number of frames of the video that poses are estimated for, evenly spaced; at least 2.
         context_frames (`int`, *optional*, defaults to `16`):
-            Frames of the context that are used, evenly spaced.
+            Number of frames of the context to use, evenly spaced; at least 2.
         distance_estimator, distance_options (*optional*):
-            What measures SD, which is logged and is no part of the reward. By default only pose estimators that
-            measure it themselves do (`"room_render_and_compare"`).
+            What measures SD, which is logged and is not part of the reward. By default SD is measured only if the pose
+            estimator does so itself (`"room_render_and_compare"`).
+
+    Raises:
+        `ValueError`: for a count below its minimum, or an unknown estimator.
+        `TypeError`: for an option that an estimator does not have.
     """
 
     required_columns = ("context", "camera_poses", "intrinsics")
@@ -90,66 +94,30 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
             raise ValueError(f"frames is {frames}; it must be at least 2.")
         super().__init__(pose_estimator, pose_options, distance_estimator, distance_options, context_frames)
         self.frames = frames
-        self._need_columns()
+        self._add_required_columns()
 
     def describe(self) -> dict[str, Any]:
-        """What this reward was made with."""
+        """Return the settings that determine this reward's values."""
         return {**super().describe(), "frames": self.frames, "formula": FORMULA}
 
     def settings(self) -> dict[str, Any]:
-        """As [`SceneReward.settings`]."""
+        """Return the constructor's arguments. See [`SceneReward.settings`]."""
         return {name: value for name, value in super().settings().items() if name != "formula"}
 
     def check_prompts(self, camera_poses: Sequence[Any], **columns: Any) -> None:
-        """As [`SceneReward.check_prompts`], and the trajectories."""
+        """Check the rows as [`SceneReward.check_prompts`] does, and the trajectories."""
         for row, poses in enumerate(camera_poses):
             check_poses(poses, None, f"prompt {row}: camera_poses")
         super().check_prompts(**columns)
 
-    def __call__(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[Any],
-        context: Sequence[Any],
-        camera_poses: Sequence[Any],
-        intrinsics: Sequence[Any],
-        context_poses: Sequence[Any] | None = None,
-        log_extra: Callable[[str, list], None] | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
-        **kwargs: Any,
-    ) -> list[float | None]:
-        """
-        Score `N` videos.
-
-        Args:
-            prompts (sequence of `N` `str`):
-                Not read.
-            completions (sequence of `N` videos):
-                `uint8` arrays of shape `(frames, height, width, 3)`, or paths of mp4 files.
-            context, camera_poses, intrinsics, context_poses (sequences of `N`):
-                The columns; see the class.
-            log_extra, log_metric (callables, *optional*):
-                Get every factor as `scene_navigation_<factor>`, and the reasons.
-
-        Returns:
-            `list[float | None]`: one reward a video, `None` when INVALID.
-        """
-        columns = {
-            "context": context, "camera_poses": camera_poses, "intrinsics": intrinsics, "context_poses": context_poses
-        }  # fmt: skip
-        return self.grade_all(completions, columns, kwargs, log_extra, log_metric)
-
     def grade(self, video: Any, row: Mapping[str, Any]) -> SceneGrade:
-        """
-        Score one video, and keep what the reward was made of.
-
-        Args:
-            video: As one of `completions`.
-            row (mapping): The columns of its row.
-        """
+        """Score one video and return the reward with its factors. See [`SceneReward.grade`]."""
+        # 1. Choose the frames to look at
         video = frames_of(video, "the video")
         changes = steps(video)
-        chosen = looked_at(changes, self.frames)
+        chosen = choose_frames(changes, self.frames)
+
+        # 2. Estimate their poses
         try:
             target = _trajectory(row["camera_poses"], len(video))
             scene = read_scene(row["context"], row.get("context_poses"), row["intrinsics"], video, self.context_frames)
@@ -158,20 +126,26 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
                 raise BadInput(f"the target moves, and {estimate.reason}")
         except BadInput as error:
             return SceneGrade(None, str(error))
+
+        # 3. Compare them with the trajectory
         target = target[chosen]
         if scene.context_poses is None:
             factors = step_factors(estimate.poses, target)
         else:
             factors = pose_factors(estimate.poses, target, extent(scene.context_poses))
+
+        # 4. Multiply the factors
         factors["C"] = support_factor(estimate)
         factors["reobserved"], factors["O"] = reobserved_factor(estimate)
         factors["S"] = min(cut_factor(changes), continuity_factor(estimate, chosen))
         factors["registered"] = float(known(estimate.poses).mean())
         reason = None
-        if moving_share(changes) == 0 and factors.pop("target_moves"):
+        target_moves = factors.pop("target_moves")
+        if target_moves and moving_share(changes) == 0:  # an estimator's jitter must not count as motion
             factors["M"], reason = 0.0, "nothing moves in the video"
-        factors.pop("target_moves", None)
         reward = factors["P"] * np.sqrt(factors["C"]) * factors["O"] * factors["M"] * factors["S"]
+
+        # 5. Add what is only logged
         if not factors["registered"]:
             reason = "no frame was found in the scene of the context"
         distance = self.distance(scene, video, estimate, row)
@@ -180,11 +154,13 @@ class SceneNavigation(SceneReward, RewardSettingsOnHub):
 
 def pose_factors(poses: np.ndarray, target: np.ndarray, context_extent: float) -> dict[str, Any]:
     """
-    P and M of poses in the target's system.
+    Compute P and M from poses in the target's coordinate system.
 
     Args:
-        poses, target (`np.ndarray` of shape `(n, 4, 4)`): Unknown poses are NaN.
-        context_extent (`float`): Largest distance between two context cameras.
+        poses, target (`np.ndarray` of shape `(n, 4, 4)`):
+            Camera-to-world matrices; unknown poses are NaN.
+        context_extent (`float`):
+            Largest distance between two context cameras.
 
     Returns:
         `dict`: `P`, `M`, `target_moves`, and the mean `rotation_error` (degrees) and `position_error` (target's unit)
@@ -193,16 +169,16 @@ def pose_factors(poses: np.ndarray, target: np.ndarray, context_extent: float) -
     found = known(poses)
     floor = max(MIN_LENGTH_SHARE * context_extent, 1e-6)
     length = max(path_length(target), floor)
-    # On the spot there is no path: a tenth of the floor would ask for more than any estimator can give.
+    # A target on the spot has no path: a tenth of the floor would demand more precision than any estimator has.
     slack = DISTANCE_SHARE * length if length > floor else length
     angle = rotation_degrees(poses[:, :3, :3], target[:, :3, :3])
     distance = np.linalg.norm(poses[:, :3, 3] - target[:, :3, 3], axis=1)
     precision = np.where(found, np.exp(-angle / ANGLE_SCALE - distance / slack), 0.0)
-    own, wanted = (
-        _steps(one[1:, :3, :3] @ one[:-1, :3, :3].transpose(0, 2, 1), np.diff(one[:, :3, 3], axis=0), slack)
-        for one in (poses, target)
+    video_steps, target_steps = (
+        _steps(path[1:, :3, :3] @ path[:-1, :3, :3].transpose(0, 2, 1), np.diff(path[:, :3, 3], axis=0), slack)
+        for path in (poses, target)
     )
-    factors = {"P": float(precision.mean()), **_motion(own, wanted)}
+    factors = {"P": float(precision.mean()), **_motion(video_steps, target_steps)}
     if found.any():
         factors["rotation_error"] = float(angle[found].mean())
         factors["position_error"] = float(distance[found].mean())
@@ -210,33 +186,47 @@ def pose_factors(poses: np.ndarray, target: np.ndarray, context_extent: float) -
 
 
 def step_factors(poses: np.ndarray, target: np.ndarray) -> dict[str, Any]:
-    """P and M by the steps alone, for rows whose context has no known poses: `exp(-angle / 10 deg)` of the relative
-    rotation times `exp(-angle / 20 deg)` between the directions of the relative translation."""
+    """
+    Compute P and M from the steps alone, for rows without context poses.
+
+    P is the mean of `exp(-angle / 10 deg)` of the relative rotation times `exp(-angle / 20 deg)` between the
+    directions of the relative translation.
+
+    Args:
+        poses, target (`np.ndarray` of shape `(n, 4, 4)`):
+            Camera-to-world matrices, each in its own coordinate system and unit; unknown poses are NaN.
+
+    Returns:
+        `dict`: `P`, `M`, `target_moves`, and the mean `rotation_error` (degrees) over known steps.
+    """
     both = known(poses)[:-1] & known(poses)[1:]
-    ours, theirs = _relative(poses), _relative(target)
-    angle = rotation_degrees(ours[:, :3, :3], theirs[:, :3, :3])
-    lengths = [np.linalg.norm(one[:, :3, 3], axis=1) for one in (ours, theirs)]
-    total = max(lengths[1].sum(), 1e-9)
+    video_relative, target_relative = _relative(poses), _relative(target)
+    angle = rotation_degrees(video_relative[:, :3, :3], target_relative[:, :3, :3])
+    video_lengths, target_lengths = (
+        np.linalg.norm(relative[:, :3, 3], axis=1) for relative in (video_relative, target_relative)
+    )
+    target_total = max(target_lengths.sum(), 1e-9)
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = (ours[:, :3, 3] * theirs[:, :3, 3]).sum(axis=1) / (lengths[0] * lengths[1])
+        dot = (video_relative[:, :3, 3] * target_relative[:, :3, 3]).sum(axis=1)
+        cosine = dot / (video_lengths * target_lengths)
     turned = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-    moves = lengths[1] > 0.01 * total
+    moves = target_lengths > 0.01 * target_total
     heading = np.where(moves, np.exp(-np.nan_to_num(turned, nan=180.0) / DIRECTION_SCALE), 1.0)
     precision = np.where(both, np.exp(-angle / ANGLE_SCALE) * heading, 0.0)
-    # Each path in its own length: the unit of the estimate is unknown.
-    own_total = max(np.nansum(lengths[0]), 1e-9)
-    own, wanted = (
-        _steps(one[:, :3, :3], one[:, :3, 3], DISTANCE_SHARE * whole)
-        for one, whole in ((ours, own_total), (theirs, total))
+    # Each path is measured in its own length, because the unit of the estimate is unknown.
+    video_total = max(np.nansum(video_lengths), 1e-9)
+    video_steps, target_steps = (
+        _steps(relative[:, :3, :3], relative[:, :3, 3], DISTANCE_SHARE * total)
+        for relative, total in ((video_relative, video_total), (target_relative, target_total))
     )
-    factors = {"P": float(precision.mean()), **_motion(own, wanted)}
+    factors = {"P": float(precision.mean()), **_motion(video_steps, target_steps)}
     if both.any():
         factors["rotation_error"] = float(angle[both].mean())
     return factors
 
 
 def _trajectory(poses: Any, frames: int) -> np.ndarray:
-    """The target of a row. Raises [`BadInput`] when it is none, or not for so many frames."""
+    """Return the target of a row; raise [`BadInput`] if it is malformed or has another number of frames."""
     try:
         target = check_poses(poses, None, "camera_poses")
     except ValueError as error:
@@ -247,7 +237,7 @@ def _trajectory(poses: Any, frames: int) -> np.ndarray:
 
 
 def _relative(poses: np.ndarray) -> np.ndarray:
-    """Each pose after the first, in the axes of the one before."""
+    """Return each pose after the first, in the axes of the pose before it."""
     relative = poses[1:].copy()
     before = poses[:-1, :3, :3].transpose(0, 2, 1)
     relative[:, :3, :3] = before @ poses[1:, :3, :3]
@@ -255,25 +245,24 @@ def _relative(poses: np.ndarray) -> np.ndarray:
     return relative
 
 
-def _steps(rotations: np.ndarray, ways: np.ndarray, unit: float) -> np.ndarray:
-    """Steps as vectors `(n, 2, 3)`: the turn in units of 10 degrees, the way in `unit`s; NaN where one is unknown."""
+def _steps(rotations: np.ndarray, translations: np.ndarray, unit: float) -> np.ndarray:
+    """Return steps as vectors `(n, 2, 3)`: rotation in units of 10 degrees, translation in `unit`s; NaN if unknown."""
     from scipy.spatial.transform import Rotation
 
-    whole = np.isfinite(rotations).all(axis=(1, 2))
+    finite = np.isfinite(rotations).all(axis=(1, 2))
     vectors = np.full((len(rotations), 2, 3), np.nan)
-    if whole.any():
-        vectors[whole, 0] = np.degrees(Rotation.from_matrix(rotations[whole]).as_rotvec()) / ANGLE_SCALE
-    vectors[:, 1] = ways / unit
+    if finite.any():
+        vectors[finite, 0] = np.degrees(Rotation.from_matrix(rotations[finite]).as_rotvec()) / ANGLE_SCALE
+    vectors[:, 1] = translations / unit
     return vectors
 
 
-def _motion(own: np.ndarray, wanted: np.ndarray) -> dict[str, Any]:
-    """M: how much of the target's steps is made at all, at half its size or more and in its direction; unknown steps
-    count as none."""
-    sizes = np.linalg.norm(wanted, axis=2)
+def _motion(video_steps: np.ndarray, target_steps: np.ndarray) -> dict[str, Any]:
+    """Return M and whether the target moves at all; unknown steps count as no motion."""
+    sizes = np.linalg.norm(target_steps, axis=2)
     moves = sizes.sum(axis=1) > REST
     if not moves.any():
         return {"M": 1.0, "target_moves": False}
-    along = (own * wanted).sum(axis=2) / np.maximum(sizes, 1e-9)
+    along = (video_steps * target_steps).sum(axis=2) / np.maximum(sizes, 1e-9)
     made = np.nan_to_num(along.sum(axis=1)[moves], nan=0.0) / (0.5 * sizes.sum(axis=1)[moves])
     return {"M": max(float(np.clip(made, -1, 1).mean()), 0.0), "target_moves": True}

@@ -1,7 +1,7 @@
 """
-Sharpness: how much neighbouring pixels differ. Made for a small weight beside a reward that blurred pictures earn more
-easily, such as one for a camera that moves: what a model has not copied it draws less sharply, so that the winners of
-that reward alone are blurred, and training on them teaches the blur.
+Sharpness: how much neighbouring pixels differ. Meant with a small weight in addition to a reward that blurred videos
+get more easily, such as one for camera motion: a model draws what it invents less sharply than what it copies from its
+context, so the winners of that reward alone are blurred, and training on them teaches the model to blur.
 """
 
 import math
@@ -15,15 +15,19 @@ from spatialalign_trl.video import Video, check_completions
 class Sharpness:
     """
     Reward in [0, 1]: `min(v, ceiling)`, where `v` is the root mean square difference of neighbouring pixels of a frame
-    ([`~spatialalign_trl.perception.sharpness.video_sharpness`]; the guard `frames` measures the same, so that it is no
-    independent witness of a run with this reward).
+    ([`~spatialalign_trl.perception.sharpness.video_sharpness`]). The guard `frames` measures the same quantity, so it
+    is not independent evidence about a run that trains with this reward.
 
-    Noise is sharp, too: alone, or with a large weight, this reward teaches it. What `v` is depends on what is shown
-    and on the number of pixels; 0.03 to 0.08 is usual.
+    Noise is sharp, too: used alone or with a large weight, this reward teaches the model to add noise. `v` depends on
+    the content and on the number of pixels; 0.03 to 0.08 is usual.
 
     Args:
         ceiling (`float`, *optional*, defaults to `1.0`):
-            Sharpness above which more gains nothing, in (0, 1]; that of good videos of the same kind and size.
+            Sharpness above which the reward does not grow, in (0, 1]. Choose the sharpness of good videos of the same
+            kind and size.
+
+    Raises:
+        `ValueError`: if `ceiling` is out of range.
     """
 
     required_columns: tuple[str, ...] = ()
@@ -35,7 +39,7 @@ class Sharpness:
         self.ceiling = ceiling
 
     def describe(self) -> dict[str, Any]:
-        """What this reward was made with."""
+        """Return the settings that determine this reward's values."""
         return {"ceiling": self.ceiling}
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[Video], **kwargs: Any) -> list[float]:
@@ -44,9 +48,12 @@ class Sharpness:
 
         Args:
             prompts (sequence of `N` `str`):
-                Not read.
+                Not used.
             completions (sequence of `N` videos):
                 `uint8` arrays of shape `(frames, height, width, 3)`.
+
+        Returns:
+            `list[float]`: one reward per video.
         """
         check_completions(completions)
         return [min(video_sharpness(video), self.ceiling) for video in completions]

@@ -1,7 +1,7 @@
 """The reward protocol: find, call, run and combine rewards (the rewards themselves are in the top-level `rewards/`).
 
-A reward is a callable in TRL's convention that returns one `float | None` per video; see [`RewardRunner`]. Names are
-resolved when they are first used.
+A reward is a callable in TRL's convention that returns one `float | None` per video; `runner.py` describes it. Names
+are resolved when they are first used.
 """
 
 import lazy_loader

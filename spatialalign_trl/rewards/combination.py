@@ -1,8 +1,8 @@
 """
-Several rewards' values as one number a video: gates, normalisation, weights.
+Combine the values of several rewards into one number per video: gates, normalisation, weights.
 
-Values stay what the rewards returned; a number is made of them when it is needed, from all samples that are compared,
-so it depends neither on the batches in which they were scored nor on where a run was interrupted.
+Stored values are what the rewards returned. They are combined only when the number is needed, from all samples that
+are compared. So the number depends neither on the batches in which the samples were scored nor on interruptions.
 """
 
 import math
@@ -15,36 +15,36 @@ from spatialalign_trl.errors import near_miss
 
 Normalization: TypeAlias = Literal["none", "group", "global"]
 
-# A spread below this share of the values is rounding of float32 arithmetic; dividing by it would blow noise up.
+# A spread below this share of the values is rounding of float32 arithmetic. Dividing by it would amplify noise.
 ROUNDING = 1e-6
 
 Values: TypeAlias = Mapping[str, float | None]
-"""One video's value of every reward, by name; `None` = INVALID."""
+"""The value of every reward for one video, by name; `None` = INVALID."""
 
 
 @dataclass(frozen=True)
 class RewardCombination:
     """
-    How the values of several rewards become one.
+    The rule that combines the values of several rewards.
 
     Args:
         weights (`dict[str, float]`):
-            Of every reward, by name. One of weight 0 is only looked at.
+            The weight of every reward, by name. A reward of weight 0 is only logged.
         gates (`dict[str, float]`, *optional*):
-            Reward -> the least value a video needs. One that has less, or on which that reward gave no verdict, is
-            disqualified: INVALID, whatever the other rewards say.
+            Reward -> the minimum value that a video needs. A video with a lower value, or without a value of that
+            reward, is disqualified: INVALID, whatever the other rewards say.
         normalization (`str`, *optional*, defaults to `"none"`):
-            What a value `v` counts as in [`~RewardCombination.normalized`]:
+            How [`~RewardCombination.normalized`] scales a value `v`:
 
             - `"none"`: `v`.
             - `"group"`: `(v - mean) / std` over the samples of the same group (prompt).
             - `"global"`: `(v - mean) / std` over all samples.
 
-            `std` is the population's; mean and std are taken over the samples which that reward judged and no gate
-            disqualified. Where `std` is no more than rounding (1e-6 of the largest value), all count as 0.
+            `std` is the population standard deviation. Mean and std are taken over the samples that the reward judged
+            and that no gate disqualified. If `std` is only rounding (1e-6 of the largest value), all count as 0.
 
     Raises:
-        `ValueError`: for an unknown normalisation, or a gate that names no reward or is no finite number.
+        `ValueError`: for an unknown normalisation, or a gate that is not a finite number or names no reward.
     """
 
     weights: Mapping[str, float]
@@ -59,33 +59,37 @@ class RewardCombination:
                 raise ValueError(f"There is a gate for {name!r}, which is no reward. {near_miss(name, self.weights)}")
 
     def gate_reason(self, values: Values) -> str | None:
-        """Why a gate disqualifies a video; `None` when none does."""
-        for name, least in self.gates.items():
+        """Return why a gate disqualifies a video with these values, or `None`."""
+        for name, minimum in self.gates.items():
             value = values[name]
             if value is None:
-                return f"{name} gave no verdict, and its gate asks for {least:g}"
-            if value < least:
-                return f"{name} is {value:.4g}, below its gate {least:g}"
+                return f"{name} gave no verdict, and its gate asks for {minimum:g}"
+            if value < minimum:
+                return f"{name} is {value:.4g}, below its gate {minimum:g}"
         return None
 
     def combined(self, values: Values) -> float | None:
         """
-        One video's weighted sum of the values as they are. Those that are `None` are left out.
+        Return one video's weighted sum of its values, without normalisation. Values that are `None` are left out.
+
+        Args:
+            values (mapping of `str` to `float` or `None`):
+                The value of every reward.
 
         Returns:
-            `float` or `None`: `None` when a gate disqualifies the video, or no reward with a weight judged it.
+            `float` or `None`: `None` if a gate disqualifies the video, or if no reward with a weight judged it.
         """
         return None if self.gate_reason(values) else self._sum(values)
 
     def normalized(self, samples: Sequence[Values], groups: Sequence[Hashable]) -> list[float | None]:
         """
-        The weighted sums of normalised values: of what is to be compared, and of all of it at once.
+        Return the weighted sums of normalised values. Pass all samples that are to be compared in one call.
 
         Args:
             samples (sequence of `N` mappings of `str` to `float` or `None`):
-                Each video's values.
+                The values of each video.
             groups (sequence of `N` hashables):
-                The prompt each is of.
+                The prompt of each video.
 
         Returns:
             `list[float | None]`: as from [`~RewardCombination.combined`]. A reward that is `None` for a video counts
@@ -112,7 +116,7 @@ class RewardCombination:
 
 
 def check_normalization(normalization: str) -> None:
-    """Raises a `ValueError` for an unknown one."""
+    """Raise a `ValueError` for an unknown normalisation."""
     if normalization not in get_args(Normalization):
         raise ValueError(
             f"There is no reward normalization {normalization!r}. "
@@ -121,17 +125,17 @@ def check_normalization(normalization: str) -> None:
 
 
 def check_gates(gates: Mapping[str, float]) -> None:
-    """Raises a `ValueError` for what is no mapping of names to finite numbers."""
+    """Raise a `ValueError` unless the gates map names to finite numbers."""
     if not isinstance(gates, Mapping):
-        raise ValueError(f"Gates are a mapping such as {{'motion': 0.02}}, got {gates!r}.")
-    for name, least in gates.items():
-        number = isinstance(least, (int, float)) and not isinstance(least, bool)
-        if not number or not math.isfinite(least):
-            raise ValueError(f"The gate of {name!r} must be a finite number, got {least!r}.")
+        raise ValueError(f"Gates must be a mapping such as {{'motion': 0.02}}, got {gates!r}.")
+    for name, minimum in gates.items():
+        is_number = isinstance(minimum, (int, float)) and not isinstance(minimum, bool)
+        if not is_number or not math.isfinite(minimum):
+            raise ValueError(f"The gate of {name!r} must be a finite number, got {minimum!r}.")
 
 
 def _standardized(values: Sequence[float]) -> list[float]:
-    # `statistics` adds up exactly, so that the order of the samples is not in the last bits.
+    # `statistics` sums exactly, so the result does not depend on the order of the samples.
     mean, std = statistics.fmean(values), statistics.pstdev(values)
     if std <= ROUNDING * max(map(abs, values)):
         return [0.0] * len(values)

@@ -1,6 +1,7 @@
-"""Read what a reward declares: its name, its columns and its entry point.
+"""
+Read what a reward declares: its name, its columns and its entry point.
 
-[`RewardRunner`] describes the convention that rewards follow.
+The convention that rewards follow is described in `rewards/runner.py`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,29 @@ from typing import Any, TypeAlias
 from spatialalign_trl.errors import near_miss
 
 ENTRY_POINT_GROUP = "spatialalign_trl.rewards"
-# What a reward is handed beside the prompt columns. A column of such a name could not be told from it.
+# The arguments of a reward that are not prompt columns. A prompt column must not have such a name.
 RESERVED = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
 
 RewardFunc: TypeAlias = Callable[..., Any]
 
 
 def make_reward(spec: str | RewardFunc, found: Any, /, **kwargs: Any) -> RewardFunc:
-    """What was found under `spec`, as a callable: a class is instantiated, arguments are bound to a function."""
+    """
+    Make a callable of what a spec names: instantiate a class, bind arguments to a function.
+
+    Args:
+        spec (`str` or callable):
+            The spec, for error messages.
+        found:
+            The class, function or instance that it names.
+        kwargs:
+            Arguments for the class or the function.
+
+    Raises:
+        `TypeError`: if the result cannot be called.
+    """
     if not callable(found):
-        raise TypeError(f"The reward {spec!r} is {found!r}, which cannot be called; give a function or a class.")
+        raise TypeError(f"The reward {spec!r} is {found!r}, which cannot be called; name a function or a class.")
     if isinstance(found, type):
         found = found(**kwargs)
         if not callable(found):
@@ -36,14 +50,14 @@ def make_reward(spec: str | RewardFunc, found: Any, /, **kwargs: Any) -> RewardF
 
 
 def reward_name(reward: RewardFunc) -> str:
-    """The name a reward is logged under: its `__name__` (through `functools.partial`), else its class's."""
+    """Return the name a reward is logged under: its `__name__` (through `functools.partial`), else its class's."""
     reward = _unwrap(reward)
     return getattr(reward, "__name__", type(reward).__name__)
 
 
 def required_columns(reward: RewardFunc) -> list[str]:
     """
-    The prompt columns a reward needs: those it declares in `required_columns`, and every parameter without a default.
+    Return the prompt columns a reward needs: those in its `required_columns`, and every parameter without a default.
     """
     declared = getattr(_unwrap(reward), "required_columns", ())
     declared = [declared] if isinstance(declared, str) else list(declared)
@@ -62,7 +76,7 @@ def _unwrap(reward: RewardFunc) -> RewardFunc:
 
 
 def signature_of(reward: RewardFunc) -> inspect.Signature | None:
-    """The parameters a reward is called with; `None` when Python cannot tell."""
+    """Return the signature of a reward; `None` if Python does not know it."""
     try:
         return inspect.signature(reward)
     except ValueError:  # builtins may have none
@@ -70,38 +84,48 @@ def signature_of(reward: RewardFunc) -> inspect.Signature | None:
 
 
 def installed_rewards() -> set[str]:
-    """The names that installed packages gave their rewards."""
+    """Return the names of all rewards that installed packages register."""
     return set(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP).names)
 
 
 def find_installed(name: str) -> Any:
-    """The class or function that an installed package registers under the name.
+    """
+    Return the class or function that an installed package registers under a name.
 
     Raises:
         `ValueError`, `ImportError`: as in [`load_reward`].
     """
-    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    matching = {point.value: point for point in points if point.name == name}
+    entry_points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    matching = {entry_point.value: entry_point for entry_point in entry_points if entry_point.name == name}
     if not matching:
         raise ValueError(
-            f"There is no reward named {name!r}. {near_miss(name, points.names)} "
-            "Your own reward: 'path/to/file.py:Name', 'user/name' on the Hub, or an entry point in the group "
-            f"{ENTRY_POINT_GROUP!r} of your package."
+            f"There is no reward named {name!r}. {near_miss(name, entry_points.names)} "
+            "Name a reward of your own as 'path/to/file.py:Name', as 'user/name' on the Hub, or by an entry point in "
+            f"the group {ENTRY_POINT_GROUP!r} of your package."
         )
     if len(matching) > 1:
-        raise ValueError(f"The reward name {name!r} is claimed by several packages: {', '.join(sorted(matching))}.")
-    value, point = matching.popitem()
+        raise ValueError(f"The reward name {name!r} is registered by several packages: {', '.join(sorted(matching))}.")
+    value, entry_point = matching.popitem()
     try:
-        return point.load()
+        return entry_point.load()
     except (ImportError, AttributeError) as error:
         raise ImportError(f"The reward {name!r} ({value}) cannot be imported: {error}") from error
 
 
 def defined_in(module: ModuleType, name: str, place: str) -> Any:
-    """What the module from the file `place` holds under the name.
+    """
+    Return what a module defines under a name.
+
+    Args:
+        module (module):
+            The module.
+        name (`str`):
+            The name.
+        place (`str`):
+            The file that the module was imported from, for error messages.
 
     Raises:
-        `ValueError`: it has no such name; names the nearest.
+        `ValueError`: if it does not define the name; suggests the nearest.
     """
     if name and hasattr(module, name):
         return getattr(module, name)
@@ -111,5 +135,7 @@ def defined_in(module: ModuleType, name: str, place: str) -> Any:
         if not key.startswith("_") and callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
     if not name:
-        raise ValueError(f"{place}: say which reward, such as '{place}:Name'. {near_miss('', defined)}")
+        raise ValueError(
+            f"{place}: the name of the reward is missing; name it as in '{place}:Name'. {near_miss('', defined)}"
+        )
     raise ValueError(f"{place} defines no {name!r}. {near_miss(name, defined)}")

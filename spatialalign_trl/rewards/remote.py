@@ -1,6 +1,7 @@
 """
-A reward that another machine answers: videos and columns are posted, scores come back. The schema stands in
-rewards/README.md, a server for any reward in `rewards/server.py`.
+A reward that runs on another machine: the client posts videos and columns, the server answers with scores.
+
+The schema is in the top-level rewards/README.md, and a server for any reward is in `rewards/server.py`.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from spatialalign_trl.errors import near_miss
 from spatialalign_trl.video import Video, check_completions, encode_video
 
 SCHEMES = ("http://", "https://")
-# Answers after which the same request may succeed.
+# Status codes after which the same request may succeed.
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS = 1.0
 MAX_WAIT_SECONDS = 60.0
@@ -26,27 +27,27 @@ DEFAULT_FPS = 16.0
 
 class HTTPReward:
     """
-    Reward of a server, asked while other rewards run.
+    An async reward that a server computes while other rewards run.
 
     Args:
         url (`str`):
-            `http://host:port/path`, without a user, a password or a query: it appears in logs and on cards.
+            `http://host:port/path`, without a user, a password or a query, because it appears in logs and on cards.
         name (`str`, *optional*):
-            What the reward is logged as; by default the last part of the path, else the host.
+            The name the reward is logged under; by default the last part of the path, else the host.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds for one request, in all.
+            Total seconds for one request.
         retries (`int`, *optional*, defaults to `4`):
-            How often a request is sent again after a lost connection, a timeout, or an answer such as 503. The wait is
-            1, 2, 4, ... seconds, or what `Retry-After` asks for, at most 60.
+            How often a request is repeated after a lost connection, a timeout, or a status such as 503. The wait is
+            1, 2, 4, ... seconds, or the `Retry-After` of the answer, but at most 60.
         max_videos (`int`, *optional*, defaults to `8`):
-            Videos in one request. More are sent one request after the other.
+            Number of videos per request. More videos are sent in several requests, one after the other.
         token_env (`str`, *optional*):
-            Environment variable that holds a token, which is sent as `Authorization: Bearer`.
+            Name of an environment variable with a token, which is sent as `Authorization: Bearer`.
         crf (`int`, *optional*, defaults to `0`):
-            Quality of the mp4 that is sent; 0 is lossless, so that the server sees the very pixels.
+            Quality of the mp4 that is sent; 0 is lossless, so the server sees identical pixels.
 
     Raises:
-        `ValueError`: for a URL that is none or may hold a secret, or numbers out of range.
+        `ValueError`: for a malformed URL, a URL that may contain a secret, or numbers out of range.
     """
 
     required_columns: tuple[str, ...] = ()
@@ -64,25 +65,25 @@ class HTTPReward:
         parts = urlsplit(url)
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError(
-                f"The URL of the reward {shown_url(url)} has a user, a password or a query (?...), which logs would "
-                "show. Put a token into an environment variable and name it: "
+                f"The URL of the reward {shown_url(url)} has a user, a password or a query (?...), which would "
+                "appear in logs. Put a token into an environment variable and name it: "
                 "reward_options {<url>: {token_env: NAME}}."
             )
         if not url.startswith(SCHEMES) or not parts.hostname:
-            raise ValueError(f"{shown_url(url)!r} is no URL of a reward; one looks like http://127.0.0.1:8000/score.")
-        for option, value, least in (
+            raise ValueError(f"{shown_url(url)!r} is no URL of a reward. Use one such as http://127.0.0.1:8000/score.")
+        for option, value, minimum in (
             ("timeout", timeout, 1e-3),
             ("retries", retries, 0),
             ("max_videos", max_videos, 1),
         ):
-            if not value >= least:
-                raise ValueError(f"{option} is {value}; it must be at least {least:g}.")
+            if not value >= minimum:
+                raise ValueError(f"{option} is {value}; it must be at least {minimum:g}.")
         self.url = url
-        last = parts.path.rstrip("/").rpartition("/")[2] or parts.netloc
-        self.__name__ = name or re.sub(r"\W", "_", last)
+        default_name = parts.path.rstrip("/").rpartition("/")[2] or parts.netloc
+        self.__name__ = name or re.sub(r"\W", "_", default_name)
         self.timeout, self.retries, self.max_videos = timeout, retries, max_videos
         self.token_env, self.crf = token_env, crf
-        self._server: dict[str, Any] | None = None
+        self._description: dict[str, Any] | None = None
 
     async def __call__(
         self,
@@ -96,10 +97,25 @@ class HTTPReward:
         """
         Ask the server for the scores of `N` videos.
 
+        Args:
+            prompts (sequence of `N` `str`):
+                The prompts.
+            completions (sequence of `N` videos):
+                `uint8` arrays of shape `(frames, height, width, 3)`.
+            log_extra (callable, *optional*):
+                Receives the columns that the server answers in addition to the scores.
+            log_metric, trainer_state (*optional*):
+                Not used.
+            columns (sequences of `N`):
+                The other columns of the prompts, which are sent to the server. `fps` also sets the mp4's frame rate.
+
+        Returns:
+            `list[float | None]`: one score per video, `None` when INVALID.
+
         Raises:
-            `ConnectionError`: when it does not answer, after all retries.
-            `PermissionError`: when it refuses the token.
-            `ValueError`: for an answer that breaks the schema, or a request that the server calls wrong.
+            `ConnectionError`: if the server does not answer, after all retries.
+            `PermissionError`: if it rejects the token.
+            `ValueError`: for an answer that violates the schema, or a request that the server rejects.
         """
         from httpx2 import AsyncClient
 
@@ -108,22 +124,23 @@ class HTTPReward:
         async with AsyncClient() as client:
             for start in range(0, len(completions), self.max_videos):
                 part = slice(start, start + self.max_videos)
-                sent = {name: values[part] for name, values in columns.items()}
-                videos, fps = completions[part], sent.get("fps")
-                body = await asyncio.to_thread(request_body, prompts[part], videos, sent, fps, self.crf)
+                sent_columns = {name: values[part] for name, values in columns.items()}
+                videos, fps = completions[part], sent_columns.get("fps")
+                body = await asyncio.to_thread(request_body, prompts[part], videos, sent_columns, fps, self.crf)
                 answer = await self._post(client, body)
-                read = read_scores(answer, len(videos))
-                scores += read[0]
-                for name, values in read[1].items():
+                part_scores, part_extra = read_scores(answer, len(videos))
+                scores += part_scores
+                # Fill up columns that only some of the answers have
+                for name, values in part_extra.items():
                     extra.setdefault(name, [None] * start).extend(values)
-                for values in extra.values():  # a column that this request alone lacks
+                for values in extra.values():
                     values.extend([None] * (len(scores) - len(values)))
         for name, values in extra.items() if log_extra is not None else ():
             log_extra(name, values)
         return scores
 
     async def _post(self, client: Any, body: bytes) -> Any:
-        """The JSON that the server answers with."""
+        """Post a request, with retries, and return the JSON of the answer."""
         from httpx2 import TransportError
 
         headers = {"Content-Type": "application/json", **self._authorization()}
@@ -138,7 +155,11 @@ class HTTPReward:
                 problem = f"{type(error).__name__} {_printable(str(error))}".rstrip()
             else:
                 if response.status_code == 200:
-                    return self._json(response)
+                    try:
+                        return json.loads(response.content)
+                    except ValueError as error:
+                        text = _printable(response.text)
+                        raise ValueError(f"{self.url} answered something that is no JSON: {text!r}") from error
                 problem = f"status {response.status_code}{_reason(response)}"
                 if response.status_code in (401, 403):
                     raise PermissionError(f"{self.url} refused the request: {problem}. {self._token_remedy()}")
@@ -149,45 +170,47 @@ class HTTPReward:
                 await asyncio.sleep(min(wait, MAX_WAIT_SECONDS))
         raise ConnectionError(f"{self.url} did not score: {problem} (asked {self.retries + 1} times)")
 
-    def _json(self, response: Any) -> Any:
-        try:
-            return json.loads(response.content)
-        except ValueError as error:
-            raise ValueError(f"{self.url} answered what is no JSON: {_printable(response.text)!r}") from error
-
     def _authorization(self) -> dict[str, str]:
+        """Return the header with the token, if there is one."""
         if self.token_env is None:
             return {}
         token = os.environ.get(self.token_env, "").strip()
         if not token:
-            raise PermissionError(f"The reward {self.url} takes its token from ${self.token_env}, which is not set.")
+            raise PermissionError(
+                f"The reward {self.url} takes its token from ${self.token_env}, which is not set. Set it."
+            )
         return {"Authorization": f"Bearer {token}"}
 
     def _token_remedy(self) -> str:
         if self.token_env is None:
-            return "It may want a token: reward_options {<url>: {token_env: NAME_OF_A_VARIABLE}}."
+            return "It may need a token: reward_options {<url>: {token_env: NAME_OF_A_VARIABLE}}."
         return f"Check the token in ${self.token_env}."
 
     def check_prompts(self, **columns: Sequence[Any]) -> None:
         """
-        Ask the server whether it is there, and which columns it needs, before anything is sampled.
+        Check that the server can be reached and that the prompts have the columns it needs, before anything is
+        sampled.
+
+        Args:
+            columns (sequences of `N`):
+                The columns of the prompts.
 
         Raises:
-            `ConnectionError`: when it cannot be reached.
-            `ValueError`: when the prompts lack a column that it needs.
+            `ConnectionError`: if the server cannot be reached.
+            `ValueError`: if the prompts lack a column that it needs.
         """
-        needed = self._about().get("required_columns", ())
+        needed = self._describe_server().get("required_columns", ())
         for column in needed if isinstance(needed, list) else ():
             if column not in columns:
                 raise ValueError(f"its server needs the column {column!r}. {near_miss(str(column), columns)}")
 
     def describe(self) -> dict[str, Any]:
-        """The server's address, and what it says of its reward; another judge there is another reward."""
-        return {"url": self.url, "crf": self.crf, "server": self._about()}
+        """Return the server's address and its description of the reward, which may change at the same address."""
+        return {"url": self.url, "crf": self.crf, "server": self._describe_server()}
 
-    def _about(self) -> dict[str, Any]:
-        """What the server answers to GET, asked once; a server need not answer it with anything."""
-        if self._server is None:
+    def _describe_server(self) -> dict[str, Any]:
+        """Return the server's answer to GET, which is requested once; `{}` if the server does not support it."""
+        if self._description is None:
             from httpx2 import Client, TransportError
 
             try:
@@ -195,21 +218,21 @@ class HTTPReward:
                     response = client.get(self.url, headers=self._authorization())
             except TransportError as error:
                 raise ConnectionError(
-                    f"The reward {self.url} cannot be reached ({type(error).__name__}); start its server first, such "
-                    "as `spatialalign serve-reward dsr_score --port 8000`."
+                    f"The reward {self.url} cannot be reached ({type(error).__name__}); start its server first, for "
+                    "example with `spatialalign serve-reward dsr_score --port 8000`."
                 ) from error
             if response.status_code in (401, 403):
                 raise PermissionError(f"{self.url} refused the request. {self._token_remedy()}")
             try:
-                about = json.loads(response.content) if response.status_code == 200 else None
+                answer = json.loads(response.content) if response.status_code == 200 else None
             except ValueError:
-                about = None
-            self._server = about if isinstance(about, dict) else {}
-        return self._server
+                answer = None
+            self._description = answer if isinstance(answer, dict) else {}
+        return self._description
 
 
 def shown_url(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query and fragment. Other names of rewards stay."""
+    """Remove what may be secret from a URL: user, password, query and fragment. Other reward names are unchanged."""
     if not url.startswith(SCHEMES):
         return url
     parts = urlsplit(url)
@@ -223,7 +246,21 @@ def request_body(
     fps: Sequence[float] | None = None,
     crf: int = 0,
 ) -> bytes:
-    """The JSON of one request: prompts, columns, and the videos as mp4 in base64."""
+    """
+    Return the JSON of one request: prompts, columns, and the videos as mp4 in base64.
+
+    Args:
+        prompts (sequence of `N` `str`):
+            The prompts.
+        videos (sequence of `N` videos):
+            `uint8` arrays of shape `(frames, height, width, 3)`.
+        columns (mapping of `str` to sequences of `N`):
+            The other columns of the prompts.
+        fps (sequence of `N` `float`, *optional*):
+            Frame rates of the mp4 files, by default 16.
+        crf (`int`, *optional*, defaults to `0`):
+            Quality of the mp4 files; 0 is lossless.
+    """
     check_completions(videos)
     rates = fps or [DEFAULT_FPS] * len(videos)
     encoded = [encode_video(video, rate, crf) for video, rate in zip(videos, rates, strict=True)]
@@ -237,10 +274,16 @@ def request_body(
 
 def read_scores(answer: Any, count: int) -> tuple[list[float | None], dict[str, list]]:
     """
-    The scores and the columns of an answer.
+    Check an answer and return its scores and its columns.
+
+    Args:
+        answer:
+            The JSON that the server answered with.
+        count (`int`):
+            The number of videos in the request.
 
     Raises:
-        `ValueError`: when it breaks the schema; says where.
+        `ValueError`: if the answer violates the schema; says where.
     """
     if not isinstance(answer, dict) or not isinstance(answer.get("scores"), list):
         raise ValueError(f'the answer must be {{"scores": [...]}}, got {_printable(json.dumps(answer))}')
@@ -248,30 +291,32 @@ def read_scores(answer: Any, count: int) -> tuple[list[float | None], dict[str, 
     if len(scores) != count:
         raise ValueError(f"the answer has {len(scores)} scores for {count} videos")
     for k, score in enumerate(scores):
-        number = isinstance(score, (int, float)) and not isinstance(score, bool)
-        if score is not None and not (number and math.isfinite(score)):
+        is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
+        if score is not None and not (is_number and math.isfinite(score)):
             raise ValueError(f"scores[{k}] of the answer is {score!r}; a score is a finite number or null (INVALID)")
     if not isinstance(extra, dict):
         raise ValueError(f"extra of the answer is {type(extra).__name__}; it must map names to lists")
     for name, values in extra.items():
         if not isinstance(values, list) or len(values) != count:
-            raise ValueError(f"extra[{name!r}] of the answer is no list of {count} values, one a video")
+            raise ValueError(f"extra[{name!r}] of the answer is no list of {count} values, one per video")
     return [None if score is None else float(score) for score in scores], extra
 
 
 def _reason(response: Any) -> str:
-    """What the server said went wrong, if it said so."""
+    """Return the error message in an answer, after a colon; an empty text if there is none."""
     try:
-        said = json.loads(response.content)["error"]
+        message = json.loads(response.content)["error"]
     except (ValueError, KeyError, TypeError):
         return ""
-    return f": {_printable(str(said))}"
+    return f": {_printable(str(message))}"
 
 
 def _printable(text: str) -> str:
+    """Return the first 300 characters with control characters replaced, because servers are not trusted."""
     return "".join(letter if letter.isprintable() else " " for letter in text[:300])
 
 
 def _retry_after(response: Any) -> float | None:
-    asked = response.headers.get("Retry-After", "")
-    return float(asked) if asked.isdecimal() else None
+    """Return the seconds that the server asks to wait, if it does."""
+    seconds = response.headers.get("Retry-After", "")
+    return float(seconds) if seconds.isdecimal() else None

@@ -1,27 +1,24 @@
 """
-Rewards: the convention they follow, and how several of them are run and combined.
+Run several rewards and combine their values; and the convention that rewards follow.
 
-The convention is TRL's, so that a reward written for GRPO runs here and the other way round. A reward is a callable
-(function or instance, plain or async) that takes keyword arguments only:
+The convention is TRL's, so a reward written for GRPO runs here and vice versa. A reward is a callable (function or
+instance, plain or async) that takes keyword arguments only:
 
     reward(prompts=[...], completions=[video, ...], **prompt_columns, trainer_state=..., log_extra=..., log_metric=...)
 
-and returns one `float | None` per video, `None` meaning INVALID: this video cannot be judged. A video is a `uint8`
-array of shape `(frames, height, width, 3)`. The library knows no concrete reward; `rewards/loading.py` finds them.
+and returns one `float | None` per video. `None` means INVALID: this video cannot be judged. A video is a `uint8` array
+of shape `(frames, height, width, 3)`. The library knows no particular reward; `rewards/loading.py` finds them.
 """
 
-import functools
-import inspect
 import logging
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from spatialalign_trl.errors import near_miss
-from spatialalign_trl.rewards.calling import AsyncLoop, CallLog, is_async, read_answer
+from spatialalign_trl.rewards.calling import AsyncLoop, CallLog, call_rewards, read_answer
 from spatialalign_trl.rewards.combination import Normalization, RewardCombination
 from spatialalign_trl.rewards.convention import RESERVED, RewardFunc, required_columns, reward_name, signature_of
 from spatialalign_trl.rewards.loading import load_reward
@@ -30,36 +27,36 @@ __all__ = ["RewardFailure", "RewardFunc", "RewardOutput", "RewardRunner", "load_
 
 logger = logging.getLogger(__name__)
 
-# Columns that are not passed on, as in TRL: they are `prompts` and `completions` already.
+# As in TRL these columns are not passed on, because rewards get them as `prompts` and `completions`.
 NOT_PASSED = ("prompt", "completion", "completion_ids")
-# Before that many videos a share of failures says nothing.
+# Over fewer videos a share of failures is not meaningful.
 MIN_SAMPLES_FOR_FAILURE = 16
 
 
 class RewardFailure(RuntimeError):
-    """A reward failed on too many videos for the run to be worth going on."""
+    """A reward failed on so many videos that the run was stopped."""
 
 
 @dataclass
 class RewardOutput:
     """
-    What the rewards said about `N` videos.
+    The values of all rewards for `N` videos.
 
     Args:
         rewards (`list[float | None]`):
-            Weighted sum of the rewards that judged the video, as they are (not normalised); `None` when none with a
-            weight did, or a gate disqualified it.
+            The weighted sum of the rewards that judged the video, not normalised; `None` if no reward with a weight
+            did, or if a gate disqualified it.
         per_reward (`dict[str, list[float | None]]`):
-            Each reward's own values, unweighted.
+            The unweighted values of each reward.
         extra (`dict[str, list]`):
-            Columns written through `log_extra`, `N` values each, and `<name>_error` of a reward that failed on some.
-            With gates, `gate_reason`: why one disqualified the video, or `None`.
+            Columns written through `log_extra`, `N` values each, and `<name>_error` for a reward that failed on some
+            videos. With gates, `gate_reason`: why a gate disqualified the video, or `None`.
         metrics (`dict[str, float]`):
             `rewards/<name>/mean`, `rewards/<name>/std`, `rewards/<name>/invalid_rate`, `reward`, `reward_std`, and
-            what `log_metric` was given; with gates, `disqualified_rate`. A mean of nothing is left out, and so is a
-            deviation of fewer than two values.
+            the means of what `log_metric` received; with gates, `disqualified_rate`. A mean of no values is left out,
+            and so is a standard deviation of fewer than two.
         errors (`dict[str, list[str]]`):
-            What went wrong in this call, by reward; empty when nothing did.
+            The distinct errors in this call, by reward; empty if there were none.
     """
 
     rewards: list[float | None]
@@ -71,27 +68,27 @@ class RewardOutput:
 
 class RewardRunner:
     """
-    Runs rewards on videos and adds them up. A reward that fails leaves its videos INVALID and the run goes on, as long
-    as that stays below a share.
+    Run rewards on videos and combine their values. A reward that fails leaves its videos INVALID and the run goes on,
+    up to a share of failures.
 
     Args:
         reward_funcs (`str`, callable, or a sequence of them):
-            As in [`load_reward`].
+            The rewards, or their names as in [`load_reward`].
         reward_weights (sequence of `float`, *optional*):
-            One each; by default 1.0, and 0 for a reward that has a gate. A reward of weight 0 is only logged: it
-            cannot make a video valid.
+            One weight per reward; by default 1.0, or 0 for a reward with a gate. A reward of weight 0 is only logged:
+            it cannot make a video valid.
         max_failure_share (`float`, *optional*, defaults to `0.5`):
-            Share of all videos so far, in [0, 1], on which a reward may fail (after at least 16 videos). `None` from a
-            reward is a verdict and no failure.
+            The share of all videos so far, in [0, 1], on which a reward may fail. It is checked from 16 videos on.
+            `None` from a reward is a verdict, not a failure.
         normalization (`str`, *optional*, defaults to `"none"`):
-            How values are scaled where samples are compared; see [`RewardCombination`]. What a call returns is not
-            normalised: that takes all samples at once.
+            How values are scaled when samples are compared; see [`RewardCombination`]. The output of a call is never
+            normalised, because normalisation needs all samples at once.
         gates (`dict[str, float]`, *optional*):
-            Reward -> the least value a video needs not to be INVALID; see [`RewardCombination`].
+            Reward -> the minimum value below which a video is INVALID; see [`RewardCombination`].
 
     Raises:
-        `ValueError`: for weights, gates or a normalisation that do not fit, a share out of range, two rewards of one
-            name, or no reward.
+        `ValueError`: for weights, gates or a normalisation that do not fit, a share out of range, two rewards with the
+            same name, or no reward.
         `TypeError`: for a reward that does not take `**kwargs`.
     """
 
@@ -117,19 +114,24 @@ class RewardRunner:
             signature = signature_of(reward)
             if signature and all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values()):
                 raise TypeError(
-                    f"The reward {name!r} must end its parameters with **kwargs: as in TRL it is handed every prompt "
-                    f"column, and trainer_state, log_extra and log_metric. Its signature is {signature}."
+                    f"The reward {name!r} must end its parameters with **kwargs: as in TRL it is passed every prompt "
+                    f"column, trainer_state, log_extra and log_metric. Its signature is {signature}."
                 )
         weights = _checked_weights(reward_weights, self.names, gates or {})
         self.combination = RewardCombination(dict(zip(self.names, weights, strict=True)), gates or {}, normalization)
         self._loop = AsyncLoop()
-        self._graded = 0
-        self._failed = dict.fromkeys(self.names, 0)
+        self._num_videos = 0
+        self._failures = dict.fromkeys(self.names, 0)
         self._first_error: dict[str, str] = {}
 
     def only(self, names: Collection[str]) -> "RewardRunner":
-        """A runner of those of the rewards that are named, with their weights, no gates, and its own count of
-        failures; this one for all of them."""
+        """
+        Return a runner of some of the rewards, with their weights, without gates, and with a new count of failures.
+
+        Args:
+            names (collection of `str`):
+                The rewards to keep. For all of them, this runner itself is returned.
+        """
         if set(names) == set(self.names):
             return self
         rewards = [reward for name, reward in zip(self.names, self.reward_funcs, strict=True) if name in names]
@@ -138,20 +140,20 @@ class RewardRunner:
 
     def check_columns(self, column_names: Iterable[str]) -> None:
         """
-        Check that the prompts have what the rewards need, before anything is sampled.
+        Check that the prompts have the columns the rewards need, before anything is sampled.
 
         Args:
             column_names (`Iterable[str]`):
                 The columns of the prompt dataset.
 
         Raises:
-            `ValueError`: naming the reward and the column it misses, or a column whose name is taken.
+            `ValueError`: for a missing column, naming the reward, or a column with a reserved name.
         """
         columns = list(column_names)
         for column in columns:
             if column in RESERVED:
                 raise ValueError(
-                    f"The prompt column {column!r} has the name of an argument that rewards are handed "
+                    f"The prompt column {column!r} has the name of another argument of rewards "
                     f"({', '.join(RESERVED)}); rename the column."
                 )
         passed = [column for column in columns if column not in NOT_PASSED]
@@ -165,15 +167,15 @@ class RewardRunner:
 
     def check_prompts(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """
-        Check the prompts themselves, before anything is sampled: their columns, and whatever a reward with a method
-        `check_prompts(**columns)` says of their content.
+        Check the prompts before anything is sampled: their columns, and their content with the method
+        `check_prompts(**columns)` of each reward that has one.
 
         Args:
             rows (sequence of mappings):
                 The prompts, all with the same columns.
 
         Raises:
-            `ValueError`: when there are no prompts; as in [`~RewardRunner.check_columns`]; and what a reward raises.
+            `ValueError`: if there are no prompts, as in [`~RewardRunner.check_columns`], or from a reward's check.
         """
         if not rows:
             raise ValueError("There are no prompts.")
@@ -188,12 +190,12 @@ class RewardRunner:
                     raise ValueError(f"The reward {name!r} cannot score these prompts: {error}") from error
 
     def describe(self) -> dict[str, Any]:
-        """What each reward says it was made with, by name: its `describe()`, or `None` when it has no such method."""
-        parts = zip(self.names, self.reward_funcs, strict=True)
-        return {name: reward.describe() if hasattr(reward, "describe") else None for name, reward in parts}
+        """Return the settings of each reward by name, from its method `describe()`; `None` for one without it."""
+        named = zip(self.names, self.reward_funcs, strict=True)
+        return {name: reward.describe() if hasattr(reward, "describe") else None for name, reward in named}
 
     def release(self) -> None:
-        """Let every reward that has a method `release()` free its models; the next video loads them again."""
+        """Free the models of every reward that has a method `release()`; the next video loads them again."""
         for reward in self.reward_funcs:
             if hasattr(reward, "release"):
                 reward.release()
@@ -216,35 +218,43 @@ class RewardRunner:
             columns (mapping of `str` to sequences of `N`, *optional*):
                 The other columns of the prompts.
             trainer_state (*optional*):
-                Handed on to the rewards.
+                Passed on to the rewards.
 
         Raises:
-            `ValueError`: when lengths differ or a column is missing.
-            `RewardFailure`: when a reward has failed on more than `max_failure_share` of the videos so far.
+            `ValueError`: for different lengths, or a missing column.
+            `RewardFailure`: if a reward has failed on more than `max_failure_share` of the videos so far.
         """
+        # 1. Check the columns
         count, columns = len(completions), dict(columns or {})
         for name, values in {"prompts": prompts, **columns}.items():
             if len(values) != count:
                 raise ValueError(f"{name} has {len(values)} entries for {count} videos.")
         self.check_columns(columns)
-        passed = {name: list(values) for name, values in columns.items() if name not in NOT_PASSED}
-        extra, logged = {}, {}
-        answers = self._call_all(prompts, completions, passed, trainer_state, CallLog(count, extra, logged))
+        arguments = {name: values for name, values in columns.items() if name not in NOT_PASSED}
+        arguments |= {"prompts": prompts, "completions": completions}
 
-        per_reward, errors = {}, {}
-        for name, answer in zip(self.names, answers, strict=True):
-            values, problems = read_answer(answer, count)
-            per_reward[name] = values
+        # 2. Call every reward
+        log = CallLog(count)
+        rewards = dict(zip(self.names, self.reward_funcs, strict=True))
+        answers = call_rewards(rewards, arguments, trainer_state, log, self._loop)
+
+        # 3. Read the answers. Unusable values become INVALID and count as failures.
+        per_reward, extra, errors = {}, log.columns, {}
+        for name in self.names:
+            per_reward[name], problems = read_answer(answers[name], count)
             if any(problems):
                 errors[name] = list(dict.fromkeys(problem for problem in problems if problem))
                 extra[f"{name}_error"] = problems
-                self._note_failure(name, errors[name][0], sum(problem is not None for problem in problems), answer)
-        self._graded += count
-        self._stop_if_hopeless()
+                self._count_failures(name, problems, answers[name])
+        self._num_videos += count
+        self._stop_after_too_many_failures()
 
+        # 4. Combine the values
         videos = [{name: values[k] for name, values in per_reward.items()} for k in range(count)]
-        rewards = [self.combination.combined(values) for values in videos]
-        metrics = {name: statistics.fmean(values) for name, values in logged.items()}
+        combined = [self.combination.combined(values) for values in videos]
+
+        # 5. Compute the metrics
+        metrics = {name: statistics.fmean(values) for name, values in log.metrics.items()}
         for name, values in per_reward.items():
             metrics |= _mean_and_std(values, f"rewards/{name}/mean", f"rewards/{name}/std")
             if count:
@@ -253,66 +263,44 @@ class RewardRunner:
             extra["gate_reason"] = reasons = [self.combination.gate_reason(values) for values in videos]
             if count:
                 metrics["disqualified_rate"] = sum(reason is not None for reason in reasons) / count
-        metrics |= _mean_and_std(rewards, "reward", "reward_std")
-        return RewardOutput(rewards, per_reward, extra, metrics, errors)
+        metrics |= _mean_and_std(combined, "reward", "reward_std")
+        return RewardOutput(combined, per_reward, extra, metrics, errors)
 
-    def _call_all(
-        self, prompts: Sequence[str], completions: Sequence[Any], columns: dict[str, list], state: Any, log: CallLog
-    ) -> list[Any]:
-        """Each reward's answer, or the exception it raised. Async rewards are started first and wait, all at once,
-        while the plain ones run in turn."""
-        answers: dict[str, Any] = {}
-        waiting: dict[str, Future] = {}
-        named = zip(self.names, self.reward_funcs, strict=True)
-        try:
-            for name, reward in sorted(named, key=lambda one: not is_async(one[1])):
-                arguments = {"prompts": list(prompts), "completions": list(completions), **columns}
-                hooks = {"log_extra": functools.partial(log.extra, name), "log_metric": log.metric}
-                try:
-                    answer = reward(**arguments, trainer_state=state, **hooks)
-                except Exception as error:  # a reward is somebody's code: whatever it raises is its answer
-                    answer = error
-                if inspect.isawaitable(answer):
-                    waiting[name] = self._loop.start(answer)
-                else:
-                    answers[name] = answer
-            answers |= {name: future.result() for name, future in waiting.items()}
-        finally:
-            for future in waiting.values():  # after Ctrl-C nobody asks for them
-                future.cancel()
-        return [answers[name] for name in self.names]
-
-    def _note_failure(self, name: str, problem: str, count: int, answer: Any) -> None:
-        first = name not in self._first_error
-        self._first_error.setdefault(name, problem)
-        self._failed[name] += count
+    def _count_failures(self, name: str, problems: Sequence[str | None], answer: Any) -> None:
+        """Count and log the videos on which a reward failed, with the traceback the first time."""
+        failed = [problem for problem in problems if problem is not None]
+        is_first = name not in self._first_error
+        self._first_error.setdefault(name, failed[0])
+        self._failures[name] += len(failed)
         logger.warning(
             "The reward %r failed on %d videos, which are INVALID: %s",
             name,
-            count,
-            problem,
-            exc_info=answer if first and isinstance(answer, BaseException) else None,
+            len(failed),
+            failed[0],
+            exc_info=answer if is_first and isinstance(answer, BaseException) else None,
         )
 
-    def _stop_if_hopeless(self) -> None:
-        if self._graded < MIN_SAMPLES_FOR_FAILURE:
+    def _stop_after_too_many_failures(self) -> None:
+        """Raise a [`RewardFailure`] if a reward has failed on too large a share of the videos so far."""
+        if self._num_videos < MIN_SAMPLES_FOR_FAILURE:
             return
-        for name, failed in self._failed.items():
-            if failed > self.max_failure_share * self._graded:
+        for name, failed in self._failures.items():
+            if failed > self.max_failure_share * self._num_videos:
                 raise RewardFailure(
-                    f"The reward {name!r} failed on {failed} of {self._graded} videos, more than the allowed share of "
-                    f"{self.max_failure_share}. The first error: {self._first_error[name]}. Mend the reward, or raise "
-                    "max_failure_share."
+                    f"The reward {name!r} failed on {failed} of {self._num_videos} videos, more than the allowed "
+                    f"share of {self.max_failure_share}. The first error: {self._first_error[name]}. Fix the reward, "
+                    "or raise max_failure_share."
                 )
 
 
 def _checked_weights(weights: Sequence[float] | None, names: Sequence[str], gates: Mapping[str, float]) -> list[float]:
+    """Return one finite weight per reward: those given, or the defaults."""
     if weights is None:
         return [0.0 if name in gates else 1.0 for name in names]
     if len(weights) != len(names):
         raise ValueError(
             f"{len(names)} rewards need {len(names)} weights, got {len(weights)} ({list(weights)} for "
-            f"{', '.join(names)}): whoever gives other reward_funcs gives their reward_weights, too."
+            f"{', '.join(names)}). If you set reward_funcs, set reward_weights as well."
         )
     if not all(map(math.isfinite, weights)):
         raise ValueError(f"Reward weights must be finite numbers, got {list(weights)}.")
@@ -321,5 +309,5 @@ def _checked_weights(weights: Sequence[float] | None, names: Sequence[str], gate
 
 def _mean_and_std(values: list[float | None], mean_name: str, std_name: str) -> dict[str, float]:
     known = [value for value in values if value is not None]
-    named = {mean_name: statistics.fmean(known)} if known else {}
-    return named | ({std_name: statistics.stdev(known)} if len(known) > 1 else {})
+    mean = {mean_name: statistics.fmean(known)} if known else {}
+    return mean | ({std_name: statistics.stdev(known)} if len(known) > 1 else {})

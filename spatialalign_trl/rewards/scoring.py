@@ -1,4 +1,4 @@
-"""Scoring what was rolled out: every stored sample that has no score yet is read, judged, and written back."""
+"""Score stored samples: every sample without a score is read, judged, and its score is written next to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
@@ -16,140 +16,185 @@ from spatialalign_trl.rewards.runner import RewardRunner
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from spatialalign_trl.rollout.store import Sample, SampleStore
+    from spatialalign_trl.video import Video
+
+
+class StoredSample(Protocol):
+    """A dataclass with what scoring needs of a sample, such as [`~spatialalign_trl.rollout.store.Sample`]."""
+
+    sample_id: str
+    prompt_id: str
+    row: dict[str, Any]
+    settings: dict[str, Any]
+    rewards: dict[str, float | None]
+    reward: float | None
+    scored: bool
+    components: dict[str, Any]
+
+
+class Store(Protocol):
+    """What scoring needs of a store, such as [`~spatialalign_trl.rollout.store.SampleStore`]."""
+
+    def load(self, sample_id: str) -> StoredSample: ...
+
+    def video(self, sample_id: str) -> Video: ...
+
+    def write_scores(
+        self,
+        sample_id: str,
+        rewards: Mapping[str, float | None],
+        reward: float | None,
+        components: Mapping[str, Any] | None = None,
+    ) -> StoredSample: ...
 
 
 def score_samples(
-    samples: Sequence[Sample],
-    store: SampleStore,
+    samples: Sequence[StoredSample],
+    store: Store,
     runner: RewardRunner,
     *,
     batch_size: int = 16,
     accelerator: Accelerator | None = None,
     desc: str = "scoring",
-) -> list[Sample]:
-    """Scores the samples which these rewards have not scored yet, and those on which one of them failed.
+) -> list[StoredSample]:
+    """
+    Score the samples that these rewards have not scored yet, and those on which one of them failed.
 
-    A sample that a reward of the same name but with other settings has scored (another tracker) is scored again. Where
-    only some of the rewards have scored it, and no others, the new ones alone are asked.
-    Models that the rewards have loaded are freed at the end.
+    A sample that was scored by a reward of the same name with other settings (another tracker) is scored again. If
+    its scores come from some of the rewards and no others, only the missing rewards are run. At the end the rewards
+    release their models.
 
-    The stored mp4 is what is judged, as the authors do, so that a score can be checked against the file it belongs to.
-    Scores are written batch by batch: an interruption loses one batch.
+    The rewards see the stored mp4, as in the authors' code, so that a score can be checked against its file. Scores
+    are written batch by batch: an interruption loses one batch.
 
     Args:
-        samples: stored samples.
-        store: where they lie.
-        runner: the rewards.
-        batch_size: videos handed to the rewards at a time.
-        accelerator: deals the samples over the processes (sample i to process i modulo their number) and waits for
-            all of them. Every process must be given the same samples in the same order.
-        desc: of the progress bar.
+        samples (sequence of [`StoredSample`]):
+            The samples.
+        store ([`Store`]):
+            The store that contains them.
+        runner ([`RewardRunner`]):
+            The rewards.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Number of videos per call of the rewards.
+        accelerator (`Accelerator`, *optional*):
+            Distributes the samples over the processes (sample i to process i modulo their number) and waits for all of
+            them. Every process must be given the same samples in the same order.
+        desc (`str`, *optional*, defaults to `"scoring"`):
+            Label of the progress bar.
 
     Returns:
-        The samples with their scores, in the order given, on every process.
+        `list[StoredSample]`: the samples with their scores, in the given order, on every process.
 
     Raises:
-        RewardFailure: when a reward fails on too many videos.
-        ValueError: for a batch size below 1, or a stored video that is damaged.
+        `RewardFailure`: if a reward fails on too many videos.
+        `ValueError`: for a batch size below 1, or a damaged video.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+
+    # 1. Find the rewards to run on each sample. Distribute all samples, not only the unscored ones: a process that
+    # loaded its samples late already sees the scores of a faster one, and would count differently.
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    # Deal by place among all samples, not among those to score: a process that was slow to load its samples already
-    # sees what a quick one has scored since, and would count differently.
-    made_with = {name: settings for name, settings in runner.describe().items() if settings is not None}
-    judges = {f"{name}_settings": _digest(settings) for name, settings in made_with.items()}
-    missing: dict[tuple[str, ...], list[Sample]] = {}
+    described = {name: settings for name, settings in runner.describe().items() if settings is not None}
+    digests = {f"{name}_settings": _digest(settings) for name, settings in described.items()}
+    by_rewards: dict[tuple[str, ...], list[StoredSample]] = {}
     for sample in samples[rank::world]:
-        missing.setdefault(_missing(sample, runner.names, judges), []).append(sample)
-    missing.pop((), None)
-    total = sum(map(len, missing.values()))
+        by_rewards.setdefault(_rewards_to_run(sample, runner.names, digests), []).append(sample)
+    by_rewards.pop((), None)
+
+    # 2. Score and write, batch by batch
+    total = sum(map(len, by_rewards.values()))
     with tqdm(total=total, desc=desc, unit="video", disable=rank != 0 or not total) as bar:
-        for names, mine in missing.items():
-            asked = runner.only(names)
-            for start in range(0, len(mine), batch_size):
-                batch = mine[start : start + batch_size]
-                _score_batch(batch, store, asked, runner.combination, judges)
+        for names, unscored in by_rewards.items():
+            part = runner.only(names)
+            for start in range(0, len(unscored), batch_size):
+                batch = unscored[start : start + batch_size]
+                _score_batch(batch, store, part, runner.combination, digests)
                 bar.update(len(batch))
     runner.release()
     if accelerator:
         accelerator.wait_for_everyone()
+
+    # 3. Read all scores. Those of earlier runs may have been combined with other weights or gates.
     return combine_scores([store.load(sample.sample_id) for sample in samples], runner.combination)
 
 
 def combine_scores(
-    samples: Sequence[Sample], combination: RewardCombination, *, normalize: bool = False
-) -> list[Sample]:
-    """Adds each sample's stored values up anew: those in the store were added up as the run that scored it wanted.
+    samples: Sequence[StoredSample], combination: RewardCombination, *, normalize: bool = False
+) -> list[StoredSample]:
+    """
+    Combine each sample's stored values, replacing the `reward` of the run that scored it.
 
     Args:
-        samples: stored samples; with `normalize`, all those that are to be compared, in any order.
-        combination: the weights, the gates and the normalisation.
-        normalize: the values are normalised first, as the combination says.
+        samples (sequence of [`StoredSample`]):
+            The samples, in any order; with `normalize`, all samples that are to be compared.
+        combination ([`RewardCombination`]):
+            The weights, the gates and the normalisation.
+        normalize (`bool`, *optional*, defaults to `False`):
+            Normalise the values first, as the combination says.
 
     Returns:
-        The samples with `reward` of this combination, and with `gate_reason` in `components` where it has gates. Their
-        `rewards` stay what the rewards returned.
+        `list[StoredSample]`: the samples with the `reward` of this combination, and with `gate_reason` in `components`
+        if it has gates. Their `rewards` stay the values that the rewards returned.
     """
     scored = [sample for sample in samples if sample.scored]
     values = [sample.rewards for sample in scored]
     if normalize:
         rewards = combination.normalized(values, [sample.prompt_id for sample in scored])
     else:
-        rewards = [combination.combined(one) for one in values]
+        rewards = [combination.combined(sample_values) for sample_values in values]
     combined = {}
     for sample, reward in zip(scored, rewards, strict=True):
         components = {name: value for name, value in sample.components.items() if name != "gate_reason"}
         if combination.gates:
             components["gate_reason"] = combination.gate_reason(sample.rewards)
-        # The first is the headline, whatever was asked first when the scores were made.
-        own = {name: sample.rewards[name] for name in combination.weights if name in sample.rewards}
-        rewards_in_order = own | sample.rewards
-        combined[sample.sample_id] = replace(sample, rewards=rewards_in_order, reward=reward, components=components)
+        # The combination's first reward is the headline of reports, whichever ran first.
+        first = {name: sample.rewards[name] for name in combination.weights if name in sample.rewards}
+        in_order = first | sample.rewards
+        combined[sample.sample_id] = replace(sample, rewards=in_order, reward=reward, components=components)
     return [combined.get(sample.sample_id, sample) for sample in samples]
 
 
-def _missing(sample: Sample, names: Sequence[str], judges: Mapping[str, str]) -> tuple[str, ...]:
-    """The rewards that have to be asked: those that have not judged the sample, where the others of them, made with
-    these settings, and no other rewards have, without failing; else all, for nobody knows who logged what."""
-    there = [name for name in names if name in sample.rewards]
-    known = sample.scored and len(there) == len(sample.rewards) and not has_failed(sample, there)
-    columns = (f"{name}_settings" for name in there)
-    if not known or any(sample.components.get(column) != judges.get(column) for column in columns):
-        return tuple(names)
-    return tuple(name for name in names if name not in there)
-
-
-def has_failed(sample: Sample, names: Iterable[str]) -> bool:
-    """Whether one of these rewards failed on the sample: it then has no verdict, not even INVALID."""
+def has_failed(sample: StoredSample, names: Iterable[str]) -> bool:
+    """Return whether one of these rewards failed on the sample, which is no verdict, not even INVALID."""
     return any(sample.components.get(f"{name}_error") for name in names)
 
 
+def _rewards_to_run(sample: StoredSample, names: Sequence[str], digests: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the missing rewards if all stored scores came from these rewards with these settings and no error, else
+    all: columns cannot be attributed to the reward that logged them."""
+    present = [name for name in names if name in sample.rewards]
+    is_reusable = sample.scored and len(present) == len(sample.rewards) and not has_failed(sample, present)
+    columns = (f"{name}_settings" for name in present)
+    if not is_reusable or any(sample.components.get(column) != digests.get(column) for column in columns):
+        return tuple(names)
+    return tuple(name for name in names if name not in present)
+
+
 def _digest(settings: Any) -> str:
-    """A short name of what a reward was made with."""
+    """Return a short hash of a reward's settings."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _score_batch(
-    batch: Sequence[Sample],
-    store: SampleStore,
+    batch: Sequence[StoredSample],
+    store: Store,
     runner: RewardRunner,
     combination: RewardCombination,
-    judges: Mapping[str, str],
+    digests: Mapping[str, str],
 ) -> None:
-    """Asks the runner's rewards, and adds what they say to what is known where they are not all of the combination."""
-    is_part = set(runner.names) < set(combination.weights)
+    """Run the rewards on a batch and write the scores; a subset of the rewards adds to the scores that are known."""
     columns = {name: [sample.row[name] for sample in batch] for name in batch[0].row}
-    if all("fps" in sample.settings for sample in batch):  # what a reward of speed cannot see in the frames
+    if all("fps" in sample.settings for sample in batch):  # frames alone do not show the speed of a motion
         columns.setdefault("fps", [sample.settings["fps"] for sample in batch])
     output = runner(columns.pop("prompt"), [store.video(sample.sample_id) for sample in batch], columns)
+    is_subset = set(runner.names) < set(combination.weights)
     for index, sample in enumerate(batch):
         rewards = {name: values[index] for name, values in output.per_reward.items()}
         components = {name: values[index] for name, values in output.extra.items()}
-        if is_part:
+        reward = output.rewards[index]
+        if is_subset:  # the runner knows only the new values
             rewards, components = sample.rewards | rewards, sample.components | components
-        store.write_scores(
-            sample.sample_id, rewards=rewards, reward=combination.combined(rewards), components=components | judges
-        )
+            reward = combination.combined(rewards)
+        store.write_scores(sample.sample_id, rewards=rewards, reward=reward, components=components | digests)

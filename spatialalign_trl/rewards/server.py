@@ -1,8 +1,9 @@
 """
-Any reward behind HTTP, on the standard library alone: the other end of `rewards/remote.py`, and small enough to copy.
+Serve any reward over HTTP: the server for `rewards/remote.py`, written with the standard library and small enough to
+copy.
 
-It answers POST with scores and GET with what it needs, one request for scores at a time: rewards hold models. It
-speaks no TLS; put a proxy that does before it where the network is not your own.
+It answers POST with scores and GET with a description of the reward. Requests for scores are handled one at a time,
+because rewards share models. It does not support TLS; in an untrusted network, put it behind a proxy that does.
 """
 
 import base64
@@ -22,21 +23,21 @@ MAX_BODY_BYTES = 1 << 30
 
 class RewardServer(ThreadingHTTPServer):
     """
-    Serves one reward until `shutdown()`.
+    Serve one reward until `shutdown()`.
 
     Args:
         reward (callable):
             The reward.
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
-            Where to listen; `"0.0.0.0"` for all of this machine's addresses, which lets everybody there use the reward
-            unless `token` is given.
+            Address to listen on. `"0.0.0.0"` means all addresses of this machine, so everybody in its networks can use
+            the reward unless `token` is given.
         port (`int`, *optional*, defaults to `8000`):
-            0 picks a free one.
+            Port to listen on; 0 picks a free one.
         token (`str`, *optional*):
-            What a request must send as `Authorization: Bearer`.
+            The token that requests must send as `Authorization: Bearer`.
 
     Raises:
-        `OSError`: when the address cannot be listened on.
+        `OSError`: if the address is not available.
     """
 
     daemon_threads = True
@@ -46,28 +47,33 @@ class RewardServer(ThreadingHTTPServer):
     ) -> None:
         self.runner = RewardRunner(reward, max_failure_share=1.0)
         self.token = token
-        self.one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
         super().__init__((host, port), _Handler)
 
     @property
     def url(self) -> str:
+        """The URL of the reward, with the port that was picked."""
         return f"http://{self.server_address[0]}:{self.server_address[1]}/{self.runner.names[0]}"
 
     def about(self) -> dict[str, Any]:
-        """What GET answers."""
+        """Return the answer to GET: the reward's name, the columns it needs, and its settings."""
         name, reward = self.runner.names[0], self.runner.reward_funcs[0]
         return {"reward": name, "required_columns": required_columns(reward), "settings": self.runner.describe()[name]}
 
     def score(self, request: Any) -> dict[str, Any]:
         """
-        What POST answers.
+        Return the answer to POST: the scores and the logged columns.
+
+        Args:
+            request:
+                The JSON of the request.
 
         Raises:
-            `ValueError`: when the request breaks the schema.
-            `RuntimeError`: when the reward fails.
+            `ValueError`: if the request violates the schema.
+            `RuntimeError`: if the reward fails.
         """
         prompts, videos, columns = read_request(request)
-        with self.one_at_a_time:
+        with self._lock:
             output = self.runner(prompts, videos, columns)
         name = self.runner.names[0]
         if output.errors:
@@ -77,10 +83,17 @@ class RewardServer(ThreadingHTTPServer):
 
 def read_request(request: Any) -> tuple[list[str], list[Any], dict[str, list]]:
     """
-    `(prompts, videos, columns)` of a request.
+    Check a request and decode its videos.
+
+    Args:
+        request:
+            The JSON of the request.
+
+    Returns:
+        `(prompts, videos, columns)`: videos are `uint8` arrays of shape `(frames, height, width, 3)`.
 
     Raises:
-        `ValueError`: when it breaks the schema; says where.
+        `ValueError`: if the request violates the schema; says where.
     """
     if not isinstance(request, dict):
         raise ValueError("the request must be a JSON object with prompts, videos and columns")
@@ -91,13 +104,13 @@ def read_request(request: Any) -> tuple[list[str], list[Any], dict[str, list]]:
     for name, values in {"prompts": prompts, **columns}.items():
         if not isinstance(values, list) or len(values) != len(videos):
             raise ValueError(f"{name} must be a list with one value for each of the {len(videos)} videos")
-    read = []
+    decoded = []
     for k, video in enumerate(videos):
         try:
-            read.append(read_video(base64.b64decode(video, validate=True)))
+            decoded.append(read_video(base64.b64decode(video, validate=True)))
         except (binascii.Error, TypeError, ValueError) as error:
             raise ValueError(f"videos[{k}] is no video file in base64: {error}") from error
-    return prompts, read, columns
+    return prompts, decoded, columns
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
             return self._refuse(413, f"Content-Length must be given, and at most {MAX_BODY_BYTES}")
-        # A page in a browser cannot send this type to another site unasked.
+        # A web page in a browser cannot send this type to another site without its permission.
         if self.headers.get_content_type() != "application/json":
             return self._refuse(415, "Content-Type must be application/json")
         body = self.rfile.read(int(length))
@@ -123,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, self.server.score(json.loads(body)))
         except ValueError as error:
             self._answer(400, {"error": str(error)})
-        except Exception as error:  # a reward is anybody's code, and the next request may be a better one
+        except Exception as error:  # a reward may raise anything, and must not end the server
             self._answer(500, {"error": str(error)})
 
     def _is_allowed(self) -> bool:
@@ -134,10 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._refuse(401, "the token is missing or wrong")
         return False
 
-    def _refuse(self, status: int, why: str) -> None:
-        """Answers before the body was read, which therefore ends the connection."""
+    def _refuse(self, status: int, reason: str) -> None:
+        """Answer before the body was read, and therefore close the connection."""
         self.close_connection = True
-        self._answer(status, {"error": why})
+        self._answer(status, {"error": reason})
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         body = json.dumps(content, default=str).encode()

@@ -1,9 +1,10 @@
-"""A reward's settings in a folder or a repository of the Hub: `reward_config.json`, and a card. Nothing is executed.
+"""
+Save and load a reward's settings in a folder or a repository on the Hub: `reward_config.json`, and a card.
 
     {"reward": "dsr_score", "options": {"tracker": "grounded_sam"}}
 
-`"reward"` is the name of an installed reward, or `file.py:Name` with the file beside it (see `rewards/hub.py`).
-Settings from elsewhere can name no path of this machine, and cannot ask for code.
+`"reward"` is the name of an installed reward, or `file.py:Name` with the file next to it (see `rewards/hub.py`). This
+module executes no code. Settings from elsewhere cannot name paths of this machine, and cannot request code.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CARD_FILE = "README.md"
 CARD_TEMPLATE = Path(__file__).resolve().parent / "templates" / "reward_card.md"
 
 LOCAL_OPTIONS = ("cache_dir", "device", "disable_progress_bar")
-"""Settings of one machine: they are not saved, and the Hub may not set them."""
+"""Options that belong to one machine. They are not saved, and settings from the Hub must not contain them."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 SPEC = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>{_NAME}(?:/{_NAME})*))?")
@@ -38,17 +39,17 @@ _HUB_ID_OR_WORD = re.compile(rf"{_NAME}(/{_NAME})?")
 
 class HubReward(NamedTuple):
     """
-    What a repository says of its reward.
+    The content of a `reward_config.json`, and where it comes from.
 
     Args:
         repo (`str`):
-            `owner/name`; for a folder of this machine its path.
+            `owner/name`, or the path of a local folder.
         commit (`str`, *optional*):
             The commit that was read, 40 hexadecimal digits; `None` for a folder.
         reward (`str`):
             `file.py:Name`, or the name of an installed reward.
         options (`dict`):
-            What the reward is made with.
+            The reward's arguments.
     """
 
     repo: str
@@ -58,47 +59,48 @@ class HubReward(NamedTuple):
 
     @property
     def origin(self) -> str:
+        """`owner/name@commit`, or the folder's path."""
         return f"{self.repo}@{self.commit}" if self.commit else self.repo
 
 
 def is_hub_spec(spec: str) -> bool:
-    """Whether `spec` is `owner/name` or `owner/name@revision`."""
+    """Return whether `spec` has the form `owner/name` or `owner/name@revision`."""
     match = SPEC.fullmatch(spec)
     return match is not None and ".." not in spec and not match["repo"].endswith(".py")
 
 
 class RewardSettingsOnHub(ABC):
     """
-    Saves a reward's settings, and loads them: a mixin for installed rewards whose settings are plain values.
+    Mixin that saves and loads a reward's settings, for installed rewards with settings that are plain values.
 
-    The class names its entry point in `installed_name` and returns its constructor's arguments from `settings()`.
+    The class sets `installed_name` to its entry point and returns its constructor's arguments from `settings()`.
     """
 
     installed_name: ClassVar[str]
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments: numbers, words, Hub ids, and lists and dicts of them."""
+        """Return the constructor's arguments: numbers, words, Hub ids, and lists and dicts of them."""
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
         """
-        Write `reward_config.json` and a card. Settings of this machine (`cache_dir`, `device`) are left out.
+        Write `reward_config.json` and a card. Options of this machine (`cache_dir`, `device`) are left out.
 
         Args:
             folder (`str` or `os.PathLike`):
-                Is made if it is missing.
+                The folder; created if it does not exist.
 
         Returns:
             `Path`: the folder.
 
         Raises:
-            `ValueError`: for settings that mean nothing elsewhere, such as an object or a path.
+            `ValueError`: for settings that have no meaning on another machine, such as an object or a path.
         """
         folder = Path(folder)
         options = _portable(self.settings())
         write_json(folder / CONFIG_FILE, {"reward": self.installed_name, "options": options})
-        words = {"reward": self.installed_name, "options": json.dumps(options, indent=2)}
-        card = Template(CARD_TEMPLATE.read_text(encoding="utf-8")).substitute(words)
+        values = {"reward": self.installed_name, "options": json.dumps(options, indent=2)}
+        card = Template(CARD_TEMPLATE.read_text(encoding="utf-8")).substitute(values)
         write_atomic(folder / CARD_FILE, card.encode())
         return folder
 
@@ -112,22 +114,26 @@ class RewardSettingsOnHub(ABC):
         commit_message: str = "Upload a reward",
     ) -> str:
         """
-        Push what [`~RewardSettingsOnHub.save_pretrained`] writes.
+        Push the files of [`~RewardSettingsOnHub.save_pretrained`] to a repository on the Hub.
 
         Args:
             repo_id (`str`):
-                `owner/name`; is made if it is missing.
+                `owner/name`; created if it does not exist.
             private (`bool`, *optional*, defaults to `True`):
-                Of a repository that is made.
+                Whether a newly created repository is private.
             token (`str`, *optional*):
-                By default the one of `hf auth login`.
+                The Hub's token, by default the one of `hf auth login`.
             revision (`str`, *optional*):
-                The branch.
-            commit_message (`str`, *optional*):
-                Of the commit.
+                The branch to push to.
+            commit_message (`str`, *optional*, defaults to `"Upload a reward"`):
+                The commit's message.
 
         Returns:
-            `str`: the commit's id, to pin.
+            `str`: the commit's id, for pinning.
+
+        Raises:
+            `ValueError`: as in [`~RewardSettingsOnHub.save_pretrained`].
+            `FileNotFoundError`, `PermissionError`, `ConnectionError`: as in [`explain_hub_errors`].
         """
         from tempfile import TemporaryDirectory
 
@@ -155,44 +161,73 @@ class RewardSettingsOnHub(ABC):
             revision (`str`, *optional*):
                 Branch, tag or commit.
             token (`str`, *optional*):
-                By default the one of `hf auth login`.
+                The Hub's token, by default the one of `hf auth login`.
             kwargs:
-                Win over the saved settings; those of this machine can only be given here.
+                Arguments that override the saved settings. Options of this machine can only be given here.
 
         Raises:
-            `ValueError`: when the settings are not this reward's, or would set what only this machine may.
+            `ValueError`: if the settings belong to another reward, or contain options of one machine.
+            `FileNotFoundError`, `PermissionError`, `ConnectionError`: as in [`explain_hub_errors`].
         """
-        held = read_config(name_or_path, revision, token)
-        if held.reward != cls.installed_name:
-            raise ValueError(f"{held.origin} holds the reward {held.reward!r}, not {cls.installed_name!r}.")
-        reward = cls.from_settings(held.options, held.origin, **kwargs)
-        if held.commit:
-            note_origin(reward, held.origin)
+        config = read_config(name_or_path, revision, token)
+        if config.reward != cls.installed_name:
+            raise ValueError(
+                f"{config.origin} contains the reward {config.reward!r}, not {cls.installed_name!r}. Load it with the "
+                "class of that reward, or with load_reward."
+            )
+        reward = cls.from_settings(config.options, config.origin, **kwargs)
+        if config.commit:
+            note_origin(reward, config.origin)
         return reward
 
     @classmethod
     def from_settings(cls, options: Mapping[str, Any], origin: str, **kwargs: Any) -> Self:
-        """Makes the reward with settings that came from `origin`, after they were checked."""
+        """
+        Check settings from elsewhere and make the reward with them.
+
+        Args:
+            options (mapping):
+                The saved settings.
+            origin (`str`):
+                Where they come from, for error messages.
+            kwargs:
+                Arguments that override them.
+
+        Raises:
+            `ValueError`: for options of one machine, paths, and objects.
+        """
         _refuse_local_options(options, origin)
         return cls(**{**_portable(options, origin), **kwargs})
 
 
 def read_config(name_or_path: str | os.PathLike, revision: str | None = None, token: str | None = None) -> HubReward:
-    """What a folder, or a repository on the Hub, says of its reward."""
+    """
+    Read the `reward_config.json` of a folder, or of a repository on the Hub.
+
+    Args:
+        name_or_path, revision, token:
+            As in [`~RewardSettingsOnHub.from_pretrained`].
+
+    Raises:
+        `FileNotFoundError`: if it is neither a folder nor a repository.
+        `ValueError`: for a malformed file.
+    """
     folder = Path(name_or_path)
     if folder.is_dir():
         return _read_config(folder / CONFIG_FILE, str(folder), None)
     if not is_hub_spec(str(name_or_path)) or "@" in str(name_or_path):
-        raise FileNotFoundError(f"there is no folder {os.fspath(name_or_path)!r}, and it is no Hub id either.")
+        raise FileNotFoundError(
+            f"There is no folder {os.fspath(name_or_path)!r}, and it is no Hub id (owner/name) either."
+        )
     return fetch_config(str(name_or_path), revision, token)
 
 
 def fetch_config(repo: str, revision: str | None, token: str | None = None) -> HubReward:
-    """What a repository on the Hub says of its reward."""
+    """Read the `reward_config.json` of a repository on the Hub. Arguments and errors as in [`download`]."""
     file = download(repo, CONFIG_FILE, revision, token)
     if file is None:
         raise ValueError(
-            f"{repo} on the Hub is no reward: it has no {CONFIG_FILE}, which names one "
+            f"{repo} on the Hub is no reward: it has no {CONFIG_FILE} that names one "
             '({"reward": "file.py:Name", "options": {}}).'
         )
     return _read_config(file, repo, file.parent.name)
@@ -200,13 +235,23 @@ def fetch_config(repo: str, revision: str | None, token: str | None = None) -> H
 
 def download(repo: str, name: str, revision: str | None, token: str | None = None) -> Path | None:
     """
-    One file of a repository, in the local cache at `snapshots/<commit>/<name>`.
+    Download one file of a repository into the local cache, at `snapshots/<commit>/<name>`.
+
+    Args:
+        repo (`str`):
+            `owner/name`.
+        name (`str`):
+            The file.
+        revision (`str`, *optional*):
+            Branch, tag or commit; by default the main branch.
+        token (`str`, *optional*):
+            The Hub's token, by default the one of `hf auth login`.
 
     Returns:
-        `Path`: `None` when the repository has no such file.
+        `Path` or `None`: `None` if the repository has no such file.
 
     Raises:
-        `ValueError`: when a commit was asked for and the Hub gave another one's file.
+        `ValueError`: if the Hub returned the file of another commit than the requested one.
         `FileNotFoundError`, `PermissionError`, `ConnectionError`: as in [`explain_hub_errors`].
     """
     from huggingface_hub import hf_hub_download
@@ -224,6 +269,7 @@ def download(repo: str, name: str, revision: str | None, token: str | None = Non
 
 
 def _read_config(file: Path, repo: str, commit: str | None) -> HubReward:
+    """Read a `reward_config.json` and check its form."""
     place = f"{CONFIG_FILE} of {repo}"
     config = read_json(file)
     if not isinstance(config, dict) or not {"reward"} <= set(config) <= {"reward", "options"}:
@@ -231,7 +277,7 @@ def _read_config(file: Path, repo: str, commit: str | None) -> HubReward:
     reward, options = config["reward"], config.get("options", {})
     if not isinstance(reward, str) or not (CODE.fullmatch(reward) or _INSTALLED.fullmatch(reward)):
         raise ValueError(
-            f"{place}: reward is {reward!r}; expected file.py:Name, with the file beside it, or an installed reward"
+            f"{place}: reward is {reward!r}; expected file.py:Name, with the file next to it, or an installed reward"
         )
     if not isinstance(options, dict):
         raise ValueError(f"{place}: options is {options!r}; expected {{name: value}}")
@@ -239,47 +285,47 @@ def _read_config(file: Path, repo: str, commit: str | None) -> HubReward:
 
 
 def _refuse_local_options(options: Mapping[str, Any], origin: str) -> None:
+    """Raise a `ValueError` for settings from elsewhere that set an option of this machine."""
     for name, value in options.items():
         if name in LOCAL_OPTIONS:
             raise ValueError(
-                f"{CONFIG_FILE} of {origin} sets {name!r}, which only this machine may: pass it yourself."
+                f"{CONFIG_FILE} of {origin} sets {name!r}, which only this machine may set. Pass it yourself."
             )
         if isinstance(value, dict):
             _refuse_local_options(value, origin)
 
 
 def _portable(options: Mapping[str, Any], place: str = "settings") -> dict[str, Any]:
-    """The options that mean the same everywhere.
-
-    Raises:
-        ValueError: for one that asks for code, or is a path or an object.
-    """
-    kept = {}
+    """Return the options that mean the same on every machine; raise a `ValueError` for paths, objects and code."""
+    portable = {}
     for name, value in options.items():
         if name == "trust_remote_code":
             if value:
-                raise ValueError(f"{place}: trust_remote_code cannot be saved or loaded; whoever runs it says so.")
+                raise ValueError(
+                    f"{place}: trust_remote_code cannot be saved or loaded. Whoever runs the code must set it."
+                )
         elif isinstance(value, dict):
-            kept[name] = _portable(value, f"{place}, {name}")
+            portable[name] = _portable(value, f"{place}, {name}")
         elif name not in LOCAL_OPTIONS:
-            for one in value if isinstance(value, (list, tuple)) else [value]:
-                _check_value(one, f"{place}, {name}")
-            kept[name] = value
-    return kept
+            for item in value if isinstance(value, (list, tuple)) else [value]:
+                _check_value(item, f"{place}, {name}")
+            portable[name] = value
+    return portable
 
 
 def _check_value(value: Any, place: str) -> None:
+    """Raise a `ValueError` unless the value is a finite number, a word or a Hub id."""
     if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return
     if not isinstance(value, str):
         raise ValueError(f"{place}: {value!r} is no number, word or Hub id, so it cannot be saved or loaded.")
     if not _HUB_ID_OR_WORD.fullmatch(value) or ".." in value or ("/" in value and os.path.exists(value)):
         raise ValueError(
-            f"{place}: {value!r} is a path of one machine; only words and Hub ids mean the same elsewhere."
+            f"{place}: {value!r} is a path of one machine. Only words and Hub ids mean the same elsewhere."
         )
 
 
 def note_origin(reward: Any, origin: str) -> None:
-    """`describe()` names the commit, so that it stands in run.json and beside the scores."""
+    """Make `describe()` name the origin, so that it appears in run.json and next to the scores."""
     described = getattr(reward, "describe", dict)
     object.__setattr__(reward, "describe", lambda: {"hub": origin, **described()})

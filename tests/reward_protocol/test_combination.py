@@ -1,4 +1,4 @@
-"""Several rewards as one number: gates, normalisation and weights."""
+"""Combining several rewards into one number: gates, normalisation and weights."""
 
 import random
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ WEIGHTS = {"a": 1.0, "b": 0.5}
 
 
 def videos(count: int, seed: int = 0) -> tuple[list[dict], list[str]]:
-    """Values of two rewards of very different scale, on five prompts, with a verdict missing here and there."""
+    """Return values of two rewards of very different scale, on five prompts, with some verdicts missing."""
     draw = random.Random(seed)
     values = [
         {"a": draw.random(), "b": None if draw.random() < 0.1 else 1e4 * draw.gauss(3.0, 2.0)} for _ in range(count)
@@ -105,7 +105,7 @@ def test_what_a_gate_disqualifies_is_in_no_mean():
         ({"gates": {"a": "0.1"}}, "gate of 'a' must be a finite number, got '0.1'"),
         ({"gates": {"a": float("nan")}}, "gate of 'a'"),
         ({"gates": {"a": True}}, "gate of 'a'"),
-        ({"gates": ["a"]}, r"Gates are a mapping such as .*, got \['a'\]"),
+        ({"gates": ["a"]}, r"Gates must be a mapping such as .*, got \['a'\]"),
     ],
 )
 def test_settings_that_fit_nothing_are_refused(options, message):
@@ -163,7 +163,7 @@ def test_gates_come_from_a_yaml_or_as_json(tmp_path):
 
 
 def test_pairs_are_made_of_normalised_values_and_keep_the_raw_ones(tmp_path):
-    """Raw, the second reward decides alone, since its numbers are a thousand times larger."""
+    """Without normalisation the second reward decides alone, because its numbers are a thousand times larger."""
     values = {"score": [0.9, 0.8, 0.1, 0.85], "size": [990.0, 1000.0, 1010.0, 980.0], "motion": [1.0, 1.0, 1.0, 0.0]}
     rewards = [named(name, []) for name in values]
     samples = [

@@ -1,4 +1,4 @@
-"""Rewards on the Hub: settings come without code, code only when it is trusted and only from the pinned commit."""
+"""Rewards on the Hub: settings need no code; code is executed only if trusted and only from the pinned commit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REPO = "tester/my-reward"
 
 
 class Pushed:
-    """A repository of a reward, and the file that its code leaves when it is executed."""
+    """A repository of a reward, and the file that its code writes when it is executed."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -94,7 +94,7 @@ def test_the_pinned_commits_code_runs_whatever_came_later(pushed):
 
 
 def test_a_compiled_file_beside_the_source_is_not_what_runs(pushed, tmp_path):
-    """Python would take it for the source's, and nobody reads it."""
+    """Python would use the compiled file in place of the source, and a user cannot review it."""
     pushed.push()
     evil = tmp_path / "level.py"
     evil.write_text("def Level(**options): return lambda **given: ['evil']")
@@ -143,7 +143,7 @@ def test_what_new_reward_writes_can_be_pushed_as_its_readme_says(pushed, tmp_pat
         ({"reward": "sub/level.py:Level"}, "expected file.py:Name"),
         ({"reward": "other/repo"}, "expected file.py:Name"),
         ({"reward": 3}, "expected file.py:Name"),
-        ({"reward": "absent.py:Level"}, "names 'absent.py', which is not there"),
+        ({"reward": "absent.py:Level"}, "names 'absent.py', which is not in the repository"),
         ({"reward": "level.py:Levle"}, "defines no 'Levle'. Did you mean 'Level'"),
         ({"reward": "dsr_scroe"}, "no reward named 'dsr_scroe'. Did you mean 'dsr_score'"),
         ({"reward": "level.py:Level", "options": [1]}, "options is \\[1\\]"),
@@ -188,7 +188,7 @@ def test_the_command_line_takes_it_and_what_run_json_keeps_names_the_commit(push
     assert RewardRunner(reward).describe() == {"level": {"hub": spec}}
 
 
-# DSR-Score, which is settings only
+# DSR-Score, whose repositories contain only settings
 
 SETTINGS = {
     "tracker": "grounded_sam",
@@ -270,7 +270,7 @@ def test_settings_that_mean_nothing_elsewhere_are_refused(tmp_path, options, mes
 
 def test_an_object_cannot_be_saved(tmp_path):
     tracker = DSRScore().tracker
-    with pytest.raises(ValueError, match="only what is named can be saved"):
+    with pytest.raises(ValueError, match="only parts given by name can be saved"):
         DSRScore(tracker=tracker).save_pretrained(tmp_path / "saved")
 
 
@@ -295,7 +295,7 @@ def test_settings_from_elsewhere_name_no_paths_and_ask_for_no_code(tmp_path, rep
 
 def test_another_rewards_settings_are_refused(tmp_path):
     (tmp_path / "reward_config.json").write_text(json.dumps({"reward": "motion", "options": {}}))
-    with pytest.raises(ValueError, match="holds the reward 'motion', not 'dsr_score'"):
+    with pytest.raises(ValueError, match="contains the reward 'motion', not 'dsr_score'"):
         DSRScore.from_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder '../x'"):
         DSRScore.from_pretrained("../x")

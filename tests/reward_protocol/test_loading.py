@@ -1,4 +1,4 @@
-"""Finding a reward: entry points, files, classes, functions, and the errors for what is not there."""
+"""Finding a reward: entry points, files, classes, functions, and the errors for missing ones."""
 
 import functools
 import importlib.metadata
@@ -118,7 +118,7 @@ def test_mistakes_in_a_file_spec(reward_file, tmp_path):
         load_reward(f"{tmp_path / 'absent.py'}:brightness")
     with pytest.raises(ValueError, match="no 'brightnes'. Did you mean 'brightness'.*Known: Mute, Scaled, brightness"):
         load_reward(f"{reward_file}:brightnes")
-    with pytest.raises(ValueError, match="say which reward.*Known: Mute, Scaled, brightness"):
+    with pytest.raises(ValueError, match="name of the reward is missing.*Known: Mute, Scaled, brightness"):
         load_reward(str(reward_file))
     with pytest.raises(TypeError, match="is 3, which cannot be called"):
         load_reward(f"{reward_file}:NUMBER")

@@ -1,4 +1,4 @@
-"""A reward on another machine: the same scores as here, and every way in which a server can let one down."""
+"""A reward on another machine: the same scores as a local one, and every way in which a server can fail."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def running(server: ThreadingHTTPServer) -> Iterator[ThreadingHTTPServer]:
 
 
 class Script(ThreadingHTTPServer):
-    """A server whose answers are written down: `(status, body)` or a callable, one a request; the last one stays."""
+    """A server with prepared answers, `(status, body)` or a callable, one per request; the last one is repeated."""
 
     daemon_threads = True
 
@@ -79,7 +79,7 @@ def drop(handler: BaseHTTPRequestHandler) -> None:
 
 
 def ask(server: Script, count: int = 2, **options) -> list | str:
-    """The scores, or what went wrong."""
+    """Return the scores, or the error."""
     output = RewardRunner(load_reward(server.url, **options))(["p"] * count, VIDEOS[:count])
     return output.errors["judge"][0] if output.errors else output.rewards
 
@@ -210,7 +210,7 @@ def test_a_server_that_is_too_slow_is_given_up(monkeypatch):
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        ((200, b"<html>no judge here</html>"), "answered what is no JSON: '<html>no judge here</html>'"),
+        ((200, b"<html>no judge here</html>"), "answered something that is no JSON: '<html>no judge here</html>'"),
         ((200, [0.5, 0.5]), 'must be {"scores": [...]}, got [0.5, 0.5]'),
         ((200, {"score": 1}), 'must be {"scores": [...]}'),
         ((200, {"scores": [0.5]}), "1 scores for 2 videos"),

@@ -1,4 +1,4 @@
-"""Running rewards: combining them, and surviving every way in which one can fail."""
+"""Running rewards: combining them, and surviving every way in which a reward can fail."""
 
 import asyncio
 import functools
@@ -14,7 +14,7 @@ from spatialalign_trl.rewards.runner import RewardFailure, RewardRunner
 
 
 def reward(values, name="given"):
-    """A reward that returns `values`, whatever it is asked."""
+    """Return a reward that always returns `values`."""
 
     def function(prompts, completions, **kwargs):
         return values
@@ -282,7 +282,7 @@ def test_too_many_failures_stop_the_run_naming_reward_and_first_error():
         raise next(answers)
 
     runner = RewardRunner([reward([1.0] * 8, "good"), bad])
-    assert judge(runner, 8).errors  # 8 of 8, but too few to tell
+    assert judge(runner, 8).errors  # 8 of 8, but too few videos to stop
     with pytest.raises(RewardFailure, match="'bad' failed on 16 of 16 videos.*0.5.*first error: RuntimeError: first"):
         judge(runner, 8)
 

@@ -1,4 +1,4 @@
-"""Scoring what lies in a store: only what is missing, batch by batch, from the file."""
+"""Scoring the samples of a store: only missing scores, batch by batch, from the stored file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTINGS = {"num_frames": 5, "height": 16, "width": 16}
 
 
 def stored(store: SampleStore, count: int) -> list[Sample]:
-    """Samples whose video k is one flat grey of 10 * k."""
+    """Return stored samples; every pixel of video k is 10 * k."""
     samples = []
     for k in range(count):
         row = {"prompt_id": f"p{k}", "prompt": f"prompt {k}", "type": "LR"}
@@ -26,7 +26,7 @@ def stored(store: SampleStore, count: int) -> list[Sample]:
 
 
 class Grey:
-    """A reward that returns the video's grey and remembers what it was asked."""
+    """A reward that returns the video's grey level and records the prompts it was called with."""
 
     def __init__(self, name: str = "grey", invalid: int | None = None) -> None:
         self.__name__, self.invalid, self.calls = name, invalid, []
@@ -150,7 +150,7 @@ def test_a_damaged_video_is_named_and_not_judged(store):
 
 
 class Process:
-    """What `score_samples` uses of an Accelerator."""
+    """The part of an Accelerator that `score_samples` uses."""
 
     def __init__(self, rank: int, world: int) -> None:
         self.process_index, self.num_processes, self.waits = rank, world, 0
@@ -160,7 +160,7 @@ class Process:
 
 
 def test_processes_share_the_work_even_if_one_sees_what_another_has_already_scored(store):
-    """The slow process loads its samples after the quick one has written: each must still do its own."""
+    """The slow process loads its samples after the quick one has written; each must still score its share."""
     samples, rewards = stored(store, 5), [Grey(), Grey()]
     quick, slow = Process(0, 2), Process(1, 2)
     score_samples(samples, store, RewardRunner(rewards[0]), accelerator=quick)

@@ -1,4 +1,4 @@
-"""The geometry on arrays: bit for bit the paper's six types, and the relations and sequences that are ours."""
+"""The geometry on arrays: the paper's six types bit for bit, and the relations and sequences that are ours."""
 
 import json
 from itertools import pairwise, product
@@ -19,14 +19,14 @@ SEQUENCES = ("LTR", "LRL", "FBF", "UTL", "LFR", "LTRL", "FBUT")
 ALL_TYPES = ("".join(pair) for pair in product(RELATIONS, repeat=2) if len(set(pair)) == 2)
 ALL_TYPES = (*ALL_TYPES, *SEQUENCES)
 STUMP = (100.0, 100.0, 120.0, 120.0)
-# A 20 x 20 fox and its nearness, with each relation full and the others away; the stump's nearness is 0.5.
+# A 20 x 20 fox and its nearness, with one relation at its maximum and the others at 0; the stump's nearness is 0.5.
 PLACES = {"L": (60, 110), "R": (160, 110), "T": (110, 60), "U": (110, 160), "F": (110, 110), "B": (110, 110)}
 NEARNESS = {"F": 1.0, "B": 0.0}
 
 
 @st.composite
 def clips(draw, relations=2, longest=14):
-    """Boxes `(T, 2, 4)` with whole-numbered corners, so that flips are exact, and nearness in eighths `(T, 2)`."""
+    """Return boxes `(T, 2, 4)` with integer corners, so that flips are exact, and nearness in eighths `(T, 2)`."""
     frames = draw(st.integers(3 * relations, longest))
     corners = draw(hnp.arrays(np.int64, (frames, 2, 2), elements=st.integers(0, 80)))
     sides = draw(hnp.arrays(np.int64, (frames, 2, 2), elements=st.integers(1, 40)))
@@ -44,7 +44,7 @@ def score_clip(clip, dsr_type):
 
 
 def clip_of(codes, rest=4):
-    """A clip that rests in each relation for some frames."""
+    """Return a clip that stays in each relation for some frames."""
     boxes, nearness = [], []
     for code in codes:
         x, y = PLACES[code]
@@ -57,7 +57,7 @@ def clip_of(codes, rest=4):
 
 
 def frozen_score(boxes, dsr_type):
-    """The formula as it stood before relations and sequences were added, operation by operation. Do not improve it."""
+    """Compute the formula as it was before relations and sequences were added. Do not change any operation."""
     directions = np.array([{"L": (-1, 0), "R": (1, 0), "T": (0, -1)}[code] for code in dsr_type], dtype=float)
     offset = (boxes[:, 0, :2] + boxes[:, 0, 2:]) / 2 - (boxes[:, 1, :2] + boxes[:, 1, 2:]) / 2
     reach = (boxes[:, :, 2:] - boxes[:, :, :2]).mean(axis=1)
@@ -88,7 +88,7 @@ def assert_same_bits(one, other):
 def test_the_six_types_are_bit_identical_to_the_formula_as_it_stood(dsr_type):
     rng = np.random.default_rng(3)
     corners, sides = rng.uniform(0, 400, (200, 81, 2, 2)), rng.uniform(1, 120, (200, 81, 2, 2))
-    corners[:40], sides[:40] = corners[:40].round(), sides[:40].round()  # there centres coincide in x or y at times
+    corners[:40], sides[:40] = corners[:40].round(), sides[:40].round()  # so that some centres coincide in x or y
     boxes = np.concatenate([corners, corners + sides], axis=-1)
     boxes[:3, :, 0] = boxes[:3, :, 1]
     together = score_box_arrays(boxes, dsr_type)
@@ -209,7 +209,7 @@ def test_scores_components_and_curves_are_in_range(data, dsr_type):
 
 
 def flipped(boxes, axis):
-    """Boxes of the picture turned left to right (axis 0) or upside down (axis 1)."""
+    """Return the boxes of the picture flipped left to right (axis 0) or upside down (axis 1)."""
     turned = boxes.copy()
     turned[..., [axis, axis + 2]] = 200 - boxes[..., [axis + 2, axis]]
     return turned
@@ -254,7 +254,7 @@ def test_coming_nearer_at_the_end_never_lowers_a_clip_that_shall_end_in_front(cl
 
 @given(st.data(), st.sampled_from(SEQUENCES))
 def test_visits_are_the_best_in_order(data, dsr_type):
-    """Against trying all placements."""
+    """Compare with a search over all placements."""
     boxes, nearness = data.draw(clips(relations=len(dsr_type), longest=16))
     result = score(boxes, dsr_type, nearness)
     frames, count = len(boxes), len(dsr_type) - 2
@@ -292,7 +292,7 @@ def test_left_right_left_is_perfect_at_one():
 
 def test_sequence_components_by_hand():
     result = score_tracks(frames_of(clip_of("LTR")[0]), *LABELS, "LTR", min_frames=1)
-    # Left: full at its start, absent on top. Top: full at its visit, absent beside. Right: full at the end.
+    # Left: 1 at its start, 0 on top. Top: 1 at its visit, 0 on the left and the right. Right: 1 at the end.
     assert (result.initial_score, result.initial_gap) == (1.0, 0.5)
     assert (result.visit_scores, result.visit_gaps, result.visit_frames) == ((1.0,), (0.5,), (4,))
     assert (result.final_score, result.final_gap) == (1.0, 0.5)

@@ -1,4 +1,4 @@
-"""DSR-Score: the authors' numbers, the properties the score must have, and the mistakes it must refuse."""
+"""DSR-Score: the authors' numbers, the properties the score must have, and the mistakes it must reject."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def frames_of(fox_boxes, stump=STUMP):
 
 
 def walk(start, end, num_frames=24):
-    """A straight walk that rests for the three frames at either end over which the score averages."""
+    """Return a straight walk that rests for the three frames at each end over which the score averages."""
     start, end = np.array(PLACES[start]), np.array(PLACES[end])
     times = np.clip((np.arange(num_frames) - 2) / max(num_frames - 5, 1), 0, 1)
     return frames_of([box_at(start + (end - start) * t) for t in times])
@@ -40,7 +40,7 @@ def walk(start, end, num_frames=24):
 
 @st.composite
 def tracks(draw, shortest=3, longest=12):
-    """Frames with integer boxes of positive size, so that flips and shifts are exact."""
+    """Return frames with integer boxes of positive size, so that flips and shifts are exact."""
     size, corner = st.integers(1, 40), st.integers(0, 80)
 
     def box():
@@ -124,8 +124,8 @@ def test_shift_and_scale_of_the_picture_do_not_matter(frames, dsr_type, dx, dy, 
     moved = [(k, labels, boxes * scale + np.array([dx, dy, dx, dy])) for k, labels, boxes in frames]
     here = score_tracks(frames, *LABELS, dsr_type, min_frames=1)
     there = score_tracks(moved, *LABELS, dsr_type, min_frames=1)
-    # Coinciding centres are where the direction jumps; a rounded shift may land on the other side of it, at distance
-    # 1e-13, where the overlap factor is as small.
+    # The direction jumps where the centres coincide. A rounded shift may end on the other side of the jump, at a
+    # distance of 1e-13, where the overlap factor is just as small.
     assert parts(there) == pytest.approx(parts(here), abs=1e-9)
 
 
@@ -223,7 +223,7 @@ def test_too_few_frames_are_invalid_and_say_so():
         "the fox and the stump were found together in 19 of 81 frames (the fox in 19, the stump in 19); "
         "at least 20 are needed"
     )
-    assert len(result.initial_curve) == 19  # what was seen stays there to look at
+    assert len(result.initial_curve) == 19  # the curves of an INVALID video are kept for inspection
     assert score_tracks(frames, *LABELS, "LR").score is None
     assert score_tracks(frames, *LABELS, "LR", num_frames=49).score is not None
     assert score_tracks(frames, *LABELS, "LR", min_frames=19).score is not None
@@ -232,7 +232,7 @@ def test_too_few_frames_are_invalid_and_say_so():
 def test_the_reason_says_which_of_the_two_was_missing():
     frames = walk("L", "R", 7)
     frames += [(k, ("stump",), np.array([STUMP])) for k in range(7, 60)]
-    frames += [(k, LABELS, np.array([(0, 0, 0, 0), STUMP])) for k in range(60, 70)]  # an empty mask is nothing found
+    frames += [(k, LABELS, np.array([(0, 0, 0, 0), STUMP])) for k in range(60, 70)]  # an empty mask: not found
     frames += [(k, ("fox", "fox", "stump"), np.array([STUMP] * 3)) for k in range(70, 75)]
     assert score_tracks(frames, *LABELS, "LR", num_frames=81).reason == (
         "the fox and the stump were found together in 7 of 81 frames (the fox in 12, the stump in 75, "
@@ -317,7 +317,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 class FixedTracker:
-    """Hands out prepared tracks and remembers what it was asked for."""
+    """Return prepared tracks and record the arguments."""
 
     name = "fixed"
 
@@ -428,7 +428,7 @@ def test_prompts_that_cannot_be_scored_are_refused_before_sampling():
 
 
 class WorkingTracker(FixedTracker):
-    """Counts how often its models are loaded."""
+    """Count how often the models are loaded."""
 
     def __init__(self, size="small"):
         super().__init__(two_tracks())
@@ -483,7 +483,7 @@ def test_nothing_is_tracked_for_a_question_that_cannot_be_scored():
 
 
 class GrayDepth:
-    """Bright pixels are near. Counts its work."""
+    """Treat bright pixels as near, and count the calls."""
 
     def __init__(self):
         self.clips, self.prepared, self.released = 0, 0, 0
@@ -500,7 +500,7 @@ class GrayDepth:
 
 
 def coming_forward(num_frames=24):
-    """A fox that stands beside the stump, far off and dark at first, near and bright at the end."""
+    """A fox next to the stump, far away and dark at first, near and bright at the end."""
     video = np.full((num_frames, 160, 240, 3), 100, np.uint8)
     video[:, :40], video[:, 140:] = 20, 180
     for k, frame in enumerate(video):

@@ -1,4 +1,4 @@
-"""Rewards that run a pretrained model, on random ones of the same classes: what is computed, and what is refused."""
+"""Rewards with a pretrained model, tested on random models of the same classes: what they compute and reject."""
 
 import builtins
 
@@ -120,7 +120,7 @@ def test_without_torchmetrics_the_extra_is_named(clip, monkeypatch):
 
 
 class Boxes:
-    """A tracker that gives the boxes it was made with, in the wrong order of frames."""
+    """A tracker that returns given boxes, with the frames in the wrong order."""
 
     name = "boxes"
 
@@ -201,7 +201,7 @@ def test_the_judge_is_shown_the_frames_and_the_prompt_and_answers(llava, videos,
     seen, honest = [], model.generate
     monkeypatch.setattr(model, "generate", lambda **inputs: seen.append(inputs) or honest(**inputs))
     logged = {}
-    # A random model answers with letters, which are no grade.
+    # A random model answers with letters, which are not a grade.
     assert judge(["a fox {jumps}"], videos[:1], log_extra=logged.__setitem__) == [None]
     assert "the judge answered '" in logged["vlm_judge_reason"][0]
     assert seen[0]["pixel_values"].shape == (3, 3, 32, 32) and not seen[0]["do_sample"]
@@ -217,7 +217,7 @@ def test_the_judges_grade_becomes_the_reward(llava, videos, monkeypatch):
     output = RewardRunner(judge)(["p"] * 3, [videos[0]] * 3)
     assert output.rewards == [0.7, None, 1.0] and output.errors == {}
     assert output.extra["vlm_judge_reason"] == [None, "the judge answered 'The video is great', no grade", None]
-    with pytest.raises(ValueError, match="must hold {prompt}"):
+    with pytest.raises(ValueError, match="must contain {prompt}"):
         VLMJudge(llava, question="How good is it?")
 
 

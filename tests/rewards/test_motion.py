@@ -1,4 +1,4 @@
-"""Motion: the measured speed is the true one, in any unit a video may come in."""
+"""Motion: the measured speed is the true one, at any size and frame rate of a video."""
 
 import builtins
 
@@ -12,7 +12,7 @@ pytest.importorskip("cv2")
 
 
 def walk(speed: float, height: int = 240, width: int = 416, fps: float = 16, seconds: float = 1.0) -> np.ndarray:
-    """A textured square on a textured ground that moves `speed` diagonals a second to the right."""
+    """Return a textured square that moves `speed` diagonals per second to the right on a textured ground."""
     draw = np.random.default_rng(0)
     tile = max(height // 30, 1)
 

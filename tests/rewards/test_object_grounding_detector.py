@@ -1,4 +1,4 @@
-"""Object grounding with a detector of the real class: random weights, so that only the way through is tested."""
+"""Object grounding with a detector of the real class. Its weights are random, so only the interfaces are tested."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def poses(count: int) -> np.ndarray:
 
 
 def everywhere(frames, intrinsics):
-    """Poses that are as good as others: what the frames show is random."""
+    """Return arbitrary poses, because what the frames show is random."""
     return np.concatenate([poses(4), poses(len(frames) - 4)])
 
 

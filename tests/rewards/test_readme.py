@@ -1,4 +1,4 @@
-"""What rewards/README.md tells a newcomer to write, written and run."""
+"""Write and run the examples of rewards/README.md."""
 
 import configparser
 import importlib.metadata
@@ -18,7 +18,7 @@ from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 
 @pytest.fixture(scope="module")
 def blocks(repo_root):
-    """The README's fenced blocks: language -> contents, in order."""
+    """Return the README's fenced blocks: language -> contents, in order."""
     found = {}
     for language, content in re.findall(
         r"```(\w+)\n(.*?)```", (repo_root / "rewards" / "README.md").read_text(), re.S
@@ -70,7 +70,7 @@ def test_the_entry_point_registers_the_class(blocks, tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "frame_change.py").write_text(blocks["python"][2])
-    # What installing that package leaves behind for others to find.
+    # The files that an installation of that package creates, by which entry points are found.
     information = tmp_path / "my_package-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1.0\n")

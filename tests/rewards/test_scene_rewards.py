@@ -31,7 +31,7 @@ def grounding() -> ObjectGrounding:
 
 @pytest.fixture(scope="module")
 def table(world, navigation, grounding) -> dict[str, tuple[SceneGrade, SceneGrade]]:
-    """Both rewards of every case; a few seconds."""
+    """Grade every case with both rewards; takes a few seconds."""
     return {
         name: (
             navigation.grade(case.video, world.row),
@@ -85,7 +85,7 @@ BOX = np.array([40.0, 40, 60, 60])
 
 
 def sightings(in_box: int, seen_in_box: float, elsewhere: float) -> Sightings:
-    """Of 100 points outside of the box, and some inside, the given shares of which are seen."""
+    """Return 100 points outside the box and some inside, of which the given shares are seen."""
     pixels = np.concatenate([np.tile(BOX[:2] + 5, (in_box, 1)), np.tile(BOX[2:] + 5, (100, 1))])
     seen = np.concatenate([np.arange(in_box) < seen_in_box * in_box, np.arange(100) < elsewhere * 100])
     return Sightings(pixels, seen)
@@ -101,7 +101,7 @@ def test_a_box_is_asked_for_what_its_frame_shows_again(share):
 def test_a_box_without_points_proves_nothing_and_a_frame_of_nothing_forgives_nothing():
     assert same_object(sightings(3, 1.0, 0.5), BOX) == UNPROVEN
     assert same_object(sightings(20, 0.0, 0.0), BOX) == 0
-    assert same_object(None, BOX) == 1  # an estimator that has no points
+    assert same_object(None, BOX) == 1  # an estimator without points
 
 
 def test_recompression_and_a_little_noise_cost_little(world, navigation, table):
@@ -148,7 +148,7 @@ def test_rows_are_refused_before_anything_is_sampled(navigation, grounding):
 
 
 def follow(estimates):
-    """An estimator that answers with given poses, whatever it sees."""
+    """Return an estimator that answers with given poses, whatever it sees."""
     return CallableEstimator(lambda frames, intrinsics: estimates, name="given")
 
 
@@ -167,7 +167,7 @@ def test_they_run_in_the_loop_by_their_columns(world):
 
 
 def test_the_alignment_does_not_look_at_the_generated_cameras(world):
-    """Half the motion, in a system of the estimator's own: the context gives the scale, so that it stays half."""
+    """Half the motion, in other coordinates: the context determines the scale, so it is measured as half."""
     half = world.walk_poses.copy()
     half[:, :3, 3] = half[:1, :3, 3] + 0.5 * (half[:, :3, 3] - half[:1, :3, 3])
     poses = np.concatenate([world.row["context_poses"], half])
@@ -258,6 +258,11 @@ def test_a_leap_of_the_camera_is_a_cut():
     assert continuity_factor(CameraEstimate(PATH, leap, support), numbers) < 0.2
 
 
+def test_a_call_without_a_required_column_names_it(navigation):
+    with pytest.raises(TypeError, match="'scene_navigation' needs the column 'camera_poses'"):
+        navigation(prompts=[], completions=[], context=[], intrinsics=[])
+
+
 def test_what_trembles_on_the_spot_is_no_cut():
     turn = np.stack([look((0, -1.4, 0), 5 * k) for k in range(9)])
     turn[:, :3, 3] += np.random.default_rng(0).normal(0, 0.01, (9, 3))
@@ -278,12 +283,12 @@ def test_named_settings_survive_saving(tmp_path):
     reward = SceneNavigation(frames=5)
     again = SceneNavigation.from_pretrained(reward.save_pretrained(tmp_path))
     assert again.describe() == reward.describe()
-    with pytest.raises(ValueError, match="only what is named can be saved"):
+    with pytest.raises(ValueError, match="only parts given by name can be saved"):
         ObjectGrounding(detector=PerfectDetector()).settings()
 
 
 def test_sd_tells_the_scene_from_another(world):
-    """The map is made of the video here, so that another room cannot be brought together with the context."""
+    """The map is made from the video here, so another room cannot be aligned with the context."""
     reward = ObjectGrounding(
         detector=PerfectDetector(), frames=2, last_frames=1, context_frames=12, distance_estimator="sift"
     )

@@ -1,4 +1,4 @@
-"""Both scene rewards on videos of 32x48 of the tiny world's rooms, by render and compare."""
+"""Both scene rewards on 32x48 videos of the tiny world's rooms, with render and compare."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ LIMITS = (("correct", 0.5, 0.03), ("blurred", 1.5, 0.1))
 
 
 def melted(video: np.ndarray, sigma: float) -> np.ndarray:
-    """What a small autoencoder leaves of a video: blurred, a little noisy, and of slightly other colours."""
+    """Imitate what a small autoencoder does to a video: blur, a little noise, and slightly changed colours."""
     blurred = gaussian_filter(video.astype(float), (0, sigma, sigma, 0)) * [1.03, 0.98, 0.96] + [3, -4, 2]
     return np.clip(blurred + np.random.default_rng(0).normal(0, 6, video.shape) + 0.5, 0, 255).astype(np.uint8)
 
 
 def videos_of(row: dict, intrinsics: np.ndarray) -> dict[str, np.ndarray]:
-    """The correct video, and what is to be told from it."""
+    """Return the correct video, and those that must be distinguished from it."""
     path = Trajectory(row["trajectory"], tuple(map(tuple, row["knots"])), row["prompt"])
     poses = path.poses(2 * FRAMES - 1)
     dense = render(sample_room(row["room_seed"]), poses, SIZE, intrinsics=intrinsics, supersample=5).frames
@@ -97,7 +97,7 @@ def test_nothing_is_found_in_what_shows_another_scene(table, task):
 
 @pytest.mark.parametrize("task", SEEDS)
 def test_spatial_distance_is_small_in_the_scene_and_large_elsewhere(table, task):
-    """Also of a still video: where things are is all that it asks."""
+    """Also for a still video: SD only depends on where things are."""
     distance = {name: grade.factors["SD"] for name, grade in table[task].items()}
     assert max(distance[name] for name in ("correct", "blurred", "static", "half motion")) < 0.05
     assert distance["black"] == distance["noise"] == 1
@@ -111,7 +111,7 @@ def test_an_instruction_counts_as_followed_only_in_the_scene(table):
 
 
 def test_a_camera_before_a_blank_wall_stops_nothing():
-    """A view of one colour has no contrast to be bent by."""
+    """A view of a single colour has no contrast that could distort the measure."""
 
     def blank(poses: np.ndarray, size: tuple[int, int], intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.full((len(poses), *size, 3), 90, np.uint8), np.ones((len(poses), *size), np.float32)

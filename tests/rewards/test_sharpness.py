@@ -1,4 +1,4 @@
-"""Sharpness: falls with blur at any size, is the guard's measure, and decides among equals beside another reward."""
+"""Sharpness: it falls with blur at any size, equals the guard's measure, and breaks ties of another reward."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 
 
 def picture(height: int, width: int, blur: float) -> np.ndarray:
-    """Two frames of a chessboard of 8x8 tiles, blurred by `blur` tiles."""
+    """Return two frames of a chessboard of 8x8 tiles, blurred by `blur` tiles."""
     tile = height // 8
     rows, columns = np.indices((height, width)) // tile
     frame = gaussian_filter(((rows + columns) % 2) * 255.0, blur * tile)
