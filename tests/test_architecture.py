@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -196,6 +197,20 @@ def test_files_are_short():
     lengths = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in SOURCES}
     long = {name: n for name, n in lengths.items() if n > MAX_LINES}
     assert not long, f"longer than {MAX_LINES} lines, split them: {long}"
+
+
+REGISTERED = re.compile(r'"(spatialalign_(?:trl|rewards)[a-z0-9_.]*):([A-Za-z_][A-Za-z0-9_]*)"')
+
+
+@pytest.mark.parametrize(
+    "place", sorted({found.groups() for file in SOURCES for found in REGISTERED.finditer(file.read_text())})
+)
+def test_every_registered_class_is_where_its_registry_says(place):
+    """Registries name modules in strings, which no import and no checker of imports ever looks at."""
+    module, name = place
+    assert module in modules()
+    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
 
 
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
