@@ -1,4 +1,4 @@
-"""Looking at the policy while it trains: sample videos, their scores and curves, as files and in the trackers."""
+"""Log sample videos, scores and curves of the policy while it trains, as files and in the trackers."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ SAMPLES_FOLDER = "samples"
 
 class LogSamples(TrainerCallback):
     """
-    Every so many steps samples a few prompts, with the same seed each time, scores them, and leaves
-    `samples/step-000100/` in the trainer's folder: a sheet of all, an mp4 of each, `scores.json`, and, of a reward
-    with a method `grade` (DSR-Score), the relations' curves. Trackers get the sheet, the videos (wandb, trackio), the
-    curves and the scores, also as a table.
+    Samples and scores a few prompts every so many steps, always with the same seed.
 
-    The training is not touched: the weights it ends with are those of a run without this callback, bit for bit.
+    It writes `samples/step-000100/` to the trainer's folder: a contact sheet, an mp4 per prompt, `scores.json`, and,
+    for a reward with a method `grade` (DSR-Score), the curves of the relations. Trackers get the sheet, the videos
+    (wandb and trackio), the curves, and the scores as numbers and as a table.
+
+    It does not affect the training: the final weights equal those of a run without this callback bit for bit.
 
     Args:
         model ([`VideoModel`]):
-            The model that is trained. Its encoders are loaded for the time of the sampling.
+            The model that is trained. Its encoders are loaded only while it samples.
         rows (list of `dict`):
             Prompts, with the columns that the rewards need.
         runner ([`RewardRunner`]):
@@ -49,9 +50,9 @@ class LogSamples(TrainerCallback):
         settings ([`SamplingSettings`]):
             How to sample.
         every (`int`):
-            Steps between two looks; the first is before the first step.
+            Optimizer steps between two logs; the first is before the first step.
         seed (`int`, *optional*, defaults to `0`):
-            Of the noise.
+            Seed of the noise.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class LogSamples(TrainerCallback):
         self.every = every
         self.seed = seed
         self.trainer: Trainer | None = None
-        self._embedded: tuple[list[Conditioning], Conditioning | None] | None = None
+        self._embedded: tuple[list[Conditioning], Conditioning | None] | None = None  # rows, negative prompt
 
     def watch(self, trainer: Trainer) -> None:
-        """Joins a trainer, whose trackers are written to."""
+        """Add this callback to a trainer, and log to its trackers."""
         self.trainer = trainer
         trainer.add_callback(self)
 
@@ -81,25 +82,25 @@ class LogSamples(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == 0:
-            self._look(args, state, control)
+            self._log_samples(args, state, control)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step % self.every == 0:
-            self._look(args, state, control)
+            self._log_samples(args, state, control)
 
-    def _look(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        if not state.is_world_process_zero:  # the others wait for it at the next step
+    def _log_samples(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        if not state.is_world_process_zero:  # the other processes wait at the next step
             return
         folder = Path(args.output_dir) / SAMPLES_FOLDER / f"step-{state.global_step:06d}"
-        with _untouched_random_state():
+        with _preserved_random_state():
             videos = self._sample()
             columns = {name: [row[name] for row in self.rows] for name in self.rows[0] if name != "prompt"}
             columns.setdefault("fps", [self.settings.fps] * len(self.rows))
             output = self.runner([row["prompt"] for row in self.rows], videos, columns)
-            first = output.per_reward[self.runner.names[0]]
-            rewards = [headline_value(*values) for values in zip(output.rewards, first, strict=True)]
+            first_reward = output.per_reward[self.runner.names[0]]
+            rewards = [headline_value(*values) for values in zip(output.rewards, first_reward, strict=True)]
             pictures = self._write(folder, videos, rewards, columns)
             self.runner.release()
         valid = [reward for reward in rewards if reward is not None]
@@ -110,11 +111,11 @@ class LogSamples(TrainerCallback):
             handler = self.trainer.callback_handler
             handler.on_log(args, state, control, logs)
             for tracker in trackers_of(handler.callbacks):
-                tracker.show(state.global_step, Shown(pictures, {"samples/scores": self._scores(rewards)}))
+                tracker.show(state.global_step, Shown(pictures, {"samples/scores": self._score_table(rewards)}))
 
-    def _scores(self, rewards: Sequence[float | None]) -> Table:
-        told = ["INVALID" if reward is None else f"{reward:.3f}" for reward in rewards]
-        rows = [[str(row["prompt_id"]), row["prompt"], text] for row, text in zip(self.rows, told, strict=True)]
+    def _score_table(self, rewards: Sequence[float | None]) -> Table:
+        texts = ["INVALID" if reward is None else f"{reward:.3f}" for reward in rewards]
+        rows = [[str(row["prompt_id"]), row["prompt"], text] for row, text in zip(self.rows, texts, strict=True)]
         return Table(["prompt_id", "prompt", "score"], rows)
 
     def _sample(self) -> list[Video]:
@@ -128,7 +129,9 @@ class LogSamples(TrainerCallback):
                 negative = model.encode_prompts([self.settings.negative_prompt]) if guided else None
                 self._embedded = [model.encode_rows([row]) for row in self.rows], negative
             videos = []
-            for row, conditioning in zip(self.rows, self._embedded[0], strict=True):  # one by one: memory is tight
+            for row, conditioning in zip(
+                self.rows, self._embedded[0], strict=True
+            ):  # one at a time, because training leaves little memory
                 seeds = [noise_seed(self.seed, str(row["prompt_id"]))]
                 latents = model.sample(conditioning, self._embedded[1], seeds, self.settings)
                 videos.extend(model.decode_latents(latents))
@@ -145,7 +148,7 @@ class LogSamples(TrainerCallback):
         rewards: Sequence[float | None],
         columns: Mapping[str, Sequence[Any]],
     ) -> dict[str, Path]:
-        """Writes the files and returns them by the names that trackers show."""
+        """Write the files, and return them by the names that trackers show."""
         pictures: dict[str, Path] = {}
         shown = zip(self.rows, videos, rewards, strict=True)
         sheet = [ContactSheetRow(row["prompt"], [("policy", video, reward)]) for row, video, reward in shown]
@@ -163,11 +166,11 @@ class LogSamples(TrainerCallback):
         self, folder: Path, videos: Sequence[Video], columns: Mapping[str, Sequence[Any]]
     ) -> dict[str, Path]:
         grade = find_grader(self.runner.reward_funcs)
-        asked = {name: columns[name] for name in ("type", "animal", "object", "attribute") if name in columns}
-        if grade is None or not {"type", "animal", "object"} <= set(asked):
+        grade_columns = {name: columns[name] for name in ("type", "animal", "object", "attribute") if name in columns}
+        if grade is None or not {"type", "animal", "object"} <= set(grade_columns):
             return {}
         pictures = {}
-        for row, graded in zip(self.rows, grade(videos, **asked), strict=True):
+        for row, graded in zip(self.rows, grade(videos, **grade_columns), strict=True):
             result = graded.result
             if not len(result.frame_indices):
                 continue
@@ -186,8 +189,8 @@ class LogSamples(TrainerCallback):
 
 
 @contextlib.contextmanager
-def _untouched_random_state() -> Iterator[None]:
-    """Rewards are anyone's code, and may draw; the order of the pairs must not depend on it."""
+def _preserved_random_state() -> Iterator[None]:
+    """Restore all random states: a reward may draw random numbers, but the order of the pairs must not change."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:

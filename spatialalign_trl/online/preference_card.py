@@ -1,4 +1,4 @@
-"""The card of a preference dataset: what was done, how the scores lie, and a look at some pairs."""
+"""Render the card of a preference dataset: how it was made, the distribution of the scores, and some pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).resolve().parent / "templates" / "preference_dataset_c
 TAGS = ("preference", "dpo", "text-to-video", "video", "spatial-reasoning", "spatialalign", "spatialalign-trl", "trl")
 PAIRS_SHOWN = 8
 BAR = 40
-"""Characters of a histogram's longest bar."""
+"""Length of a histogram's longest bar, in characters."""
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -29,15 +29,17 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 @dataclass(frozen=True)
 class RoundSummary:
     """
+    What the card says of a round.
+
     Args:
         number (`int`):
-            Of the round, from 1.
+            Number of the round, from 1.
         policy_revision (`str`):
-            What sampled it.
+            Name of the policy that sampled it.
         rollouts (`dict`):
-            What [`~evaluation.summarize`] says of its samples.
+            The result of [`~evaluation.summarize`] on its samples.
         pairing (`dict`):
-            [`PairingResult`]'s `stats`.
+            The `stats` of its [`PairingResult`].
     """
 
     number: int
@@ -60,28 +62,28 @@ def preference_card(
     is_partial: bool = False,
 ) -> DatasetCard:
     """
-    Renders the card of the dataset that lies in a folder.
+    Render the card of a dataset.
 
     Args:
         folder (`Path`):
-            The dataset's, with its data files.
+            The dataset's folder, with its data files.
         repo (`str`):
             `owner/name` on the Hub.
         license (`str`):
-            The Hub's name of it.
+            The Hub's name of the licence.
         model_name (`str`):
-            The model that sampled; a local folder stays out of the metadata.
+            The model that sampled; the path of a local folder is kept out of the metadata.
         facts (`dict`):
-            How it was made, one line each.
+            How the dataset was made: name -> value, one line each.
         rounds (sequence of [`RoundSummary`]):
-            In order.
+            All rounds in order.
         scores (sequence of `float | None`):
-            Of all samples.
+            Scores of all samples; `None` = INVALID.
         pairs (sequence of [`Pair`]):
-            Of the last round.
+            Pairs of the last round.
         evaluation (`dict`, *optional*):
             Policy -> summary on held-out prompts.
-        is_partial (`bool`):
+        is_partial (`bool`, *optional*, defaults to `False`):
             Whether the last round is still being sampled.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
@@ -98,7 +100,7 @@ def preference_card(
         pretty_name=repo.split("/")[-1],
         configs=_configs(folder),
     )
-    named = {f"round {one.number}": one.rollouts for one in rounds}
+    rollouts = {f"round {summary.number}": summary.rollouts for summary in rounds}
     return DatasetCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -109,7 +111,7 @@ def preference_card(
         facts=[(name, value) for name, value in facts.items()],
         is_partial=is_partial,
         rounds_table=_rounds_table(rounds),
-        scores_table=_summaries_table(named),
+        scores_table=_summaries_table(rollouts),
         evaluation_table=_summaries_table(evaluation) if evaluation else "",
         num_samples=len(scores),
         histogram=histogram(scores),
@@ -118,7 +120,7 @@ def preference_card(
 
 
 def histogram(scores: Sequence[float | None], bins: int = 10) -> str:
-    """Bars of text, one a bin between the least and the greatest score (between 0 and 1 where all lie there)."""
+    """Draw bars of text over the range of the scores, or over [0, 1] if all scores lie in it."""
     valid = [score for score in scores if score is not None]
     if not valid:
         return f"INVALID  {len(scores)}"
@@ -154,16 +156,17 @@ def _configs(folder: Path) -> list[dict[str, Any]]:
 def _rounds_table(rounds: Sequence[RoundSummary]) -> str:
     header = ["round", "sampled by", "videos", "INVALID", "pairs", "prompts with a pair", "mean gap"]
     rows = []
-    for one in rounds:
-        gap = one.pairing["mean_gap"]
+    for summary in rounds:
+        rollouts, pairing = summary.rollouts, summary.pairing
+        gap = pairing["mean_gap"]
         rows.append(
             [
-                str(one.number),
-                f"`{public_revision(one.policy_revision)}`",
-                str(one.rollouts["num_videos"]),
-                f"{one.rollouts['invalid_rate']:.1%}",
-                str(one.pairing["pairs"]),
-                f"{one.pairing['prompts_with_pair']} of {one.pairing['prompts']}",
+                str(summary.number),
+                f"`{public_revision(summary.policy_revision)}`",
+                str(rollouts["num_videos"]),
+                f"{rollouts['invalid_rate']:.1%}",
+                str(pairing["pairs"]),
+                f"{pairing['prompts_with_pair']} of {pairing['prompts']}",
                 "-" if gap is None else f"{gap:.3f}",
             ]
         )
@@ -176,7 +179,7 @@ def _summaries_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _pairs_table(pairs: Sequence[Pair]) -> str:
     if not pairs:
-        return "There is none yet."
+        return "There are no pairs yet."
     step = max(1, len(pairs) // PAIRS_SHOWN)
     rows = [
         [_cell(pair.chosen.row["prompt"]), f"{pair.score_chosen:.3f}", f"{pair.score_rejected:.3f}"]
@@ -186,5 +189,5 @@ def _pairs_table(pairs: Sequence[Pair]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A prompt as a table's cell, where it cannot become markup."""
+    """Escape a prompt for a table's cell, so that it cannot become markup."""
     return " ".join(str(text).replace("<", "&lt;").replace("`", "'").split())

@@ -1,10 +1,10 @@
-"""The data files of a preference dataset on the Hub: pairs, and all scored samples, a few Parquet files a round.
+"""Write the data files of a preference dataset on the Hub: pairs and all scored samples, as Parquet files per round.
 
     preferences/round-01-00000.parquet       chosen and rejected videos of a prompt
     samples/round-01-00000.parquet           every video that the round sampled, with its score
 
-A round's files have the same names whenever they are written, so that pushing a round again replaces it. They hold the
-videos themselves, and nothing of the machine that made them.
+A round's files always have the same names, so that pushing a round again replaces it. They contain the videos
+themselves, and no paths of the machine that made them.
 """
 
 from __future__ import annotations
@@ -27,61 +27,61 @@ PAIRS, SAMPLES = "preferences", "samples"
 """The two configs, and the folders of their files."""
 
 ROWS_PER_FILE = 128
-"""A video of Wan has one or two MB: files of some hundred MB, of which a push sends those that changed."""
+"""A Wan video takes one or two MB, so a file takes a few hundred MB. A push sends only the files that changed."""
 
 VideoBytes = Callable[[str], bytes]
 
 
 def round_pattern(config: str, number: int) -> str:
-    """Matches the files of a round in a config."""
+    """Return the glob pattern of a round's files in a config."""
     return f"{config}/round-{number:02d}-*.parquet"
 
 
 def write_pairs(folder: Path, number: int, pairs: Sequence[Pair], video_bytes: VideoBytes) -> list[Path]:
     """
-    Writes a round's pairs, over those that are there.
+    Write a round's pairs, and replace existing ones.
 
     Args:
         folder (`Path`):
-            The dataset's.
+            The dataset's folder.
         number (`int`):
-            Of the round, from 1.
+            Number of the round, from 1.
         pairs (sequence of [`Pair`]):
             Pairs of [`Sample`]s.
-        video_bytes:
-            Sample id -> its mp4.
+        video_bytes (callable):
+            Sample id -> content of its mp4.
 
     Returns:
-        `list[Path]`: the files; none without pairs.
+        `list[Path]`: the files; empty without pairs.
     """
     from spatialalign_trl.preferences import to_dataset
 
     rows = [side.row for pair in pairs for side in (pair.chosen, pair.rejected)]
     extra = _facts_features(pairs, number)
 
-    def table(some: Sequence[Pair]) -> Dataset:
+    def table(part: Sequence[Pair]) -> Dataset:
         facts = {
-            f"{name}_{side}": [_fact(getattr(pair, side), name) for pair in some]
+            f"{name}_{side}": [_fact(getattr(pair, side), name) for pair in part]
             for name in ("rewards", "components", "policy_revision", "sampling_settings")
             for side in ("chosen", "rejected")
         }
-        return _beside(to_dataset(some, video_bytes), {**facts, "round": [number] * len(some)}, extra)
+        return _with_columns(to_dataset(part, video_bytes), {**facts, "round": [number] * len(part)}, extra)
 
     return _write(folder, PAIRS, number, pairs, table, rows)
 
 
 def write_samples(folder: Path, number: int, samples: Sequence[Sample], video_bytes: VideoBytes) -> list[Path]:
     """
-    Writes all scored samples of a round, INVALID ones (`score` null) included, over those that are there.
+    Write all scored samples of a round, including INVALID ones (`score` is null), and replace existing ones.
 
-    Args and return value as those of [`write_pairs`].
+    The arguments and the return value are those of [`write_pairs`].
     """
     from datasets import Dataset, Features, Value, Video
 
     from spatialalign_trl.preferences import VIDEO_STRUCT
     from spatialalign_trl.rollout.sampler import noise_seed
 
-    own = {
+    sample_features = {
         "sample_id": Value("string"),
         "score": Value("float64"),
         "rewards": _rewards_feature(samples),
@@ -94,59 +94,58 @@ def write_samples(folder: Path, number: int, samples: Sequence[Sample], video_by
     }
     rows = [sample.row for sample in samples]
     prompt_features = _prompt_features(rows)
-    if odd := sorted(set(prompt_features) & {*own, "video"}):
-        raise ValueError(f"The prompt column {odd[0]!r} has the name of a column of the samples; rename it.")
+    if clashes := sorted(set(prompt_features) & {*sample_features, "video"}):
+        raise ValueError(f"The prompt column {clashes[0]!r} has the name of a column of the samples; rename it.")
 
-    def table(some: Sequence[Sample]) -> Dataset:
-        told = [self_contained(sample.row, f"prompt {sample.prompt_id!r}") for sample in some]
-        columns = {name: [row.get(name) for row in told] for name in prompt_features}
+    def table(part: Sequence[Sample]) -> Dataset:
+        prompt_rows = [self_contained(sample.row, f"prompt {sample.prompt_id!r}") for sample in part]
+        columns = {name: [row.get(name) for row in prompt_rows] for name in prompt_features}
         columns |= {
-            "video": [{"bytes": video_bytes(s.sample_id), "path": f"{s.sample_id}.mp4"} for s in some],
-            "sample_id": [sample.sample_id for sample in some],
-            "score": [sample.reward for sample in some],
-            "seed": [sample.seed for sample in some],
-            "noise_seed": [noise_seed(sample.seed, sample.prompt_id) for sample in some],
-            "round": [number] * len(some),
+            "video": [{"bytes": video_bytes(s.sample_id), "path": f"{s.sample_id}.mp4"} for s in part],
+            "sample_id": [sample.sample_id for sample in part],
+            "score": [sample.reward for sample in part],
+            "seed": [sample.seed for sample in part],
+            "noise_seed": [noise_seed(sample.seed, sample.prompt_id) for sample in part],
+            "round": [number] * len(part),
         }
         for name in ("rewards", "components", "sampling_settings", "policy_revision"):
-            columns[name] = [_fact(sample, name) for sample in some]
-        kinds = {**prompt_features, **own, "video": Video(decode=False)}
-        plain = {name: VIDEO_STRUCT if isinstance(kind, Video) else kind for name, kind in kinds.items()}
+            columns[name] = [_fact(sample, name) for sample in part]
+        features = {**prompt_features, **sample_features, "video": Video(decode=False)}
+        plain = {name: VIDEO_STRUCT if isinstance(kind, Video) else kind for name, kind in features.items()}
         dataset = Dataset.from_dict(columns, features=Features(plain))
-        # Cast afterwards, for the reason that `to_dataset` gives.
-        return dataset.cast(Features(kinds))
+        # Videos are cast afterwards, for the reason that `to_dataset` gives.
+        return dataset.cast(Features(features))
 
     return _write(folder, SAMPLES, number, samples, table, rows)
 
 
 def count_rows(folder: Path, config: str, number: int) -> int:
-    """How many rows a round's files hold."""
+    """Count the rows of a round's files."""
     import pyarrow.parquet as pq
 
     return sum(pq.read_metadata(file).num_rows for file in folder.glob(round_pattern(config, number)))
 
 
 def rounds_in(folder: Path, config: str) -> list[int]:
-    """The rounds that have files."""
+    """List the numbers of the rounds that have files."""
     return sorted({int(file.name.split("-")[1]) for file in (folder / config).glob("round-*-*.parquet")})
 
 
 def public_name(model: str) -> str:
-    """A model's name without this machine's folders."""
+    """Return a model's name without the folders of this machine."""
     from spatialalign_trl.models.sources import hub_id
 
     return hub_id(model) or Path(model).name
 
 
 def public_revision(revision: str) -> str:
-    """A policy's name (`model@weights`) without this machine's folders."""
+    """Return a policy's name (`model@weights`) without the folders of this machine."""
     model, _, weights = revision.rpartition("@")
     return f"{public_name(model)}@{weights}"
 
 
 def _fact(sample: Sample, name: str) -> Any:
-    """What says how a sample came about. JSON where keys and types differ from run to run: files of one config must
-    agree in their columns."""
+    """Return a fact of a sample's origin; as JSON where keys differ between runs, since all files share columns."""
     if name == "rewards":
         return dict(sample.rewards)
     if name == "policy_revision":
@@ -165,16 +164,16 @@ def _facts_features(pairs: Sequence[Pair], number: int) -> Features:
     from datasets import Features, Value
 
     rewards = _rewards_feature(side for pair in pairs for side in (pair.chosen, pair.rejected))
-    kinds = {
+    features = {
         "rewards": rewards,
         **{n: Value("string") for n in ("components", "policy_revision", "sampling_settings")},
     }
-    columns = {f"{name}_{side}": kind for name, kind in kinds.items() for side in ("chosen", "rejected")}
+    columns = {f"{name}_{side}": kind for name, kind in features.items() for side in ("chosen", "rejected")}
     return Features({**columns, "round": Value("int64")})
 
 
 def _prompt_features(rows: Sequence[Mapping[str, Any]]) -> Features:
-    """Types of the prompt columns, of all rows together: a file whose rows lack a value would guess another one."""
+    """Infer the types of the prompt columns from all rows: a file whose rows lack a value would infer another type."""
     from datasets import Features
 
     from spatialalign_trl.preferences import column_features
@@ -182,7 +181,7 @@ def _prompt_features(rows: Sequence[Mapping[str, Any]]) -> Features:
     return Features(column_features(rows, list(dict.fromkeys(name for row in rows for name in row))))
 
 
-def _beside(dataset: Dataset, columns: Mapping[str, list], features: Features) -> Dataset:
+def _with_columns(dataset: Dataset, columns: Mapping[str, list], features: Features) -> Dataset:
     from datasets import Dataset, concatenate_datasets
 
     return concatenate_datasets([dataset, Dataset.from_dict(dict(columns), features=features)], axis=1)

@@ -1,7 +1,8 @@
-"""What a person looks at, in the trackers that record a run: pictures, videos, tables and numbers.
+"""Show pictures, videos, tables and numbers in the trackers that record a run.
 
-A trainer's own logs get there through its callbacks. What does not fit into a log goes through here: the looks at the
-policy while it trains (`LogSamples`), and the outcome, when the trainers have ended and closed what they wrote to.
+A trainer's own logs reach the trackers through its callbacks. This module handles what does not fit into such a log:
+the samples of the policy while it trains (`LogSamples`), and the outcome, which exists only after the trainers have
+closed their trackers.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 OUTCOME_FOLDER = "runs/outcome"
-"""Where TensorBoard's files of the outcome go, in the run's folder, unless `TENSORBOARD_LOGGING_DIR` says it."""
+"""Folder of TensorBoard's files of the outcome, in the run's folder, unless `TENSORBOARD_LOGGING_DIR` is set."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, and rows of as many cells."""
+    """A table of texts; every row has as many cells as the header."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -40,7 +41,7 @@ class Table:
 @dataclass(frozen=True)
 class Shown:
     """
-    What a tracker is handed for one step.
+    The things that a tracker shows for one step.
 
     Args:
         pictures (`dict[str, Path]`): Name -> a PNG or an mp4.
@@ -54,14 +55,14 @@ class Shown:
 
 
 class Tracker(Protocol):
-    """Somewhere to show things."""
+    """A tool that records runs."""
 
     def show(self, step: int, shown: Shown) -> None: ...
 
 
 @dataclass(frozen=True)
 class TensorBoard:
-    """Writes with a `SummaryWriter`; no videos, which need another package there, and are GIFs."""
+    """Writes to a `SummaryWriter`. Videos are left out: they would need another package and become GIFs."""
 
     writer: Any
 
@@ -78,7 +79,7 @@ class TensorBoard:
 
 @dataclass(frozen=True)
 class Module:
-    """Logs to `wandb` or `trackio`, whose functions have the same names."""
+    """Logs to the module `wandb` or `trackio`, whose functions have the same names."""
 
     module: Any
 
@@ -96,26 +97,28 @@ class Module:
         columns, rows = list(table.header), [list(row) for row in table.rows]
         if self.module.__name__ != "trackio":
             return self.module.Table(columns=columns, data=rows)
-        import pandas  # which trackio brings
+        import pandas  # installed with trackio
 
         return self.module.Table(dataframe=pandas.DataFrame(rows, columns=columns))
 
 
 def trackers_of(callbacks: Sequence[TrainerCallback]) -> list[Tracker]:
-    """Those that record a training which is under way."""
+    """Return the trackers that record a running training."""
     writers = [getattr(callback, "tb_writer", None) for callback in callbacks]
     found: list[Tracker] = [TensorBoard(writer) for writer in writers if writer is not None]
     for name in ("wandb", "trackio"):
         module = sys.modules.get(name)
-        if module is not None and any(type(one).__name__.lower() == f"{name}callback" for one in callbacks):
+        if module is not None and any(type(callback).__name__.lower() == f"{name}callback" for callback in callbacks):
             found.append(Module(module))
     return found
 
 
 @contextlib.contextmanager
 def trackers_of_run(args: OnlineSpatialAlignConfig) -> Iterator[list[Tracker]]:
-    """Those that recorded the run's trainings, open once more. wandb's run goes on until the process ends; without one
-    (nothing was trained this time) wandb is left out.
+    """
+    Open the trackers that recorded the run's trainings once more.
+
+    wandb's run stays open until the process ends; if this process has none (nothing was trained), wandb is left out.
     """
     found: list[Tracker] = []
     with contextlib.ExitStack() as stack:
@@ -145,14 +148,15 @@ def trackers_of_run(args: OnlineSpatialAlignConfig) -> Iterator[list[Tracker]]:
 
 
 def show_outcome(trackers: Sequence[Tracker], results: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
-    """The evaluation's numbers, a step a round (0 is the base), and at the last one the table of before and after.
+    """
+    Show the evaluation's numbers, one step per round (0 is the base), and the tables and pictures at the last step.
 
     Args:
-        trackers: where to.
-        results: as `results.json` holds them.
-        pictures: what the run left to look at.
+        trackers (sequence of [`Tracker`]): The trackers.
+        results (`dict`): The content of `results.json`.
+        pictures (`dict[str, Path]`): Name -> PNG or mp4.
     """
-    evaluated = {0: results["base"]} | {one["round"]: one.get("evaluation") for one in results["rounds"]}
+    evaluated = {0: results["base"]} | {record["round"]: record.get("evaluation") for record in results["rounds"]}
     last = max(evaluated)
     for number, summary in evaluated.items():
         shown = Shown(numbers=_numbers(summary) | {"evaluation/round": float(number)}) if summary else Shown()
@@ -163,13 +167,13 @@ def show_outcome(trackers: Sequence[Tracker], results: Mapping[str, Any], pictur
 
 
 def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    own = {
+    rates = {
         name: value for name, value in summary.items() if name.startswith("S@") or name.endswith(("_mean", "_rate"))
     }
     groups = {**summary.get("components", {}), **summary.get("quality", {})}
     headline = headline_of(summary)
-    types = {f"{headline} {kind}": one[headline] for kind, one in summary.get("by_type", {}).items()}
-    numbers = {f"evaluation/{name}": value for name, value in {**own, **types, **groups}.items()}
+    types = {f"{headline} {kind}": values[headline] for kind, values in summary.get("by_type", {}).items()}
+    numbers = {f"evaluation/{name}": value for name, value in {**rates, **types, **groups}.items()}
     return {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float))}
 
 
@@ -181,8 +185,8 @@ def _tables(results: Mapping[str, Any]) -> dict[str, Table]:
     differences = {**(results.get("difference") or {}), **(results.get("quality_difference") or {})}
     if differences:
         rows = [
-            [name, f"{one['difference']:+.3f}", "[{:+.3f}, {:+.3f}]".format(*one["interval"])]
-            for name, one in differences.items()
+            [name, f"{change['difference']:+.3f}", "[{:+.3f}, {:+.3f}]".format(*change["interval"])]
+            for name, change in differences.items()
         ]
         tables["evaluation/difference"] = Table(["measure", "aligned - base", "95 % interval, paired"], rows)
     return tables
