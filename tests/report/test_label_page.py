@@ -1,4 +1,4 @@
-"""The labelling page: what is in the file, and what it does in a browser."""
+"""The labelling page: its file, and its behaviour in a browser."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def file(clips, tmp_path_factory):
     return path
 
 
-def test_the_page_is_one_file_that_names_no_other(file):
+def test_the_page_is_one_file_without_links(file):
     text = file.read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", text)
     assert "http" not in re.sub(r"http-equiv", "", text)
@@ -47,7 +47,7 @@ def test_a_prompt_cannot_end_the_script(file):
 def test_no_clip_and_a_clip_twice_are_refused(clips):
     with pytest.raises(ValueError, match="no clip"):
         label_page([], 0)
-    with pytest.raises(ValueError, match="comes twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         label_page([clips[0], clips[0]], 0)
 
 
@@ -77,7 +77,7 @@ def exported(page, tmp_path, key="e"):
 
 
 def wait_for(page, expression):
-    """The page's policy forbids what `wait_for_function` does."""
+    """Poll from outside, because the page's security policy blocks playwright's `wait_for_function`."""
     for _ in range(200):
         if page.evaluate(expression):
             return
