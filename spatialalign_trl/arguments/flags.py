@@ -26,7 +26,7 @@ class UnderscoreParser(argparse.ArgumentParser):
     """An `argparse` parser whose flags may be written `--batch_size` or `--batch-size`.
 
     Flags are registered with underscores only, so that the help shows each of them once. Before a command line is
-    parsed, known flags that are written with hyphens are respelt. Unknown words, and everything after a lone `--`, are
+    parsed, known flags that are written with hyphens are respelt. Unknown flags, and all words after a lone `--`, are
     left as they are.
     """
 

@@ -92,8 +92,8 @@ class ScoreTable:
         self, parts: tuple[str, ...], by_name: Mapping[str, Sequence[tuple[tuple[str, ...], Row]]]
     ) -> Row | None:
         found = by_name.get(parts[-1], [])
-        alike = [_common_end(parts, other) for other, _ in found]
-        best = [row for (_, row), length in zip(found, alike, strict=True) if length == max(alike)]
+        lengths = [_common_end(parts, other) for other, _ in found]
+        best = [row for (_, row), length in zip(found, lengths, strict=True) if length == max(lengths)]
         if len(best) > 1:
             raise UsageError(
                 f"{self.path}: {len(best)} rows match the video {'/'.join(parts)}, such as {_file_of(best[0])} and "

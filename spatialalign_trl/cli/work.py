@@ -56,7 +56,7 @@ class Job:
     Args:
         path (`Path`): The video file.
         question ([`Question`]): What the video should show.
-        seed (`int`, *optional*): The seed that the video was sampled with, if its name or its record holds it.
+        seed (`int`, *optional*): The seed that the video was sampled with, if its name or its record contains it.
         sha256 (`str`, *optional*): The checksum in its record.
     """
 

@@ -155,7 +155,7 @@ def animated_sheet(
         ]
         pages.append(_page(cards, min(columns, len(rows)), title, badge.legend()))
 
-    # 2. Encode them, with a rest on the first and the last one.
+    # 2. Encode the pages, with a pause on the first and the last one.
     durations = [round(1000 / fps)] * length
     durations[0] += round(1000 * HOLD_FIRST)
     durations[-1] += round(1000 * HOLD_LAST)

@@ -60,7 +60,7 @@ def label_page(clips: Sequence[Clip], seed: int) -> str:
     if len(set(ids)) < len(ids):
         raise ValueError("a clip occurs twice. Give each clip once")
 
-    # 1. What the page shows and exports: for each clip the questions on every relation, and one on its quality.
+    # 1. Collect what the page shows and exports: per clip a question on each relation, and one on its quality.
     entries = []
     for clip_id, clip in zip(ids, clips, strict=True):
         animal = f"{clip.attribute} {clip.animal}".strip()
@@ -92,7 +92,7 @@ def label_page(clips: Sequence[Clip], seed: int) -> str:
     # Escape "<": in a prompt or a file's name it could end the script element.
     data_text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
 
-    # 2. The videos, each in a script element of its own, so that the page decodes only the one on screen.
+    # 2. Embed each video in its own script element, so that the page decodes only the clip on screen.
     videos = "\n".join(
         f'<script type="text/plain" id="clip-{clip_id}">{base64.b64encode(clip.mp4).decode()}</script>'
         for clip_id, clip in zip(ids, clips, strict=True)

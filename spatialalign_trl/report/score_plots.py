@@ -143,7 +143,7 @@ def _label(axes, num_frames: int, title: str, note: str | None) -> None:
     axes.set_ylim(-1.2, 1.1)
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     axes.set_xlabel("frame", color=_INK)
-    axes.set_ylabel("SSR: how far the relation holds, -1 to 1", color=_INK)
+    axes.set_ylabel("SSR: how well the relation holds, -1 to 1", color=_INK)
     axes.locator_params(axis="x", integer=True)
     axes.axhline(0, color="#8c959f", linewidth=0.8, zorder=0)
     axes.grid(color="#d8dee4", linewidth=0.6)

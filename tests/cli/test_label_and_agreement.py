@@ -150,9 +150,9 @@ def test_agreement_with_a_run(run, a_run, ada, tmp_path):
 def test_every_score_file_gives_the_same_agreement(run, a_run, ada, tmp_path):
     samples = SampleStore(a_run / "samples").samples()
     rows = [
-        {"file": f"elsewhere/{one.sample_id}.mp4", "prompt_id": one.prompt_id, "score": one.reward, "valid": True,
-         "initial_score": 0.9, "final_score": one.components["dsr_final_score"]}
-        for one in samples
+        {"file": f"elsewhere/{sample.sample_id}.mp4", "prompt_id": sample.prompt_id, "score": sample.reward, "valid": True,
+         "initial_score": 0.9, "final_score": sample.components["dsr_final_score"]}
+        for sample in samples
     ]  # fmt: skip
     with open(tmp_path / "scores.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -172,10 +172,10 @@ def test_every_score_file_gives_the_same_agreement(run, a_run, ada, tmp_path):
     for source in (a_run, "scores.csv", "scores.json", "samples.parquet", "results.json"):
         name = ["--reward", "dsr_score"] if source == a_run else []
         assert run("agreement", "--labels", ada, "--scores", source, "--json", "a.json", *name)[0] == 0, source
-        (one,) = json.loads((tmp_path / "a.json").read_text())["rewards"].values()
-        assert one["parts"].pop("final_score")["value"] == pytest.approx(1)
-        found.append({**one, "parts": None})
-    assert all(one == found[0] for one in found)
+        (agreement,) = json.loads((tmp_path / "a.json").read_text())["rewards"].values()
+        assert agreement["parts"].pop("final_score")["value"] == pytest.approx(1)
+        found.append({**agreement, "parts": None})
+    assert all(agreement == found[0] for agreement in found)
 
 
 def test_two_labellers_and_a_judges_table(run, a_page, a_run, ada, tmp_path):
@@ -191,7 +191,7 @@ def test_two_labellers_and_a_judges_table(run, a_page, a_run, ada, tmp_path):
     assert results["rewards"]["score"]["threshold"] == 3 and results["unscored"] == {"dsr_score": 0, "score": 4}
     assert results["labellers"][0]["clips"] == 10
     split = results["rewards"]["dsr_score"]["decisions"]["humans_split"]
-    assert split == sum(one.obeys is None for one in consensus([read_labels(ada), read_labels(bob)])) == 6
+    assert split == sum(clip.obeys is None for clip in consensus([read_labels(ada), read_labels(bob)])) == 6
 
     code, _, err = run(*words, "--reward", "score")
     assert code == 2 and "not in 0 to 1" in err and "--reward score=TAU" in err

@@ -52,11 +52,11 @@ def test_a_sheet_shows_the_frames_of_every_video_pixel_by_pixel(tmp_path):
 def test_given_videos_come_first_and_have_no_score(tmp_path):
     row = plain_row((4, 32, 48), (4, 32, 48))
     given = replace(row, given=[("context", np.full((12, 32, 48, 3), 200, np.uint8))])
-    alone, beside = (pixels(contact_sheet([one], tmp_path / "sheet.png")) for one in (row, given))
-    assert beside.shape[1] > 1.4 * alone.shape[1]
-    assert count(beside, RED) == count(alone, RED) and not count(beside, GREY)
-    columns = np.flatnonzero((beside == 200).all(-1).sum(0) > 90)
-    others = np.flatnonzero((beside == 90).all(-1).sum(0) > 90)
+    alone, together = (pixels(contact_sheet([sheet_row], tmp_path / "sheet.png")) for sheet_row in (row, given))
+    assert together.shape[1] > 1.4 * alone.shape[1]
+    assert count(together, RED) == count(alone, RED) and not count(together, GREY)
+    columns = np.flatnonzero((together == 200).all(-1).sum(0) > 90)
+    others = np.flatnonzero((together == 90).all(-1).sum(0) > 90)
     assert columns.max() < others.min()
 
 

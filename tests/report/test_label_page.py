@@ -117,7 +117,7 @@ def test_keys_label_undo_undoes_a_reload_keeps_and_the_export_holds_it(chromium,
     path = exported(page, tmp_path)
     data = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "labels-Ada.json" and data["labeller"] == "Ada" and data["seed"] == 7 and data["version"] == 1
-    assert [row["id"] for row in data["labels"]] == [one.clip_id for one in clips]
+    assert [row["id"] for row in data["labels"]] == [clip.clip_id for clip in clips]
     assert [row["skipped"] for row in data["labels"]] == [False, True, False]
     assert all(row["seconds"] >= 0 and row["labelled_at"] for row in data["labels"])
     assert data["labels"][0]["seconds"] > 0.1

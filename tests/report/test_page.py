@@ -115,7 +115,7 @@ def test_pictures_have_descriptions_and_ids_are_unique(page):
     assert len(ids) == len(set(ids))
     pictures = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
     assert len(pictures) >= 2 + 4 + 4 and all(attributes["aria-label"] for attributes in pictures)
-    margin = next(one["aria-label"] for one in pictures if one["aria-label"].startswith("Margin"))
+    margin = next(label for label in (a["aria-label"] for a in pictures) if label.startswith("Margin"))
     assert margin == "Margin of winner over loser over 6 steps: margin from 0.1 to 0.3."
     colors = {match for _, a in page.elements for match in re.findall("#0102..", a.get("style") or "")}
     assert not colors and any("var(--first)" in (a.get("style") or "") for _, a in page.elements)

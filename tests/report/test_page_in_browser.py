@@ -44,7 +44,7 @@ def until(page, expression: str, seconds: float = 60) -> None:
 
 
 def cards(page) -> list[str]:
-    return page.eval_on_selector_all(".card h3", "all => all.map((one) => one.textContent.split(' ').at(-1))")
+    return page.eval_on_selector_all(".card h3", "all => all.map((title) => title.textContent.split(' ').at(-1))")
 
 
 def choose(page, name: str, value: str) -> None:
@@ -52,17 +52,17 @@ def choose(page, name: str, value: str) -> None:
 
 
 def until_ready(page) -> None:
-    until(page, "[...document.querySelectorAll('video')].every((one) => one.readyState >= 2)")
+    until(page, "[...document.querySelectorAll('video')].every((video) => video.readyState >= 2)")
 
 
 def test_videos_play_together_and_curves_and_boxes_follow(page):
     until_ready(page)
     card = page.locator(".card").first
-    assert card.locator("video").evaluate_all("all => all.every((one) => one.paused && one.videoWidth >= 128)")
+    assert card.locator("video").evaluate_all("all => all.every((video) => video.paused && video.videoWidth >= 128)")
     card.get_by_role("button", name="Play").click()
     until(page, "document.querySelector('.card video').currentTime > 0.3")
     card.get_by_role("button", name="Pause").click()
-    times = card.locator("video").evaluate_all("all => all.map((one) => one.currentTime)")
+    times = card.locator("video").evaluate_all("all => all.map((video) => video.currentTime)")
     assert abs(times[0] - times[1]) < 0.15
     slider = card.locator("input[type=range]")
     for frame, boxes in ((0, 2), (4, 0), (FRAMES - 1, 2)):
@@ -70,7 +70,7 @@ def test_videos_play_together_and_curves_and_boxes_follow(page):
         until(
             page,
             f"[...document.querySelectorAll('.card')[0].querySelectorAll('.side')]"
-            f".every((one) => one.dataset.frame == {frame})",
+            f".every((side) => side.dataset.frame == {frame})",
         )
         assert card.locator(".boxes").first.locator("rect:not(.halo)").count() == boxes
         x = float(card.locator(".cursor").first.get_attribute("x1"))
