@@ -132,7 +132,7 @@ def make_plan(names: Sequence[str], prompts: str | None, split: str, prompt: str
 def find_clips(names: Sequence[str]) -> list[Path]:
     """List the named files and the videos of the named folders, each once.
 
-    The videos of a run are those in its folder `samples`. For a folder without videos, those of its subfolders are listed.
+    The videos of a run are those in its folder `samples`. A folder without videos is replaced by its subfolders.
 
     Raises:
         UsageError: for a name that does not exist, or a folder without videos.

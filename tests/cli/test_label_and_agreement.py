@@ -150,10 +150,16 @@ def test_agreement_with_a_run(run, a_run, ada, tmp_path):
 def test_every_score_file_gives_the_same_agreement(run, a_run, ada, tmp_path):
     samples = SampleStore(a_run / "samples").samples()
     rows = [
-        {"file": f"elsewhere/{sample.sample_id}.mp4", "prompt_id": sample.prompt_id, "score": sample.reward, "valid": True,
-         "initial_score": 0.9, "final_score": sample.components["dsr_final_score"]}
+        {
+            "file": f"elsewhere/{sample.sample_id}.mp4",
+            "prompt_id": sample.prompt_id,
+            "score": sample.reward,
+            "valid": True,
+            "initial_score": 0.9,
+            "final_score": sample.components["dsr_final_score"],
+        }
         for sample in samples
-    ]  # fmt: skip
+    ]
     with open(tmp_path / "scores.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
