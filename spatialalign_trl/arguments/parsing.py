@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from spatialalign_trl.arguments.flags import UnderscoreParser, underscored
 from spatialalign_trl.errors import near_miss
 
 if TYPE_CHECKING:
@@ -27,21 +28,32 @@ def parse_recipe(
     arguments: Sequence[str] | None = None,
     prog: str | None = None,
 ) -> tuple[Any, ...]:
-    """Parses `--config file.yaml` and command-line flags (which win) into dataclasses, as `TrlParser` does.
+    """
+    Parse `--config file.yaml` and command-line flags into dataclasses, as `TrlParser` does. Flags override the YAML.
 
     Args:
-        dataclass_types: the dataclasses, whose fields are the flags. Flags must be spelt out.
-        default_config: the YAML used when no `--config` is given.
-        arguments: instead of `sys.argv[1:]`.
-        prog: what errors call the command; by default the name of the file that runs.
+        dataclass_types (sequence of `type`):
+            The dataclasses. Each of their fields is a flag, which may be written with underscores or with hyphens but
+            not shortened.
+        default_config (`str` or `Path`, *optional*):
+            The YAML file to use when no `--config` is given.
+        arguments (sequence of `str`, *optional*):
+            The command line; defaults to `sys.argv[1:]`.
+        prog (`str`, *optional*):
+            The name of the command in error messages; defaults to the name of the running file.
+
+    Returns:
+        `tuple`: an instance of each dataclass, in the order of `dataclass_types`.
 
     Raises:
-        SystemExit: with code 2 and a message on stderr, for an unknown flag or YAML key, naming the nearest known one;
-            for a value of the wrong type or a YAML file that is missing or holds something else.
+        SystemExit: with code 2 and a message on stderr, for an unknown flag or YAML key (the message names the nearest
+            known one), for a value of the wrong type, and for a YAML file that is missing or not a mapping.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # TrlParser knows the two words only.
-    arguments = [part for word in arguments for part in (word.split("=", 1) if _is_config(word) else [word])]
+    # TrlParser does not recognise `--config=FILE`, only the two words.
+    arguments = [
+        part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
     if "--config" not in arguments and default_config is not None:
         arguments = ["--config", str(default_config), *arguments]
     parser = _RecipeParser(list(dataclass_types), allow_abbrev=False, prog=prog)
@@ -50,7 +62,7 @@ def parse_recipe(
         _check_config(arguments, known | {"env"}, parser)
     *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     if unknown:
-        name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
+        name = underscored(unknown[0]).lstrip("-").split("=")[0]
         parser.error(f"unknown argument {unknown[0]!r}. {_nearest(name, known)}")
     return tuple(parsed)
 
@@ -58,12 +70,18 @@ def parse_recipe(
 def describe_recipe(
     parsed: Sequence[Any], default_config: str | Path | None = None, arguments: Sequence[str] | None = None
 ) -> Recipe:
-    """What a model card says of the run: the line, and everything that its YAML file and its flags set.
+    """
+    Describe a run for its model card: the command line, and every setting made by the YAML file and the flags.
+
+    Tokens are left out of both.
 
     Args:
-        parsed: what [`parse_recipe`] returned.
-        default_config: as it was given to [`parse_recipe`].
-        arguments: instead of `sys.argv[1:]`.
+        parsed (sequence):
+            What [`parse_recipe`] returned.
+        default_config (`str` or `Path`, *optional*):
+            The `default_config` that was passed to [`parse_recipe`].
+        arguments (sequence of `str`, *optional*):
+            The command line; defaults to `sys.argv[1:]`.
     """
     from spatialalign_trl.trainer.model_card import Recipe
 
@@ -72,8 +90,8 @@ def describe_recipe(
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     config = words[words.index("--config") + 1] if "--config" in words else default_config
     settings = yaml.safe_load(Path(config).read_text(encoding="utf-8")) if config else {}
-    flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-    values = {f.name: getattr(one, f.name) for one in parsed for f in dataclasses.fields(one) if f.init}
+    flags = {underscored(word)[2:] for word in words if word.startswith("--")}
+    values = {f.name: getattr(group, f.name) for group in parsed for f in dataclasses.fields(group) if f.init}
     for name, value in values.items():
         if name in flags or f"no_{name}" in flags:
             settings[name] = getattr(value, "value", value)
@@ -81,15 +99,15 @@ def describe_recipe(
     settings = {name: value for name, value in settings.items() if name not in (*hidden, "env")}
     shown = [*words]
     for k, word in enumerate(words[:-1]):
-        if word[2:].replace("-", "_") in hidden:
+        if underscored(word)[2:] in hidden:
             shown[k + 1] = "..."
     command = shlex.join(["accelerate", "launch", os.path.relpath(script) if Path(script).is_absolute() else script])
     text = yaml.safe_dump(json.loads(json.dumps(settings, default=str)), sort_keys=False, allow_unicode=True)
     return Recipe(" ".join([command, shlex.join(shown)]).strip(), text)
 
 
-class _RecipeParser(TrlParser):
-    """Gives values from a YAML the checks that argparse gives to flags, and reports without pages of usage."""
+class _RecipeParser(UnderscoreParser, TrlParser):
+    """A `TrlParser` that checks values from a YAML file as argparse checks flags, and prints errors without usage."""
 
     def set_defaults_with_config(self, **config: Any) -> list[str]:
         for action in self._actions:
@@ -98,16 +116,16 @@ class _RecipeParser(TrlParser):
         return super().set_defaults_with_config(**config)
 
     def _converted(self, action: argparse.Action, value: Any) -> Any:
-        """A YAML value as argparse would read it from the command line."""
+        """Convert a YAML value as argparse would convert it on the command line."""
         if isinstance(value, dict):
             return value
         values = value if isinstance(value, list) else [value]
         if action.nargs != "+" and isinstance(value, list):
-            return value  # a field such as report_to takes a word or several
+            return value  # a field such as report_to takes one word or several
         try:
-            values = [self._get_value(action, one if isinstance(one, str) else str(one)) for one in values]
-            for one in values:
-                self._check_value(action, one)
+            values = [self._get_value(action, item if isinstance(item, str) else str(item)) for item in values]
+            for item in values:
+                self._check_value(action, item)
         except argparse.ArgumentError as error:
             self.error(f"in the YAML file: {error}")
         return values if action.nargs == "+" else values[0]
@@ -116,17 +134,13 @@ class _RecipeParser(TrlParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _is_config(word: str) -> bool:
-    return word.startswith("--config=")
-
-
 def _check_config(arguments: Sequence[str], known: set[str], parser: TrlParser) -> None:
-    """TrlParser lists all keys of a YAML when one is unknown; name the one, and what it may have meant."""
+    """Check the YAML file before TrlParser does, whose message on an unknown key lists all keys."""
     if arguments.count("--config") > 1:
-        parser.error("--config is given more than once; use one YAML file, and flags for what differs from it")
+        parser.error("--config is given more than once. Use one YAML file, and flags for what differs from it")
     place = arguments.index("--config") + 1
     if place == len(arguments):
-        parser.error("--config needs the path of a YAML file")
+        parser.error("--config needs the path of a YAML file after it")
     path = Path(arguments[place])
     if not path.is_file():
         parser.error(f"--config {path}: there is no such file")

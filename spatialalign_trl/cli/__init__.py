@@ -1,4 +1,4 @@
-"""The console command `spatialalign`. One module per subcommand; a module is imported when its command is called."""
+"""The console command `spatialalign`. Each subcommand is a module that is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -10,41 +10,43 @@ from spatialalign_trl import __version__
 from spatialalign_trl.cli.parsing import Parser, one_of
 
 COMMANDS = {
-    "score": "grade videos: does the animal start and end where the prompt says? (DSR-Score)",
-    "evaluate": "models, LoRAs and folders of videos side by side on the same prompts and seeds, with tables",
-    "push-prompts": "put a folder of prompts on the Hub, as it is",
-    "new-reward": "begin a reward of your own: a package with its test and entry point",
-    "report": "make the page of a run or an evaluation again: videos side by side, curves, all numbers",
-    "push-preferences": "push a run's preference dataset that the run itself could not push to the Hub",
-    "serve-reward": "let other machines ask a reward over HTTP",
-    "label": "make a page on which people label clips",
-    "agreement": "how far DSR-Score and other rewards agree with people's labels",
-    "export-lora": "write a trained LoRA under the names that ComfyUI and the original Wan code read",
+    "score": "score whether the animal in a video starts and ends where the prompt says (DSR-Score)",
+    "evaluate": "compare models, LoRAs and folders of videos on the same prompts and seeds, with tables",
+    "push-prompts": "push a folder of prompts to the Hub",
+    "new-reward": "create a package for a reward of your own, with tests and an entry point",
+    "report": "rebuild the HTML report of a run or an evaluation: videos side by side, curves, all numbers",
+    "push-preferences": "push a run's preference dataset to the Hub if the run itself could not",
+    "serve-reward": "serve a reward to other machines over HTTP",
+    "label": "make an HTML page on which people label clips",
+    "agreement": "measure how well DSR-Score and other rewards agree with people's labels",
+    "export-lora": "write a trained LoRA in the format that ComfyUI or the original Wan code reads",
 }
 
 INTERRUPTED = 130
-"""What shells report for a command that Ctrl-C ended."""
+"""The exit code that shells report for a command ended by Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `spatialalign`.
+    """
+    Run `spatialalign`.
 
     Args:
-        argv: the words after `spatialalign`; those of the command line if it is not given.
+        argv (sequence of `str`, *optional*):
+            The words after `spatialalign`; defaults to `sys.argv[1:]`.
 
     Returns:
-        The exit code: 0 = everything was done, 1 = a part was not (it is listed), 130 = Ctrl-C.
+        `int`: the exit code: 0 = everything was done, 1 = a part was not and is listed, 130 = Ctrl-C.
 
     Raises:
-        SystemExit: with code 2 for a line that cannot be run, with 0 after `--help`.
+        SystemExit: with code 2 for a command line that cannot be run, with 0 after `--help`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     width = max(map(len, COMMANDS)) + 2
-    listing = "\n".join(f"  {name:<{width}}{what}" for name, what in COMMANDS.items())
+    listing = "\n".join(f"  {name:<{width}}{summary}" for name, summary in COMMANDS.items())
     parser = Parser(
         prog="spatialalign",
-        description="SpatialAlign from the command line.",
-        epilog=f"commands:\n{listing}\n\n'spatialalign COMMAND --help' lists a command's options.",
+        description="Train and evaluate text-to-video models that put things where the prompt says.",
+        epilog=f"commands:\n{listing}\n\nRun 'spatialalign COMMAND --help' to list a command's options.",
     )
     parser.add_argument("--version", action="version", version=f"spatialalign-trl {__version__}")
     parser.add_argument("command", type=one_of("command", COMMANDS), metavar="COMMAND")

@@ -1,4 +1,4 @@
-"""`spatialalign agreement`: how far rewards agree with people's labels, and people with each other."""
+"""`spatialalign agreement`: measure how well rewards agree with people's labels, and people with each other."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from spatialalign_trl.report.tables import markdown_table
 
 DONE = 0
 DSR_NAMES = ("dsr_score", "score")
-"""What DSR-Score, whose components can be compared too, is called."""
+"""Names of DSR-Score, whose components can be compared as well."""
 REWARD_HEADER = (
     "reward", "clips", "INVALID", "tau-b", "tau-b, valid", "tau-b, looks", "at", "accuracy", "always", "kappa",
 )  # fmt: skip
 PART_HEADER = ("reward", "component", "question", "clips", "tau-b")
 LABELLER_HEADER = ("labellers", "clips", "kappa", "accuracy", "tau-b")
 NOTES = """\
-tau-b: Kendall's, with how far people say the animal starts and ends where the prompt says (INVALID ranks lowest;
-"valid": without INVALID; "looks": with how far it looks fine). accuracy, kappa: "reward >= the threshold" against
-"starts and ends right", without clips on which labellers are split; always: the accuracy of always giving the more
-frequent answer. In brackets: 95 % intervals, bootstrapped over prompts.
+tau-b: Kendall's rank correlation of the reward with the answers on where the animal starts and ends (INVALID ranks
+lowest; "valid": without INVALID clips; "looks": with the answers on how good the clip looks). accuracy, kappa: "reward
+>= the threshold" against "starts and ends right", without clips on which the labellers disagree. always: the accuracy
+of always giving the more frequent answer. In brackets: 95 % intervals, bootstrapped over prompts.
 """
 
 EXAMPLES = """\
@@ -42,30 +42,43 @@ examples:
 
 
 def build_parser() -> Parser:
+    """Build the parser of `spatialalign agreement`."""
     parser = Parser(
         prog="spatialalign agreement",
-        description="How far do DSR-Score and other rewards agree with people's labels, and people with each other?",
+        description="Measure how well DSR-Score and other rewards agree with people's labels, and people with each "
+        "other.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "--labels", nargs="+", required=True, metavar="FILE", help="what people exported from `spatialalign label`"
+        "--labels",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="the files that people exported from the page of `spatialalign label`",
     )
     parser.add_argument(
         "--scores", nargs="+", required=True, metavar="FILE_OR_RUN",
-        help="what `spatialalign score` or an evaluation wrote, a run's folder, or a table with a column 'file'",
+        help="a file of `spatialalign score` or of an evaluation, a run's folder, or a table with a column 'file'",
     )  # fmt: skip
     parser.add_argument(
         "--reward", type=_reward, action="append", default=[], metavar="NAME[=TAU]", dest="rewards",
         help="a column to compare, and its threshold; may be repeated (default: DSR-Score, or all rewards of a run)",
     )  # fmt: skip
-    parser.add_argument("--threshold", type=share, default=0.7, metavar="TAU", help="where no other is given (0.7)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers")
-    parser.add_argument("--markdown", metavar="FILE", help="write the tables")
+    parser.add_argument(
+        "--threshold",
+        type=share,
+        default=0.7,
+        metavar="TAU",
+        help="the threshold of rewards without =TAU (default: 0.7)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the bootstrap (default: %(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
     return parser
 
 
 def _reward(text: str) -> tuple[str, float | None]:
+    """Parse `NAME` or `NAME=TAU`."""
     name, equals, tau = text.partition("=")
     try:
         return name, float(tau) if equals else None
@@ -74,14 +87,15 @@ def _reward(text: str) -> tuple[str, float | None]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     args = parser.read(words)
     try:
+        inputs = {Path(file).resolve() for file in args.labels + args.scores}
         for option in ("json", "markdown"):
             name = getattr(args, option)
-            if name is not None and Path(name).resolve() in {Path(one).resolve() for one in args.labels + args.scores}:
-                raise UsageError(f"--{option} {name} would overwrite what is to be read")
+            if name is not None and Path(name).resolve() in inputs:
+                raise UsageError(f"--{option} {name} would overwrite an input file. Give another path")
         files = _read_label_files(args.labels)
         results = agreement([read_scores(name) for name in args.scores], files, args)
     except UsageError as error:
@@ -89,11 +103,13 @@ def main(words: Sequence[str]) -> int:
     tables = _tables(results)
     console = console_for(sys.stdout)
     for title, (header, rows) in tables.items():
-        console.print(_rich(title, header, rows))
+        console.print(_rich_table(title, header, rows))
     console.print(NOTES, markup=False, soft_wrap=True)
     for name, count in results["unscored"].items():
         if count:
-            console.print(f"{name} has no score of {count} labelled clips; they are left out there.", markup=False)
+            console.print(
+                f"{name} has no score for {count} labelled clips, which are left out of its row.", markup=False
+            )
     if args.json:
         write_json(args.json, results)
     if args.markdown:
@@ -108,29 +124,40 @@ def _read_label_files(names: Sequence[str]) -> list[LabelFile]:
     except (OSError, ValueError) as error:
         raise UsageError(f"--labels: {error}") from error
     labellers = [file.labeller for file in files]
-    twice = next((name for name in labellers if labellers.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"--labels: two files are of {twice!r}; give one file a labeller, with different names")
+    duplicate = next((name for name in labellers if labellers.count(name) > 1), None)
+    if duplicate is not None:
+        raise UsageError(f"--labels: two files are from the labeller {duplicate!r}. Give one file per labeller")
     return files
 
 
 def agreement(tables: Sequence[ScoreTable], files: Sequence[LabelFile], args: argparse.Namespace) -> dict[str, Any]:
-    """The numbers, ready for JSON.
+    """Compute the agreement of rewards with labels, and of labellers with each other.
+
+    Args:
+        tables (sequence of [`ScoreTable`]): The scores.
+        files (sequence of [`LabelFile`]): The labels, one file per labeller.
+        args (`argparse.Namespace`): The command's options `rewards`, `threshold` and `seed`.
+
+    Returns:
+        `dict`: what `--json` writes.
 
     Raises:
-        UsageError: for a reward that is nowhere, or when no labelled clip has a score.
+        UsageError: for a reward that no table has, or when no labelled clip has a score.
     """
     humans = consensus(files)
-    chosen = _chosen(tables, args.rewards)
+    chosen = _choose_rewards(tables, args.rewards)
     names = unique_names((table.path.stem, column.removeprefix(REWARD_PREFIX)) for table, column, _ in chosen)
     rewards, unscored = {}, {}
     for name, (table, column, tau) in zip(names, chosen, strict=True):
-        rows = table.of_files([one.file for one in humans])
-        both = [(one, row) for one, row in zip(humans, rows, strict=True) if row is not None]
-        unscored[name] = len(humans) - len(both)
-        if not both:
-            raise UsageError(f"{table.path} has no score of any labelled clip, such as {humans[0].file}")
-        rewards[name] = _of_reward(both, column, args.threshold if tau is None else tau, tau is not None, args.seed)
+        rows = table.of_files([clip.file for clip in humans])
+        pairs = [(clip, row) for clip, row in zip(humans, rows, strict=True) if row is not None]
+        unscored[name] = len(humans) - len(pairs)
+        if not pairs:
+            raise UsageError(
+                f"{table.path} has no score for any labelled clip, such as {humans[0].file}. Give the scores of the "
+                "videos that were labelled"
+            )
+        rewards[name] = _agreement_of_reward(pairs, column, tau, args.threshold, args.seed)
     labellers = [
         {
             "file": str(file.path),
@@ -149,9 +176,9 @@ def agreement(tables: Sequence[ScoreTable], files: Sequence[LabelFile], args: ar
         "scores": [str(table.path) for table in tables],
         "humans": {
             "clips": len(humans),
-            "prompts": len({one.prompt_id for one in humans}),
-            "obeys": sum(one.obeys is True for one in humans) / len(humans),
-            "absent": sum(one.absent for one in humans) / len(humans),
+            "prompts": len({clip.prompt_id for clip in humans}),
+            "obeys": sum(clip.obeys is True for clip in humans) / len(humans),
+            "absent": sum(clip.absent for clip in humans) / len(humans),
         },
         "rewards": rewards,
         "labellers": labeller_agreement(files, args.seed),
@@ -160,72 +187,76 @@ def agreement(tables: Sequence[ScoreTable], files: Sequence[LabelFile], args: ar
     }
 
 
-def _chosen(
-    tables: Sequence[ScoreTable], asked: Sequence[tuple[str, float | None]]
+def _choose_rewards(
+    tables: Sequence[ScoreTable], names: Sequence[tuple[str, float | None]]
 ) -> list[tuple[ScoreTable, str, float | None]]:
-    """The rewards to compare: table, column, threshold."""
-    if not asked:
+    """Return the table, column and threshold of each reward to compare: the named ones, or all that are found."""
+    if not names:
         found = [(table, column, None) for table in tables for column in table.rewards()]
         if not found:
             known = ", ".join(name for table in tables for name in table.numbers()) or "none"
-            raise UsageError(f"which column is a reward? Name it with --reward. Columns of numbers: {known}")
+            raise UsageError(f"no column is known to be a reward. Name one with --reward. Columns of numbers: {known}")
         return found
     chosen = []
-    for name, tau in asked:
-        having = [table for table in tables if {name, f"{REWARD_PREFIX}{name}"} & set(table.numbers())]
-        chosen += [(table, table.column(name), tau) for table in having or tables[:1]]
+    for name, tau in names:
+        found = [table for table in tables if {name, f"{REWARD_PREFIX}{name}"} & set(table.numbers())]
+        chosen += [(table, table.column(name), tau) for table in found or tables[:1]]
     return chosen
 
 
-def _of_reward(
-    both: Sequence[tuple[Judged, Mapping[str, Any]]], column: str, tau: float, told: bool, seed: int
+def _agreement_of_reward(
+    pairs: Sequence[tuple[Judged, Mapping[str, Any]]],
+    column: str,
+    tau: float | None,
+    default_threshold: float,
+    seed: int,
 ) -> dict[str, Any]:
-    """Raises `UsageError` where the default threshold, which is DSR-Score's, cannot be that of the values."""
-    humans, rows = zip(*both, strict=True)
+    """Compare one reward with the labels; its scores must lie in [0, 1] unless it has its own threshold `tau`."""
+    humans, rows = zip(*pairs, strict=True)
     scores = [number(row.get(column)) for row in rows]
-    outside = next((score for score in scores if score is not None and not 0 <= score <= 1), None)
-    if outside is not None and not told:
-        name = column.removeprefix(REWARD_PREFIX)
-        raise UsageError(f"{column} is {outside:g} of {humans[0].file}, not in 0 to 1; say --reward {name}=TAU")
-    is_dsr = column.removeprefix(REWARD_PREFIX) in DSR_NAMES
-    components = {name: _component(rows, name) for name in PARTS} if is_dsr else {}
-    known = {name: values for name, values in components.items() if any(value is not None for value in values)}
-    return reward_agreement(humans, scores, tau, known, seed)
+    name = column.removeprefix(REWARD_PREFIX)
+    if tau is None:  # the default is a threshold of DSR-Score, which means nothing on another scale
+        outside = next((score for score in scores if score is not None and not 0 <= score <= 1), None)
+        if outside is not None:
+            file = humans[scores.index(outside)].file
+            raise UsageError(f"{column}={outside:g} of {file}: not in 0 to 1. Give a threshold: --reward {name}=TAU")
+    components = {}
+    if name in DSR_NAMES:
+        for part in PARTS:  # named as in `spatialalign score`, or as in the training logs
+            values = [number(row.get(part, row.get(f"dsr_{part}"))) for row in rows]
+            if any(value is not None for value in values):
+                components[part] = values
+    return reward_agreement(humans, scores, default_threshold if tau is None else tau, components, seed)
 
 
-def _component(rows: Sequence[Mapping[str, Any]], name: str) -> list[float | None]:
-    """A component under the name of `spatialalign score`, or under that of the training logs."""
-    return [number(row.get(name, row.get(f"dsr_{name}"))) for row in rows]
-
-
-# What is printed -----------------------------------------------------------------------------------------------------
+# Output -------------------------------------------------------------------------------------------------------------
 
 
 def _tables(results: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list[str]]]]:
-    """Title -> header and rows; tables without rows are left out."""
+    """Return the header and rows of each table by its title; tables without rows are left out."""
     rewards = [
         [
             name,
-            str(one["clips"]),
-            str(one["invalid"]["clips"]),
-            *(_text(one[key]) for key in ("tau_b", "tau_b_valid", "tau_b_looks")),
-            f"{one['threshold']:g}",
-            _text(one["accuracy"]),
-            "-" if one["always"] is None else f"{one['always']:.3f}",
-            _text(one["kappa"]),
+            str(reward["clips"]),
+            str(reward["invalid"]["clips"]),
+            *(_format_estimate(reward[key]) for key in ("tau_b", "tau_b_valid", "tau_b_looks")),
+            f"{reward['threshold']:g}",
+            _format_estimate(reward["accuracy"]),
+            "-" if reward["always"] is None else f"{reward['always']:.3f}",
+            _format_estimate(reward["kappa"]),
         ]
-        for name, one in results["rewards"].items()
+        for name, reward in results["rewards"].items()
     ]
     parts = [
-        [name, component, PARTS[component], str(value["n"]), _text(value)]
-        for name, one in results["rewards"].items()
-        for component, value in one["parts"].items()
+        [name, component, PARTS[component], str(value["n"]), _format_estimate(value)]
+        for name, reward in results["rewards"].items()
+        for component, value in reward["parts"].items()
     ]
     labellers = [
         [
             " and ".join(pair["labellers"]),
             str(pair["clips"]),
-            *(_text(pair[key]) for key in ("kappa", "accuracy", "tau_b")),
+            *(_format_estimate(pair[key]) for key in ("kappa", "accuracy", "tau_b")),
         ]
         for pair in results["labellers"]
     ]
@@ -237,19 +268,19 @@ def _tables(results: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[l
     return {title: table for title, table in tables.items() if table[1]}
 
 
-def _text(estimate: Mapping[str, Any]) -> str:
+def _format_estimate(estimate: Mapping[str, Any]) -> str:
     if estimate["value"] is None:
         return "-"
     interval = estimate["interval"]
     return f"{estimate['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
-def _rich(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.text import Text
 
     table = Table(title=Text(title), title_style="bold", title_justify="left")
     for place, name in enumerate(header):
         table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # a name in square brackets is no markup
+        table.add_row(*map(Text, row))  # Text, not str: rich would read a name in square brackets as markup
     return table

@@ -1,4 +1,4 @@
-"""`spatialalign evaluate`: models, LoRAs and folders of videos side by side, on the same prompts and seeds."""
+"""`spatialalign evaluate`: compare models, LoRAs and folders of videos on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ examples:
   {PROG} --model tiny --lora runs/tiny --prompts tiny_world_prompts
   {PROG} --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --lora ours=runs/wan theirs=owner/lora --prompts dsr_eval120.csv
   {PROG} --videos wan=outputs/wan ours=outputs/ours --prompts dsr_eval30.csv         {{prompt_id}}_F81_seed{{ss}}.mp4
-  {PROG} --videos runs/tiny/samples --tracker color_segmentation                   samples know their prompts
+  {PROG} --videos runs/tiny/samples --tracker color_segmentation                   samples record their prompts
   accelerate launch recipes/evaluate.py --model ...                                          on all GPUs
 
-The same line again continues; another --lora beside the old ones samples only what it lacks. --config FILE.yaml holds
-options, which flags override.
-exit code: 0 = done, 1 = done, but something given could not be used and is listed, 2 = the line cannot be run, 130 =
-Ctrl-C.
+The same command again continues an interrupted evaluation. With another --lora added, only the missing videos are
+sampled. --config FILE.yaml sets options, which flags override.
+exit code: 0 = done, 1 = done, but some inputs could not be used and are listed, 2 = the command line is wrong,
+130 = Ctrl-C.
 """
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     from spatialalign_trl.arguments.evaluation import EvaluationArguments
     from spatialalign_trl.arguments.launch import quiet_libraries
     from spatialalign_trl.arguments.parsing import parse_recipe
@@ -35,11 +35,12 @@ def main(words: Sequence[str]) -> int:
         quiet_libraries()
         evaluation = args.build()
     except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"{PROG}: error: {error}\n'{PROG} --help' lists the options.", file=sys.stderr)
+        print(f"{PROG}: error: {error}\nRun '{PROG} --help' to list the options.", file=sys.stderr)
         return 2
     try:
         results = evaluation.run(args.notes())
     except KeyboardInterrupt:
-        print(f"interrupted. What is finished is kept in {args.output_dir}; the same line goes on.", file=sys.stderr)
+        remedy = "Run the same command again to continue"
+        print(f"interrupted. Finished videos are kept in {args.output_dir}. {remedy}.", file=sys.stderr)
         return 130
     return 1 if results["problems"] else 0

@@ -1,4 +1,4 @@
-"""`spatialalign export-lora`: a trained LoRA under the names that ComfyUI and the original Wan code read."""
+"""`spatialalign export-lora`: write a trained LoRA in the format that ComfyUI or the original Wan code reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spatialalign_trl.cli.parsing import Parser, one_of
 
-FORMATS = ("original", "comfyui", "diffusers")  # as models/lora_keys.py has them, which imports torch
+FORMATS = ("original", "comfyui", "diffusers")  # copied from models/lora_keys.py, which imports torch
 
 DESCRIPTION = """\
 Write a LoRA of a Wan model in another program's format.
@@ -16,29 +16,29 @@ Write a LoRA of a Wan model in another program's format.
   spatialalign export-lora runs/mine/pytorch_lora_weights.safetensors --format original -o mine.safetensors
   spatialalign export-lora from_elsewhere.safetensors --format diffusers -o mine/pytorch_lora_weights.safetensors
 
-  original    the names of the Wan authors' code (cross_attn.k), without a prefix
-  comfyui     the same after diffusion_model., which diffusers reads as well
-  diffusers   transformer.blocks.0.attn2.to_k: what training writes and continues from (--lora_path)"""
+  original    the parameter names of the Wan authors' code (cross_attn.k), without a prefix
+  comfyui     the same names with the prefix diffusion_model., which diffusers reads as well
+  diffusers   transformer.blocks.0.attn2.to_k: what training writes, and continues from with --lora_path"""
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Build the parser of `spatialalign export-lora`."""
     parser = Parser(prog="spatialalign export-lora", description=DESCRIPTION)
     parser.add_argument("source", metavar="FOLDER", help="a folder that training wrote, or a LoRA file in any format")
     parser.add_argument(
         "--format", type=one_of("format", FORMATS), default="comfyui", help=f"{', '.join(FORMATS)} (default: comfyui)"
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="the .safetensors file to write")
-    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     return parser
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     args = parser.read(words)
     if Path(args.output).exists() and not args.force:
-        parser.error(f"{args.output} is there already; --force replaces it")
+        parser.error(f"--output {args.output}: the file exists. Add --force to overwrite it")
     from spatialalign_trl.models.lora_keys import export_lora
 
     try:

@@ -1,4 +1,4 @@
-"""`spatialalign score --plot`, three files a video: curves, a strip of frames with boxes, all frames with boxes."""
+"""Draw what `spatialalign score --plot` writes per video: curves, a strip of frames with boxes, a video with boxes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spatialalign_trl.cli.display import score_text
 from spatialalign_trl.cli.results import ScoredVideo
-from spatialalign_trl.cli.work import Job, shown
+from spatialalign_trl.cli.work import Job, printable
 from spatialalign_trl.prompts import RELATIONS
 from spatialalign_trl.report.annotate import annotate_video, annotated_strip
 from spatialalign_trl.report.clips import frame_rate
@@ -20,8 +20,10 @@ _LONGEST_NAME = 100
 
 
 def figure_names(jobs: Sequence[Job]) -> list[str]:
-    """A file name for each job, made of its video's: letters, digits, dots, dashes and underscores only, and each
-    different, also where upper and lower case are one.
+    """Make a unique file name for each job from the name of its video.
+
+    The names consist of letters, digits, dots, dashes and underscores, and differ even on file systems that ignore
+    case.
     """
     names, taken = [], set()
     for job in jobs:
@@ -35,40 +37,43 @@ def figure_names(jobs: Sequence[Job]) -> list[str]:
     return names
 
 
-def draw_figures(folder: Path, name: str, one: ScoredVideo, video: Video) -> None:
-    """Writes `<name>_curves.png`, `<name>_boxes.png` and `<name>_boxes.mp4` into a folder.
+def draw_figures(folder: Path, name: str, scored: ScoredVideo, video: Video) -> None:
+    """Write `<name>_curves.png`, `<name>_boxes.png` and `<name>_boxes.mp4`.
+
+    Args:
+        folder (`Path`): The folder that they are written to.
+        name (`str`): One of [`figure_names`].
+        scored ([`ScoredVideo`]): The score, curves and boxes.
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`): The video.
 
     Raises:
         OSError: when they cannot be written.
     """
-    question = one.job.question
-    asked = f"{question.animal} and {question.object}, {question.type}"
-    title = f"{shown(one.job.path.name)}: {asked}, " + (
-        "INVALID" if one.reward is None else f"DSR-Score {score_text(one.reward)}"
-    )
-    note = " ".join([question.prompt, *([f"INVALID: {one.result.reason}."] if one.reward is None else [])]).strip()
-    named = [
-        RelationCurve(name, values) for name, values in zip(relation_names(question.type), one.curves, strict=True)
+    question = scored.job.question
+    score = "INVALID" if scored.reward is None else f"DSR-Score {score_text(scored.reward)}"
+    file = printable(scored.job.path.name)
+    title = f"{file}: {question.animal} and {question.object}, {question.type}, {score}"
+    reason = [f"INVALID: {scored.result.reason}."] if scored.reward is None else []
+    note = " ".join([question.prompt, *reason]).strip()
+    curves = [
+        RelationCurve(relation, values)
+        for relation, values in zip(relation_names(question.type), scored.curves, strict=True)
     ]
     plot_curves(
         folder / f"{name}_curves.png",
-        named,
-        one.result.frame_indices,
-        one.tracks.num_frames,
+        curves,
+        scored.result.frame_indices,
+        scored.tracks.num_frames,
         title=title,
         note=note,
-        visits=one.result.visit_frames,
+        visits=scored.result.visit_frames,
     )
-    captions = _captions(one)
-    annotated_strip(folder / f"{name}_boxes.png", video, one.tracks, title=title, note=note, captions=captions)
-    annotated = annotate_video(video, one.tracks, captions)
-    write_video(folder / f"{name}_boxes.mp4", annotated, fps=frame_rate(one.job.path))
 
-
-def _captions(one: ScoredVideo) -> list[str]:
-    """What the bar below each frame says: each relation's SSR there."""
-    captions = ["not counted"] * one.tracks.num_frames
-    words = [RELATIONS[code].initial.removeprefix("on the ").removesuffix(" of") for code in one.job.question.type]
-    for place, values in zip(one.result.frame_indices, zip(*one.curves, strict=True), strict=True):
-        captions[place] = "   ".join(f"{word} {value:+.2f}" for word, value in zip(words, values, strict=True))
-    return captions
+    # The bar below each frame shows the SSR of every relation in that frame.
+    captions = ["not counted"] * scored.tracks.num_frames
+    words = [RELATIONS[code].initial.removeprefix("on the ").removesuffix(" of") for code in question.type]
+    for frame, values in zip(scored.result.frame_indices, zip(*scored.curves, strict=True), strict=True):
+        captions[frame] = "   ".join(f"{word} {value:+.2f}" for word, value in zip(words, values, strict=True))
+    annotated_strip(folder / f"{name}_boxes.png", video, scored.tracks, title=title, note=note, captions=captions)
+    annotated = annotate_video(video, scored.tracks, captions)
+    write_video(folder / f"{name}_boxes.mp4", annotated, fps=frame_rate(scored.job.path))

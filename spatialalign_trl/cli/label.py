@@ -1,4 +1,4 @@
-"""`spatialalign label`: make a page on which people label clips."""
+"""`spatialalign label`: make an HTML page on which people label clips."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from spatialalign_trl.cli.work import (
     Job,
     Plan,
     Problem,
-    question_of_text,
-    questions_by_name,
-    questions_of_records,
+    parse_question,
+    plan_by_prompt_id,
+    plan_from_records,
+    plan_one_question,
+    printable,
     read_prompts,
-    same_question,
-    shown,
 )
 from spatialalign_trl.files import write_atomic
 from spatialalign_trl.report.label_page import Clip, label_page
@@ -28,19 +28,20 @@ from spatialalign_trl.video import browser_mp4_of
 
 DONE, INCOMPLETE = 0, 1
 LARGE = 200 * 2**20
-"""Bytes from which on a page opens slowly."""
+"""Browsers are slow to open a page of more bytes than this."""
 
 EXAMPLES = """\
 examples:
-  spatialalign label runs/tiny --prompts datasets/tiny_world_prompts --out label.html     samples know their prompts
+  spatialalign label runs/tiny --prompts datasets/tiny_world_prompts --out label.html     samples record their prompts
   spatialalign label outputs --prompts dsr_eval120.csv --out label.html                   {prompt_id}_F81_seed{ss}.mp4
 
-Open the page in a browser, label with the keys 1, 2, 3 and X, and export the labels with E;
-`spatialalign agreement --labels labels-you.json --scores ...` compares them with rewards.
+Open the page in a browser, label with the keys 1, 2, 3 and X, and export the labels with E. Then compare them with
+rewards: `spatialalign agreement --labels labels-you.json --scores ...`
 """
 
 
 def build_parser() -> Parser:
+    """Build the parser of `spatialalign label`."""
     parser = Parser(
         prog="spatialalign label",
         usage="%(prog)s VIDEOS_OR_RUN... --out label.html [options]",
@@ -56,67 +57,85 @@ def build_parser() -> Parser:
     parser.add_argument("--prompt", metavar="TEXT", help="one prompt for all videos")
     parser.add_argument(
         "--limit", type=positive, default=100, metavar="N",
-        help="clips on the page, drawn from as many prompts as there are (default: %(default)s)",
+        help="largest number of clips, drawn from as many prompts as possible (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the choice and the order (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the seed of the choice and the order of clips (default: %(default)s)"
+    )
     return parser
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     args = parser.read(words)
     out = Path(args.out)
     try:
         if out.is_dir():
-            raise UsageError(f"--out {args.out} is a folder; give a file")
-        plan = _plan(args.videos, args.prompts, args.split, args.prompt)
+            raise UsageError(f"--out {args.out} is a folder. Give the path of a file")
+        plan = make_plan(args.videos, args.prompts, args.split, args.prompt)
         if out.resolve() in {job.path.resolve() for job in plan.jobs}:
-            raise UsageError(f"--out {args.out} would overwrite a clip")
+            raise UsageError(f"--out {args.out} would overwrite a clip. Give another path")
     except UsageError as error:
         parser.error(str(error))
-    jobs = choose(plan.jobs, args.limit, args.seed)
-    clips, broken = _read_clips(jobs)
+
+    # Read the chosen clips as mp4 files that browsers play. Unreadable ones are left out.
+    clips, broken = [], []
+    for job in tqdm(draw_clips(plan.jobs, args.limit, args.seed), desc="encoding", unit="clip"):
+        try:
+            mp4 = browser_mp4_of(job.path.read_bytes())
+        except (OSError, ValueError) as error:
+            broken.append(Problem(printable(job.path), str(error)))
+            continue
+        clips.append(Clip(file=printable(job.path.as_posix()), mp4=mp4, **vars(job.question)))
     for problem in broken:
         print(f"left out: {problem.what}: {problem.why}", file=sys.stderr)
     if not clips:
         return INCOMPLETE
+
     page = label_page(clips, args.seed).encode()
     write_atomic(out, page)
     prompts = len({clip.prompt_id or clip.prompt for clip in clips})
-    print(f"{out}: {len(clips)} of {len(plan.jobs)} clips, of {prompts} prompts, {len(page) / 2**20:.1f} MiB")
+    print(f"{out}: {len(clips)} of {len(plan.jobs)} clips, from {prompts} prompts, {len(page) / 2**20:.1f} MiB")
     if plan.problems:
         first = plan.problems[0]
-        print(f"not used: {len(plan.problems)}, such as {first.what}: {first.why}")
+        print(f"not used: {len(plan.problems)} inputs, such as {first.what}: {first.why}")
     if len(page) > LARGE:
-        print("Browsers open so large a page slowly; a smaller --limit makes a smaller one.")
+        print("Browsers are slow to open such a large page. Make a smaller one with --limit.")
     return INCOMPLETE if broken else DONE
 
 
-def _plan(names: Sequence[str], prompts: str | None, split: str, prompt: str | None) -> Plan:
-    """Which clips can be shown with their questions.
+def make_plan(names: Sequence[str], prompts: str | None, split: str, prompt: str | None) -> Plan:
+    """Find the clips and the question of each.
+
+    Args:
+        names (sequence of `str`): Video files, folders of videos, or runs.
+        prompts (`str`, *optional*): A prompt file or dataset.
+        split (`str`): The split of a prompt dataset.
+        prompt (`str`, *optional*): One prompt for all clips. Without either, samples record their prompts.
 
     Raises:
-        UsageError: when there are none.
+        UsageError: when no clip has a question.
     """
     if prompts and prompt:
-        raise UsageError("--prompt and --prompts both say what the videos should show; give one of them")
+        raise UsageError("--prompt and --prompts both say what the videos should show. Give one of them")
     videos = find_clips(names)
     if prompt:
-        return same_question(videos, question_of_text(prompt, None))
-    plan = questions_by_name(videos, read_prompts(prompts, split)[0]) if prompts else questions_of_records(videos)
+        return plan_one_question(videos, parse_question(prompt, None))
+    plan = plan_by_prompt_id(videos, read_prompts(prompts, split)[0]) if prompts else plan_from_records(videos)
     if not plan.jobs:
         first = plan.problems[0]
-        raise UsageError(f"none of {len(videos)} videos has a prompt; give --prompts. {first.what}: {first.why}")
+        raise UsageError(f"none of {len(videos)} videos has a prompt: {first.what}: {first.why}. Give --prompts")
     return plan
 
 
 def find_clips(names: Sequence[str]) -> list[Path]:
-    """The files named, and the videos of the folders named: of a run those in its `samples`, of a folder without
-    videos those of the folders in it. Each once.
+    """List the named files and the videos of the named folders, each once.
+
+    The videos of a run are those in its folder `samples`. A folder without videos is replaced by its subfolders.
 
     Raises:
-        UsageError: for a name that is nothing, or holds no video.
+        UsageError: for a name that does not exist, or a folder without videos.
     """
     found: list[Path] = []
     for name in names:
@@ -127,16 +146,16 @@ def find_clips(names: Sequence[str]) -> list[Path]:
             found.append(path)
             continue
         folder = path / "samples" if (path / "samples").is_dir() else path
-        inner = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
-        inside = videos_in(folder) or [video for one in inner for video in videos_in(one)]
+        subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        inside = videos_in(folder) or [video for subfolder in subfolders for video in videos_in(subfolder)]
         if not inside:
-            raise UsageError(f"{name} holds no video")
+            raise UsageError(f"{name} contains no video")
         found += inside
     return list(dict.fromkeys(found))
 
 
-def choose(jobs: Sequence[Job], limit: int, seed: int) -> list[Job]:
-    """At most `limit` jobs in random order, drawn a prompt at a time so that as many prompts as possible are there."""
+def draw_clips(jobs: Sequence[Job], limit: int, seed: int) -> list[Job]:
+    """Draw at most `limit` jobs in random order, one per prompt in each round, so that few prompts are left out."""
     order = random.Random(seed)
     by_prompt: dict[str, list[Job]] = {}
     for job in jobs:
@@ -149,15 +168,3 @@ def choose(jobs: Sequence[Job], limit: int, seed: int) -> list[Job]:
     chosen = [group[k] for k in range(rounds) for group in groups if k < len(group)][:limit]
     order.shuffle(chosen)
     return chosen
-
-
-def _read_clips(jobs: Sequence[Job]) -> tuple[list[Clip], list[Problem]]:
-    clips, broken = [], []
-    for job in tqdm(jobs, desc="encoding", unit="clip"):
-        try:
-            mp4 = browser_mp4_of(job.path.read_bytes())
-        except (OSError, ValueError) as error:
-            broken.append(Problem(shown(job.path), str(error)))
-            continue
-        clips.append(Clip(file=shown(job.path.as_posix()), mp4=mp4, **vars(job.question)))
-    return clips, broken

@@ -1,4 +1,4 @@
-"""`spatialalign new-reward`: a package with one reward, its test and its entry point, to begin from."""
+"""`spatialalign new-reward`: create a package with one reward, its tests and its entry point, to start from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = {
     "$module.py": "reward.py.txt",
     "tests/test_$module.py": "test_reward.py.txt",
 }
-"""File of the new package -> its template."""
+"""Maps each file of the new package to its template."""
 
 DESCRIPTION = """\
 Write an installable package with one reward, its tests and its entry point into the folder ./NAME.
@@ -31,18 +31,18 @@ Write an installable package with one reward, its tests and its entry point into
   pip install -e smooth_motion pytest && pytest smooth_motion
   accelerate launch recipes/spatialalign.py --reward_funcs smooth_motion
 
-NAME is what --reward_funcs will call it: small letters, digits and _ (or -, which becomes _)."""
+NAME is the name for --reward_funcs: lower-case letters, digits and _ (or -, which becomes _)."""
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Build the parser of `spatialalign new-reward`."""
     parser = Parser(prog="spatialalign new-reward", description=DESCRIPTION)
-    parser.add_argument("name", metavar="NAME", help="the reward's name, and the folder that is made")
+    parser.add_argument("name", metavar="NAME", help="the name of the reward and of the new folder")
     return parser
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     name = parser.read(words).name
     try:
@@ -57,41 +57,49 @@ def main(words: Sequence[str]) -> int:
 
 
 def module_name(name: str) -> str:
-    """The Python module and the reward's name, for a name as it was typed.
+    """Return the name of the reward and its Python module for a name as the user typed it.
 
     Raises:
-        ValueError: it is no name, or belongs to something that is installed.
+        ValueError: when it is not a valid name, or something installed has that name already.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*", name):
         words = re.findall(r"[a-z0-9]+", name.lower())
         proposal = "_".join(words).lstrip("0123456789_") or "my_reward"
         raise ValueError(
-            f"{name!r} cannot be a reward's name: small letters, digits and single _ or - between them, a letter "
-            f"first. Perhaps {proposal!r}?"
+            f"{name!r} cannot be a reward's name. Use lower-case letters, digits and single _ or - between them, with "
+            f"a letter first. Perhaps {proposal!r}?"
         )
     module = name.replace("-", "_")
     if keyword.iskeyword(module) or module in sys.stdlib_module_names:
-        raise ValueError(f"{name!r} is a word or a module of Python itself. Perhaps '{module}_reward'?")
+        raise ValueError(f"{name!r} is a keyword or a module of Python itself. Perhaps '{module}_reward'?")
     from spatialalign_trl.rewards.convention import installed_rewards
 
     if module in installed_rewards():
-        raise ValueError(f"a reward {module!r} is installed already: two of one name cannot be told apart")
+        raise ValueError(
+            f"a reward {module!r} is installed already. Choose another name, because rewards are found by name"
+        )
     if importlib.util.find_spec(module) is not None:
-        raise ValueError(f"a package {module!r} is installed already and would be hidden. Perhaps '{module}_reward'?")
+        raise ValueError(
+            f"a package {module!r} is installed already, and the new one would hide it. Perhaps '{module}_reward'?"
+        )
     return module
 
 
 def write_package(folder: Path, module: str) -> list[Path]:
-    """Fills the templates in.
+    """Write the package from the templates.
+
+    Args:
+        folder (`Path`): The folder to create.
+        module (`str`): The name of the reward and its module, from [`module_name`].
 
     Returns:
-        The files written.
+        `list[Path]`: the files written.
 
     Raises:
-        FileExistsError: the folder is there.
+        FileExistsError: when the folder exists already.
     """
     if folder.exists() or folder.is_symlink():
-        raise FileExistsError(f"{folder} is there already; choose another name, or remove it first")
+        raise FileExistsError(f"{folder} exists already. Choose another name, or remove it first")
     words = {
         "module": module,
         "distribution": module.replace("_", "-"),
@@ -106,6 +114,6 @@ def write_package(folder: Path, module: str) -> list[Path]:
             file.write_text(Template(text).substitute(words), encoding="utf-8")
             written.append(file)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)  # half a package would be in the way of the next try
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete package would block the next attempt
         raise
     return written

@@ -1,4 +1,4 @@
-"""Reading a command line: `argparse`, with errors of one line that say what was probably meant."""
+"""Parse the command lines of `spatialalign`: `argparse`, with one-line errors that name the nearest known option."""
 
 from __future__ import annotations
 
@@ -7,36 +7,49 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from spatialalign_trl.arguments.flags import UnderscoreParser, underscored
 from spatialalign_trl.errors import near_miss
 
 
 class UsageError(Exception):
-    """The line cannot be run as it is given; the message is for the one who typed it."""
+    """A command line that cannot be run. The message is shown to the user."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An `argparse` parser that takes options and positional words in any order, never guesses at a shortened option,
-    and answers an unknown one with the nearest there is. It exits with code 2 after an error.
+class Parser(UnderscoreParser):
+    """An `argparse` parser for one command.
+
+    Options and positional words may come in any order, and options may be written with underscores or hyphens.
+    Shortened options are not completed: an unknown option is an error that names the nearest known one. After an error
+    the process exits with code 2.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """The options' values; positional words may stand between options."""
-        values, unknown = self.parse_known_intermixed_args(list(words))
+        """Parse a command line whose positional words may come between options.
+
+        Args:
+            words (sequence of `str`):
+                The words after the command's name.
+
+        Raises:
+            SystemExit: with code 2 for a command line that does not fit the options, with 0 after `--help`.
+        """
+        values, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             option = unknown[0].partition("=")[0]
             options = [name for name in self._option_string_actions if name.startswith("--")]
-            self.error(f"there is no option {option}. {near_miss(option, options)}")
+            self.error(f"there is no option {option}. {near_miss(underscored(option), options)}")
         return values
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n'{self.prog} --help' lists the options.\n")
+        """Print the message and where to find help, and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\nRun '{self.prog} --help' to list the options.\n")
 
 
 def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
-    """A type for `add_argument` that refuses other words with the nearest known one."""
+    """Return a type for `add_argument` that accepts only known words and names the nearest one in its error."""
 
     def check(word: str) -> str:
         if word not in known:
@@ -47,7 +60,7 @@ def one_of(kind: str, known: Iterable[str]) -> Callable[[str], str]:
 
 
 def share(text: str) -> float:
-    """A type for `add_argument`: a number in [0, 1]."""
+    """Parse a number in [0, 1]; a type for `add_argument`."""
     try:
         value = float(text)
     except ValueError:
@@ -58,14 +71,16 @@ def share(text: str) -> float:
 
 
 def positive(text: str) -> int:
-    """A type for `add_argument`: a whole number of at least 1."""
+    """Parse a whole number of at least 1; a type for `add_argument`."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """A type for `add_argument`: `"key=value"`; the value is read as JSON where it is some, else kept as text."""
+    """Parse `"key=value"`; a type for `add_argument`. The value is parsed as JSON if it is valid JSON, else kept as
+    text.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")

@@ -1,4 +1,4 @@
-"""`spatialalign push-preferences`: a run's preference dataset to the Hub, when the run itself could not push it."""
+"""`spatialalign push-preferences`: push a run's preference dataset to the Hub if the run itself could not."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from pathlib import Path
 from spatialalign_trl.cli.parsing import Parser
 
 DESCRIPTION = """\
-Push the preference dataset that a run with --push_preferences_to_hub made and kept.
+Push the preference dataset that a run with --push_preferences_to_hub collected in its folder.
 
   spatialalign push-preferences runs/tiny --repo me/prefs
 
-The token is the one of `hf auth login`, or of the environment's HF_TOKEN. What is there already is not sent again."""
+The token comes from `hf auth login` or from the environment variable HF_TOKEN. Files that are already in the
+repository are not sent again."""
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Build the parser of `spatialalign push-preferences`."""
     parser = Parser(prog="spatialalign push-preferences", description=DESCRIPTION)
     parser.add_argument("run", metavar="RUN_DIR", help="the run's output_dir")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the dataset repository; made if missing")
-    parser.add_argument("--public", action="store_true", help="everybody may see it, where it is made now")
+    parser.add_argument(
+        "--repo", required=True, metavar="OWNER/NAME", help="the dataset repository; created if missing"
+    )
+    parser.add_argument("--public", action="store_true", help="make the repository public if it is created now")
     return parser
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     args = parser.read(words)
     from spatialalign_trl.hub.pushing import PushFailed, check_hub_access, check_repo_name
@@ -40,7 +43,8 @@ def main(words: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except PushFailed as error:
-        print(f"not pushed: {error}. {folder} is as it was; the same command tries again.", file=sys.stderr)
+        remedy = f"{folder} is unchanged. Run the same command to try again"
+        print(f"not pushed: {error}. {remedy}.", file=sys.stderr)
         return 1
     print(url)
     return 0

@@ -1,4 +1,4 @@
-"""`spatialalign push-prompts`: a prompt set to the Hub, as it is."""
+"""`spatialalign push-prompts`: push a prompt set to the Hub, unchanged."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from collections.abc import Sequence
 from spatialalign_trl.cli.parsing import Parser
 
 DESCRIPTION = """\
-Push a folder of prompts to the Hub as it is, after every split was found to load.
+Check that every split of a folder of prompts loads, and push the folder to the Hub unchanged.
 
   spatialalign push-prompts datasets/dsr_prompts --repo me/dsr-prompts
   accelerate launch recipes/spatialalign.py --train_prompts me/dsr-prompts
 
-The repository is private unless --public makes a new one public. Log in first: `hf auth login`, or HF_TOKEN."""
+A new repository is private unless --public is given. Log in first with `hf auth login`, or set HF_TOKEN."""
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Build the parser of `spatialalign push-prompts`."""
     parser = Parser(prog="spatialalign push-prompts", description=DESCRIPTION)
-    parser.add_argument("folder", metavar="FOLDER", help="the card (README.md) and the files that it names")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="is made if it is missing")
-    parser.add_argument("--public", action="store_true", help="everybody may read a repository that is made")
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="a folder with a card (README.md) and the files that it names"
+    )
+    parser.add_argument(
+        "--repo", required=True, metavar="OWNER/NAME", help="the dataset repository; created if missing"
+    )
+    parser.add_argument("--public", action="store_true", help="make the repository public if it is created now")
     return parser
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     args = parser.read(words)
     from spatialalign_trl.prompts.publishing import push_prompts

@@ -1,4 +1,4 @@
-"""`spatialalign report`: the page of a run or an evaluation, made again from what lies in its folder."""
+"""`spatialalign report`: rebuild the HTML report of a run or an evaluation from the files in its folder."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from pathlib import Path
 from spatialalign_trl.cli.parsing import Parser
 
 DESCRIPTION = """\
-Write report.html into the folder of a finished run or evaluation: the numbers, the videos side by side with curves and
-boxes, the training, in one file that needs no network.
+Write report.html into the folder of a finished run or evaluation: one file that works offline, with the numbers, the
+videos side by side with their curves and boxes, and the training logs.
 
   spatialalign report runs/tiny
   spatialalign report runs/tiny --megabytes 50
 
-Curves and boxes are kept in report.json beside it; those of videos that were not shown before are made by the rewards
-that scored them."""
+Curves and boxes are read from report.json in the same folder. For videos that the report did not show before, the
+rewards that scored them compute the curves and boxes."""
 
 
 def build_parser() -> Parser:
-    """The command's options."""
+    """Build the parser of `spatialalign report`."""
     from spatialalign_trl.report.write import MEGABYTES
 
     parser = Parser(prog="spatialalign report", description=DESCRIPTION)
     parser.add_argument(
-        "folder", metavar="RUN_DIR", help="what recipes/spatialalign.py or spatialalign evaluate wrote"
+        "folder", metavar="RUN_DIR", help="a folder that recipes/spatialalign.py or spatialalign evaluate wrote"
     )
     parser.add_argument(
         "--megabytes",
         type=_size,
         default=MEGABYTES,
         metavar="N",
-        help=f"size of the page; videos that do not fit are left out, with a note (default: {MEGABYTES:g})",
+        help=f"largest size of the page; videos that do not fit are left out, with a note (default: {MEGABYTES:g})",
     )
     return parser
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """Run the command, and return its exit code."""
     parser = build_parser()
     args = parser.read(words)
     from spatialalign_trl.report.write import write_report

@@ -1,4 +1,4 @@
-"""What `spatialalign score` found out, and the CSV and JSON files it goes to."""
+"""Hold the results of `spatialalign score`, and write them to CSV and JSON files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 
 from spatialalign_trl import __version__
-from spatialalign_trl.cli.work import Job, Problem, shown
+from spatialalign_trl.cli.work import Job, Problem, printable
 from spatialalign_trl.evaluation import success_rate, summarize
 from spatialalign_trl.files import write_atomic, write_json
 from spatialalign_trl.perception.tracks import Tracks
 
 SECONDS_BETWEEN_WRITES = 2.0
-"""Files are written as a whole; more often than this would cost more than it saves."""
+"""Every write rewrites the whole file, so writing more often would cost more than an interruption could lose."""
 
 
 @dataclass(frozen=True)
 class ScoredVideo:
-    """A video, its question and the answer. Also what `evaluation.summarize` reads of a sample.
+    """A video, its question and its score. It has the attributes of a sample that `evaluation.summarize` reads.
 
     Args:
-        job ([`Job`]): The video and what it was asked.
-        result: What the reward said, a `DSRResult`.
-        tracks ([`~spatialalign_trl.perception.tracks.Tracks`]): The boxes it was read from.
+        job ([`Job`]): The video and its question.
+        result (`DSRResult`): What the reward returned.
+        tracks ([`~spatialalign_trl.perception.tracks.Tracks`]): The boxes that the score was computed from.
     """
 
     job: Job
@@ -38,65 +38,70 @@ class ScoredVideo:
 
     @property
     def reward(self) -> float | None:
+        """The score in [0, 1]; `None` = INVALID."""
         return self.result.score
 
     @property
     def rewards(self) -> dict[str, float | None]:
+        """The score by the reward's name."""
         return {"dsr_score": self.reward}
 
     @property
     def prompt_id(self) -> str:
-        """Whose seeds belong together: the prompt's id, or the question where it has none."""
+        """The prompt's id, which groups the seeds; the question's words if it has none."""
         question = self.job.question
         return question.prompt_id or f"{question.animal} {question.type} {question.object}"
 
     @property
     def row(self) -> dict[str, Any]:
+        """The columns of the prompt."""
         return vars(self.job.question)
 
     @property
     def scores(self) -> dict[str, float | None]:
-        """The components by name, from the first relation's to the last one's; `None` where the video is INVALID."""
-        result, middle = self.result, {}
+        """The components by name, in the order of the relations; `None` for an INVALID video."""
+        result, visits = self.result, {}
         for k in range(len(self.job.question.type) - 2):
             for name, values in (("score", result.visit_scores), ("gap", result.visit_gaps)):
-                middle[f"visit_{name}_{k + 1}"] = values[k] if k < len(values) else None
+                visits[f"visit_{name}_{k + 1}"] = values[k] if k < len(values) else None
         return {
             "initial_score": result.initial_score,
             "initial_gap": result.initial_gap,
-            **middle,
+            **visits,
             "final_score": result.final_score,
             "final_gap": result.final_gap,
         }
 
     @property
     def curves(self) -> list[np.ndarray]:
-        """SSR of every relation of the type, in order, over the counted frames."""
+        """The SSR of every relation over the counted frames, in the order of the relations."""
         return [self.result.initial_curve, *self.result.visit_curves, self.result.final_curve]
 
     @property
     def components(self) -> dict[str, Any]:
-        """As the reward logs them in training."""
+        """The components under the names that the reward logs in training."""
         return {**{f"dsr_{name}": value for name, value in self.scores.items()}, "dsr_reason": self.result.reason}
 
     @property
     def counted_frames(self) -> int:
+        """The number of frames that the score was computed from."""
         return len(self.result.frame_indices)
 
 
 def component_names(scored: Sequence[ScoredVideo]) -> list[str]:
-    """The components of the longest type, which hold those of all shorter ones in the same order."""
-    return list(max((one.scores for one in scored), key=len, default={}))
+    """Return the components of the longest type, which include those of all shorter types in the same order."""
+    return list(max((video.scores for video in scored), key=len, default={}))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for all videos of a run.
+    """The settings that all videos are scored with.
 
     Args:
         tracker (`str`): The tracker's name.
-        tracker_options, depth_options (`dict`): What it and the depth estimator were made with, beyond their defaults.
-        thresholds (sequence of `float`): The taus of S@tau, in [0, 1]; the first one colours the table.
+        tracker_options, depth_options (`dict`): The options of the tracker and of the depth estimator that differ from
+            their defaults.
+        thresholds (sequence of `float`): The taus of S@tau, in [0, 1]. The first one colours the table.
     """
 
     tracker: str
@@ -106,20 +111,20 @@ class Settings:
 
 
 def summary(scored: Sequence[ScoredVideo], thresholds: Sequence[float]) -> dict[str, Any]:
-    """The numbers over all videos, for JSON; `{}` without any. INVALID counts as a failure in every S@tau."""
+    """Summarise all videos for JSON, `{}` if there are none. INVALID counts as a failure in every S@tau."""
     if not scored:
         return {}
-    rewards = [one.reward for one in scored]
-    asked = {f"S@{tau:g}": success_rate(rewards, tau) for tau in thresholds}
-    return {**asked, **summarize(scored)}
+    rewards = [video.reward for video in scored]
+    success_rates = {f"S@{tau:g}": success_rate(rewards, tau) for tau in thresholds}
+    return {**success_rates, **summarize(scored)}
 
 
 class ResultFiles:
-    """Writes the results as they come, each file in one step, at most every `SECONDS_BETWEEN_WRITES`.
+    """The CSV and JSON files of a run, rewritten atomically as results come, at most every `SECONDS_BETWEEN_WRITES`.
 
     Args:
-        settings ([`Settings`]): Written beside the results.
-        csv_path, json_path (`str`, *optional*): Where the files go; `None` = not written.
+        settings ([`Settings`]): The settings, which are written along with the results.
+        csv_path, json_path (`str`, *optional*): The files; `None` = not written.
     """
 
     def __init__(self, settings: Settings, csv_path: str | None = None, json_path: str | None = None) -> None:
@@ -129,10 +134,15 @@ class ResultFiles:
         self._written = -float("inf")
 
     def update(self, scored: Sequence[ScoredVideo], problems: Sequence[Problem], *, last: bool = False) -> None:
-        """Writes what is known so far, unless it was written a moment ago; `last`: in any case.
+        """Write the results so far, unless the files were written a moment ago.
+
+        Args:
+            scored (sequence of [`ScoredVideo`]): All scored videos so far.
+            problems (sequence of [`Problem`]): All problems so far.
+            last (`bool`, *optional*, defaults to `False`): Write in any case.
 
         Raises:
-            OSError: when the last writing fails; an earlier one is tried again later.
+            OSError: when the last write fails. Earlier writes that fail are repeated by later ones.
         """
         if not last and time.monotonic() - self._written < SECONDS_BETWEEN_WRITES:
             return
@@ -147,7 +157,7 @@ class ResultFiles:
         self._written = time.monotonic()
 
     def _csv(self, scored: Sequence[ScoredVideo]) -> str:
-        rows = [self._csv_row(one) for one in scored]
+        rows = [self._csv_row(video) for video in scored]
         first, last = (list(dict.fromkeys(key for row in rows for key in row[part])) for part in (0, 2))
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, [*first, *component_names(scored), *last], lineterminator="\n")
@@ -156,13 +166,13 @@ class ResultFiles:
             writer.writerow({**before, **components, **after})
         return buffer.getvalue()
 
-    def _csv_row(self, one: ScoredVideo) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """What stands before, among and after the components."""
-        question, score = one.job.question, one.reward
+    def _csv_row(self, video: ScoredVideo) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Return the columns before the components, the components, and the columns after them."""
+        question, score = video.job.question, video.reward
         before = {
-            "file": shown(one.job.path),
+            "file": printable(video.job.path),
             "prompt_id": question.prompt_id,
-            "seed": one.job.seed,
+            "seed": video.job.seed,
             "type": question.type,
             "animal": question.animal,
             "object": question.object,
@@ -172,16 +182,16 @@ class ResultFiles:
         }
         passed = {f"S@{tau:g}": int(success_rate([score], tau)) for tau in self.settings.thresholds}
         after = {
-            "reason": one.result.reason,
-            "counted_frames": one.counted_frames,
-            "num_frames": one.tracks.num_frames,
-            **_counts(one.tracks.details),
+            "reason": video.result.reason,
+            "counted_frames": video.counted_frames,
+            "num_frames": video.tracks.num_frames,
+            **_counts(video.tracks.details),
             **passed,
             "tracker": self.settings.tracker,
             "tracker_options": " ".join(f"{key}={value}" for key, value in self.settings.tracker_options.items()),
             "prompt": question.prompt,
         }
-        return before, one.scores, after
+        return before, video.scores, after
 
     def _json(self, scored: Sequence[ScoredVideo], problems: Sequence[Problem]) -> dict[str, Any]:
         return {
@@ -191,28 +201,28 @@ class ResultFiles:
             "depth_options": dict(self.settings.depth_options),
             "thresholds": list(self.settings.thresholds),
             "summary": summary(scored, self.settings.thresholds),
-            "videos": [self._json_row(one) for one in scored],
+            "videos": [self._json_row(video) for video in scored],
             "problems": [vars(problem) for problem in problems],
         }
 
-    def _json_row(self, one: ScoredVideo) -> dict[str, Any]:
-        curves = zip(one.job.question.type, one.curves, strict=True)
+    def _json_row(self, video: ScoredVideo) -> dict[str, Any]:
+        curves = zip(video.job.question.type, video.curves, strict=True)
         return {
-            "file": shown(one.job.path),
-            "seed": one.job.seed,
-            **vars(one.job.question),
-            "score": one.reward,
-            "components": one.scores,
-            "reason": one.result.reason,
-            "counted_frames": one.counted_frames,
-            "num_frames": one.tracks.num_frames,
-            "details": one.tracks.details,
-            "frame_indices": one.result.frame_indices.tolist(),
+            "file": printable(video.job.path),
+            "seed": video.job.seed,
+            **vars(video.job.question),
+            "score": video.reward,
+            "components": video.scores,
+            "reason": video.result.reason,
+            "counted_frames": video.counted_frames,
+            "num_frames": video.tracks.num_frames,
+            "details": video.tracks.details,
+            "frame_indices": video.result.frame_indices.tolist(),
             "curves": [{"relation": relation, "values": values.tolist()} for relation, values in curves],
         }
 
 
 def _counts(details: Mapping[str, Any]) -> dict[str, int]:
-    """The numbers of frames that a tracker told, under names that say so."""
+    """Return the frame counts that a tracker reported, under names that contain "frame"."""
     counts = {name: value for name, value in details.items() if isinstance(value, int)}
     return {name if "frame" in name else f"{name}_frames": value for name, value in counts.items()}

@@ -1,4 +1,4 @@
-"""Reading scores of videos back: what `spatialalign score`, an evaluation and a run left, and any table of a judge."""
+"""Read scores of videos: the files of `spatialalign score`, of an evaluation and of a run, and any other table."""
 
 from __future__ import annotations
 
@@ -16,61 +16,71 @@ from spatialalign_trl.prompts.loading import read_rows
 from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES
 
 FILE_COLUMNS = ("file", "video", "path", "sample_id")
-"""Where a row says which video it is of; the first that is there."""
+"""Columns that may name the video of a row; the first one with a value is used."""
 DSR_COLUMNS = ("dsr_score", "score", "reward")
-"""What DSR-Score, or the reward of a run, is called; the first that is there."""
+"""Names of the column with DSR-Score, or with the reward of a run; the first one that exists is used."""
 REWARD_PREFIX = "reward/"
 INVALID_VALUE = -100.0
-"""What the authors write for INVALID."""
+"""The number that the authors' files contain for INVALID."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of videos.
+    """A table of scores.
 
     Args:
-        path (`Path`): Where they come from.
-        rows (sequence of `dict`): One a video: what it is (`FILE_COLUMNS`), and its numbers.
+        path (`Path`): The file or folder that it was read from.
+        rows (sequence of `dict`): One row per video, with its name in one of `FILE_COLUMNS`, and its numbers.
     """
 
     path: Path
     rows: Sequence[Row]
 
     def numbers(self) -> list[str]:
-        """The columns that hold numbers in every row that holds anything in them."""
+        """List the columns whose non-empty cells are all numbers."""
         names = dict.fromkeys(name for row in self.rows for name in row if name not in FILE_COLUMNS)
-        return [name for name in names if self._holds_numbers(name)]
-
-    def _holds_numbers(self, name: str) -> bool:
-        values = [row.get(name) for row in self.rows if row.get(name) not in (None, "")]
-        return bool(values) and all(_is_number(value) for value in values)
+        columns = []
+        for name in names:
+            values = [row.get(name) for row in self.rows if row.get(name) not in (None, "")]
+            if values and all(_is_number(value) for value in values):
+                columns.append(name)
+        return columns
 
     def rewards(self) -> list[str]:
-        """The columns that are rewards by their name: `reward/NAME`, else the first of `DSR_COLUMNS`."""
+        """List the columns that are rewards by their name: all `reward/NAME`, otherwise the first of `DSR_COLUMNS`."""
         known = self.numbers()
         named = [name for name in known if name.startswith(REWARD_PREFIX)]
         return named or [name for name in DSR_COLUMNS if name in known][:1]
 
     def column(self, name: str) -> str:
-        """The column that a reward's name means, with or without `reward/`.
+        """Find the column of a reward.
+
+        Args:
+            name (`str`): The reward's name, with or without `reward/`.
 
         Raises:
-            UsageError: when there is none; says what was probably meant.
+            UsageError: when there is no such column of numbers. The message names the nearest one.
         """
         known = self.numbers()
         for candidate in (name, f"{REWARD_PREFIX}{name}"):
             if candidate in known:
                 return candidate
-        plain = [one.removeprefix(REWARD_PREFIX) for one in known]
+        plain = [column.removeprefix(REWARD_PREFIX) for column in known]
         raise UsageError(f"{self.path} has no column {name!r} of numbers. {near_miss(name, plain)}")
 
     def of_files(self, files: Sequence[str]) -> list[Row | None]:
-        """The row of each video, found by the end of its path: a name that one row alone has is enough.
+        """Find the row of each video by the end of its path. A file name that only one row has is enough.
+
+        Args:
+            files (sequence of `str`): The videos' paths, which need not be those of the table.
+
+        Returns:
+            `list`: the row of each video, or `None` if the table has none.
 
         Raises:
-            UsageError: when several rows are of one video.
+            UsageError: when several rows match a video equally well.
         """
         by_name: dict[str, list[tuple[tuple[str, ...], Row]]] = {}
         for row in self.rows:
@@ -82,18 +92,18 @@ class ScoreTable:
         self, parts: tuple[str, ...], by_name: Mapping[str, Sequence[tuple[tuple[str, ...], Row]]]
     ) -> Row | None:
         found = by_name.get(parts[-1], [])
-        alike = [_common_end(parts, other) for other, _ in found]
-        best = [row for (_, row), length in zip(found, alike, strict=True) if length == max(alike)]
+        lengths = [_common_end(parts, other) for other, _ in found]
+        best = [row for (_, row), length in zip(found, lengths, strict=True) if length == max(lengths)]
         if len(best) > 1:
             raise UsageError(
-                f"{self.path}: {len(best)} rows fit the video {'/'.join(parts)}, such as {_file_of(best[0])} and "
-                f"{_file_of(best[1])}; label and score the videos under the same paths"
+                f"{self.path}: {len(best)} rows match the video {'/'.join(parts)}, such as {_file_of(best[0])} and "
+                f"{_file_of(best[1])}. Label and score the videos under the same paths"
             )
         return best[0] if best else None
 
 
 def number(value: Any) -> float | None:
-    """A cell's number; `None` (INVALID) for an empty one, NaN, and the authors' -100."""
+    """Convert a cell to a number, or to `None` (INVALID) if it is empty, NaN, or the authors' -100."""
     if value is None or value == "":
         return None
     value = float(value)
@@ -101,17 +111,15 @@ def number(value: Any) -> float | None:
 
 
 def read_scores(name: str) -> ScoreTable:
-    """
-    Read scores.
+    """Read a table of scores.
 
     Args:
-        name (`str`):
-            The CSV or JSON file of `spatialalign score`; the `results.json` or `samples.parquet` of an evaluation; a
-            run's folder; or any csv, jsonl, json or parquet table with a column `file` (or `video`, `path`,
-            `sample_id`) and columns of numbers.
+        name (`str`): The CSV or JSON file of `spatialalign score`; the `results.json` or `samples.parquet` of an
+            evaluation; a run's folder; or any csv, jsonl, json or parquet table with a column `file` (or `video`,
+            `path`, `sample_id`) and columns of numbers.
 
     Raises:
-        UsageError: when it is none of them, or holds no scored video.
+        UsageError: when it is none of these, or contains no scored video.
     """
     path = Path(name)
     try:
@@ -120,7 +128,9 @@ def read_scores(name: str) -> ScoreTable:
         raise UsageError(f"--scores: {error}") from error
     rows = [row for row in rows if _file_of(row)]
     if not rows:
-        raise UsageError(f"--scores: {name} holds no scored video (a row needs one of {', '.join(FILE_COLUMNS)})")
+        raise UsageError(
+            f"--scores: {name} contains no scored video. A row needs one of the columns {', '.join(FILE_COLUMNS)}"
+        )
     return ScoreTable(path, rows)
 
 
@@ -139,10 +149,10 @@ def _read(path: Path) -> list[Row]:
 def _rows_of_results(path: Path, data: Mapping[str, Any]) -> list[Row]:
     if "videos" in data:  # spatialalign score --json
         return [{**row, **(row.get("components") or {})} for row in data["videos"]]
-    beside = path.with_name("samples.parquet")
-    if data.get("kind") == "evaluation" and beside.is_file():
-        return _rows_of_parquet(beside)
-    raise ValueError(f"{path} holds no scores of single videos; give the run's folder, or samples.parquet")
+    samples = path.with_name("samples.parquet")
+    if data.get("kind") == "evaluation" and samples.is_file():
+        return _rows_of_parquet(samples)
+    raise ValueError(f"{path} contains no scores of single videos. Give the run's folder, or samples.parquet")
 
 
 def _rows_of_parquet(path: Path) -> list[Row]:
@@ -176,17 +186,17 @@ def _file_of(row: Row) -> str:
 
 
 def _parts(file: str) -> tuple[str, ...]:
-    """A path's parts, the last one without the suffix of a video."""
+    """Split a path into its parts, and drop the suffix of a video from the last one."""
     path = Path(file.replace("\\", "/"))
     name = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
     return (*path.parts[:-1], name) if path.parts else ()
 
 
 def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
-    """How many parts are the same, counted from the end."""
+    """Count how many parts two paths share at their ends."""
     count = 0
-    for one, other in zip(reversed(a), reversed(b), strict=False):
-        if one != other:
+    for part, other in zip(reversed(a), reversed(b), strict=False):
+        if part != other:
             break
         count += 1
     return count
@@ -203,7 +213,14 @@ def _is_number(value: Any) -> bool:
 
 
 def unique_names(names: Iterable[tuple[str, str]]) -> list[str]:
-    """Names of rewards of several files: as they are, and with the file's before them where two are alike."""
+    """Make the names of rewards from several files unique.
+
+    Args:
+        names (iterable of `(file, name)`): The file's name and the reward's name.
+
+    Returns:
+        `list[str]`: `name`, or `file:name` if several files have a reward of that name.
+    """
     pairs = list(names)
     plain = [name for _, name in pairs]
     return [name if plain.count(name) == 1 else f"{file}:{name}" for file, name in pairs]

@@ -1,4 +1,4 @@
-"""`spatialalign serve-reward`: a reward behind HTTP, for `--reward_funcs http://host:port/name` on another machine."""
+"""`spatialalign serve-reward`: serve a reward over HTTP, for `--reward_funcs http://host:port/name` elsewhere."""
 
 from __future__ import annotations
 
@@ -13,45 +13,58 @@ from spatialalign_trl.rewards.server import RewardServer
 LOCAL = ("127.0.0.1", "localhost")
 
 
-def main(words: Sequence[str]) -> int:
-    """Serves until Ctrl-C.
-
-    Args:
-        words: the words after `spatialalign serve-reward`.
-
-    Raises:
-        SystemExit: with code 2 for a reward that cannot be made or an address that cannot be listened on.
-    """
+def build_parser() -> Parser:
+    """Build the parser of `spatialalign serve-reward`."""
     parser = Parser(
         prog="spatialalign serve-reward",
-        description="Serve a reward over HTTP. Its schema stands in rewards/README.md.",
+        description="Serve a reward over HTTP. The protocol is described in rewards/README.md.",
         epilog="Example: spatialalign serve-reward dsr_score --port 8000 --option tracker=grounded_sam",
     )
-    parser.add_argument("reward", help="as in --reward_funcs: dsr_score, or path/to/file.py:Name")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0 picks a free one (default: 8000)")
+    parser.add_argument("reward", help="a reward as in --reward_funcs: dsr_score, or path/to/file.py:Name")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, which only this machine can reach)",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 picks a free one (default: 8000)")
     parser.add_argument(
         "--option",
         type=key_value,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what the reward is made with",
+        help="an argument of the reward; may be repeated",
     )
     parser.add_argument(
-        "--token-env", metavar="NAME", help="environment variable with a token that requests must send"
+        "--token_env", metavar="NAME", help="environment variable with a token that requests must send"
     )
+    return parser
+
+
+def main(words: Sequence[str]) -> int:
+    """Serve a reward until Ctrl-C.
+
+    Args:
+        words (sequence of `str`): The words after `spatialalign serve-reward`.
+
+    Raises:
+        SystemExit: with code 2 for a reward that cannot be made, or an address that the server cannot listen on.
+    """
+    parser = build_parser()
     args = parser.read(words)
     token = None if args.token_env is None else os.environ.get(args.token_env, "").strip()
     if token == "":
-        parser.error(f"--token-env: ${args.token_env} is not set")
+        parser.error(f"--token_env {args.token_env}: the environment variable is not set. Set it to the token")
     try:
         server = RewardServer(load_reward(args.reward, **dict(args.option)), args.host, args.port, token)
     except (ValueError, TypeError, ImportError, OSError, OverflowError) as error:
         parser.error(str(error))
     if args.host not in LOCAL and token is None:
-        print("anybody who reaches this machine can use the reward; --token-env asks for a token", file=sys.stderr)
-    print(f"serving {args.reward} at {server.url} (Ctrl-C ends it)", flush=True)
+        print(
+            "Anyone who can reach this machine can use the reward. Add --token_env to require a token",
+            file=sys.stderr,
+        )
+    print(f"serving {args.reward} at {server.url} (stop with Ctrl-C)", flush=True)
     with server:
         server.serve_forever()
     return 0

@@ -1,4 +1,4 @@
-"""What `spatialalign score` is to do: which video is asked which question, and what was given that fits nothing."""
+"""Plan the work of `spatialalign score`: match each video with a question, and list the inputs that match nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES, read_video_name
 
 @dataclass(frozen=True)
 class Question:
-    """What a video is asked: the parts of a prompt that the score needs.
+    """The parts of a prompt that the score needs: what a video should show.
 
     Args:
         type (`str`): The relations in order, such as `"LR"`.
         animal, object (`str`): The two nouns.
         attribute (`str`): The animal's adjective, or `""`.
-        prompt_id, prompt (`str`): Where it comes from, as far as that is known, else `""`.
+        prompt_id, prompt (`str`): The prompt that the question comes from, as far as it is known, else `""`.
     """
 
     type: str
@@ -34,6 +34,7 @@ class Question:
 
     @classmethod
     def of_prompt(cls, prompt: DSRPrompt, prompt_id: str | None = None) -> Question:
+        """Take the question from a parsed prompt; `prompt_id` replaces the prompt's own id."""
         return cls(
             type=prompt.type,
             animal=prompt.animal,
@@ -44,7 +45,7 @@ class Question:
         )
 
     def columns(self) -> dict[str, list[str]]:
-        """The columns that a reward is handed, for one video."""
+        """Return the prompt columns that a reward takes, for one video."""
         return {name: [getattr(self, name)] for name in ("type", "animal", "object", "attribute")}
 
 
@@ -53,10 +54,10 @@ class Job:
     """A video and its question.
 
     Args:
-        path (`Path`): The file.
-        question ([`Question`]): What it is asked.
-        seed (`int`, *optional*): The seed it was sampled with, where its name or its record says so.
-        sha256 (`str`, *optional*): The checksum that its record holds.
+        path (`Path`): The video file.
+        question ([`Question`]): What the video should show.
+        seed (`int`, *optional*): The seed that the video was sampled with, if its name or its record contains it.
+        sha256 (`str`, *optional*): The checksum in its record.
     """
 
     path: Path
@@ -65,16 +66,14 @@ class Job:
     sha256: str | None = None
 
 
-def shown(text: str | Path) -> str:
-    """A path, or what was said about it, fit to print and write: what is no letter, such as a terminal's
-    control codes or bytes that are no UTF-8, becomes a question mark.
-    """
+def printable(text: str | Path) -> str:
+    """Replace what cannot be printed, such as control codes and bytes that are not UTF-8, by question marks."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something given that could not be scored: `what` (a file, a row, a prompt id), and `why`."""
+    """An input that could not be scored: `what` (a file, a row, a prompt id), and `why`."""
 
     what: str
     why: str
@@ -82,40 +81,43 @@ class Problem:
 
 @dataclass
 class Plan:
-    """The jobs, in the order of the files, and what fits nothing."""
+    """The jobs in the order of the files, and the inputs that match nothing."""
 
     jobs: list[Job] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 def find_videos(files: Sequence[str], folder: str | None) -> list[Path]:
-    """The files named, then those of the folder by name; each once.
+    """List the named files, then the videos of the folder sorted by name, each once.
 
     Raises:
-        UsageError: when there are none, or a folder stands where a file should and the other way round.
+        UsageError: when there are none, when a folder is given as a file, or when the folder does not exist.
     """
-    found = [Path(file) for file in files]
-    for path in found:
+    videos = [Path(file) for file in files]
+    for path in videos:
         if path.is_dir():
-            raise UsageError(f"{path} is a folder; give it as --videos {path}")
+            raise UsageError(f"{path} is a folder. Give it as --videos {path}")
     if folder is not None:
         directory = Path(folder)
         if not directory.is_dir():
             raise UsageError(f"--videos: there is no folder {folder}")
         inside = videos_in(directory)
         if not inside:
-            raise UsageError(f"--videos: {folder} holds no video ({', '.join(VIDEO_SUFFIXES)})")
-        found += inside
-    if not found:
-        raise UsageError("which videos? Name files, or a folder with --videos DIR")
-    return list(dict.fromkeys(found))
+            raise UsageError(f"--videos: {folder} contains no video ({', '.join(VIDEO_SUFFIXES)})")
+        videos += inside
+    if not videos:
+        raise UsageError("no videos were given. Name files, or a folder with --videos DIR")
+    return list(dict.fromkeys(videos))
 
 
 def read_prompts(source: str, split: str) -> tuple[dict[str, Question], list[Problem]]:
-    """The questions of a prompt set by prompt id, and its rows that are none.
+    """Read a prompt set.
+
+    Returns:
+        The questions by prompt id, and a problem for each row that is not a valid prompt.
 
     Raises:
-        UsageError: when the source cannot be read at all, or holds no prompt.
+        UsageError: when the source cannot be read at all, or contains no prompt.
     """
     questions: dict[str, Question] = {}
     problems = []
@@ -124,93 +126,95 @@ def read_prompts(source: str, split: str) -> tuple[dict[str, Question], list[Pro
             try:
                 question = Question.of_prompt(prompt_from_row(row))
                 if question.prompt_id in questions:
-                    raise ValueError(f"prompt_id {question.prompt_id!r} was already used; ids are unique")
+                    raise ValueError(f"prompt_id {question.prompt_id!r} was already used. Ids must be unique")
                 questions[question.prompt_id] = question
             except ValueError as error:
                 problems.append(Problem(place, str(error)))
     except (OSError, ValueError) as error:
         raise UsageError(f"--prompts: {error}") from error
     if not questions:
-        why = f"{problems[0].what}: {problems[0].why}" if problems else "it is empty"
-        raise UsageError(f"--prompts: {source} holds no prompt; {why}")
+        reason = f"{problems[0].what}: {problems[0].why}" if problems else "it is empty"
+        raise UsageError(f"--prompts: {source} contains no prompt. {reason}")
     return questions, problems
 
 
-def question_of_text(text: str, attribute: str | None) -> Question:
-    """The question that one prompt for all videos asks.
+def parse_question(text: str, attribute: str | None) -> Question:
+    """Parse the question from one prompt that holds for all videos.
+
+    Args:
+        text (`str`): The prompt.
+        attribute (`str`, *optional*): The animal's adjective, if the prompt does not contain it.
 
     Raises:
-        UsageError: when the text does not follow the grammar, or has another attribute than the one given.
+        UsageError: when the text does not follow the grammar, or contains another attribute.
     """
     try:
         prompt = parse_prompt(text)
     except ValueError as error:
         raise UsageError(f"--prompt: {error}") from error
     if attribute and prompt.attribute and attribute != prompt.attribute:
-        raise UsageError(f"--attribute is {attribute!r}, but the prompt says {prompt.attribute!r}")
+        raise UsageError(
+            f"--attribute is {attribute!r}, but the prompt says {prompt.attribute!r}. Leave out one of them"
+        )
     question = Question.of_prompt(prompt, prompt_id="")
     return question if not attribute else replace(question, attribute=attribute)
 
 
-def same_question(videos: Iterable[Path], question: Question) -> Plan:
-    """All videos are asked the same."""
+def plan_one_question(videos: Iterable[Path], question: Question) -> Plan:
+    """Give all videos the same question."""
     return Plan([Job(path, question) for path in videos])
 
 
-def questions_by_name(videos: Sequence[Path], questions: dict[str, Question]) -> Plan:
-    """Every video is asked what the prompt with its id says. The id stands in a sample's record beside the file, else
-    in the file's name. Videos without a prompt and prompts without a video are problems.
+def plan_by_prompt_id(videos: Sequence[Path], questions: dict[str, Question]) -> Plan:
+    """Give every video the question of the prompt with its id.
+
+    The id comes from a sample's record next to the file, otherwise from the file's name. Videos without a prompt and
+    prompts without a video become problems.
     """
     plan = Plan()
-    asked = set()
+    matched = set()
     for path in videos:
         try:
-            job = _job_by_record(path) or _job_by_name(path, questions)
+            job = _job_from_record(path)
+            if job is None:  # then the authors' naming: the job's question is only an id so far
+                prompt_id, seed = read_video_name(path.stem, questions)
+                job = Job(path, Question("", "", "", prompt_id=prompt_id), seed)
         except ValueError as error:
-            plan.problems.append(Problem(shown(path), str(error)))
+            plan.problems.append(Problem(printable(path), str(error)))
             continue
         question = questions.get(job.question.prompt_id)
         if question is None:
             why = f"video without a prompt: the prompt set has no prompt_id {job.question.prompt_id!r}"
-            plan.problems.append(Problem(shown(path), why))
+            plan.problems.append(Problem(printable(path), why))
             continue
-        asked.add(question.prompt_id)
+        matched.add(question.prompt_id)
         plan.jobs.append(Job(path, question, job.seed, job.sha256))
     plan.problems += [
-        Problem(shown(prompt_id), "prompt without a video") for prompt_id in questions if prompt_id not in asked
+        Problem(printable(prompt_id), "prompt without a video") for prompt_id in questions if prompt_id not in matched
     ]
     return plan
 
 
-def questions_of_records(videos: Sequence[Path]) -> Plan:
-    """Every video is asked what the record beside it says it was sampled from."""
+def plan_from_records(videos: Sequence[Path]) -> Plan:
+    """Give every video the question of the prompt in its record. Videos without a record become problems."""
     plan = Plan()
     for path in videos:
         try:
-            job = _job_by_record(path)
+            job = _job_from_record(path)
         except ValueError as error:
-            plan.problems.append(Problem(shown(path), str(error)))
+            plan.problems.append(Problem(printable(path), str(error)))
             continue
         if job is None:
-            plan.problems.append(Problem(shown(path), "video without a prompt: no record (.json) lies beside it"))
+            plan.problems.append(
+                Problem(printable(path), "video without a prompt: there is no record (.json) next to it")
+            )
         else:
             plan.jobs.append(job)
     return plan
 
 
-def _job_by_name(path: Path, questions: dict[str, Question]) -> Job:
-    """The job as the authors' naming says it; its question holds no more than the prompt's id."""
-    prompt_id, seed = read_video_name(path.stem, questions)
-    return Job(path, Question("", "", "", prompt_id=prompt_id), seed)
-
-
-def _job_by_record(path: Path) -> Job | None:
-    """The job that the record of a sample says (`rollout/store.py`: `<id>.json` beside `<id>.mp4`); `None` where there
-    is no record.
-
-    Raises:
-        ValueError: when the file beside the video is no sample's record.
-    """
+def _job_from_record(path: Path) -> Job | None:
+    """Read the job from a sample's record, `<id>.json` next to `<id>.mp4` (`rollout/store.py`), if there is one."""
     file = path.with_suffix(".json")
     if not file.is_file():
         return None
@@ -218,8 +222,8 @@ def _job_by_record(path: Path) -> Job | None:
     try:
         row = record["row"]
         words = {name: str(row[name]) for name in ("type", "animal", "object")}
-        more = {name: str(row.get(name) or "") for name in ("attribute", "prompt")}
-        question = Question(**words, **more, prompt_id=str(record["prompt_id"]))
+        optional = {name: str(row.get(name) or "") for name in ("attribute", "prompt")}
+        question = Question(**words, **optional, prompt_id=str(record["prompt_id"]))
         sha256 = record.get("files", {}).get("video", {}).get("sha256")
         return Job(path, question, int(record["seed"]), sha256)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

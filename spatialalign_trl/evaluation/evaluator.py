@@ -157,7 +157,7 @@ class Evaluation:
     def _run(self, notes: Mapping[str, Any]) -> dict[str, Any]:
         from spatialalign_trl.report.evaluation_files import print_results, write_results
         from spatialalign_trl.report.grades import find_grader
-        from spatialalign_trl.report.write import leave_report
+        from spatialalign_trl.report.write import try_write_report
 
         evaluated = self._sample() | self._folders
         evaluated = {policy.name: evaluated[policy.name] for policy in self.policies}
@@ -169,7 +169,7 @@ class Evaluation:
         results = self._results(evaluated) | notes
         if self.is_main:
             write_results(self.output_dir, results, evaluated)
-            leave_report(self.output_dir, find_grader(self.runner.reward_funcs))
+            try_write_report(self.output_dir, find_grader(self.runner.reward_funcs))
             self.runner.release()
             print_results(self.console, results, self.output_dir)
         if self.accelerator:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from spatialalign_trl.evaluation import headline_score, invalid_reason
 from spatialalign_trl.report.gallery import Clip
 from spatialalign_trl.report.grades import find_grader
-from spatialalign_trl.report.write import leave_report, note_run
+from spatialalign_trl.report.write import try_write_report, write_run_notes
 
 if TYPE_CHECKING:
     from spatialalign_trl.rollout.store import Sample, SampleStore
@@ -43,8 +43,8 @@ def report_run(
     except FileNotFoundError as error:
         warnings.warn(f"the page has no histograms of the rounds: {error}", stacklevel=2)
         scores = []
-    note_run(folder, clips, scores, command)
-    leave_report(folder, find_grader(rewards), max_megabytes)
+    write_run_notes(folder, clips, scores, command)
+    try_write_report(folder, find_grader(rewards), max_megabytes)
 
 
 def _clip(policy: str, sample: Sample, store: SampleStore, folder: Path) -> Clip:

@@ -1,1 +1,1 @@
-"""What a person looks at after a run: pictures of videos with their scores, and tables of the numbers."""
+"""Show the outcome of a run to a person: an HTML report, pictures of videos with their scores, and tables."""

@@ -1,4 +1,4 @@
-"""Videos for the page: every browser plays them, and large ones are averaged down so that more of them fit."""
+"""Encode videos for the page, so that every browser plays them and large ones leave room for others."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from spatialalign_trl.report.drawing import enlarge
 from spatialalign_trl.video import Video, browser_mp4
 
 LOWEST, WIDEST = 128, 480
-"""Pixels: lower videos are enlarged pixel by pixel, wider ones are averaged down."""
+"""Limits in pixels: videos lower than `LOWEST` are enlarged pixel by pixel, wider ones than `WIDEST` averaged down."""
 
 STRIP_WIDTH = 144
-"""Pixels of a frame in a strip."""
+"""Width of a frame in a strip, in pixels."""
 
 CRF = 23
 PAPER_FPS = 16.0
+"""The frame rate of the paper's videos."""
 
 
 def page_mp4(video: Video, fps: float) -> bytes:
-    """The video as an mp4 of a size that a page shows side by side with others."""
+    """Encode a video as an mp4 small enough to be shown side by side with others.
+
+    Args:
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`): The video.
+        fps (`float`): Frames per second.
+    """
     scale = WIDEST / video.shape[2]
     if scale < 1:
         video = np.stack([np.asarray(enlarge(frame, scale)) for frame in video])
@@ -31,7 +37,12 @@ def page_mp4(video: Video, fps: float) -> bytes:
 
 
 def page_strip(video: Video, columns: int = 6) -> bytes:
-    """Evenly spaced frames of a video in one row, as a small WebP: what a prompt gave beside its words."""
+    """Encode evenly spaced frames of a video in one row as a small WebP, for videos that belong to a prompt.
+
+    Args:
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`): The video.
+        columns (`int`, *optional*, defaults to 6): Number of frames; a shorter video shows all its frames.
+    """
     times = np.linspace(0, len(video) - 1, min(columns, len(video))).round().astype(int)
     width = video.shape[2]
     scale = STRIP_WIDTH / width if width > STRIP_WIDTH else max(1, STRIP_WIDTH // width)
@@ -42,7 +53,7 @@ def page_strip(video: Video, columns: int = 6) -> bytes:
 
 
 def frame_rate(path: str | os.PathLike) -> float:
-    """Frames per second as the file says, or the paper's where it says none or nonsense."""
+    """Read the frames per second of a video file; the paper's if the file has none, or one outside of 1 to 120."""
     with av.open(os.fspath(path)) as container:
         rate = container.streams.video[0].average_rate
     return float(rate) if rate and 1 <= rate <= 120 else PAPER_FPS

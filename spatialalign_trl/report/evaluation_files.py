@@ -1,24 +1,25 @@
-"""What an evaluation leaves: `results.json`, `table.md`, `table.tex`, `samples.parquet`, and what it prints.
+"""Write and print the results of an evaluation: `results.json`, `table.md`, `table.tex` and `samples.parquet`.
 
 `results.json`:
 
     kind, format        "evaluation", 1
     baseline            the name of the policy that the others are compared with
-    policies            name -> model, lora, folder (where it comes from), revision (the samples' `policy_revision`),
-                        sampling (settings; null of videos that existed), summary (`statistics.summarize`)
-    differences         name -> rewards (S@tau; of a reward that is not the DSR-Score `reward_mean`; `reward`, the mean
-                        of the weighted sum; means are over videos that are valid on both sides), components (what
-                        rewards measured of a video) and quality (what guards did): difference to the baseline, 95 %
-                        paired interval; verdict (`verdict.reward_hacking_verdict`); num_prompts, num_pairs, paired_by
-                        (seed or prompt)
-    rewards             name -> what the reward was made with
+    policies            name -> model, lora, folder (its source), revision (the samples' `policy_revision`), sampling
+                        (settings; null for videos that existed before), summary (`statistics.summarize`)
+    differences         name -> rewards, components and quality, each measure -> difference to the baseline and its
+                        paired 95 % interval; verdict (`verdict.reward_hacking_verdict`); num_prompts, num_pairs,
+                        paired_by (seed or prompt).
+                        rewards: S@tau, or `reward_mean` for a reward other than DSR-Score; and `reward`, the mean of
+                        the weighted sum. Means are over videos that are valid on both sides.
+                        components: what rewards measured in a video. quality: what the quality guards measured.
+    rewards             name -> the reward's arguments
     quality_guards, seeds, problems (texts), settings, versions
 
-`samples.parquet`, one row a video:
+`samples.parquet`, one row per video:
 
-    policy, sample_id, prompt_id, seed, video (its file; relative to the folder of `samples.parquet` if it lies there),
+    policy, sample_id, prompt_id, seed, video (its file; relative to the folder of `samples.parquet` if inside of it),
     policy_revision, the prompt's columns (prompt, type, animal, ...), reward (null: INVALID), invalid_reason,
-    reward/NAME (of each reward), quality/MEASURE (of each guard), components (JSON: all that rewards logged)
+    reward/NAME (for each reward), quality/MEASURE (for each guard), components (JSON: everything that rewards logged)
 """
 
 from __future__ import annotations
@@ -45,13 +46,11 @@ from spatialalign_trl.report.tables import (
     rich_table,
     summary_rows,
 )
-from spatialalign_trl.report.write import REPORT_FILE
+from spatialalign_trl.report.write import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE
 
 if TYPE_CHECKING:
     from spatialalign_trl.evaluation.compare import Evaluated
 
-RESULTS_FILE = "results.json"
-SAMPLES_FILE = "samples.parquet"
 MARKDOWN_FILE = "table.md"
 LATEX_FILE = "table.tex"
 
@@ -59,24 +58,30 @@ Results = Mapping[str, Any]
 
 
 def write_results(folder: Path, results: Results, evaluated: Mapping[str, Evaluated]) -> None:
-    """Writes the four files, each in one step."""
+    """Write the four files, each of them atomically.
+
+    Args:
+        folder (`Path`): The folder of the evaluation.
+        results (`dict`): What `results.json` contains.
+        evaluated (`dict`): Policy -> its scored videos.
+    """
     write_json(folder / RESULTS_FILE, results)
     write_atomic(folder / MARKDOWN_FILE, markdown(results).encode())
     write_atomic(folder / LATEX_FILE, latex(results).encode())
     write_samples(folder / SAMPLES_FILE, evaluated)
 
 
-# Tables
+# Tables -------------------------------------------------------------------------------------------------------------
 
 
 def summaries(results: Results) -> dict[str, Mapping[str, Any]]:
-    """Name of a policy -> its summary."""
+    """Return each policy's summary."""
     return {name: policy["summary"] for name, policy in results["policies"].items()}
 
 
 def difference_rows(results: Results) -> list[list[str]]:
-    """`[measure, difference and interval of the first policy that is no baseline, ...]`."""
-    columns = [all_differences(one) for one in results["differences"].values()]
+    """Make a row per measure: its name, then each compared policy's difference to the baseline with its interval."""
+    columns = [all_differences(differences) for differences in results["differences"].values()]
     names = dict.fromkeys(name for column in columns for name in column)
     return [
         [name, *(difference_text(column[name]) if name in column else "-" for column in columns)] for name in names
@@ -84,15 +89,15 @@ def difference_rows(results: Results) -> list[list[str]]:
 
 
 def verdict_lines(results: Results) -> dict[str, str]:
-    """Name of a policy -> what the verdict on it says."""
+    """Return the message of each compared policy's verdict on reward hacking."""
     return {
-        name: one["verdict"]["message"] if "verdict" in one else "no prompt in common with the baseline"
-        for name, one in results["differences"].items()
+        name: comparison["verdict"]["message"] if "verdict" in comparison else "no prompt in common with the baseline"
+        for name, comparison in results["differences"].items()
     }
 
 
 def markdown(results: Results) -> str:
-    """The tables, the reasons why videos are INVALID, and the verdicts."""
+    """Write the tables, the verdicts and the reasons why videos are INVALID as Markdown."""
     columns = summaries(results)
     parts = [_headline(results), markdown_table(["measure", *columns], summary_rows(columns))]
     if results["differences"]:
@@ -112,21 +117,21 @@ def markdown(results: Results) -> str:
 
 
 def latex(results: Results) -> str:
-    """A row a policy, as papers print it; the best of a column is bold. Needs the package booktabs."""
+    """Write a LaTeX table with one row per policy and the best value of a column in bold. It needs booktabs."""
     columns = summaries(results)
     names = obedience_measures(columns)
-    looks = dict.fromkeys(name for summary in columns.values() for name in summary["quality"])
-    better = dict.fromkeys(names, 1) | {"invalid_rate": -1} | {name: better_side(name) for name in looks}
+    quality = dict.fromkeys(name for summary in columns.values() for name in summary["quality"])
+    better = dict.fromkeys(names, 1) | {"invalid_rate": -1} | {name: better_side(name) for name in quality}
     values = [[summary.get(name) for name in names] for summary in columns.values()]
     for row, summary in zip(values, columns.values(), strict=True):
-        row += [summary["quality"].get(name) for name in looks]
-    header = ["", *names, *looks]
+        row += [summary["quality"].get(name) for name in quality]
+    header = ["", *names, *quality]
     cells = latex_table(header, list(columns), values, [better[name] for name in header[1:]])
     notes = [_headline(results)]
-    for name, one in results["differences"].items():
-        if "rewards" in one:
-            headline = headline_of(one["rewards"])
-            text = difference_text(one["rewards"][headline])
+    for name, comparison in results["differences"].items():
+        if "rewards" in comparison:
+            headline = headline_of(comparison["rewards"])
+            text = difference_text(comparison["rewards"][headline])
             notes.append(f"{name} - {results['baseline']}, {headline}: {text} (paired)")
     return "\n".join(f"% {note}" for note in notes) + "\n" + cells
 
@@ -135,13 +140,19 @@ def _headline(results: Results) -> str:
     first = summaries(results)[results["baseline"]]
     rewards = ", ".join(results["rewards"])
     return (
-        f"{first['num_prompts']} prompts, {first['num_videos']} videos a policy, judged by {rewards}. S@tau is the "
-        "share of all videos that score tau or more; INVALID counts as a failure."
+        f"{first['num_prompts']} prompts, {first['num_videos']} videos per policy, scored by {rewards}. S@tau is the "
+        "share of all videos that score tau or more. INVALID counts as a failure."
     )
 
 
 def print_results(console: Console, results: Results, folder: Path) -> None:
-    """The tables, the verdicts, the problems, and where the files are."""
+    """Print the tables, the verdicts, the problems and the names of the files.
+
+    Args:
+        console (`Console`): Where to print.
+        results (`dict`): What `results.json` contains.
+        folder (`Path`): The folder of the evaluation.
+    """
     console.print(rich_table(summaries(results)))
     if results["differences"]:
         table = Table(title=f"differences to {results['baseline']}, paired 95 % intervals", title_justify="left")
@@ -161,41 +172,46 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
     console.print(f"written to {folder}: {files}", markup=False, soft_wrap=True)
 
 
-# Samples
+# Samples ------------------------------------------------------------------------------------------------------------
 
 
 def write_samples(file: Path, evaluated: Mapping[str, Evaluated]) -> None:
-    """Writes `samples.parquet`."""
+    """Write `samples.parquet`.
+
+    Args:
+        file (`Path`): The file.
+        evaluated (`dict`): Policy -> its scored videos.
+    """
     from datasets import Dataset
 
-    rows = [row for name, one in evaluated.items() for row in _sample_rows(file.parent, name, one)]
+    rows = [row for name, policy in evaluated.items() for row in _sample_rows(file.parent, name, policy)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     temporary = file.with_name(f".{file.name}.partial")
     Dataset.from_dict({key: [row.get(key) for row in rows] for key in columns}).to_parquet(temporary)
     temporary.replace(file)
 
 
-def _sample_rows(folder: Path, name: str, one: Evaluated) -> list[dict[str, Any]]:
+def _sample_rows(folder: Path, name: str, evaluated: Evaluated) -> list[dict[str, Any]]:
     rows = []
-    for place, sample in enumerate(one.samples):
-        own = {
+    for place, sample in enumerate(evaluated.samples):
+        identity = {
             "policy": name,
             "sample_id": sample.sample_id,
             "prompt_id": sample.prompt_id,
             "seed": sample.seed,
-            "video": _relative(one.video_path(sample), folder),
+            "video": _relative(evaluated.video_path(sample), folder),
             "policy_revision": sample.policy_revision,
         }
         reason = None if sample.reward is not None else invalid_reason(sample)
-        prompt = {key: value for key, value in sample.row.items() if key not in own}
-        judged = {"reward": sample.reward, "invalid_reason": reason}
+        prompt = {key: value for key, value in sample.row.items() if key not in identity}
+        score = {"reward": sample.reward, "invalid_reason": reason}
         rows.append(
             {
-                **own,
+                **identity,
                 **prompt,
-                **judged,
+                **score,
                 **_columns("reward", sample.rewards),
-                **_columns("quality", {measure: values[place] for measure, values in one.looks.items()}),
+                **_columns("quality", {measure: values[place] for measure, values in evaluated.looks.items()}),
                 "components": json.dumps(sample.components, ensure_ascii=False),
             }
         )

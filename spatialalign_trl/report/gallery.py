@@ -1,4 +1,4 @@
-"""The page's gallery: which videos of several policies stand side by side, and which of them fit into the file."""
+"""Fill the page's gallery: pair the videos of several policies, and choose those that fit into the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spatialalign_trl.report.grades import Grade
 from spatialalign_trl.video import Video, read_video, videos_of
 
 EXTREMES = 12
-"""So many of the most improved and of the most regressed videos come first where not all fit."""
+"""How many of the most improved, and of the most regressed, videos take precedence if not all fit."""
 
 _BATCH = 8
 _JSON_LETTERS = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -27,14 +27,14 @@ class Clip:
 
     Args:
         policy (`str`): The policy's name.
-        sample_id (`str`): Names the video and its score among all.
-        prompt_id (`str`): Whose seeds belong together.
-        seed (`int`, *optional*): Of the video.
+        sample_id (`str`): The unique id of the video and its score.
+        prompt_id (`str`): The prompt's id, which groups the seeds.
+        seed (`int`, *optional*): The video's seed.
         video (`str`): The mp4 file.
-        row (`dict`): The prompt's columns: `prompt`, for curves `type`, `animal`, `object`, `attribute`, and undecoded
-            videos, which are shown beside.
+        row (`dict`): The prompt's columns: `prompt`; `type`, `animal`, `object` and `attribute`, which curves need;
+            and undecoded videos, which the page shows along with the prompt.
         reward (`float`, *optional*): The score; `None` = INVALID.
-        reason (`str`, *optional*): Why it is INVALID, as `evaluation.invalid_reason` words it.
+        reason (`str`, *optional*): Why it is INVALID, as worded by `evaluation.invalid_reason`.
     """
 
     policy: str
@@ -47,76 +47,84 @@ class Clip:
     reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
         return asdict(self)
 
 
 Pair = dict[str, Clip]
-"""Policy -> its video of one prompt and seed."""
+"""Maps each policy to its video of one prompt and seed."""
 
 Grader = Callable[[Sequence[Clip], Sequence[Video]], Sequence[Grade | None]]
 
 
 def pair_up(clips: Sequence[Clip], baseline: str) -> list[Pair]:
-    """The policies' videos side by side, in the baseline's order: by prompt and seed, or, of a policy that has no seed
-    in common with the baseline (another model's videos), by prompt and place among its seeds.
+    """Match the policies' videos by prompt and seed, in the baseline's order.
+
+    The videos of a policy without a seed in common with the baseline (another model's videos) are matched by prompt
+    and by their position among the prompt's seeds.
+
+    Args:
+        clips (sequence of [`Clip`]): The videos of all policies.
+        baseline (`str`): The policy that the others are compared with.
     """
     by_policy: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         by_policy[clip.policy].append(clip)
-    seeds = {(clip.prompt_id, clip.seed): (clip.prompt_id, place) for clip, place in _ranked(by_policy[baseline])}
+    seeds = {(clip.prompt_id, clip.seed): (clip.prompt_id, place) for clip, place in _with_places(by_policy[baseline])}
     pairs: dict[tuple[str, int], Pair] = {key: {} for key in seeds.values()}
-    for policy, own in by_policy.items():
-        shares_seeds = any((clip.prompt_id, clip.seed) in seeds for clip in own)
-        for clip, place in _ranked(own):
+    for policy, policy_clips in by_policy.items():
+        shares_seeds = any((clip.prompt_id, clip.seed) in seeds for clip in policy_clips)
+        for clip, place in _with_places(policy_clips):
             key = seeds.get((clip.prompt_id, clip.seed)) if shares_seeds else (clip.prompt_id, place)
             if key in pairs:
                 pairs[key][policy] = clip
     return list(pairs.values())
 
 
-def _ranked(clips: Sequence[Clip]) -> Iterator[tuple[Clip, int]]:
-    """Each with its place among those of its prompt."""
+def _with_places(clips: Sequence[Clip]) -> Iterator[tuple[Clip, int]]:
+    """Yield each clip with its position among the clips of its prompt."""
     seen: dict[str, int] = defaultdict(int)
     for clip in clips:
         yield clip, seen[clip.prompt_id]
         seen[clip.prompt_id] += 1
 
 
-def in_turn(pairs: Sequence[Pair]) -> list[Pair]:
-    """The first seed of every prompt, the types in turn, then the second seeds, and so on."""
-    turns: dict[str, int] = defaultdict(int)
-    prompts: dict[str, int] = defaultdict(int)
-    places = []
+def alternate_types(pairs: Sequence[Pair]) -> list[Pair]:
+    """Order pairs for display: the first seed of every prompt with alternating types, then the second seeds, etc."""
+    seen_of_prompt: dict[str, int] = defaultdict(int)
+    seen_of_type: dict[str, int] = defaultdict(int)
+    keys = []
     for pair in pairs:
         clip = next(iter(pair.values()))
-        kind = str(clip.row.get("type", ""))
-        places.append((prompts[clip.prompt_id], turns[kind]))
-        prompts[clip.prompt_id] += 1
-        turns[kind] += 1
-    return [pairs[place] for place in sorted(range(len(pairs)), key=places.__getitem__)]
+        dsr_type = str(clip.row.get("type", ""))
+        keys.append((seen_of_prompt[clip.prompt_id], seen_of_type[dsr_type]))
+        seen_of_prompt[clip.prompt_id] += 1
+        seen_of_type[dsr_type] += 1
+    return [pairs[place] for place in sorted(range(len(pairs)), key=keys.__getitem__)]
 
 
-def by_interest(pairs: Sequence[Pair], baseline: str, other: str) -> list[int]:
-    """Places of all pairs: first the most improved and the most regressed, then the others as they come."""
+def rank_by_change(pairs: Sequence[Pair], baseline: str, other: str) -> list[int]:
+    """Return the positions of all pairs: the most improved and most regressed ones first, the others in order."""
     changes = {
         place: (pair[other].reward or 0) - (pair[baseline].reward or 0)
         for place, pair in enumerate(pairs)
         if baseline in pair and other in pair
     }
     ranked = sorted(changes, key=changes.__getitem__)
-    extremes = [place for two in zip(reversed(ranked), ranked, strict=True) for place in two][: 2 * EXTREMES]
+    best_and_worst = zip(reversed(ranked), ranked, strict=True)
+    extremes = [place for places in best_and_worst for place in places][: 2 * EXTREMES]
     return list(dict.fromkeys([*extremes, *range(len(pairs))]))
 
 
 @dataclass
 class Gallery:
-    """What goes into the page.
+    """The videos that fit into the page.
 
     Args:
-        entries (`list[str]`): JSON of each pair that fits, in the pairs' order.
-        total (`int`): Pairs that there are.
-        missing (`int`): Videos whose files are gone.
-        grades (`dict`): Sample id -> curves and boxes, of the videos that fit.
+        entries (`list[str]`): The JSON of each pair that fits, in the order of the pairs.
+        total (`int`): The number of all pairs.
+        missing (`int`): The number of videos without a file.
+        grades (`dict`): Sample id -> curves and boxes, for the videos that fit.
     """
 
     entries: list[str]
@@ -125,56 +133,64 @@ class Gallery:
     grades: dict[str, Grade]
 
 
-def fill(
-    pairs: Sequence[Pair], order: Sequence[int], folder: Path, room: int, grade: Grader, known: Mapping[str, Grade]
+def fill_gallery(
+    pairs: Sequence[Pair],
+    order: Sequence[int],
+    folder: Path,
+    max_bytes: int,
+    grade: Grader,
+    known_grades: Mapping[str, Grade],
 ) -> Gallery:
-    """Takes pairs in `order` as long as there is room.
+    """Add pairs to the gallery in the given order until one does not fit.
 
     Args:
-        pairs: from `pair_up`.
-        order: from `by_interest`.
-        folder: what the clips' paths are relative to.
-        room: bytes of JSON that fit.
-        grade: makes the curves and boxes of videos that `known` does not have.
-        known: sample id -> curves and boxes.
+        pairs (sequence of `Pair`): From [`pair_up`].
+        order (sequence of `int`): Positions of pairs, from [`rank_by_change`].
+        folder (`Path`): The folder that the clips' paths are relative to.
+        max_bytes (`int`): The largest size of the gallery's JSON.
+        grade (callable): Computes the curves and boxes of videos that `known_grades` lacks.
+        known_grades (`dict`): Sample id -> curves and boxes.
     """
+    room = max_bytes
     entries: dict[int, str] = {}
     grades: dict[str, Grade] = {}
     missing, is_full = 0, False
     for start in range(0, len(order), _BATCH):
-        there = []
+        # Read a batch of pairs, without those that lack a file.
+        batch = []
         for place in order[start : start + _BATCH]:
             files = {policy: folder / clip.video for policy, clip in pairs[place].items()}
-            gone = [file for file in files.values() if not file.is_file()]
-            missing += len(gone)
-            if not gone and files:
-                there.append((place, files))
-        clips = [clip for place, _ in there for clip in pairs[place].values()]
+            lost = [file for file in files.values() if not file.is_file()]
+            missing += len(lost)
+            if not lost and files:
+                batch.append((place, files))
+        clips = [clip for place, _ in batch for clip in pairs[place].values()]
         videos = {clip.sample_id: read_video(folder / clip.video) for clip in clips}
-        batch = _graded(clips, videos, grade, known)
-        for place, files in there:
-            entry = _entry(pairs[place], files, videos, batch)
+
+        # Compute the curves and boxes that are not known yet, together: a reward is fastest on batches.
+        new = [clip for clip in clips if clip.sample_id not in known_grades]
+        answers = grade(new, [videos[clip.sample_id] for clip in new]) if new else []
+        batch_grades = {
+            clip.sample_id: known_grades[clip.sample_id] for clip in clips if clip.sample_id in known_grades
+        }
+        batch_grades |= {
+            clip.sample_id: answer for clip, answer in zip(new, answers, strict=True) if answer is not None
+        }
+
+        for place, files in batch:
+            entry = _pair_json(pairs[place], files, videos, batch_grades)
             room -= len(entry.encode()) + 1
             if is_full := room < 0:
                 break
             entries[place] = entry
             ids = [clip.sample_id for clip in pairs[place].values()]
-            grades |= {sample_id: batch[sample_id] for sample_id in ids if sample_id in batch}
+            grades |= {sample_id: batch_grades[sample_id] for sample_id in ids if sample_id in batch_grades}
         if is_full:
             break
     return Gallery([entries[place] for place in sorted(entries)], len(pairs), missing, grades)
 
 
-def _graded(
-    clips: Sequence[Clip], videos: Mapping[str, Video], grade: Grader, known: Mapping[str, Grade]
-) -> dict[str, Grade]:
-    new = [clip for clip in clips if clip.sample_id not in known]
-    answers = grade(new, [videos[clip.sample_id] for clip in new]) if new else []
-    made = {clip.sample_id: answer for clip, answer in zip(new, answers, strict=True) if answer is not None}
-    return {clip.sample_id: known[clip.sample_id] for clip in clips if clip.sample_id in known} | made
-
-
-def _entry(pair: Pair, files: Mapping[str, Path], videos: Mapping[str, Video], grades: Mapping[str, Grade]) -> str:
+def _pair_json(pair: Pair, files: Mapping[str, Path], videos: Mapping[str, Video], grades: Mapping[str, Grade]) -> str:
     first = next(iter(pair.values()))
     height, width = videos[first.sample_id].shape[1:3]
     sides = [
@@ -206,7 +222,7 @@ def _entry(pair: Pair, files: Mapping[str, Path], videos: Mapping[str, Video], g
 
 
 def json_for_html(value: Any) -> str:
-    """JSON that a `<script>` element can hold, whatever is in its texts."""
+    """Write JSON that cannot end the `<script>` element it is put into, whatever its texts contain."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter, escape in _JSON_LETTERS.items():
         text = text.replace(letter, escape)

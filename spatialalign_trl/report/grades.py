@@ -1,4 +1,4 @@
-"""What a score was read from, as plain numbers that JSON holds: the relations' curves and the boxes of a video."""
+"""Compute the curves of the relations and the boxes of a video, as numbers that can be stored as JSON."""
 
 from __future__ import annotations
 
@@ -10,47 +10,50 @@ import numpy as np
 from spatialalign_trl.prompts.relations import END_FRAMES, RELATIONS
 from spatialalign_trl.video import Video
 
-ASKED = ("type", "animal", "object", "attribute")
-"""Prompt columns that a reward's `grade` takes; the last one may be missing."""
+GRADE_COLUMNS = ("type", "animal", "object", "attribute")
+"""Prompt columns that a reward's method `grade` takes; the last one may be missing."""
 
 Grade = dict[str, Any]
-"""`frames` (int), `counted` (frame numbers), `curves` (`name`, and `values` in [-1, 1], one a counted frame),
+"""`frames` (int), `counted` (frame numbers), `curves` (`name`, and `values` in [-1, 1], one per counted frame),
 `averaged` (`[first, last]` frame of each stretch that the score averages), `boxes` (name -> one `[x1, y1, x2, y2]` in
-pixels a frame, `None` where nothing was found)."""
+pixels per frame, `None` for a frame without a detection)."""
 
 
 def relation_names(dsr_type: str) -> list[str]:
-    """`["on the left of (start)", ...]`: what each relation of a type is called, and when it should hold."""
+    """Name each relation of a type and when it should hold: `["on the left of (start)", ...]`."""
     times = ["start", *(f"visit {number}" for number in range(1, len(dsr_type) - 1)), "end"]
     return [f"{RELATIONS[code].initial} ({time})" for code, time in zip(dsr_type, times, strict=True)]
 
 
 def find_grader(rewards: Iterable[Any]) -> Callable[..., Sequence[Any]] | None:
-    """The method `grade` of the first reward that has one (DSR-Score), or `None`."""
+    """Return the method `grade` of the first reward that has one (DSR-Score), or `None`."""
     return next((reward.grade for reward in rewards if hasattr(reward, "grade")), None)
 
 
 def grade_videos(
     grade: Callable[..., Sequence[Any]], videos: Sequence[Video], rows: Sequence[Mapping[str, Any]]
 ) -> list[Grade]:
-    """Curves and boxes of videos.
+    """Compute the curves and boxes of videos.
 
     Args:
-        grade: what `find_grader` found.
-        videos (sequence of `N` videos).
-        rows (sequence of `N` mappings): their prompts, with the columns `type`, `animal` and `object`.
+        grade (callable): What `find_grader` returned.
+        videos (sequence of `N` `uint8` arrays of shape `(frames, height, width, 3)`): The videos.
+        rows (sequence of `N` mappings): Their prompts, with the columns `type`, `animal` and `object`.
+
+    Returns:
+        `list[Grade]`: one per video.
     """
-    asked = {name: [row[name] for row in rows] for name in ASKED if all(name in row for row in rows)}
-    graded = grade(videos, **asked)
-    return [_plain(one.result, one.tracks, row) for one, row in zip(graded, rows, strict=True)]
+    columns = {name: [row[name] for row in rows] for name in GRADE_COLUMNS if all(name in row for row in rows)}
+    graded = grade(videos, **columns)
+    return [_to_dict(video.result, video.tracks, row) for video, row in zip(graded, rows, strict=True)]
 
 
-def _plain(result: Any, tracks: Any, row: Mapping[str, Any]) -> Grade:
+def _to_dict(result: Any, tracks: Any, row: Mapping[str, Any]) -> Grade:
     values = [result.initial_curve, *result.visit_curves, result.final_curve]
     counted = np.asarray(result.frame_indices, dtype=np.int64)
     curves = zip(relation_names(row["type"]), values, strict=True) if len(counted) else ()
-    begins = [counted[counted >= begin][:END_FRAMES] for begin in result.visit_frames]
-    stretches = [counted[:END_FRAMES], *begins, counted[-END_FRAMES:]] if len(counted) else []
+    visits = [counted[counted >= begin][:END_FRAMES] for begin in result.visit_frames]
+    stretches = [counted[:END_FRAMES], *visits, counted[-END_FRAMES:]] if len(counted) else []
     return {
         "frames": tracks.num_frames,
         "counted": counted.tolist(),

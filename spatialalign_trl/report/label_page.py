@@ -1,4 +1,4 @@
-"""The page on which people label clips: one HTML file that needs no server and asks nothing of the network."""
+"""Make the page on which people label clips: one HTML file that needs no server and no network."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Clip:
     """A clip and what it should show.
 
     Args:
-        file (`str`): Where it came from; it goes into the exported labels and is not shown.
-        prompt_id, prompt, type, animal, object, attribute (`str`): What was asked for; all but `type`, `animal` and
-            `object` may be empty.
+        file (`str`): The video file. It is written to the exported labels, but not shown.
+        prompt_id, prompt, type, animal, object, attribute (`str`): The prompt and its parts; all but `type`, `animal`
+            and `object` may be empty.
         mp4 (`bytes`): A file that browsers play (`video.browser_mp4_of`).
     """
 
@@ -37,63 +37,68 @@ class Clip:
 
     @property
     def clip_id(self) -> str:
-        """20 hexadecimal digits that the file's name and content determine."""
+        """An id of 20 hexadecimal digits, computed from the file's name and content."""
         return hashlib.sha256(self.file.encode() + b"\0" + self.mp4).hexdigest()[:20]
 
 
 def label_page(clips: Sequence[Clip], seed: int) -> str:
-    """
-    Make the page.
+    """Make the page.
 
     Args:
-        clips (sequence of [`Clip`]):
-            The clips in the order in which they are shown.
-        seed (`int`):
-            What the order was drawn with; it goes into the exported labels.
+        clips (sequence of [`Clip`]): The clips in the order in which they are shown.
+        seed (`int`): The seed of the order, which is written to the exported labels.
 
     Returns:
         `str`: the HTML.
 
     Raises:
-        ValueError: when there are no clips, or one comes twice.
+        ValueError: when there are no clips, or a clip occurs twice.
     """
     ids = [clip.clip_id for clip in clips]
     if not clips:
-        raise ValueError("there is no clip to label")
+        raise ValueError("there is no clip to label. Give at least one")
     if len(set(ids)) < len(ids):
-        raise ValueError("a clip comes twice; each is labelled once")
+        raise ValueError("a clip occurs twice. Give each clip once")
+
+    # 1. Collect what the page shows and exports: per clip a question on each relation, and one on its quality.
+    entries = []
+    for clip_id, clip in zip(ids, clips, strict=True):
+        animal = f"{clip.attribute} {clip.animal}".strip()
+        relations = " → ".join(f"{animal} {RELATIONS[code].initial} {clip.object}" for code in clip.type)
+        questions = []
+        for key, code in questions_of(clip.type).items():
+            time = {START: "At the start", END: "At the end"}.get(key, "In between")
+            text = f"{time}, is the {animal} {RELATIONS[code].initial} the {clip.object}?"
+            questions.append({"key": key, "name": key if key in (START, END) else "between", "text": text})
+        text = "Does it look fine: one whole animal, smooth motion, a clean picture?"
+        questions.append({"key": LOOKS, "name": "looks", "text": text})
+        entries.append(
+            {
+                "id": clip_id,
+                "file": clip.file,
+                "prompt_id": clip.prompt_id,
+                "type": clip.type,
+                "prompt": clip.prompt or relations,
+                "questions": questions,
+            }
+        )
     data = {
         "format": LABEL_FORMAT,
         "version": LABEL_VERSION,
         "page": hashlib.sha256(" ".join(ids).encode()).hexdigest()[:20],
         "seed": seed,
-        "clips": [_entry(clip) for clip in clips],
+        "clips": entries,
     }
-    # A "<" in a prompt or in a file's name would end the script element.
-    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    # Escape "<": in a prompt or a file's name it could end the script element.
+    data_text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+
+    # 2. Embed each video in its own script element, so that the page decodes only the clip on screen.
     videos = "\n".join(
         f'<script type="text/plain" id="clip-{clip_id}">{base64.b64encode(clip.mp4).decode()}</script>'
         for clip_id, clip in zip(ids, clips, strict=True)
     )
+
+    # 3. Fill in the template. Not with str.replace: the data may contain the second marker.
     before, rest = TEMPLATE.read_text(encoding="utf-8").split("<!-- DATA -->")
     between, after = rest.split("<!-- CLIPS -->")
-    return "".join((before, text, between, videos, after))
-
-
-def _entry(clip: Clip) -> dict[str, object]:
-    animal = f"{clip.attribute} {clip.animal}".strip()
-    prompt = clip.prompt or " → ".join(f"{animal} {RELATIONS[code].initial} {clip.object}" for code in clip.type)
-    questions = []
-    for key, code in questions_of(clip.type).items():
-        when = {START: "At the start", END: "At the end"}.get(key, "In between")
-        text = f"{when}, is the {animal} {RELATIONS[code].initial} the {clip.object}?"
-        questions.append({"key": key, "name": "between" if key not in (START, END) else key, "text": text})
-    looks = "Does it look fine: one whole animal, smooth motion, a clean picture?"
-    return {
-        "id": clip.clip_id,
-        "file": clip.file,
-        "prompt_id": clip.prompt_id,
-        "type": clip.type,
-        "prompt": prompt,
-        "questions": [*questions, {"key": LOOKS, "name": "looks", "text": looks}],
-    }
+    return "".join((before, data_text, between, videos, after))

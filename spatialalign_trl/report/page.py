@@ -1,11 +1,11 @@
-"""`report.html`: a run or an evaluation as one file that a person looks at, offline, in any browser."""
+"""Render `report.html`: a run or an evaluation as one file for any browser, offline."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from spatialalign_trl.report.gallery import (
     Gallery,
     Grader,
     Pair,
-    by_interest,
-    fill,
-    in_turn,
+    alternate_types,
+    fill_gallery,
     json_for_html,
     pair_up,
+    rank_by_change,
 )
 from spatialalign_trl.report.grades import Grade
 from spatialalign_trl.report.page_plots import Plot, score_histograms, training_plots
@@ -35,20 +35,20 @@ Difference = Mapping[str, Any]
 
 @dataclass
 class ReportContent:
-    """What a page tells.
+    """The content of a page.
 
     Args:
         title, subtitle (`str`): The heading, and the line below it.
-        baseline (`str`): The policy that others are compared with.
-        summaries (`dict`): Policy -> what `evaluation.summarize` returned; empty when nothing was evaluated.
-        differences (`dict`): Policy -> `verdict`, and of `rewards`, `components`, `quality` measure -> `difference`,
-            `interval`.
+        baseline (`str`): The policy that the others are compared with.
+        summaries (`dict`): Policy -> what `evaluation.summarize` returned; empty if nothing was evaluated.
+        differences (`dict`): Policy -> `verdict`, and `rewards`, `components` and `quality`, in which each measure has
+            a `difference` and an `interval`.
         clips (`list[Clip]`): The videos of all policies.
-        rounds (`list[dict]`): The loop's records; empty for an evaluation.
-        scores (`dict`): Name of a histogram -> scores, `None` for INVALID.
+        rounds (`list[dict]`): The records of a run's rounds; empty for an evaluation.
+        scores (`dict`): Name of a histogram -> scores; `None` = INVALID.
         settings (`dict`): Heading -> names and values.
-        commands (`list[tuple[str, str]]`): What for, and the line to copy.
-        rewards (`dict`): Reward -> what it was made with.
+        commands (`list[tuple[str, str]]`): The purpose and the text of commands that a user may want to copy.
+        rewards (`dict`): Reward -> its arguments.
     """
 
     title: str
@@ -68,32 +68,37 @@ def render_page(
     content: ReportContent,
     folder: Path,
     grade: Grader,
-    known: Mapping[str, Grade],
+    known_grades: Mapping[str, Grade],
     max_megabytes: float,
     notes: Sequence[str] = (),
 ) -> tuple[bytes, Gallery]:
-    """The page, and what went into its gallery.
+    """Render the page with as many videos as fit.
 
     Args:
-        content: what it tells.
-        folder: what the clips' paths are relative to.
-        grade, known: make and hold curves and boxes; see `gallery.fill`.
-        max_megabytes: the page is no larger (of 10^6 bytes); videos are left out, with a note.
-        notes: sentences for the top of the page.
+        content ([`ReportContent`]): The content.
+        folder (`Path`): The folder that the clips' paths are relative to.
+        grade (callable): Computes the curves and boxes that `known_grades` lacks.
+        known_grades (`dict`): Sample id -> curves and boxes.
+        max_megabytes (`float`): The largest size of the page, in units of 10^6 bytes. Videos that do not fit are left
+            out, with a note.
+        notes (sequence of `str`, *optional*): Sentences for the top of the page.
+
+    Returns:
+        The page as UTF-8, and its gallery.
     """
     policies = list(dict.fromkeys(clip.policy for clip in content.clips))
-    pairs: list[Pair] = in_turn(pair_up(content.clips, content.baseline)) if content.clips else []
+    pairs: list[Pair] = alternate_types(pair_up(content.clips, content.baseline)) if content.clips else []
     page = _Page(content, policies, list(notes))
-    # The note and the numbers of digits in it: a page with the longest note and no video leaves the room for videos.
-    empty = len(page.render(Gallery([], len(pairs), 10**6, {}), max_megabytes))
-    room = int(max_megabytes * MEGABYTE) - empty
-    order = by_interest(pairs, content.baseline, policies[-1]) if pairs else []
-    gallery = fill(pairs, order, folder, room, grade, known)
+    # A page without videos and with the longest possible note shows how many bytes are left for videos.
+    size_without_videos = len(page.render(Gallery([], len(pairs), 10**6, {}), max_megabytes))
+    room = int(max_megabytes * MEGABYTE) - size_without_videos
+    order = rank_by_change(pairs, content.baseline, policies[-1]) if pairs else []
+    gallery = fill_gallery(pairs, order, folder, room, grade, known_grades)
     return page.render(gallery, max_megabytes), gallery
 
 
 class _Page:
-    """Everything but the videos is made once."""
+    """A page that can be rendered with different galleries; the rest of it is prepared once."""
 
     def __init__(self, content: ReportContent, policies: Sequence[str], notes: Sequence[str]) -> None:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -112,8 +117,8 @@ class _Page:
 
     def render(self, gallery: Gallery, max_megabytes: float) -> bytes:
         content = self.content
-        fixed = {"policies": self.policies, "baseline": content.baseline, "threshold": _threshold(content)}
-        data = f'{json_for_html(fixed)[:-1]},"clips":[{",".join(gallery.entries)}]}}'
+        settings = {"policies": self.policies, "baseline": content.baseline, "threshold": _threshold(content)}
+        data = f'{json_for_html(settings)[:-1]},"clips":[{",".join(gallery.entries)}]}}'
         text = self.template.render(
             title=content.title,
             subtitle=content.subtitle,
@@ -131,23 +136,23 @@ class _Page:
             plots=self.plots,
             histograms=self.histograms,
             settings=[
-                {"title": title, "rows": [(name, _shown(value)) for name, value in group.items()]}
+                {"title": title, "rows": [(name, _setting_text(value)) for name, value in group.items()]}
                 for title, group in content.settings.items()
             ],
-            commands=[{"what": what, "text": line} for what, line in content.commands],
+            commands=[{"purpose": purpose, "text": text} for purpose, text in content.commands],
             data=data,
         )
         return text.encode("utf-8", "replace")
 
 
 def _threshold(content: ReportContent) -> float | None:
-    """From where on a score has passed; `None` where no such number is known."""
+    """Return the score at which a video counts as a success, or `None` if the headline measure has none."""
     name, _, threshold = headline_of_all(content.summaries).partition("@")
     return float(threshold) if name == "S" else None
 
 
 def _lead(content: ReportContent) -> str:
-    """What the first numbers are."""
+    """Explain the headline measure."""
     threshold = _threshold(content)
     if threshold is None:
         return f"{headline_of_all(content.summaries)}: the mean score of the videos that are not INVALID"
@@ -155,12 +160,22 @@ def _lead(content: ReportContent) -> str:
 
 
 def _hash(script: str) -> str:
-    """What the page's policy lets run: this script and no other."""
+    """Return the hash by which the page's security policy allows this script and no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _headline(content: ReportContent) -> list[dict[str, Any]]:
-    measure, place = headline_of_all(content.summaries), _axis(content)
+    measure = headline_of_all(content.summaries)
+
+    # The bars' axis spans [0, 1], or more if a value or an interval lies outside.
+    intervals = [summary.get(f"{measure}_interval") for summary in content.summaries.values()]
+    known = [bound for interval in intervals for bound in interval or ()]
+    known += [summary[measure] for summary in content.summaries.values() if summary.get(measure) is not None]
+    low, high = min([0.0, *known]), max([1.0, *known])
+
+    def percent(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
     rows = []
     for name, summary in content.summaries.items():
         value, interval = summary.get(measure), summary.get(f"{measure}_interval")
@@ -168,52 +183,46 @@ def _headline(content: ReportContent) -> list[dict[str, Any]]:
             "name": name,
             "is_baseline": name == content.baseline,
             "text": "-" if value is None else f"{value:.3f}",
-            "start": place(min(0.0, value or 0.0)),
-            "end": place(max(0.0, value or 0.0)),
+            "start": percent(min(0.0, value or 0.0)),
+            "end": percent(max(0.0, value or 0.0)),
             "interval": f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "",
-            "low": place(interval[0]) if interval else 0,
-            "high": place(interval[1]) if interval else 0,
+            "low": percent(interval[0]) if interval else 0,
+            "high": percent(interval[1]) if interval else 0,
             "difference": "",
             "direction": "",
         }
         difference = content.differences.get(name, {}).get("rewards", {}).get(measure)
         if difference:
-            row |= {"difference": difference_text(difference), "direction": _direction(difference["interval"])}
+            low_bound, high_bound = difference["interval"]
+            # A colour only if the interval excludes 0.
+            direction = "up" if low_bound > 0 else "down" if high_bound < 0 else ""
+            row |= {"difference": difference_text(difference), "direction": direction}
         rows.append(row)
     return rows
 
 
-def _axis(content: ReportContent) -> Callable[[float], float]:
-    """Where on the bars' axis a value stands, in percent; the axis holds [0, 1], or what else there is."""
-    measure = headline_of_all(content.summaries)
-    known = [one for summary in content.summaries.values() for one in summary.get(f"{measure}_interval") or ()]
-    known += [summary[measure] for summary in content.summaries.values() if summary.get(measure) is not None]
-    low, high = min([0.0, *known]), max([1.0, *known])
-    return lambda value: round(100 * (value - low) / (high - low), 2)
-
-
-def _direction(interval: Sequence[float]) -> str:
-    """Only where 0 lies outside of the interval."""
-    return "up" if interval[0] > 0 else "down" if interval[1] < 0 else ""
-
-
 def _verdicts(content: ReportContent) -> list[dict[str, Any]]:
-    told = {name: one["verdict"] for name, one in content.differences.items() if one.get("verdict")}
-    return [{"name": name, "warning": one["warning"], "message": one["message"]} for name, one in told.items()]
+    verdicts = [(name, difference.get("verdict")) for name, difference in content.differences.items()]
+    return [
+        {"name": name, "warning": verdict["warning"], "message": verdict["message"]}
+        for name, verdict in verdicts
+        if verdict
+    ]
 
 
 def _tables(content: ReportContent) -> list[dict[str, Any]]:
     if not content.summaries:
         return []
     rows = summary_rows(content.summaries)
-    looks = dict.fromkeys(name for summary in content.summaries.values() for name in summary.get("quality", {}))
-    shown = [row for row in rows if row[0] in {headline_of_all(content.summaries), *MEANS, "invalid_rate", *looks}]
+    quality = {name for summary in content.summaries.values() for name in summary.get("quality", {})}
+    main_measures = {headline_of_all(content.summaries), *MEANS, "invalid_rate"} | quality
+    main_rows = [row for row in rows if row[0] in main_measures]
     header = ["measure", *content.summaries]
     tables = [
-        {"title": "Obedience and looks", "header": header, "rows": shown, "open": True},
+        {"title": "Obedience and quality", "header": header, "rows": main_rows, "open": True},
         {"title": "All measures", "header": header, "rows": rows, "open": False},
     ]
-    columns = {name: all_differences(one) for name, one in content.differences.items()}
+    columns = {name: all_differences(difference) for name, difference in content.differences.items()}
     measures = dict.fromkeys(measure for column in columns.values() for measure in column)
     if measures:
         rows = [
@@ -237,18 +246,23 @@ def _gallery_note(gallery: Gallery, max_megabytes: float) -> str:
     if not gallery.total:
         return "Nothing was evaluated, so there are no videos to compare."
     shown = len(gallery.entries)
-    text = f"{shown} of {gallery.total} prompts and seeds, the policies side by side on the same noise."
+    text = (
+        f"{shown} of {gallery.total} pairs of prompt and seed, with the policies side by side. Policies with the same "
+        "seeds started from the same noise."
+    )
     if gallery.missing:
-        text += f" Of {gallery.missing} videos the files are gone."
+        text += (
+            f" {gallery.missing} video{'' if gallery.missing == 1 else 's'} cannot be shown: the files are missing."
+        )
     if shown < gallery.total:
         text += (
-            f" The page is held below {max_megabytes:g} MB: the most improved, the most regressed, then types and "
-            "prompts in turn. 'spatialalign report --megabytes' sets another size."
+            f" The page is limited to {max_megabytes:g} MB, so it shows the most improved and the most regressed "
+            "videos, then the other types and prompts in turn. 'spatialalign report --megabytes' sets another limit."
         )
     return text
 
 
-def _shown(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, (Mapping, list, tuple)):
         return json.dumps(value, ensure_ascii=False) if value else "-"
     return "-" if value is None or value == "" else str(value)

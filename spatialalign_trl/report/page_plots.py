@@ -1,4 +1,4 @@
-"""The page's plots, as SVG to stand inside HTML: its colours are the page's, so that they follow dark and light."""
+"""Draw the page's plots as inline SVG, in the page's colours, so that they follow its dark and light themes."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _VARIABLES = {
     _SERIES[1]: "var(--second)",
     _SERIES[2]: "var(--third)",
 }
-"""Colours that nothing else draws in -> the page's, which they are replaced by."""
+"""Maps placeholder colours, which nothing else uses, to the page's colours, which replace them in the SVG."""
 
 _CLEANING = (
     (r"<metadata>.*?</metadata>", ""),
-    (r"<style.*?</style>", ""),  # would hold for the whole page, which has it in its own
-    (r'^<svg([^>]*?) width="[^"]*"', r"<svg\1"),  # as wide as its place
+    (r"<style.*?</style>", ""),  # would apply to the whole page
+    (r'^<svg([^>]*?) width="[^"]*"', r"<svg\1"),  # the page sets the size
     (r'^<svg([^>]*?) height="[^"]*"', r"<svg\1"),
-    (r'<g id="[^"]*"', "<g"),  # the same in every plot
+    (r'<g id="[^"]*"', "<g"),  # ids would be repeated in every plot
     (r"font-family: [^;\"]*;?", ""),
     (r"\n\s*", "\n"),
 )
-"""What matplotlib writes for a file of its own, and what stands for it inside a page."""
+"""Patterns of what matplotlib writes for a separate file, and their replacements inside a page."""
 
 _NUMBER_OF_BINS = 20
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture for the page.
+    """A plot for the page.
 
     Args:
-        title (`str`): Its heading.
-        alt (`str`): What it shows, in words and numbers.
+        title (`str`): The heading.
+        alt (`str`): A description of the plot in words and numbers.
         svg (`str`): The `<svg>` element.
     """
 
@@ -56,11 +56,11 @@ Points = Sequence[tuple[float, float]]
 
 
 def training_plots(rounds: Sequence[Mapping[str, Any]]) -> list[Plot]:
-    """Margin, errors, distance to the reference, and the share of prompts that taught nothing.
+    """Plot the margin, the errors, the distance to the reference, and the share of prompts without a pair.
 
     Args:
-        rounds: the records that the loop leaves (`round.json`); their trainings follow one another on the axis of
-            steps.
+        rounds (sequence of `dict`): The records of the rounds (`round.json`). Their training logs are joined along the
+            axis of steps.
     """
     starts, logs = _consecutive(rounds)
     plots = []
@@ -76,14 +76,18 @@ def training_plots(rounds: Sequence[Mapping[str, Any]]) -> list[Plot]:
         if any(lines.values()):
             plots.append(_line_plot(title, lines, starts))
     stats = [(int(record["round"]), record.get("preferences") or {}) for record in rounds]
-    shares = [(number, one["share_without_pair"]) for number, one in stats if "share_without_pair" in one]
+    shares = [(number, values["share_without_pair"]) for number, values in stats if "share_without_pair" in values]
     if shares:
         plots.append(_share_plot("Prompts without a pair", shares))
     return plots
 
 
 def score_histograms(groups: Mapping[str, Sequence[float | None]]) -> list[Plot]:
-    """One histogram a group on axes of one height; `None` is INVALID, which the title counts."""
+    """Plot one histogram per group, all to the same scale.
+
+    Args:
+        groups (`dict`): Name -> scores; `None` = INVALID, which the title counts.
+    """
     valid = {name: [score for score in scores if score is not None] for name, scores in groups.items()}
     known = [score for scores in valid.values() for score in scores]
     bins = np.linspace(min([0.0, *known]), max([1.0, *known]), _NUMBER_OF_BINS + 1)
@@ -93,7 +97,7 @@ def score_histograms(groups: Mapping[str, Sequence[float | None]]) -> list[Plot]
 
 
 def _consecutive(rounds: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[tuple[float, Mapping[str, Any]]]]:
-    """The step at which each round begins, and all logs with steps counted over the rounds."""
+    """Return the step at which each round begins, and all logs with steps counted across the rounds."""
     starts, logs, passed = [], [], 0.0
     for record in rounds:
         starts.append(passed)
@@ -120,9 +124,9 @@ def _line_plot(title: str, lines: Mapping[str, Points], starts: Sequence[float])
     axes.set_xlabel("step" + (" (dotted: a round begins)" if len(starts) > 1 else ""))
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8.5, labelcolor=_INK)
-    told = [f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in lines.items() if points]
+    changes = [f"{label} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for label, points in lines.items() if points]
     last = max(points[-1][0] for points in lines.values() if points)
-    return Plot(title, f"{title} over {last:g} steps: {', '.join(told)}.", _svg(figure, title))
+    return Plot(title, f"{title} over {last:g} steps: {', '.join(changes)}.", _svg(figure, title))
 
 
 def _share_plot(title: str, shares: Points) -> Plot:
@@ -137,8 +141,8 @@ def _share_plot(title: str, shares: Points) -> Plot:
     axes.set_xticks(numbers)
     axes.set_xlabel("round")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-    told = ", ".join(f"round {number:g} {value:.0%}" for number, value in shares)
-    return Plot(title, f"{title}: {told}.", _svg(figure, title))
+    values_text = ", ".join(f"round {number:g} {value:.0%}" for number, value in shares)
+    return Plot(title, f"{title}: {values_text}.", _svg(figure, title))
 
 
 def _histogram(
@@ -159,7 +163,7 @@ def _histogram(
     note = f"{len(scores)} videos"
     if len(valid) < len(scores):
         note += f", {len(scores) - len(valid)} INVALID"
-    told = note
+    description = note
     if valid:
         middle = float(np.median(valid))
         axes.axvline(middle, color=_SERIES[1], linewidth=1.5)
@@ -167,12 +171,12 @@ def _histogram(
                       textcoords="offset points", ha="right" if middle > 0.5 else "left", va="center", color=_INK,
                       fontsize=8.5)  # fmt: skip
         low, high = np.quantile(valid, (0.25, 0.75))
-        told += f"; median {middle:.2f}, the middle half between {low:.2f} and {high:.2f}"
-    return Plot(f"{name} ({note})", f"Histogram of the scores, {name}: {told}.", _svg(figure, name))
+        description += f"; median {middle:.2f}, the middle half between {low:.2f} and {high:.2f}"
+    return Plot(f"{name} ({note})", f"Histogram of the scores, {name}: {description}.", _svg(figure, name))
 
 
 def _axes() -> tuple[Any, Any]:
-    # Not pyplot: it keeps figures in global state, and opens windows where there is a display.
+    # Not pyplot, which keeps figures in global state and opens windows if there is a display.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
@@ -192,7 +196,7 @@ def _svg(figure: Any, salt: str) -> str:
     import matplotlib
 
     buffer = io.StringIO()
-    # Text stays text, in the page's font; the ids that the salt makes differ from one plot to the next.
+    # Keep text as text, in the page's font. The salt makes the ids differ between plots, and repeatable.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What a score was made of, as a picture: the relations' curves over time, with the frames that the score averages."""
+"""Plot the relations' curves of a video over time, and mark the frames that its score averages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from spatialalign_trl.files import write_atomic
 from spatialalign_trl.prompts.relations import END_FRAMES
 
-# Legible next to each other for most colour-blind readers, and in grey; the last ones are for long sequences.
+# Distinguishable for most colour-blind readers, and in grey. The last colours are for long sequences.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6a00", "#444444")
 _SHADE, _INK, _FAINT = "#f0c419", "#1f2328", "#57606a"
 _TITLE_LETTERS, _NOTE_LETTERS = 62, 104
@@ -26,7 +26,7 @@ class RelationCurve:
     """One relation over the counted frames of a video.
 
     Args:
-        name (`str`): What the legend calls it, such as `"on the left of (start)"`.
+        name (`str`): The name in the legend, such as `"on the left of (start)"`.
         values (`np.ndarray` of shape `(n,)`): SSR in [-1, 1], one per counted frame, in time order.
     """
 
@@ -46,34 +46,35 @@ def plot_curves(
 ) -> Path:
     """Write the relations' curves of one video to a PNG.
 
-    The frames which the score averages, such as the first and the last three counted ones, are shaded; curves break
-    where frames are not counted, and a grey line at the bottom shows where that is.
+    The frames that the score averages, such as the first and the last three counted ones, are shaded. Curves are
+    interrupted where frames are not counted, and a grey line at the bottom marks these frames.
 
     Args:
-        path (`str` or `os.PathLike`): Where the `.png` goes. Missing folders are made.
-        curves (sequence of [`RelationCurve`]): From the first relation to the last; at least one.
-        frame_indices (`np.ndarray` of shape `(n,)`): The counted frames' positions in the clip, ascending.
-        num_frames (`int`): Length of the clip.
-        title (`str`): Stands above the picture, such as the score and what was asked for.
+        path (`str` or `os.PathLike`): The `.png` file. Missing folders are created.
+        curves (sequence of [`RelationCurve`]): The relations in order; at least one.
+        frame_indices (`np.ndarray` of shape `(n,)`): The positions of the counted frames in the clip, ascending.
+        num_frames (`int`): The length of the clip in frames.
+        title (`str`): The heading, such as the score and the two things.
         note (`str`, *optional*): A second, smaller heading, such as the prompt or why the video is INVALID.
-        visits (sequence of `int`, *optional*): Frames at which the visits of relations in the middle begin; the three
-            counted frames from there on are averaged, and shaded, too.
+        visits (sequence of `int`, *optional*): Frames at which the visits of the middle relations begin. The three
+            counted frames from there on are averaged, and shaded, as well.
 
     Returns:
         `Path`: the file written.
 
     Raises:
-        ValueError: when there are no curves, or a curve has not one value a counted frame; names the curve.
+        ValueError: when there are no curves, or a curve does not have one value per counted frame.
     """
     frame_indices = np.asarray(frame_indices, dtype=np.int64)
     if not curves:
-        raise ValueError("there are no curves to draw; give at least one relation")
+        raise ValueError("there are no curves to draw. Give at least one relation")
     for curve in curves:
         if np.shape(curve.values) != frame_indices.shape:
             raise ValueError(
-                f"the curve {curve.name!r} has shape {np.shape(curve.values)}, but {len(frame_indices)} frames count"
+                f"the curve {curve.name!r} has shape {np.shape(curve.values)}, but {len(frame_indices)} frames are "
+                "counted. Give one value per counted frame"
             )
-    # Not pyplot: it keeps figures in global state, and opens windows where there is a display.
+    # Not pyplot, which keeps figures in global state and opens windows if there is a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -86,19 +87,19 @@ def plot_curves(
     _label(axes, num_frames, title, note)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A letter that the font lacks becomes a box; no reason to write to the terminal of whoever named the file so.
+        # A letter that the font lacks becomes a box. File names and prompts may contain any, so do not warn.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return write_atomic(path, buffer.getvalue())
 
 
 def _draw_curves(axes, curves: Sequence[RelationCurve], frame_indices: np.ndarray, num_frames: int) -> None:
-    few = num_frames <= 33  # points can still be told apart
+    few = num_frames <= 33  # so that single points can be distinguished
     for number, curve in enumerate(curves):
         over_time = np.full(num_frames, np.nan)  # matplotlib breaks a line at NaN
         over_time[frame_indices] = curve.values
         color = _COLORS[number % len(_COLORS)]
-        # Curves of opposite relations mirror each other; a wider first one stays visible where two coincide.
+        # Draw the first curve wider, so that it stays visible where another one covers it.
         width = 3.0 if number == 0 else 1.8
         axes.plot(over_time, color=color, linewidth=width, marker="o", markersize=5 if few else 2.2, label=curve.name)
 
@@ -115,7 +116,7 @@ def _shade_averaged(axes, frame_indices: np.ndarray, visits: Sequence[int]) -> N
 
 
 def _mark_uncounted(axes, frame_indices: np.ndarray, num_frames: int) -> None:
-    """A line along the bottom under the frames that do not count."""
+    """Draw a line along the bottom under the frames that are not counted."""
     missing = np.setdiff1d(np.arange(num_frames), frame_indices)
     if not len(missing):
         return
@@ -128,7 +129,7 @@ def _mark_uncounted(axes, frame_indices: np.ndarray, num_frames: int) -> None:
 
 
 def _label(axes, num_frames: int, title: str, note: str | None) -> None:
-    # Names of files and prompts may hold dollar signs, which matplotlib would read as formulas.
+    # File names and prompts may contain dollar signs, which matplotlib would parse as formulas.
     heading = textwrap.fill(title, _TITLE_LETTERS).replace("$", r"\$")
     small = textwrap.fill(note or "", _NOTE_LETTERS).replace("$", r"\$")
     lines = small.count("\n") + 1 if small else 0
@@ -142,12 +143,12 @@ def _label(axes, num_frames: int, title: str, note: str | None) -> None:
     axes.set_ylim(-1.2, 1.1)
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     axes.set_xlabel("frame", color=_INK)
-    axes.set_ylabel("SSR: how far the relation holds, -1 to 1", color=_INK)
+    axes.set_ylabel("SSR: how well the relation holds, -1 to 1", color=_INK)
     axes.locator_params(axis="x", integer=True)
     axes.axhline(0, color="#8c959f", linewidth=0.8, zorder=0)
     axes.grid(color="#d8dee4", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    # Below the picture: the curves fill all of it, so that a legend inside would hide one.
+    # Below the axes, because the curves fill all of their area.
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9.5)

@@ -1,4 +1,4 @@
-"""Before/after tables, for the terminal, Markdown and LaTeX. Obedience and looks stand side by side."""
+"""Make tables of several policies' measures for the terminal, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -23,31 +23,40 @@ def _with_interval(summary: Summary, name: str) -> str:
 
 
 def obedience_measures(summaries: Mapping[str, Summary]) -> list[str]:
-    """S@tau, the mean score by the name it has in these summaries, and the share of INVALID videos. Of a score that is
-    told by its mean, that stands first, and only those of S@tau that anything reaches."""
+    """List the measures of obedience: S@tau, the mean score under its name in the summaries, and the INVALID rate.
+
+    If the headline measure is the mean score, it comes first, followed only by those S@tau that are not 0 everywhere.
+
+    Args:
+        summaries (`dict`): Policy -> what `evaluation.summarize` returned.
+    """
     means = [name for name in MEANS if any(name in summary for summary in summaries.values())]
     rates = [f"S@{tau}" for tau in THRESHOLDS]
     if headline_of_all(summaries) in rates:
         return [*rates, *means, "invalid_rate"]
-    return [*means, *(name for name in rates if any(one.get(name) for one in summaries.values())), "invalid_rate"]
+    return [
+        *means,
+        *(name for name in rates if any(summary.get(name) for summary in summaries.values())),
+        "invalid_rate",
+    ]
 
 
 def headline_of_all(summaries: Mapping[str, Summary]) -> str:
-    """The measure that stands out: that of the first policy."""
+    """Return the headline measure, which is that of the first policy."""
     return headline_of(next(iter(summaries.values()), {}))
 
 
 def all_differences(difference: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure -> difference, of all that a policy was compared in."""
+    """Collect the differences of all measures that a policy was compared in, by the measure's name."""
     groups = ("rewards", "components", "quality")
-    return {name: one for group in groups for name, one in difference.get(group, {}).items()}
+    return {name: value for group in groups for name, value in difference.get(group, {}).items()}
 
 
 def summary_rows(summaries: Mapping[str, Summary]) -> list[list[str]]:
-    """Rows of a table with one column per policy: `[measure, value of the first policy, value of the second, ...]`.
+    """Make the rows of a table with one column per policy: `[measure, value of the first policy, ...]`.
 
     Args:
-        summaries: name of a policy -> what `evaluation.summarize` returned.
+        summaries (`dict`): Policy -> what `evaluation.summarize` returned.
     """
     names, headline = obedience_measures(summaries), headline_of_all(summaries)
     columns = list(summaries.values())
@@ -63,7 +72,12 @@ def summary_rows(summaries: Mapping[str, Summary]) -> list[list[str]]:
 
 
 def rich_table(summaries: Mapping[str, Summary], title: str | None = None) -> Table:
-    """The rows of `summary_rows` for a terminal; the headline measure stands out."""
+    """Make a table of [`summary_rows`] for a terminal, with the headline measure in bold.
+
+    Args:
+        summaries (`dict`): Policy -> what `evaluation.summarize` returned.
+        title (`str`, *optional*): The heading.
+    """
     table = Table(title=title, title_style="bold")
     table.add_column("measure")
     for name in summaries:
@@ -75,10 +89,14 @@ def rich_table(summaries: Mapping[str, Summary], title: str | None = None) -> Ta
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub-flavoured Markdown table.
+    """Make a GitHub-flavoured Markdown table.
+
+    Args:
+        header (sequence of `str`): The names of the columns.
+        rows (sequence of sequences of `str`): The cells.
 
     Raises:
-        ValueError: for a row that is longer or shorter than the header.
+        ValueError: when a row is longer or shorter than the header.
     """
     for row in rows:
         if len(row) != len(header):
@@ -90,27 +108,27 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def latex_table(
     header: Sequence[str], names: Sequence[str], values: Sequence[Sequence[float | None]], better: Sequence[int]
 ) -> str:
-    """A `tabular` with the rules of the package booktabs, its first column text and the others numbers.
+    """Make a LaTeX `tabular` with the rules of the package booktabs: a column of names, then columns of numbers.
 
     Args:
-        header: of all columns.
-        names: of the rows.
-        values: of the rows; `None` is a dash.
-        better: of each column of numbers: 1 where the highest is best, -1 where the lowest is, 0 where neither; the
-            best of several rows is bold.
+        header (sequence of `str`): The names of all columns.
+        names (sequence of `str`): The first cell of each row.
+        values (sequence of sequences of `float`): The numbers of each row; `None` becomes a dash.
+        better (sequence of `int`): For each column of numbers, 1 if the highest is best, -1 if the lowest is, 0 if
+            neither. The best of several rows is bold.
 
     Raises:
-        ValueError: for a row that is longer or shorter than the header.
+        ValueError: when a row is longer or shorter than the header.
     """
     rows = []
     for name, row in zip(names, values, strict=True):
         cells = [_escaped(name)]
         for column, (value, sign) in enumerate(zip(row, better, strict=True)):
             text = "--" if value is None else f"{value:.3f}"
-            others = [one[column] for one in values if one[column] is not None]
-            compared = sign and value is not None and len(others) > 1
-            best = compared and sign * value == max(sign * other for other in others)
-            cells.append(f"\\textbf{{{text}}}" if best else text)
+            known = [other[column] for other in values if other[column] is not None]
+            can_win = sign and value is not None and len(known) > 1
+            is_best = can_win and sign * value == max(sign * other for other in known)
+            cells.append(f"\\textbf{{{text}}}" if is_best else text)
         if len(cells) != len(header):
             raise ValueError(f"a row has {len(cells)} cells under {len(header)} headers: {cells}")
         rows.append(" & ".join(cells) + r" \\")
@@ -120,7 +138,7 @@ def latex_table(
 
 
 def _escaped(text: str) -> str:
-    """Text that LaTeX prints as it is."""
+    """Escape the characters that LaTeX would interpret."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
     return "".join(special.get(letter, letter) for letter in text)

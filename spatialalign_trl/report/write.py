@@ -1,9 +1,9 @@
-"""Writing `report.html` into the folder of a run or of an evaluation, from what lies there.
+"""Write `report.html` into the folder of a run or of an evaluation, from the files in that folder.
 
-results.json        the numbers: of the loop (`online/trainer.py`) or of an evaluation (`report/evaluation_files.py`)
-report.json         what the page shows beside them and no other file holds: the loop's evaluated videos, the scores
-                    of each round, the command; and curves and boxes, so that the page is made again without models
-samples.parquet     an evaluation's videos
+results.json        the numbers of a run (`online/trainer.py`) or of an evaluation (`report/evaluation_files.py`)
+report.json         what the page shows in addition: a run's evaluated videos, the scores of each round and the
+                    command; and the curves and boxes, so that the page can be rebuilt without models
+samples.parquet     the videos of an evaluation
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 from spatialalign_trl.evaluation import headline_value
 from spatialalign_trl.files import read_json, write_atomic, write_json
 from spatialalign_trl.report.gallery import Clip
-from spatialalign_trl.report.grades import ASKED, Grade, find_grader, grade_videos
+from spatialalign_trl.report.grades import GRADE_COLUMNS, Grade, find_grader, grade_videos
 from spatialalign_trl.report.page import ReportContent, render_page
 from spatialalign_trl.video import Video
 
 REPORT_FILE, NOTES_FILE = "report.html", "report.json"
 RESULTS_FILE, SAMPLES_FILE = "results.json", "samples.parquet"
 MEGABYTES = 10.0
-"""Default size of a page: about what a mail takes."""
+"""Default size limit of a page: small enough for an e-mail attachment."""
 
 _HIGHLIGHTS = (
     "model", "dtype", "rewards", "sampling", "prompts", "num_generations", "evaluation_seeds", "pair_strategy",
@@ -32,86 +32,103 @@ _HIGHLIGHTS = (
     "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "beta",
     "loss_type", "margin_clip", "zeroth_order_weight", "shared_noise", "min_sigma", "max_sigma", "seed",
 )  # fmt: skip
+"""The settings that the page shows first."""
 
-_PAGE_COLUMNS = ("prompt", *ASKED)
+_PAGE_COLUMNS = ("prompt", *GRADE_COLUMNS)
 
 
 def write_report(
     folder: Path, grade: Callable[..., Sequence[Any]] | None = None, max_megabytes: float = MEGABYTES
 ) -> Path:
-    """
-    Writes `report.html`, and the curves and boxes that it shows into `report.json`.
+    """Write `report.html`, and the curves and boxes that it shows into `report.json`.
 
     Args:
-        folder (`Path`):
-            What a finished run of the loop, or an evaluation, left.
-        grade (callable, *optional*):
-            What `grades.find_grader` found among the rewards. By default the rewards that `results.json` names are
-            made again, if videos are shown whose curves are not known yet and if that is possible.
-        max_megabytes (`float`, *optional*):
-            The page is no larger (of 10^6 bytes): videos that do not fit are left out, with a note.
+        folder (`Path`): The folder of a finished run or of an evaluation.
+        grade (callable, *optional*): What `grades.find_grader` found among the rewards. By default, the rewards named
+            in `results.json` are made again, if they can be and if some shown videos have no stored curves.
+        max_megabytes (`float`, *optional*, defaults to 10.0): The largest size of the page, in units of 10^6 bytes.
+            Videos that do not fit are left out, with a note.
 
     Returns:
         `Path`: the page.
 
     Raises:
-        FileNotFoundError: the folder holds no `results.json`.
-        ValueError: one of its files cannot be read, or `max_megabytes` is not above 0.
+        FileNotFoundError: when the folder has no `results.json`.
+        ValueError: when one of its files cannot be read, or `max_megabytes` is not above 0.
     """
     if not max_megabytes > 0:
-        raise ValueError(f"max_megabytes={max_megabytes}: must be above 0, such as {MEGABYTES:g}")
+        raise ValueError(f"max_megabytes={max_megabytes}: must be above 0. Give a size such as {MEGABYTES:g}")
     folder = Path(folder)
     if not (folder / RESULTS_FILE).is_file():
         raise FileNotFoundError(
-            f"{folder} holds no {RESULTS_FILE}: give the folder of a run or an evaluation that has come to its end. "
-            "The command that made it goes on where it stopped"
+            f"{folder} contains no {RESULTS_FILE}. Give the folder of a finished run or evaluation. An unfinished one "
+            "continues if its command is run again"
         )
+
+    # 1. Read what the run or the evaluation wrote.
     results = read_json(folder / RESULTS_FILE)
-    noted = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
+    notes = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
     is_evaluation = results.get("kind") == "evaluation"
-    content = _of_evaluation(folder, results) if is_evaluation else _of_run(folder, results, noted)
-    # Another tracker sees other boxes.
-    known = noted.get("grades", {}) if noted.get("graded_by") == content.rewards else {}
+    content = _content_of_evaluation(folder, results) if is_evaluation else _content_of_run(folder, results, notes)
+
+    # 2. Render. Stored curves and boxes are valid only for the same rewards: another tracker finds other boxes.
+    known_grades = notes.get("grades", {}) if notes.get("graded_by") == content.rewards else {}
     grader = _Grader(content.rewards, grade)
-    page, gallery = render_page(content, folder, grader, known, max_megabytes)
-    if grader.problems:
-        page, gallery = render_page(content, folder, grader, known, max_megabytes, grader.problems)
-    write_json(folder / NOTES_FILE, {**noted, "graded_by": content.rewards, "grades": known | gallery.grades})
+    page, gallery = render_page(content, folder, grader, known_grades, max_megabytes)
+    if grader.problems:  # known only now, and they belong on the page
+        page, gallery = render_page(content, folder, grader, known_grades, max_megabytes, grader.problems)
+
+    # 3. Write the page, and all curves and boxes, so that the page can be rebuilt without models.
+    write_json(folder / NOTES_FILE, {**notes, "graded_by": content.rewards, "grades": known_grades | gallery.grades})
     return write_atomic(folder / REPORT_FILE, page)
 
 
-def leave_report(
+def try_write_report(
     folder: Path, grade: Callable[..., Sequence[Any]] | None = None, max_megabytes: float = MEGABYTES
 ) -> None:
-    """`write_report` at the end of hours of work whose results are on disk: what goes wrong is only told."""
+    """Write the report, and only warn if that fails: the results of a long run are already on disk.
+
+    Args:
+        folder, grade, max_megabytes: As in [`write_report`].
+    """
     try:
         write_report(folder, grade, max_megabytes)
-    except Exception as error:  # a page must not lose a run its ending
+    except Exception as error:  # whatever goes wrong with a page, the run itself has succeeded
         warnings.warn(
-            f"no {REPORT_FILE} was written ({type(error).__name__}: {error}); 'spatialalign report {folder}' tries "
-            "again",
+            f"no {REPORT_FILE} was written ({type(error).__name__}: {error}). Run 'spatialalign report {folder}' to "
+            "try again",
             stacklevel=2,
         )
 
 
-def note_run(
+def write_run_notes(
     folder: Path,
     evaluated: Mapping[str, Sequence[Clip]],
     round_scores: Sequence[Sequence[float | None]],
     command: str | None,
 ) -> Path:
-    """Writes what the loop knows and `write_report` needs into `report.json`; curves that are there are kept."""
-    noted = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
-    own = {
+    """Write into `report.json` what `write_report` cannot find in a run's other files.
+
+    Args:
+        folder (`Path`): The run's folder. Curves and boxes in its `report.json` are kept.
+        evaluated (`dict`): Policy -> its evaluated videos.
+        round_scores (sequence): For each round, the scores of the samples that it was trained on; `None` = INVALID.
+        command (`str`, *optional*): The command line that started the run.
+
+    Returns:
+        `Path`: the file.
+    """
+    notes = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
+    run_notes = {
         "clips": [clip.to_dict() for clips in evaluated.values() for clip in clips],
         "round_scores": [list(scores) for scores in round_scores],
         "command": command,
     }
-    return write_json(folder / NOTES_FILE, noted | own)
+    return write_json(folder / NOTES_FILE, notes | run_notes)
 
 
 class _Grader:
-    """Curves and boxes, from the reward that made the scores; says once why there are none."""
+    """Computes curves and boxes with the reward that made the scores; stops at the first failure, and warns once."""
 
     def __init__(self, rewards: Mapping[str, Any], grade: Callable[..., Sequence[Any]] | None) -> None:
         self.rewards = rewards
@@ -120,20 +137,22 @@ class _Grader:
 
     def __call__(self, clips: Sequence[Clip], videos: Sequence[Video]) -> list[Grade | None]:
         grades: list[Grade | None] = [None] * len(clips)
-        askable = [place for place, clip in enumerate(clips) if set(ASKED[:3]) <= set(clip.row)]
-        if not askable or self.problems:
+        # Only prompts with a type, an animal and an object have curves.
+        gradable = [place for place, clip in enumerate(clips) if set(GRADE_COLUMNS[:3]) <= set(clip.row)]
+        if not gradable or self.problems:
             return grades
         try:
             self.grade = self.grade or self._make()
             if self.grade is None:
                 return grades
-            made = grade_videos(self.grade, [videos[k] for k in askable], [clips[k].row for k in askable])
-        except Exception as error:  # a reward is somebody's code, and its models may not be on this machine
+            rows = [clips[place].row for place in gradable]
+            computed = grade_videos(self.grade, [videos[place] for place in gradable], rows)
+        except Exception as error:  # a reward is user code, and its models may not be on this machine
             self.problems.append(f"Curves and boxes of some videos are missing: {type(error).__name__}: {error}")
             warnings.warn(self.problems[-1], stacklevel=2)
             return grades
-        for place, one in zip(askable, made, strict=True):
-            grades[place] = one
+        for place, grade in zip(gradable, computed, strict=True):
+            grades[place] = grade
         return grades
 
     def _make(self) -> Callable[..., Sequence[Any]] | None:
@@ -144,94 +163,98 @@ class _Grader:
         return find_grader(load_reward(name, **self.rewards[name]) for name in names)
 
 
-# What the two kinds of folders hold
+# The content of a run's page and of an evaluation's ------------------------------------------------------------------
 
 
-def _of_run(folder: Path, results: Mapping[str, Any], noted: Mapping[str, Any]) -> ReportContent:
+def _content_of_run(folder: Path, results: Mapping[str, Any], notes: Mapping[str, Any]) -> ReportContent:
     summaries = {name: results[name] for name in ("base", "aligned") if results.get(name)}
     settings = dict(results["settings"])
-    rewards = settings.get("rewards", {})
-    difference = results.get("difference")
-    quality, verdict = results.get("quality_difference") or {}, results.get("verdict")
-    rounds = results["rounds"]
-    scores = {f"Round {k}, sampled to train on": one for k, one in enumerate(noted.get("round_scores", []), start=1)}
-    clips = [Clip(**clip) for clip in noted.get("clips", [])]
-    scores |= _scores_of(clips)
     highlights = {name: settings[name] for name in _HIGHLIGHTS if name in settings}
+    rewards = settings.get("rewards", {})
+    model = str(settings.get("model"))
+    rounds = results["rounds"]
+    clips = [Clip(**clip) for clip in notes.get("clips", [])]
+
     count = f"{len(rounds)} round{'' if len(rounds) == 1 else 's'}"
+    subtitle = f"{settings.get('model')}, {count} of self-improvement by {', '.join(rewards) or 'rewards'}"
+    scores = {
+        f"Round {number}, sampled to train on": round_scores
+        for number, round_scores in enumerate(notes.get("round_scores", []), start=1)
+    }
+    differences = {}
+    if results.get("difference"):
+        differences["aligned"] = {
+            "rewards": results["difference"],
+            "quality": results.get("quality_difference") or {},
+            "verdict": results.get("verdict"),
+        }
     return ReportContent(
         title=folder.resolve().name,
-        subtitle=f"{settings.get('model')}, {count} of self-improvement by {', '.join(rewards) or 'rewards'}"
-        + _evaluated_on(summaries),
+        subtitle=subtitle + _evaluated_on(summaries),
         baseline="base",
         summaries=summaries,
-        differences={"aligned": {"rewards": difference, "quality": quality, "verdict": verdict}} if difference else {},
+        differences=differences,
         clips=clips,
         rounds=rounds,
-        scores=scores,
+        scores=scores | _scores_by_policy(clips),
         settings={
             "Settings": highlights,
             "Versions": results["versions"],
             "All settings": {name: value for name, value in settings.items() if name not in highlights},
         },
-        commands=_run_commands(
-            folder, str(settings.get("model")), noted.get("command"), "context" if "context" in settings else None
-        ),
+        commands=_run_commands(folder, model, notes.get("command"), "context" if "context" in settings else None),
         rewards=rewards,
     )
 
 
-def _of_evaluation(folder: Path, results: Mapping[str, Any]) -> ReportContent:
-    policies = results["policies"]
+def _content_of_evaluation(folder: Path, results: Mapping[str, Any]) -> ReportContent:
+    import pyarrow.parquet
+
+    policies, rewards = results["policies"], results["rewards"]
     summaries = {name: policy["summary"] for name, policy in policies.items()}
-    clips = _clips_of_parquet(folder / SAMPLES_FILE, next(iter(results["rewards"])))
-    places = {
+    sources = {
         name: next((policy[kind] for kind in ("lora", "folder", "model") if policy.get(kind)), None)
         for name, policy in policies.items()
     }
     settings = {name: value for name, value in results.get("settings", {}).items() if name != "hub_token"}
+
+    # The videos' scores are those of the first reward, as in the tables.
+    first_reward = next(iter(rewards))
+    clips = [
+        Clip(
+            **{name: row[name] for name in ("policy", "sample_id", "prompt_id", "seed", "video")},
+            reward=headline_value(row["reward"], row[f"reward/{first_reward}"]),
+            reason=row.get("invalid_reason"),
+            row={name: row[name] for name in _PAGE_COLUMNS if row.get(name) is not None},
+        )
+        for row in pyarrow.parquet.read_table(folder / SAMPLES_FILE).to_pylist()
+    ]
     return ReportContent(
         title=folder.resolve().name,
-        subtitle=f"Evaluation of {', '.join(policies)} by {', '.join(results['rewards'])}" + _evaluated_on(summaries),
+        subtitle=f"Evaluation of {', '.join(policies)} by {', '.join(rewards)}" + _evaluated_on(summaries),
         baseline=results["baseline"],
         summaries=summaries,
         differences=results["differences"],
         clips=clips,
-        scores=_scores_of(clips),
+        scores=_scores_by_policy(clips),
         settings={
-            "Policies": places,
-            "Settings": {**settings, "rewards": results["rewards"], "seeds": results.get("seeds")},
+            "Policies": sources,
+            "Settings": {**settings, "rewards": rewards, "seeds": results.get("seeds")},
             "Versions": results.get("versions", {}),
         },
-        commands=[("Make this page again, larger", _line("spatialalign", "report", folder, "--megabytes", "50"))],
-        rewards=results["rewards"],
+        commands=[_larger_page_command(folder)],
+        rewards=rewards,
     )
-
-
-def _clips_of_parquet(file: Path, first: str) -> list[Clip]:
-    """The videos that an evaluation lists; their scores are the first reward's, as in its tables."""
-    import pyarrow.parquet
-
-    rows = pyarrow.parquet.read_table(file).to_pylist()
-    return [
-        Clip(
-            **{name: row[name] for name in ("policy", "sample_id", "prompt_id", "seed", "video")},
-            reward=headline_value(row["reward"], row[f"reward/{first}"]),
-            reason=row.get("invalid_reason"),
-            row={name: row[name] for name in _PAGE_COLUMNS if row.get(name) is not None},
-        )
-        for row in rows
-    ]
 
 
 def _evaluated_on(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     if not summaries:
         return ". Nothing was evaluated"
     first = next(iter(summaries.values()))
-    return f". Evaluated on {first['num_prompts']} prompts, {first['num_videos']} videos a policy"
+    return f". Evaluated on {first['num_prompts']} prompts, {first['num_videos']} videos per policy"
 
 
-def _scores_of(clips: Sequence[Clip]) -> dict[str, list[float | None]]:
+def _scores_by_policy(clips: Sequence[Clip]) -> dict[str, list[float | None]]:
     scores: dict[str, list[float | None]] = {}
     for clip in clips:
         scores.setdefault(f"Evaluation, {clip.policy}", []).append(clip.reward)
@@ -239,19 +262,24 @@ def _scores_of(clips: Sequence[Clip]) -> dict[str, list[float | None]]:
 
 
 def _run_commands(folder: Path, model: str, command: str | None, variant: str | None) -> list[tuple[str, str]]:
-    commands = [("Run it again, or go on after an interruption", command)] if command else []
-    commands.append(("Make this page again, larger", _line("spatialalign", "report", folder, "--megabytes", "50")))
+    """List `(purpose, command)` for what a user may want to do with a run."""
+    commands = [("Run it again, or continue after an interruption", command)] if command else []
+    commands.append(_larger_page_command(folder))
+
+    # A model with context is not a plain diffusers pipeline, so the other commands do not apply to it.
     if variant is not None:
         code = [
             "from spatialalign_trl import load_video_model",
             "",
             f"model = load_video_model({model!r}, {variant!r})",
+            f"model.load_lora({str(folder)!r})",
         ]
-        code.append(f"model.load_lora({str(folder)!r})")
         return [*commands, ("Use the LoRA", "\n".join(code))]
+
     prompts = "tiny_world_prompts" if model == "tiny" else "dsr_prompts"
     line = _line("spatialalign", "evaluate", "--model", model, "--lora", folder, "--prompts", prompts, "--seeds", "5")
-    commands.append(("Evaluate it beside its base, on five seeds a prompt", line))
+    commands.append(("Compare it with its base model, on five seeds per prompt", line))
+
     imports, source = ["from diffusers import DiffusionPipeline"], repr(model)
     if model == "tiny":
         imports.append("from spatialalign_trl.models import tiny_model_path")
@@ -259,10 +287,15 @@ def _run_commands(folder: Path, model: str, command: str | None, variant: str | 
     code = [*imports, "", f"pipe = DiffusionPipeline.from_pretrained({source})"]
     code.append(f"pipe.load_lora_weights({str(folder)!r})")
     commands.append(("Use the LoRA in diffusers", "\n".join(code)))
+
     if model == "tiny" or "wan" in model.lower():
         line = _line("spatialalign", "export-lora", folder, "-o", f"{folder.resolve().name}_comfyui.safetensors")
         commands.append(("Write the LoRA for ComfyUI", line))
     return commands
+
+
+def _larger_page_command(folder: Path) -> tuple[str, str]:
+    return "Rebuild this page, larger", _line("spatialalign", "report", folder, "--megabytes", "50")
 
 
 def _line(*words: Any) -> str:

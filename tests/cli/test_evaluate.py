@@ -1,4 +1,4 @@
-"""The command: the tiny model from prompts to tables, the authors' prompt files, and lines that cannot be run."""
+"""`spatialalign evaluate`: the tiny model from prompts to tables, the authors' prompt files, and errors."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_scene_tasks_are_rendered_sampled_and_compared_with_their_right_answers(
         (["--model", "tiny", "--prompts", "tiny_world_promts"], "Did you mean 'tiny_world_prompts'?"),
     ],
 )
-def test_a_line_that_cannot_be_run_ends_with_2_and_says_why(words, message, capsys, tmp_path):
+def test_errors_exit_with_2_and_name_the_reason(words, message, capsys, tmp_path):
     assert main(["evaluate", *words, "--output_dir", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -120,7 +120,7 @@ def test_the_authors_prompt_files_and_names_are_taken_as_they_are(name, tmp_path
     evaluation = args.build()
     assert len(evaluation.rows) == len(ids) == int(name.removeprefix("dsr_eval").removesuffix(".csv"))
     samples = evaluation._folders["videos"].samples
-    assert [(one.prompt_id, one.seed) for one in samples] == [(prompt_id, 1) for prompt_id in ids[:3]]
+    assert [(sample.prompt_id, sample.seed) for sample in samples] == [(prompt_id, 1) for prompt_id in ids[:3]]
 
 
 def test_the_recipes_default_config_parses(repo_root):

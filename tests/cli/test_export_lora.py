@@ -1,4 +1,4 @@
-"""`spatialalign export-lora` on files of a few numbers: what it writes, says and refuses."""
+"""`spatialalign export-lora` on tiny files: its output and its errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("lora_format", FORMATS)
-def test_every_format_is_written_and_said(folder, capsys, lora_format):
+def test_every_format_is_written_and_reported(folder, capsys, lora_format):
     output = folder / "new" / "out.safetensors"
     assert main(["export-lora", str(folder), "--format", lora_format, "-o", str(output)]) == 0
     prefix = {"original": "blocks.0.cross_attn.k", "comfyui": "diffusion_model.blocks.0.cross_attn.k"}
@@ -44,10 +44,10 @@ def test_the_command_and_the_library_know_the_same_formats():
         (["{folder}", "-o", "{folder}/x.safetensors", "--format", "comfyu"], "Did you mean 'comfyui'"),
         (["{folder}/nothing", "-o", "{folder}/x.safetensors"], "there is no LoRA file or folder"),
         (["{folder}", "-o", "{folder}/x.bin"], "must end in .safetensors"),
-        (["{folder}", "-o", "{folder}/pytorch_lora_weights.safetensors"], "is there already; --force"),
+        (["{folder}", "-o", "{folder}/pytorch_lora_weights.safetensors"], "the file exists. Add --force"),
     ],
 )
-def test_a_line_that_cannot_be_run_ends_with_a_reason(folder, capsys, words, message):
+def test_errors_exit_with_2_and_name_the_reason(folder, capsys, words, message):
     before = (folder / LORA_FILE).read_bytes()
     with pytest.raises(SystemExit) as stop:
         main(["export-lora", *(word.format(folder=folder) for word in words)])

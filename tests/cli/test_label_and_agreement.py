@@ -1,4 +1,4 @@
-"""`spatialalign label` and `spatialalign agreement` through the command line, on the files that the others write."""
+"""`spatialalign label` and `spatialalign agreement` from the command line, on files that other commands write."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def row_of(animal, dsr_type="LR"):
 
 @pytest.fixture(scope="module")
 def a_run(tmp_path_factory):
-    """A run's folder of ten scored samples of five prompts; the higher the seed, the better the score."""
+    """Write a run's folder with ten scored samples of five prompts; higher seeds have better scores."""
     folder = tmp_path_factory.mktemp("run")
     store = SampleStore(folder / "samples")
     for k, animal in enumerate(ANIMALS):
@@ -47,7 +47,7 @@ def a_run(tmp_path_factory):
 
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
-    """Runs `spatialalign` with words in a folder of its own; gives back exit code, stdout and stderr."""
+    """Return a function that runs `spatialalign` in an own folder and returns its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
 
@@ -66,13 +66,13 @@ def page_data(path):
 
 
 def write_labels(path, page, labeller="Ada", answer=lambda clip: (2, 2)):
-    """A label file of a page, with what `answer` says of a clip: start and end, or `None` = absent."""
+    """Write a label file for a page. `answer` returns the answers for start and end, or `None` = absent."""
     rows = []
     for clip in page["clips"]:
-        said = answer(clip)
+        answers = answer(clip)
         rows.append({key: clip[key] for key in ("id", "file", "prompt_id", "type")})
-        rows[-1] |= {"absent": said is None, "skipped": False, "seconds": 2.0}
-        rows[-1]["answers"] = {} if said is None else {"start": said[0], "end": said[1], "looks": 2}
+        rows[-1] |= {"absent": answers is None, "skipped": False, "seconds": 2.0}
+        rows[-1]["answers"] = {} if answers is None else {"start": answers[0], "end": answers[1], "looks": 2}
     data = {key: page[key] for key in ("format", "version", "page", "seed")}
     path.write_text(json.dumps({**data, "labeller": labeller, "labels": rows}))
     return path
@@ -87,7 +87,7 @@ def a_page(a_run, tmp_path_factory):
 
 @pytest.fixture
 def ada(a_page, a_run, tmp_path):
-    """Labels that follow the seeds: the second sample of each prompt ends right; the turtles are absent."""
+    """Write labels that follow the seeds: the second sample of each prompt ends right, and the turtles are absent."""
     seeds = {sample.sample_id: sample.seed for sample in SampleStore(a_run / "samples").samples()}
 
     def answer(clip):
@@ -147,13 +147,19 @@ def test_agreement_with_a_run(run, a_run, ada, tmp_path):
     assert results["labels"][0]["median_seconds"] == 2
 
 
-def test_what_score_wrote_is_read_and_says_the_same(run, a_run, ada, tmp_path):
+def test_every_score_file_gives_the_same_agreement(run, a_run, ada, tmp_path):
     samples = SampleStore(a_run / "samples").samples()
     rows = [
-        {"file": f"elsewhere/{one.sample_id}.mp4", "prompt_id": one.prompt_id, "score": one.reward, "valid": True,
-         "initial_score": 0.9, "final_score": one.components["dsr_final_score"]}
-        for one in samples
-    ]  # fmt: skip
+        {
+            "file": f"elsewhere/{sample.sample_id}.mp4",
+            "prompt_id": sample.prompt_id,
+            "score": sample.reward,
+            "valid": True,
+            "initial_score": 0.9,
+            "final_score": sample.components["dsr_final_score"],
+        }
+        for sample in samples
+    ]
     with open(tmp_path / "scores.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -172,10 +178,10 @@ def test_what_score_wrote_is_read_and_says_the_same(run, a_run, ada, tmp_path):
     for source in (a_run, "scores.csv", "scores.json", "samples.parquet", "results.json"):
         name = ["--reward", "dsr_score"] if source == a_run else []
         assert run("agreement", "--labels", ada, "--scores", source, "--json", "a.json", *name)[0] == 0, source
-        (one,) = json.loads((tmp_path / "a.json").read_text())["rewards"].values()
-        assert one["parts"].pop("final_score")["value"] == pytest.approx(1)
-        found.append({**one, "parts": None})
-    assert all(one == found[0] for one in found)
+        (agreement,) = json.loads((tmp_path / "a.json").read_text())["rewards"].values()
+        assert agreement["parts"].pop("final_score")["value"] == pytest.approx(1)
+        found.append({**agreement, "parts": None})
+    assert all(agreement == found[0] for agreement in found)
 
 
 def test_two_labellers_and_a_judges_table(run, a_page, a_run, ada, tmp_path):
@@ -191,7 +197,7 @@ def test_two_labellers_and_a_judges_table(run, a_page, a_run, ada, tmp_path):
     assert results["rewards"]["score"]["threshold"] == 3 and results["unscored"] == {"dsr_score": 0, "score": 4}
     assert results["labellers"][0]["clips"] == 10
     split = results["rewards"]["dsr_score"]["decisions"]["humans_split"]
-    assert split == sum(one.obeys is None for one in consensus([read_labels(ada), read_labels(bob)])) == 6
+    assert split == sum(clip.obeys is None for clip in consensus([read_labels(ada), read_labels(bob)])) == 6
 
     code, _, err = run(*words, "--reward", "score")
     assert code == 2 and "not in 0 to 1" in err and "--reward score=TAU" in err
@@ -203,13 +209,13 @@ def test_two_labellers_and_a_judges_table(run, a_page, a_run, ada, tmp_path):
         (["--reward", "dsr_scor"], "Did you mean 'dsr_score'"),
         (["--reward", "vlm=high"], "not of the form NAME or NAME=TAU"),
         (["--labels", "nowhere.json"], "nowhere.json"),
-        (["--labels", "ADA", "ADA"], "two files are of 'Ada'"),
+        (["--labels", "ADA", "ADA"], "two files are from the labeller 'Ada'"),
         (["--scores", "ADA"], "no scores of single videos"),
         (["--scores", "nowhere.csv"], "nowhere.csv"),
         (["--json", "ADA"], "would overwrite"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line_that_says_why(run, a_run, ada, words, message):
+def test_agreement_prints_one_line_errors(run, a_run, ada, words, message):
     given = ["--labels", ada, "--scores", a_run, *(ada if word == "ADA" else word for word in words)]
     code, _, err = run("agreement", *given)
     assert code == 2 and message in err and "Traceback" not in err
@@ -219,13 +225,13 @@ def test_what_cannot_be_compared_is_one_line_that_says_why(run, a_run, ada, word
     ("words", "message"),
     [
         (["nowhere", "--out", "a.html"], "no video and no folder nowhere"),
-        ([".", "--out", "a.html"], "holds no video"),
-        (["clip.mp4", "--out", "a.html"], "give --prompts"),
+        ([".", "--out", "a.html"], "contains no video"),
+        (["clip.mp4", "--out", "a.html"], "Give --prompts"),
         (["clip.mp4", "--prompt", "a fox", "--out", "a.html"], "--prompt: "),
         (["clip.mp4", "--prompt", "TEXT", "--out", "clip.mp4"], "would overwrite"),
     ],
 )
-def test_what_cannot_be_labelled_is_one_line_that_says_why(run, tmp_path, words, message):
+def test_label_prints_one_line_errors(run, tmp_path, words, message):
     if "clip.mp4" in words:
         write_video(tmp_path / "clip.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
     text = row_of("fox")["prompt"]
@@ -233,22 +239,22 @@ def test_what_cannot_be_labelled_is_one_line_that_says_why(run, tmp_path, words,
     assert code == 2 and message in err
 
 
-def test_an_unreadable_clip_is_left_out_and_said(run, tmp_path):
+def test_an_unreadable_clip_is_left_out_and_reported(run, tmp_path):
     write_video(tmp_path / "good.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     code, out, err = run("label", "good.mp4", "bad.mp4", "--prompt", row_of("fox")["prompt"], "--out", "a.html")
     assert code == 1 and "1 of 2 clips" in out and "bad.mp4" in err
 
 
-def test_videos_of_one_name_are_told_apart_by_their_folders(tmp_path):
+def test_videos_of_one_name_are_distinguished_by_their_folders(tmp_path):
     table = ScoreTable(tmp_path, [{"file": "x/base/p1.mp4", "score": 1}, {"file": "x/lora/p1.mp4", "score": 2}])
     found = table.of_files(["y/lora/p1.mp4", "base/p1.mp4", "z/p2.mp4"])
     assert [row and row["score"] for row in found] == [2, 1, None]
-    with pytest.raises(Exception, match="2 rows fit the video"):
+    with pytest.raises(Exception, match="2 rows match the video"):
         table.of_files(["y/other/p1.mp4"])
 
 
-def test_invalid_is_what_all_our_files_and_the_authors_write(tmp_path):
+def test_invalid_scores_of_all_formats_are_recognised(tmp_path):
     assert [number(value) for value in (None, "", float("nan"), "-100", -100)] == [None] * 5
     assert number("0.5") == 0.5 and number(0) == 0.0
     (tmp_path / "scores.csv").write_text("file,score,reason\na.mp4,,gone\nb.mp4,0.5,\n")

@@ -1,4 +1,4 @@
-"""`spatialalign new-reward`: the package it writes installs, is found by name and passes its own tests."""
+"""`spatialalign new-reward`: its package can be installed, is found by name and passes its own tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def test_the_package_installs_is_found_by_its_name_and_passes_its_tests(here):
     run(*pip, "--target", str(site), "./smooth-motion", cwd=here)
     path = os.pathsep.join([str(site), str(Path(__file__).parents[2])])
     code = (
-        "import numpy as np; from spatialalign_trl.rewards.loading import load_reward, reward_name\n"
+        "import numpy as np\n"
+        "from spatialalign_trl.rewards.convention import reward_name\n"
+        "from spatialalign_trl.rewards.loading import load_reward\n"
         "reward = load_reward('smooth_motion', full=5.0)\n"
         "clip = np.stack([np.full((4, 4, 3), k, np.uint8) for k in range(3)])\n"
         "print(reward_name(reward), reward(prompts=['p'], completions=[clip]), reward.describe())"
@@ -45,11 +47,11 @@ def test_the_package_installs_is_found_by_its_name_and_passes_its_tests(here):
     (here / "elsewhere").mkdir()
     assert run("-c", code, cwd=here / "elsewhere", PYTHONPATH=path) == "smooth_motion [0.2] {'full': 5.0}\n"
     tests = here / "smooth-motion" / "tests"
-    said = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", str(tests), cwd=here, PYTHONPATH=path)
-    assert "5 passed" in said and "skipped" not in said
+    output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", str(tests), cwd=here, PYTHONPATH=path)
+    assert "5 passed" in output and "skipped" not in output
 
 
-def test_what_is_written(here, capsys, repo_root):
+def test_the_written_files(here, capsys, repo_root):
     assert main(["new-reward", "far_away2"]) == 0
     folder = here / "far_away2"
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
@@ -86,26 +88,26 @@ def test_what_is_written(here, capsys, repo_root):
         ("numpy", "a package 'numpy' is installed already.*'numpy_reward'"),
     ],
 )
-def test_names_that_cannot_be(here, capsys, name, message):
+def test_invalid_names_are_refused(here, capsys, name, message):
     with pytest.raises(SystemExit) as stop:
         main(["new-reward", name])
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert re.search(message, said), said
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
     assert not list(here.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling link"])
-def test_what_is_there_stays(here, capsys, kind):
+def test_existing_files_are_kept(here, capsys, kind):
     place = here / "mine"
     {"folder": place.mkdir, "file": place.touch, "dangling link": lambda: place.symlink_to("nowhere")}[kind]()
     with pytest.raises(SystemExit):
         main(["new-reward", "mine"])
-    assert "mine is there already" in capsys.readouterr().err
+    assert "mine exists already" in capsys.readouterr().err
     assert not place.is_dir() or not list(place.iterdir())
 
 
-def test_half_a_package_is_not_left(here, monkeypatch, capsys):
+def test_an_incomplete_package_is_removed(here, monkeypatch, capsys):
     from spatialalign_trl.cli import new_reward
 
     monkeypatch.setitem(new_reward.FILES, "LAST", "absent.txt")

@@ -1,4 +1,4 @@
-"""`spatialalign push-preferences`: what it says when it cannot push. That it pushes, the loop's tests show."""
+"""The errors of `spatialalign push-preferences`. The tests of the online loop show that it pushes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from spatialalign_trl.cli import main as spatialalign
 REPO = "tester/prefs"
 
 
-def test_the_command_says_what_is_wrong(loopback_client, tmp_path, capsys, monkeypatch):
+def test_errors_name_the_reason(loopback_client, tmp_path, capsys, monkeypatch):
     def answer(*words):
         with pytest.raises(SystemExit) as exit:
             spatialalign(["push-preferences", *words])

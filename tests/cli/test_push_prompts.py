@@ -1,4 +1,4 @@
-"""`spatialalign push-prompts` against a Hub on this machine: what goes there, comes back, and is refused."""
+"""`spatialalign push-prompts` against a Hub on this machine: uploads, downloads and errors."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def push(folder, *more: str) -> int:
     return main(["push-prompts", str(folder), "--repo", "tester/mine", *more])
 
 
-def test_a_folder_goes_as_it_is_and_comes_back(folder, loopback_client, capsys):
+def test_a_folder_is_pushed_unchanged_and_loads_again(folder, loopback_client, capsys):
     (folder / ".secret").write_text("mine alone")
     assert push(folder) == 0
-    said = capsys.readouterr().out
-    assert "1 train, 1 test prompts: " in said and loopback_client.token not in said
+    output = capsys.readouterr().out
+    assert "1 train, 1 test prompts: " in output and loopback_client.token not in output
     files = loopback_client.files("dataset", "tester/mine")
     assert {name: data for name, data in files.items() if name != ".gitattributes"} == {
         name: (folder / name).read_bytes() for name in ("README.md", "train.jsonl", "test.jsonl")
@@ -56,7 +56,7 @@ def test_a_folder_goes_as_it_is_and_comes_back(folder, loopback_client, capsys):
     assert train["animal"][0] == "cat" and test["animal"][0] == "dog"
 
 
-def test_pushing_again_replaces_and_public_is_public(folder, loopback_client):
+def test_pushing_again_replaces_files_and_keeps_the_repository_public(folder, loopback_client):
     assert push(folder, "--public") == 0
     row = {"prompt_id": "train", "prompt": PROMPT.format("fox", "fox")}
     (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
@@ -65,11 +65,11 @@ def test_pushing_again_replaces_and_public_is_public(folder, loopback_client):
     assert load_prompts("tester/mine", "train")["animal"][0] == "fox"
 
 
-def test_the_prompts_in_the_repository_go(loopback_client, repo_root):
+def test_the_prompts_in_this_repository_can_be_pushed(loopback_client, repo_root):
     assert push(repo_root / "datasets" / "tiny_world_prompts") == 0
     for split in ("train", "validation", "test"):
-        there = load_prompts("tester/mine", split)
-        assert there.to_list() == load_prompts(repo_root / "datasets" / "tiny_world_prompts", split).to_list()
+        pushed = load_prompts("tester/mine", split)
+        assert pushed.to_list() == load_prompts(repo_root / "datasets" / "tiny_world_prompts", split).to_list()
 
 
 def refused(capsys, *words: str) -> str:
@@ -94,7 +94,7 @@ def test_what_does_not_load_is_not_pushed(folder, loopback_client, capsys):
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
-def test_a_hub_that_refuses_is_told_in_one_line_without_the_token(folder, loopback_client, capsys, status):
+def test_an_error_of_the_hub_is_one_line_without_the_token(folder, loopback_client, capsys, status):
     loopback_client.fail("POST", "/api/repos/create", status=status, times=99)
-    said = refused(capsys, folder)
-    assert "tester/mine" in said and loopback_client.token not in said and "Traceback" not in said
+    error = refused(capsys, folder)
+    assert "tester/mine" in error and loopback_client.token not in error and "Traceback" not in error

@@ -42,7 +42,7 @@ def write_invalid(path):
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user_cache"))
     monkeypatch.setenv("COLUMNS", "200")
@@ -50,7 +50,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(capsys):
-    """Runs `spatialalign score` with words; gives back exit code, stdout and stderr."""
+    """Return a function that runs `spatialalign score` and returns its exit code, stdout and stderr."""
 
     def run(*words):
         try:
@@ -64,7 +64,7 @@ def run(capsys):
 
 @pytest.fixture
 def prompts():
-    """A prompt file in the authors' columns and videos in their naming: a good and a static seed of two types."""
+    """Write a prompt file and videos in the authors' format: a good and a static seed of each of two types."""
     Path("outputs").mkdir()
     lines = ["type,prompt_id,animal,object,scene,initial_SR,final_SR,prompt"]
     for number, type in enumerate(("LR", "LT")):
@@ -83,7 +83,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-# ------------------------------------------------------------------------------------------------------ what comes out
+# -------------------------------------------------------------------------------------------------------------- output
 
 
 def test_the_authors_files_are_scored_as_the_reward_scores_them(run, prompts):
@@ -162,7 +162,7 @@ def test_a_name_that_is_no_utf8_can_be_written_and_printed(run):
 
 
 def sequence(path):
-    """Left, then on top, then right: two clips, one after the other."""
+    """Write a video that goes left, then on top, then right: two clips, one after the other."""
     clips = [render(replace(SCENE, type=type)).video for type in ("LT", "TR")]
     write_video(path, np.concatenate(clips), fps=8, crf=0)
     return str(path)
@@ -190,7 +190,7 @@ def test_sequences_have_more_components(run):
     assert len(list(Path("pictures").iterdir())) == 9
 
 
-# ------------------------------------------------------------------------------------------------------ what is scored
+# -------------------------------------------------------------------------------------------------------------- inputs
 
 
 def test_a_prompt_and_its_words_ask_the_same(run):
@@ -229,7 +229,7 @@ def test_a_prompt_id_that_looks_like_a_seed_is_taken_as_it_is(run):
 
 @pytest.fixture
 def samples():
-    """A folder of two samples as the rollout leaves them."""
+    """Write a folder of two samples as the rollout writes them."""
     store = SampleStore("samples")
     row = {**caption_for(SCENE).to_row(), "prompt_id": "tiny-0"}
     for seed, motion in ((3, "complete"), (4, "static")):
@@ -266,7 +266,7 @@ def test_a_damaged_sample_is_listed(run, samples):
     assert "1 video:" in out
 
 
-# ---------------------------------------------------------------------------------------------- what cannot be scored
+# -------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_what_cannot_be_scored_is_listed_and_stops_nothing(run, prompts):
@@ -319,6 +319,7 @@ def test_a_missing_file_and_a_failing_tracker_are_listed(run, monkeypatch):
     [
         (["a.mp4", *WORDS, "--trakcer", "sam3"], "no option --trakcer. Did you mean '--tracker'"),
         (["a.mp4", *WORDS, "--csvv=x"], "no option --csvv. Did you mean '--csv'"),
+        (["a.mp4", *WORDS, "--batch-sise", "8"], "no option --batch-sise. Did you mean '--batch_size'"),
         (["a.mp4", *WORDS, "--tracker", "grounded_san"], "no tracker 'grounded_san'. Did you mean 'grounded_sam'"),
         (["a.mp4", *WORDS, *TINY, "--tracker-option", "devise=cpu"], "has no option 'devise'"),
         (["a.mp4", *WORDS, *TINY, "--strict"], "'color_segmentation' has no option 'strict'"),
@@ -338,19 +339,19 @@ def test_a_missing_file_and_a_failing_tracker_are_listed(run, monkeypatch):
         (["a.mp4", *WORDS, "--threshold", "70"], "70 is not in 0 to 1"),
         (["a.mp4", *WORDS, "--threshold", "x"], "'x' is not a number"),
         (["a.mp4", *WORDS, "--batch-size", "0"], "'0' is not a whole number of at least 1"),
-        (["a.mp4", *WORDS, "--cache", "c", "--no-cache"], "--cache and --no-cache contradict"),
+        (["a.mp4", *WORDS, "--cache", "c", "--no-cache"], "--cache and --no_cache contradict"),
         (["a.mp4", *WORDS, "--device", "cpu", "--tracker-option", "device=cpu"], "'device' is given twice"),
         (["a.mp4", *WORDS, *TINY, "--csv", "a.mp4"], "--csv a.mp4 would overwrite"),
         (["a.mp4", *WORDS, *TINY, "--csv", "full"], "--csv full is a folder"),
         (["a.mp4", *WORDS, *TINY, "--csv", "a.mp4/o.csv"], "cannot be made"),
         (["a.mp4", *WORDS, *TINY, "--csv", "o", "--json", "o"], "--csv and --json are both o"),
         (["--videos", "full", *WORDS, *TINY, "--plot", "full"], "--plot and --videos are both full"),
-        ([*WORDS], "which videos?"),
-        (["full", *WORDS], "full is a folder; give it as --videos full"),
-        (["--videos", "empty", *WORDS], "--videos: empty holds no video"),
+        ([*WORDS], "no videos were given"),
+        (["full", *WORDS], "full is a folder. Give it as --videos full"),
+        (["--videos", "empty", *WORDS], "--videos: empty contains no video"),
         (["--videos", "nowhere", *WORDS], "--videos: there is no folder nowhere"),
         (["a.mp4", "--prompts", "nowhere.csv"], "--prompts: there is no prompt file nowhere.csv"),
-        (["a.mp4", "--prompts", "empty.csv"], "--prompts: empty.csv holds no prompt"),
+        (["a.mp4", "--prompts", "empty.csv"], "--prompts: empty.csv contains no prompt"),
         (["a.mp4", "--prompts", "broken.jsonl"], "--prompts: broken.jsonl, line 1: not valid JSON"),
         (["a.mp4", "--prompts", "all_wrong.txt"], "all_wrong.txt, line 1: text: "),
     ],
@@ -384,7 +385,7 @@ def ctrl_c_at_the_third_video(monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return read_video(job.path)
 
-    monkeypatch.setattr(score, "_read", reading)
+    monkeypatch.setattr(score, "_read_job", reading)
     # a shell that started the tests in the background has them ignore Ctrl-C
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -402,12 +403,12 @@ def test_ctrl_c_keeps_what_is_done(run, prompts, ctrl_c_at_the_third_video):
 
 def test_results_are_written_as_they_come(run, prompts, monkeypatch):
     seen = []
-    monkeypatch.setattr(score, "_read", lambda job: seen.append(Path("o.csv").exists()) or read_video(job.path))
+    monkeypatch.setattr(score, "_read_job", lambda job: seen.append(Path("o.csv").exists()) or read_video(job.path))
     assert run(*prompts, "--csv", "o.csv")[0] == 0
     assert seen == [False, True, True, True]
 
 
-def test_results_that_cannot_be_written_are_printed_still(run, prompts, monkeypatch):
+def test_results_that_cannot_be_written_are_still_printed(run, prompts, monkeypatch):
     def full(path, data):
         raise OSError("no space left on device")
 
@@ -429,7 +430,7 @@ def test_plots_of_a_valid_and_an_invalid_video(run):
     assert len(annotated) == 17 and annotated.shape[2] == 480
 
 
-def test_a_picture_that_fails_costs_no_score(run, monkeypatch):
+def test_a_failed_plot_costs_no_score(run, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("no space left on device")
 
@@ -437,10 +438,10 @@ def test_a_picture_that_fails_costs_no_score(run, monkeypatch):
     code, out, err = run(write("a.mp4"), *WORDS, *TINY, "--plot", "p", "--csv", "o.csv")
     assert code == 1
     assert len(rows_of("o.csv")) == 1 and "1 video: S@0.7 1.000" in out
-    assert "scored, but its pictures failed: no space left" in err
+    assert "scored, but its plots failed: no space left" in err
 
 
-def test_names_of_pictures_never_leave_the_folder():
+def test_names_of_plots_never_leave_the_folder():
     files = [
         "../../x.mp4",
         "..mp4",
@@ -458,7 +459,7 @@ def test_names_of_pictures_never_leave_the_folder():
         assert Path(name).name == name and len(name) < 120 and not name.startswith(("-", "."))
 
 
-def test_prompt_ids_are_no_paths(run):
+def test_prompt_ids_are_not_used_as_paths(run):
     Path("prompts.csv").write_text(f'prompt_id,prompt\n../../evil,"{PROMPT}"\n/etc/x,"{PROMPT}"\nok,"{PROMPT}"\n')
     write("ok_F17_seed00.mp4")
     code, _, err = run("ok_F17_seed00.mp4", "--prompts", "prompts.csv", *TINY, "--plot", "p", "--csv", "o.csv")
@@ -472,38 +473,38 @@ def test_prompt_ids_are_no_paths(run):
 OPTION = {"grounded_sam": "detector_checkpoint=nobody/nothing", "sam3": "checkpoint=nobody/nothing"}
 
 
-class Listening:
-    """A tracker that remembers what it was made with and asked."""
+class RecordingTracker:
+    """A tracker that records the options it was made with."""
 
-    name, made = "listening", []
+    name, made = "recording", []
 
     def __init__(self, cache_dir=None, device=None, strict=False, batch_size=None, label_mode="exact", depth=1.0):
-        Listening.made.append(dict(vars(), self=None))
+        RecordingTracker.made.append(dict(vars(), self=None))
 
     def track(self, videos, *, animal, object, attribute=None):
-        raise ValueError("I only listen.")
+        raise ValueError("this tracker only records")
 
 
 def test_flags_become_options_of_the_tracker(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(Listening, "made", [])
-    monkeypatch.setitem(TRACKERS, "listening", f"{__name__}:Listening")
-    base = [write("a.mp4"), *WORDS, "--tracker", "listening"]
+    monkeypatch.setattr(RecordingTracker, "made", [])
+    monkeypatch.setitem(TRACKERS, "recording", f"{__name__}:RecordingTracker")
+    base = [write("a.mp4"), *WORDS, "--tracker", "recording"]
     assert run(*base)[0] == 1
-    assert Listening.made[0]["cache_dir"] == str(tmp_path / "user_cache" / "spatialalign-trl" / "detections")
-    assert Listening.made[0]["strict"] is False
+    assert RecordingTracker.made[0]["cache_dir"] == str(tmp_path / "user_cache" / "spatialalign-trl" / "detections")
+    assert RecordingTracker.made[0]["strict"] is False
     more = ["--strict", "--device", "cpu", "--batch-size", "3", "--cache", "here"]
     assert run(*base, *more, "--tracker-option", "label_mode=span", "--tracker-option", "depth=0.5")[0] == 1
-    made = {name: value for name, value in Listening.made[1].items() if name != "self"}
+    made = {name: value for name, value in RecordingTracker.made[1].items() if name != "self"}
     assert made == {
         "cache_dir": "here", "device": "cpu", "strict": True, "batch_size": 3, "label_mode": "span", "depth": 0.5,
     }  # fmt: skip
     assert run(*base, "--no-cache")[0] == 1
-    assert Listening.made[2]["cache_dir"] is None
+    assert RecordingTracker.made[2]["cache_dir"] is None
 
 
 @pytest.mark.parametrize("tracker", ["grounded_sam", "sam3"])
 def test_without_checkpoints_there_is_one_error_and_no_work(run, tracker, monkeypatch):
-    monkeypatch.setattr(score, "_read", lambda job: pytest.fail("a video was read"))
+    monkeypatch.setattr(score, "_read_job", lambda job: pytest.fail("a video was read"))
     code, out, err = run(
         write("a.mp4"), *WORDS, "--tracker", tracker, "--csv", "o.csv", "--tracker-option", OPTION[tracker]
     )
@@ -574,7 +575,7 @@ def test_the_command_in_a_process_of_its_own(repo_root):
     (["scor"], 2, "Did you mean 'score'"),
     ([], 2, "COMMAND"),
 ])  # fmt: skip
-def test_the_front_door(capsys, words, code, said):
+def test_the_command_line_without_a_subcommand(capsys, words, code, said):
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == code

@@ -1,4 +1,4 @@
-"""Boxes on videos: where they are drawn, on clips of any size, and that nothing is said of what was not found."""
+"""Boxes on videos: their positions, on clips of any size, and frames without boxes."""
 
 import numpy as np
 import pytest
@@ -87,8 +87,8 @@ def test_a_strip_of_a_clip_of_any_length(tmp_path, length):
     annotated_strip(tmp_path / "strip.png", grey(length), tracks(length), title="", captions=["x"] * length)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="2 captions for 5 frames"):
         annotate_video(grey(), tracks(), ["a", "b"])
-    with pytest.raises(ValueError, match="count is 0"):
+    with pytest.raises(ValueError, match="count=0"):
         annotated_strip(tmp_path / "strip.png", grey(), tracks(), title="", count=0)

@@ -49,14 +49,14 @@ def test_a_sheet_shows_the_frames_of_every_video_pixel_by_pixel(tmp_path):
             assert (shown[1::3, 1::3] == video[time]).all(), (place, time)
 
 
-def test_what_was_given_stands_before_the_videos_and_has_no_score(tmp_path):
+def test_given_videos_come_first_and_have_no_score(tmp_path):
     row = plain_row((4, 32, 48), (4, 32, 48))
     given = replace(row, given=[("context", np.full((12, 32, 48, 3), 200, np.uint8))])
-    alone, beside = (pixels(contact_sheet([one], tmp_path / "sheet.png")) for one in (row, given))
-    assert beside.shape[1] > 1.4 * alone.shape[1]
-    assert count(beside, RED) == count(alone, RED) and not count(beside, GREY)
-    columns = np.flatnonzero((beside == 200).all(-1).sum(0) > 90)
-    others = np.flatnonzero((beside == 90).all(-1).sum(0) > 90)
+    alone, together = (pixels(contact_sheet([sheet_row], tmp_path / "sheet.png")) for sheet_row in (row, given))
+    assert together.shape[1] > 1.4 * alone.shape[1]
+    assert count(together, RED) == count(alone, RED) and not count(together, GREY)
+    columns = np.flatnonzero((together == 200).all(-1).sum(0) > 90)
+    others = np.flatnonzero((together == 90).all(-1).sum(0) > 90)
     assert columns.max() < others.min()
 
 
@@ -82,7 +82,7 @@ def test_scores_are_green_from_the_threshold_on_red_below_and_grey_when_invalid(
     }
 
 
-def test_scores_are_worded_so_that_red_never_reads_like_green():
+def test_scores_are_rounded_down_so_that_red_never_reads_like_green():
     badge = contact_sheet_module._Badge(threshold=0.7, score_name="DSR")
     assert badge.text(0.93) == "DSR 0.93"
     assert badge.text(0.6999) == "DSR 0.69"
@@ -95,7 +95,7 @@ def test_scores_are_worded_so_that_red_never_reads_like_green():
 def test_scores_without_a_known_threshold_are_neither_green_nor_red(tmp_path):
     style = contact_sheet_module.score_style(["motion"])
     assert contact_sheet_module.score_style(["dsr_score"]) == {}
-    assert contact_sheet_module.score_style(["dsr_score", "motion"]) == {}  # the first's is what is told
+    assert contact_sheet_module.score_style(["dsr_score", "motion"]) == {}  # the score is the first reward's
     for score in (0.1, 0.9):
         picture = pixels(contact_sheet([plain_row((5, 8, 8), score=score)], tmp_path / "sheet.png", **style))
         assert count(picture, GREEN) == count(picture, RED) == count(picture, GREY) == 0
@@ -136,7 +136,7 @@ def test_a_title_and_long_prompts_make_the_picture_higher_and_not_wider(tmp_path
 
 
 def test_letters_which_the_font_lacks_are_written_in_ascii():
-    assert drawing.plain("An artist’s café – naïve “goats” ×2 狐") == 'An artist\'s cafe - naive "goats" x2 ?'
+    assert drawing.to_ascii("An artist’s café – naïve “goats” ×2 狐") == 'An artist\'s cafe - naive "goats" x2 ?'
     assert drawing.wrap("one two three", 24, 10) == ["one", "two", "three"]
     assert drawing.wrap("one two three", 24, 10_000) == ["one two three"]
 
@@ -193,13 +193,13 @@ def test_sheets_that_cannot_be_drawn_are_refused(tmp_path, draw, name):
     refused("row 0, 'video 1' is .*9, 8.* and row 0, 'video 0' is .*8, 8", [plain_row((5, 8, 8), (5, 9, 8))])
     refused("row 1, 'video 0'", [plain_row((5, 8, 8)), plain_row((5, 8, 9))])
     refused("row 1 has the labels .*'video 0', 'video 1'", [plain_row((5, 8, 8)), plain_row((5, 8, 8), (5, 8, 8))])
-    refused("row 0, 'video 0' has the score nan; give None", [plain_row((5, 8, 8), score=float("nan"))])
+    refused("row 0, 'video 0' has the score nan. Give None", [plain_row((5, 8, 8), score=float("nan"))])
     wrong_type = ContactSheetRow("A fox.", [("base", np.zeros((5, 8, 8, 3)), 0.5)])
     refused("row 0, 'base' has dtype float64", [wrong_type], error=TypeError)
     good = [plain_row((5, 8, 8))]
-    refused("scale is 1.5", good, scale=1.5)
-    refused("scale is 0", good, scale=0)
-    refused("columns is 0", good, columns=0)
+    refused("scale=1.5", good, scale=1.5)
+    refused("scale=0", good, scale=0)
+    refused("columns=0", good, columns=0)
     refused("sheet.jpg: the file's name must end in", good, where=tmp_path / "sheet.jpg")
     assert not list(tmp_path.iterdir())
 
@@ -213,5 +213,5 @@ def test_videos_of_different_lengths_make_a_sheet_but_no_animation(tmp_path):
 
 @pytest.mark.parametrize("fps", [0, -1, 60])
 def test_an_unplayable_frame_rate_is_refused(tmp_path, fps):
-    with pytest.raises(ValueError, match=f"fps is {fps}; it must be above 0 and at most 50"):
+    with pytest.raises(ValueError, match=f"fps={fps}: must be above 0 and at most 50"):
         animated_sheet([fox_row()], tmp_path / "sheet.webp", fps=fps)

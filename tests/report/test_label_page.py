@@ -1,4 +1,4 @@
-"""The labelling page: what is in the file, and what it does in a browser."""
+"""The labelling page: its file, and its behaviour in a browser."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def file(clips, tmp_path_factory):
     return path
 
 
-def test_the_page_is_one_file_that_names_no_other(file):
+def test_the_page_is_one_file_without_links(file):
     text = file.read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\"'](?!data:)", text)
     assert "http" not in re.sub(r"http-equiv", "", text)
@@ -47,7 +47,7 @@ def test_a_prompt_cannot_end_the_script(file):
 def test_no_clip_and_a_clip_twice_are_refused(clips):
     with pytest.raises(ValueError, match="no clip"):
         label_page([], 0)
-    with pytest.raises(ValueError, match="comes twice"):
+    with pytest.raises(ValueError, match="occurs twice"):
         label_page([clips[0], clips[0]], 0)
 
 
@@ -77,7 +77,7 @@ def exported(page, tmp_path, key="e"):
 
 
 def wait_for(page, expression):
-    """The page's policy forbids what `wait_for_function` does."""
+    """Poll from outside, because the page's security policy blocks playwright's `wait_for_function`."""
     for _ in range(200):
         if page.evaluate(expression):
             return
@@ -117,7 +117,7 @@ def test_keys_label_undo_undoes_a_reload_keeps_and_the_export_holds_it(chromium,
     path = exported(page, tmp_path)
     data = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "labels-Ada.json" and data["labeller"] == "Ada" and data["seed"] == 7 and data["version"] == 1
-    assert [row["id"] for row in data["labels"]] == [one.clip_id for one in clips]
+    assert [row["id"] for row in data["labels"]] == [clip.clip_id for clip in clips]
     assert [row["skipped"] for row in data["labels"]] == [False, True, False]
     assert all(row["seconds"] >= 0 and row["labelled_at"] for row in data["labels"])
     assert data["labels"][0]["seconds"] > 0.1

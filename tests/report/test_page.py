@@ -1,4 +1,4 @@
-"""The page of a run: its parts, what it escapes, what fits into it, and that it is made again from disk."""
+"""The page of a run: its parts, its escaping, its size limit, and that it can be rebuilt from disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from report_folders import EVIL, FRAMES, evaluation_folder, grade, run_folder
 
 from spatialalign_trl.cli import main
 from spatialalign_trl.files import read_json, write_json
-from spatialalign_trl.report.gallery import Clip, by_interest, in_turn, json_for_html, pair_up
+from spatialalign_trl.report.gallery import Clip, alternate_types, json_for_html, pair_up, rank_by_change
 from spatialalign_trl.report.grades import grade_videos, relation_names
 from spatialalign_trl.report.page_plots import score_histograms, training_plots
 from spatialalign_trl.report.write import write_report
@@ -76,15 +76,15 @@ def test_the_page_has_all_its_parts(page):
     assert {"headline", "gallery", "filters", "training", "scores", "settings", "commands"} <= ids
     text = re.sub(r"\s+", " ", page.text)
     for words in (
-        "S@0.7", "paired to base", "Warning: sharpness fell", "Obedience and looks", "Margin of winner over loser",
+        "S@0.7", "vs. base, paired", "Warning: sharpness fell", "Obedience and quality", "Margin of winner over loser",
         "Prediction error (MSE)", "winner", "loser", "Distance to the reference", "Prompts without a pair", "40%",
         "Round 1, sampled to train on (3 videos, 1 INVALID)", "Evaluation, aligned", "accelerate launch recipes",
-        "spatialalign report", "load_lora_weights", "python", "12 of 12 prompts and seeds", "data_seed",
+        "spatialalign report", "load_lora_weights", "python", "12 of 12 pairs of prompt and seed", "data_seed",
     ):  # fmt: skip
         assert words in text, words
 
 
-def test_a_reward_without_a_threshold_is_told_by_its_mean_on_an_axis_that_holds_it(tmp_path):
+def test_a_reward_without_a_threshold_is_shown_by_its_mean_on_a_wider_axis(tmp_path):
     folder = run_folder(tmp_path / "run")
     results = read_json(folder / "results.json")
     for name, mean in (("base", -1.0), ("aligned", 3.0)):
@@ -96,13 +96,13 @@ def test_a_reward_without_a_threshold_is_told_by_its_mean_on_an_axis_that_holds_
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     text = re.sub(r"\s+", " ", page.text)
     assert "reward_mean: the mean score of the videos that are not INVALID" in text
-    assert "+4.000 [+3.000, +5.000] paired to base" in text
+    assert "+4.000 [+3.000, +5.000] vs. base, paired" in text
     assert page.data["threshold"] is None
     fills = [a["style"] for _, a in page.elements if a.get("class") == "fill"]  # from -1.5 to 3.5, 0 at 30 %
     assert fills == ["left:10.0%;width:20.0%", "left:30.0%;width:60.0%"]
 
 
-def test_the_page_stands_alone(page):
+def test_the_page_loads_nothing_else(page):
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "action", "poster"):
             value = attributes.get(name)
@@ -110,18 +110,18 @@ def test_the_page_stands_alone(page):
     assert all(tag not in ("iframe", "object", "embed") for tag, _ in page.elements)
 
 
-def test_everything_that_is_seen_has_words(page):
+def test_pictures_have_descriptions_and_ids_are_unique(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     pictures = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
     assert len(pictures) >= 2 + 4 + 4 and all(attributes["aria-label"] for attributes in pictures)
-    margin = next(one["aria-label"] for one in pictures if one["aria-label"].startswith("Margin"))
+    margin = next(label for label in (a["aria-label"] for a in pictures) if label.startswith("Margin"))
     assert margin == "Margin of winner over loser over 6 steps: margin from 0.1 to 0.3."
     colors = {match for _, a in page.elements for match in re.findall("#0102..", a.get("style") or "")}
     assert not colors and any("var(--first)" in (a.get("style") or "") for _, a in page.elements)
 
 
-def test_what_comes_from_prompts_is_text(page):
+def test_texts_from_prompts_are_escaped(page):
     assert len(page.scripts) == 2
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert not any(tag in ("img", "b") and attributes for tag, attributes in page.elements)
@@ -135,7 +135,7 @@ def test_only_the_page_s_own_script_may_run(page):
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
-def test_videos_are_such_as_browsers_play_with_curves_and_boxes(page):
+def test_videos_play_in_browsers_and_have_curves_and_boxes(page):
     data = page.data
     assert data["policies"] == ["base", "aligned"] and data["threshold"] == 0.7
     for side in (side for clip in data["clips"] for side in clip["sides"]):
@@ -152,15 +152,15 @@ def test_videos_are_such_as_browsers_play_with_curves_and_boxes(page):
     assert invalid == ["only N of N frames show the <animal>"]
 
 
-def test_the_page_is_made_again_from_disk_alone(folder, page):
+def test_the_page_is_rebuilt_from_disk_without_models(folder, page):
     def words() -> str:
-        """Without the videos, which x264's threads do not write alike bit by bit."""
+        """Return the page without the videos, which x264 does not encode reproducibly with several threads."""
         return re.sub(r'"video":"[^"]*"', "", (folder / "report.html").read_text(encoding="utf-8"))
 
     before = words()
 
     def no_models_here(*args, **kwargs):
-        raise AssertionError("asked again")
+        raise AssertionError("the reward was called")
 
     write_report(folder, no_models_here)
     assert words() == before and '"curves":[{' in before
@@ -168,13 +168,13 @@ def test_the_page_is_made_again_from_disk_alone(folder, page):
 
 
 @pytest.mark.parametrize("megabytes", [0.11, 0.2])
-def test_a_page_is_no_larger_than_it_may_be_and_says_what_is_missing(tmp_path, megabytes):
+def test_the_size_limit_leaves_out_videos_and_says_so(tmp_path, megabytes):
     folder = run_folder(tmp_path, prompts=20)
     write_report(folder, grade, megabytes)
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     shown = len(page.data["clips"])
     assert (folder / "report.html").stat().st_size <= megabytes * 1e6
-    assert shown < 40 and f"{shown} of 40" in page.text and "held below" in page.text
+    assert shown < 40 and f"{shown} of 40" in page.text and "The page is limited to" in page.text
     assert set(read_json(folder / "report.json")["grades"]) == {
         f"{side['policy']}-{clip['prompt_id'][1:]}-{clip['seed'] - 100_000}"
         for clip in page.data["clips"]
@@ -184,15 +184,15 @@ def test_a_page_is_no_larger_than_it_may_be_and_says_what_is_missing(tmp_path, m
         assert "p2" in {clip["prompt_id"] for clip in page.data["clips"]}  # the one that fell
 
 
-def test_videos_that_are_gone_are_told(tmp_path):
+def test_missing_video_files_are_reported(tmp_path):
     folder = run_folder(tmp_path, prompts=3)
     (folder / "samples" / "base-0-0.mp4").unlink()
     write_report(folder, grade)
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
-    assert len(page.data["clips"]) == 5 and "Of 1 videos the files are gone" in page.text
+    assert len(page.data["clips"]) == 5 and "1 video cannot be shown: the files are missing" in page.text
 
 
-def test_a_reward_that_cannot_grade_costs_the_curves_and_not_the_page(tmp_path):
+def test_a_reward_that_fails_leaves_a_page_without_curves(tmp_path):
     folder = run_folder(tmp_path, prompts=3)
     with pytest.warns(UserWarning, match="no network here"):
         write_report(folder, lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no network here")))
@@ -201,15 +201,15 @@ def test_a_reward_that_cannot_grade_costs_the_curves_and_not_the_page(tmp_path):
     assert [side["grade"] for clip in page.data["clips"] for side in clip["sides"]] == [None] * 12
 
 
-def test_other_settings_of_the_reward_mean_other_curves(tmp_path):
+def test_other_settings_of_the_reward_invalidate_stored_curves(tmp_path):
     folder = run_folder(tmp_path, prompts=1)
     write_report(folder, grade)
     results = read_json(folder / "results.json")
     results["settings"]["rewards"]["dsr_score"]["tracker"] = "yet another"
     write_json(folder / "results.json", results)
-    asked = []
-    write_report(folder, lambda videos, **columns: asked.extend(videos) or grade(videos, **columns))
-    assert len(asked) == 4
+    graded = []
+    write_report(folder, lambda videos, **columns: graded.extend(videos) or grade(videos, **columns))
+    assert len(graded) == 4
 
 
 def test_a_run_without_evaluation_has_a_page(tmp_path):
@@ -234,8 +234,8 @@ def test_an_evaluation_shows_all_its_policies(tmp_path):
 # The parts
 
 
-def clip(policy: str, prompt: str, seed: int, reward: float | None = 0.5, kind: str = "LR") -> Clip:
-    return Clip(policy, f"{policy}{prompt}{seed}", prompt, seed, "x.mp4", {"type": kind}, reward)
+def clip(policy: str, prompt: str, seed: int, reward: float | None = 0.5, dsr_type: str = "LR") -> Clip:
+    return Clip(policy, f"{policy}{prompt}{seed}", prompt, seed, "x.mp4", {"type": dsr_type}, reward)
 
 
 def test_videos_are_paired_by_seed_or_else_by_place():
@@ -243,20 +243,20 @@ def test_videos_are_paired_by_seed_or_else_by_place():
     same = [clip("same", "a", 2), clip("same", "b", 1), clip("same", "c", 1)]
     other = [clip("other", "a", 70), clip("other", "a", 71), clip("other", "a", 72)]
     pairs = pair_up([*same, *ours, *other], "base")
-    seeds = [{policy: one.seed for policy, one in pair.items()} for pair in pairs]
+    seeds = [{policy: video.seed for policy, video in pair.items()} for pair in pairs]
     assert seeds == [{"base": 1, "other": 70}, {"base": 2, "same": 2, "other": 71}, {"base": 1, "same": 1}]
 
 
-def test_the_types_come_in_turn_and_the_extremes_first():
+def test_types_alternate_and_extremes_come_first():
     rewards = {("a", "LR"): 0.5, ("b", "LR"): 0.9, ("c", "LT"): None}
     pairs = [
-        {"base": clip("base", prompt, seed, 0.5, kind), "new": clip("new", prompt, seed, reward, kind)}
-        for (prompt, kind), reward in rewards.items()
+        {"base": clip("base", prompt, seed, 0.5, dsr_type), "new": clip("new", prompt, seed, reward, dsr_type)}
+        for (prompt, dsr_type), reward in rewards.items()
         for seed in (1, 2)
     ]
-    shown = [(pair["base"].prompt_id, pair["base"].seed) for pair in in_turn(pairs)]
+    shown = [(pair["base"].prompt_id, pair["base"].seed) for pair in alternate_types(pairs)]
     assert shown == [("a", 1), ("c", 1), ("b", 1), ("a", 2), ("c", 2), ("b", 2)]
-    places = by_interest(pairs, "base", "new")
+    places = rank_by_change(pairs, "base", "new")
     assert sorted(places) == list(range(6)) and {places[0], places[2]} == {2, 3} and {places[1], places[3]} == {4, 5}
 
 
@@ -298,12 +298,12 @@ def test_the_command_rebuilds_the_page(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "holds no results.json"),
+        (["nowhere"], "contains no results.json"),
         (["x", "--megabytes", "0"], "not a size above 0"),
         (["x", "--size"], "no"),
     ],
 )
-def test_the_command_says_what_is_wrong(words, message, capsys, tmp_path, monkeypatch):
+def test_the_command_s_errors_name_the_reason(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["report", *words])

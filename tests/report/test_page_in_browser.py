@@ -1,4 +1,4 @@
-"""The page in a browser: videos play together, curves and boxes follow, filters filter; skipped without a Chromium."""
+"""The page in a browser: playback in sync with curves and boxes, filters, keys. Skipped without Chromium."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def errors() -> list[str]:
 
 @pytest.fixture(scope="module")
 def page(chromium, file, errors):
-    """Calm, so that nothing moves unless a test says so."""
+    """Open the page with reduced motion, so that nothing plays unless a test starts it."""
     page = open_page(chromium, file, errors, reduced_motion="reduce", viewport={"width": 1200, "height": 900})
     yield page
     page.context.close()
@@ -36,7 +36,7 @@ def fresh(page):
 
 
 def until(page, expression: str, seconds: float = 60) -> None:
-    """Asks again and again from outside: the page's policy lets playwright's own waiting evaluate nothing."""
+    """Poll from outside, because the page's security policy blocks playwright's `wait_for_function`."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < end, f"never true: {expression}"
@@ -44,7 +44,7 @@ def until(page, expression: str, seconds: float = 60) -> None:
 
 
 def cards(page) -> list[str]:
-    return page.eval_on_selector_all(".card h3", "all => all.map((one) => one.textContent.split(' ').at(-1))")
+    return page.eval_on_selector_all(".card h3", "all => all.map((title) => title.textContent.split(' ').at(-1))")
 
 
 def choose(page, name: str, value: str) -> None:
@@ -52,17 +52,17 @@ def choose(page, name: str, value: str) -> None:
 
 
 def until_ready(page) -> None:
-    until(page, "[...document.querySelectorAll('video')].every((one) => one.readyState >= 2)")
+    until(page, "[...document.querySelectorAll('video')].every((video) => video.readyState >= 2)")
 
 
 def test_videos_play_together_and_curves_and_boxes_follow(page):
     until_ready(page)
     card = page.locator(".card").first
-    assert card.locator("video").evaluate_all("all => all.every((one) => one.paused && one.videoWidth >= 128)")
+    assert card.locator("video").evaluate_all("all => all.every((video) => video.paused && video.videoWidth >= 128)")
     card.get_by_role("button", name="Play").click()
     until(page, "document.querySelector('.card video').currentTime > 0.3")
     card.get_by_role("button", name="Pause").click()
-    times = card.locator("video").evaluate_all("all => all.map((one) => one.currentTime)")
+    times = card.locator("video").evaluate_all("all => all.map((video) => video.currentTime)")
     assert abs(times[0] - times[1]) < 0.15
     slider = card.locator("input[type=range]")
     for frame, boxes in ((0, 2), (4, 0), (FRAMES - 1, 2)):
@@ -70,7 +70,7 @@ def test_videos_play_together_and_curves_and_boxes_follow(page):
         until(
             page,
             f"[...document.querySelectorAll('.card')[0].querySelectorAll('.side')]"
-            f".every((one) => one.dataset.frame == {frame})",
+            f".every((side) => side.dataset.frame == {frame})",
         )
         assert card.locator(".boxes").first.locator("rect:not(.halo)").count() == boxes
         x = float(card.locator(".cursor").first.get_attribute("x1"))
@@ -80,7 +80,7 @@ def test_videos_play_together_and_curves_and_boxes_follow(page):
         assert card.locator(".controls output").inner_text() == f"frame {frame + 1} of {FRAMES}"
 
 
-def test_filters_filter_and_orders_order(page):
+def test_filters_and_orders(page):
     assert page.locator("#count").inner_text() == "18 of 18 shown" and page.locator(".card").count() == 12
     choose(page, "type", "RL")
     assert page.locator("#count").inner_text() == "6 of 18 shown" and set(cards(page)) == {"2", "5", "8"}
@@ -100,7 +100,7 @@ def test_filters_filter_and_orders_order(page):
     assert page.locator("#count").inner_text() == "0 of 18 shown" and cards(page) == []
 
 
-def test_pages_turn_and_let_go_of_their_videos(page):
+def test_turning_pages_releases_videos(page):
     page.locator("#next").click()
     assert page.locator("#page").inner_text() == "page 2 of 2" and page.locator("video").count() == 12
     assert page.locator("#next").is_disabled() and page.locator("#previous").is_enabled()
@@ -144,7 +144,7 @@ def test_a_phone_scrolls_in_one_direction_only(page):
     page.set_viewport_size({"width": 1200, "height": 900})
 
 
-def test_nothing_from_a_prompt_ran_and_nothing_was_complained_about(page, errors):
+def test_no_script_from_a_prompt_ran_and_the_console_has_no_errors(page, errors):
     page.get_by_role("button", name="Copy").first.click()
     until(page, "document.querySelector('.copy').textContent === 'Copied'")
     assert errors == []

@@ -1,4 +1,4 @@
-"""Curves of a score: drawn where frames count, refused where they do not fit."""
+"""Plots of curves: counted and uncounted frames, texts, and invalid arguments."""
 
 import sys
 
@@ -79,8 +79,8 @@ def test_one_frame_and_many_relations(tmp_path):
     draw(tmp_path / "one.png", one, np.array([0]), 1)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no curves"):
         draw(tmp_path / "x.png", [])
-    with pytest.raises(ValueError, match="'late' has shape .5,., but 12 frames count"):
+    with pytest.raises(ValueError, match="'late' has shape .5,., but 12 frames are counted"):
         draw(tmp_path / "x.png", [RelationCurve("late", np.zeros(5))])

@@ -1,4 +1,4 @@
-"""Before/after tables: obedience and looks side by side, in the terminal and in Markdown."""
+"""Tables of several policies, for the terminal, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_mean_has_the_name_that_the_summaries_have():
     assert rows["reward_mean"] == ["0.400"] and "dsr_mean" not in rows
 
 
-def test_a_score_that_is_told_by_its_mean_has_that_first_and_no_thresholds_that_nothing_reaches():
+def test_a_mean_as_headline_comes_first_without_thresholds_that_nothing_reaches():
     low = {**{f"S@{tau}": 0.0 for tau in (0.5, 0.6, 0.7, 0.8, 0.9)}, "reward_mean": 0.02, "invalid_rate": 0.0}
     high = {**low, "S@0.5": 0.25, "reward_mean": 0.3}
     assert [row[0] for row in summary_rows({"base": low})] == ["reward_mean", "invalid_rate"]
@@ -63,7 +63,7 @@ def test_a_summary_without_types_and_quality_leaves_gaps_and_no_error():
     assert rows["S@0.7"][1] == "0.300" and rows["S@0.5"][1] == "-"
 
 
-def test_the_terminal_shows_the_intervals_and_makes_the_headline_stand_out():
+def test_the_terminal_shows_intervals_and_a_bold_headline():
     out = StringIO()
     table = rich_table({"base": BASE, "aligned": ALIGNED}, title="60 prompts")
     Console(file=out, width=100).print(table)  # square brackets are markup to rich, if they can be
@@ -73,7 +73,7 @@ def test_the_terminal_shows_the_intervals_and_makes_the_headline_stand_out():
     assert bold == ["S@0.7"]
 
 
-def test_the_mean_stands_out_where_a_reward_has_no_threshold():
+def test_the_mean_is_bold_if_a_reward_has_no_threshold():
     other = {name: value for name, value in BASE.items() if name != "dsr_mean"}
     other |= {"reward_mean": 0.4, "reward_mean_interval": [0.3, 0.5], "by_type": {"LR": {"reward_mean": 0.45}}}
     rows = dict((row[0], row[1:]) for row in summary_rows({"base": other}))

@@ -1,4 +1,4 @@
-"""Folders as a run and an evaluation leave them, with small videos, for tests of the page."""
+"""Write folders as a run and an evaluation write them, with small videos, for tests of the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spatialalign_trl.evaluation import compare, invalid_reason, summarize
 from spatialalign_trl.files import write_json
 from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
 from spatialalign_trl.report.gallery import Clip
-from spatialalign_trl.report.write import note_run
+from spatialalign_trl.report.write import write_run_notes
 from spatialalign_trl.video import write_video
 
 FRAMES, HEIGHT, WIDTH = 9, 20, 30
@@ -20,7 +20,7 @@ EVIL = "</script><script>alert('a')</script><img src=x onerror=alert(1)> & \u202
 
 
 def moving_video(shade: int) -> np.ndarray:
-    """A square that goes from the left to the right."""
+    """Return a video of a square that moves from the left to the right."""
     video = np.full((FRAMES, HEIGHT, WIDTH, 3), shade, np.uint8)
     for time in range(FRAMES):
         video[time, 8:14, 2 * time : 2 * time + 6] = (250, 200, 0)
@@ -28,40 +28,39 @@ def moving_video(shade: int) -> np.ndarray:
 
 
 def grade(videos, *, type, animal, object, attribute=None):
-    """What DSR-Score's `grade` returns: frame 4 does not count."""
+    """Return what DSR-Score's `grade` returns; frame 4 is not counted."""
     counted = np.array([0, 1, 2, 3, 5, 6, 7, 8])
     rising = np.linspace(-1, 1, len(counted))
     graded = []
-    for kind, one, other in zip(type, animal, object, strict=True):
+    for dsr_type, name, other in zip(type, animal, object, strict=True):
         boxes = [np.array([[2.0 * t, 8, 2 * t + 6, 14], [20, 10, 28, 18]]) for t in range(FRAMES)]
-        tracks = Tracks([FrameBoxes(t, (one, other), boxes[t]) for t in range(FRAMES) if t != 4], FRAMES)
-        middle = np.array([np.zeros(len(counted))] * (len(kind) - 2)).reshape(len(kind) - 2, len(counted))
+        tracks = Tracks([FrameBoxes(t, (name, other), boxes[t]) for t in range(FRAMES) if t != 4], FRAMES)
+        middle = np.zeros((len(dsr_type) - 2, len(counted)))
         result = SimpleNamespace(
             initial_curve=-rising, visit_curves=middle, final_curve=rising, frame_indices=counted, score=0.5,
-            visit_frames=tuple(range(3, 1 + len(kind))),
+            visit_frames=tuple(range(3, 1 + len(dsr_type))),
         )  # fmt: skip
         graded.append(SimpleNamespace(result=result, tracks=tracks))
     return graded
 
 
 def samples_of(policy: str, rewards, folder: Path, prompts: int, seeds: int, first_seed: int = 100_000):
-    """`(samples, clips)`, with a video each; `rewards(prompt, seed)` gives the scores."""
+    """Make `(samples, clips)` and write a video for each; `rewards(prompt, seed)` returns the scores."""
     samples, clips = [], []
     for number in range(prompts):
         for seed in range(seeds):
-            kind = TYPES[number % len(TYPES)]
-            words = {"type": kind, "animal": "fox", "object": "stump", "attribute": "red"}
+            words = {"type": TYPES[number % len(TYPES)], "animal": "fox", "object": "stump", "attribute": "red"}
             row = {"prompt_id": f"p{number}", "prompt": f"{EVIL} {number}", **words}
             reward = rewards(number, seed)
             reason = {"dsr_reason": "only 3 of 9 frames show the fox"} if reward is None else {}
             scores = {"dsr_score": reward}
-            one = SimpleNamespace(prompt_id=f"p{number}", row=row, rewards=scores, reward=reward, components=reason)
+            sample = SimpleNamespace(prompt_id=f"p{number}", row=row, rewards=scores, reward=reward, components=reason)
             name = f"{policy}-{number}-{seed}"
             file = write_video(folder / "samples" / f"{name}.mp4", moving_video(20 * number % 240), fps=8, crf=0)
-            why = invalid_reason(one) if reward is None else None
+            why = invalid_reason(sample) if reward is None else None
             place = file.relative_to(folder).as_posix()
             clips.append(Clip(policy, name, f"p{number}", first_seed + seed, place, row, reward, why))
-            samples.append(one)
+            samples.append(sample)
     return samples, clips
 
 
@@ -74,7 +73,7 @@ def aligned_reward(prompt: int, seed: int) -> float | None:
 
 
 def run_folder(folder: Path, prompts: int = 6, seeds: int = 2) -> Path:
-    """A run of two rounds that came to its end."""
+    """Write the folder of a finished run of two rounds."""
     made = {
         name: samples_of(name, rewards, folder, prompts, seeds)
         for name, rewards in (("base", base_reward), ("aligned", aligned_reward))
@@ -101,12 +100,12 @@ def run_folder(folder: Path, prompts: int = 6, seeds: int = 2) -> Path:
     }
     write_json(folder / "results.json", results)
     clips = {name: made[name][1] for name in made}
-    note_run(folder, clips, [[0.2, 0.6, None], [0.8, 0.9, 0.7]], "accelerate launch recipes/spatialalign.py")
+    write_run_notes(folder, clips, [[0.2, 0.6, None], [0.8, 0.9, 0.7]], "accelerate launch recipes/spatialalign.py")
     return folder
 
 
 def evaluation_folder(folder: Path) -> Path:
-    """An evaluation of three policies, one of which has seeds of its own."""
+    """Write the folder of an evaluation of three policies, one of which has other seeds than the rest."""
     from datasets import Dataset
 
     made = {
@@ -134,9 +133,9 @@ def evaluation_folder(folder: Path) -> Path:
     columns: dict[str, list] = {}
     for _, clips in made.values():
         for clip in clips:
-            own = {name: value for name, value in clip.to_dict().items() if name not in ("row", "reason")}
-            judged = {"reward/dsr_score": clip.reward, "invalid_reason": clip.reason}
-            for name, value in {**clip.row, **own, **judged}.items():
+            fields = {name: value for name, value in clip.to_dict().items() if name not in ("row", "reason")}
+            scores = {"reward/dsr_score": clip.reward, "invalid_reason": clip.reason}
+            for name, value in {**clip.row, **fields, **scores}.items():
                 columns.setdefault(name, []).append(value)
     Dataset.from_dict(columns).to_parquet(folder / "samples.parquet")
     return folder

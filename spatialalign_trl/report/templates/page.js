@@ -9,7 +9,7 @@
       const code = button.parentElement.querySelector("code");
       try {
         await navigator.clipboard.writeText(code.textContent);
-      } catch { // a page from a file may not write to the clipboard: select the text instead
+      } catch { // pages opened from a file may not write to the clipboard: select and copy the text instead
         getSelection().selectAllChildren(code);
         document.execCommand("copy");
       }
@@ -19,7 +19,7 @@
   }
   if (!data.clips.length) return;
 
-  // Small helpers. Text only ever enters as text, never as HTML.
+  // Small helpers. Text is inserted as text, never as HTML.
 
   function make(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
@@ -40,7 +40,7 @@
     return (Number(text) === 0 ? "" : value < 0 ? "\u2212" : "+") + text;
   }
 
-  // Rounded down: a score just below a threshold must not read as if it had reached it.
+  // Rounded down, so that a score just below a threshold does not look as if it had reached it.
   const scoreText = (side) => (side.reward === null ? "INVALID" : (Math.floor(side.reward * 1000 + 1e-6) / 1000).toFixed(3));
 
   function verdictOf(side) {
@@ -61,10 +61,10 @@
       this.side = side;
       this.frames = side.frames;
       this.shown = -1;
-      const answer = `${side.policy}: ${scoreText(side)}`;
+      const label = `${side.policy}: ${scoreText(side)}`;
       this.url = blobOf(side.video);
       this.video = make("video", { playsinline: "", preload: "auto", width: clip.size[0], height: clip.size[1],
-        "aria-label": `${answer}. ${clip.prompt}` });
+        "aria-label": `${label}. ${clip.prompt}` });
       this.video.muted = true;
       this.video.src = this.url;
       this.boxes = draw("svg", { class: "boxes", viewBox: `0 0 ${clip.size.join(" ")}`, preserveAspectRatio: "none", "aria-hidden": "true" });
@@ -79,8 +79,8 @@
       const across = (frame) => ((frame + 0.5) / grade.frames) * 100;
       const down = (value) => 22 - 20 * value;
       const width = 100 / grade.frames;
-      const told = grade.curves.map((curve) => `${curve.name} from ${signed(curve.values[0], 2)} to ${signed(curve.values.at(-1), 2)}`);
-      const svg = draw("svg", { viewBox: "0 0 100 44", preserveAspectRatio: "none", role: "img", "aria-label": `SSR over time: ${told.join("; ")}` });
+      const summaries = grade.curves.map((curve) => `${curve.name} from ${signed(curve.values[0], 2)} to ${signed(curve.values.at(-1), 2)}`);
+      const svg = draw("svg", { viewBox: "0 0 100 44", preserveAspectRatio: "none", role: "img", "aria-label": `SSR over time: ${summaries.join("; ")}` });
       for (const [first, last] of grade.averaged) {
         svg.append(draw("rect", { x: first * width, y: 0, width: (last - first + 1) * width, height: 44 }));
       }
@@ -144,7 +144,7 @@
       return Math.min(this.frames - 1, Math.floor((currentTime / duration) * this.frames + 1e-3));
     }
 
-    // The middle of a frame, so that rounding never shows its neighbour.
+    // Seek to the middle of the frame, so that rounding cannot show its neighbour.
     seek(frame) {
       if (this.video.duration) this.video.currentTime = ((Math.min(frame, this.frames - 1) + 0.5) / this.frames) * this.video.duration;
     }
@@ -159,14 +159,14 @@
 
   const lineOf = (number, grade) => (number === 0 ? 0 : number === grade.curves.length - 1 ? 1 : 2 + ((number - 1) % 2));
 
-  // All policies' videos of one prompt and seed, which play as one.
+  // All policies' videos of one prompt and seed, which play in sync.
 
   class Card {
     constructor(clip) {
       this.sides = clip.sides.map((side) => new Side(side, clip));
       this.frames = Math.max(...this.sides.map((side) => side.frames));
       this.master = this.sides.find((side) => side.frames === this.frames);
-      this.wanted = null; // what was asked of this card alone; null: what holds for all
+      this.wanted = null; // whether this card should play; null: like all others
       this.visible = false;
       this.button = make("button", { type: "button" }, "Play");
       this.slider = make("input", { type: "range", min: 0, max: this.frames - 1, value: 0, "aria-label": "frame" });
@@ -225,7 +225,7 @@
       this.button.textContent = this.playing ? "Pause" : "Play";
       for (const { video } of this.sides) {
         if (!this.playing) video.pause();
-        else if (video.paused && !video.ended) video.play().catch(() => {}); // paused again before it began
+        else if (video.paused && !video.ended) video.play().catch(() => {}); // it was paused again before it started
       }
     }
 
@@ -252,14 +252,14 @@
     }
   }
 
-  // What is shown: filters, order, pages. Browsers limit the videos of a page, hence the pages.
+  // Filters, order and pages. There are pages because browsers limit the number of videos on a page.
 
   const perPage = Math.max(1, Math.min(12, Math.floor(36 / data.policies.length)));
   const state = { playing: !calm, page: 0, cards: [] };
   const form = find("filters");
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {
-      const card = state.cards.find((one) => one.element === entry.target);
+      const card = state.cards.find((other) => other.element === entry.target);
       if (!card) continue;
       card.visible = entry.isIntersecting;
       card.follow();
@@ -278,14 +278,14 @@
   form.side.querySelector("option:last-child").setAttribute("selected", "");
   form.side.value = compared;
   const reasons = distinct(data.clips.flatMap((clip) => clip.sides.map((side) => side.why)));
-  options(form.reason, [["", "either way"], ["none", "none of them"], ["any", "one or more"], ...reasons.map((why) => [`: ${why}`, why])]);
+  options(form.reason, [["", "any number"], ["none", "none"], ["any", "at least one"], ...reasons.map((why) => [`: ${why}`, why])]);
 
   const sideOf = (clip, policy) => clip.sides.find((side) => side.policy === policy);
   const rewardOf = (clip, policy) => sideOf(clip, policy)?.reward ?? null;
   const changeOf = (clip) => {
     const policy = form.side.value === data.baseline ? compared : form.side.value;
     const [before, after] = [sideOf(clip, data.baseline), sideOf(clip, policy)];
-    return before && after && before !== after ? (after.reward ?? 0) - (before.reward ?? 0) : null; // INVALID as 0
+    return before && after && before !== after ? (after.reward ?? 0) - (before.reward ?? 0) : null; // INVALID counts as 0
   };
 
   function chosen() {
@@ -302,7 +302,7 @@
       if (reason === "any" && !why.length) return false;
       return !reason.startsWith(": ") || why.includes(reason.slice(2));
     });
-    const byPrompt = (one, other) => one.prompt_id.localeCompare(other.prompt_id) || one.seed - other.seed;
+    const byPrompt = (a, b) => a.prompt_id.localeCompare(b.prompt_id) || a.seed - b.seed;
     if (form.order.value === "prompt") return kept.sort(byPrompt);
     const by = {
       improved: (clip) => -(clip.change ?? -9),
@@ -310,7 +310,7 @@
       highest: (clip) => -(rewardOf(clip, form.side.value) ?? -9),
       lowest: (clip) => rewardOf(clip, form.side.value) ?? -9,
     }[form.order.value];
-    return by ? kept.sort((one, other) => by(one) - by(other) || one.number - other.number) : kept;
+    return by ? kept.sort((a, b) => by(a) - by(b) || a.number - b.number) : kept;
   }
 
   function render() {
@@ -371,7 +371,7 @@
     if (event.key === "p") playAll(!state.playing);
   });
 
-  form.reset(); // a reloaded page may keep what was chosen
+  form.reset(); // browsers may keep the chosen filters when the page is reloaded
   playAll(state.playing);
   render();
   (function tick() {
