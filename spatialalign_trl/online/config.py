@@ -1,4 +1,4 @@
-"""Configuration of [`OnlineSpatialAlignTrainer`]: the loop's stages, on top of the trainer's own arguments."""
+"""Configuration of [`OnlineSpatialAlignTrainer`]: the stages of the loop, on top of the trainer's arguments."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SAMPLING_FIELDS = {
 @dataclass
 class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     r"""
-    Arguments of [`OnlineSpatialAlignTrainer`]: those of [`SpatialAlignConfig`], which hold for the training of every
-    round, and those of the stages around it. Each field's help says what it does.
+    Arguments of [`OnlineSpatialAlignTrainer`]: those of [`SpatialAlignConfig`], which apply to the training of every
+    round, and those of the other stages. The help text of each field explains it.
     """
 
     _VALID_DICT_FIELDS = SpatialAlignConfig._VALID_DICT_FIELDS + ["reward_gates"]
@@ -46,58 +46,67 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     rollout_batch_size: int = field(default=16, metadata={"help": "Videos sampled at once on one device."})
     guidance_scale_2: float | None = field(
         default=None,
-        metadata={"help": "w at low noise, where a second expert denoises (Wan 2.2 A14B). None: the model's default."},
+        metadata={
+            "help": "Guidance scale w at low noise, for a model with two experts (Wan 2.2 A14B). None: the model's default."
+        },
     )
     sampling_flow_shift: float | None = field(
         default=None,
         metadata={
-            "help": "k of s = k*u/(1 + (k-1)*u) in sampling. None: the model's default. Training uses flow_shift."
+            "help": "k in s = k*u/(1 + (k-1)*u) when sampling. None: the model's default. Training uses flow_shift."
         },
     )
-    negative_prompt: str | None = field(default=None, metadata={"help": "None: the model's default."})
-    fps: float | None = field(default=None, metadata={"help": "Of the written mp4. None: the model's default."})
+    negative_prompt: str | None = field(
+        default=None, metadata={"help": "Text of the unconditional branch of the guidance. None: the model's default."}
+    )
+    fps: float | None = field(
+        default=None, metadata={"help": "Frames per second of the mp4 files. None: the model's default."}
+    )
     samples_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of all samples, which several runs may share. None: samples/ in output_dir."},
+        metadata={"help": "Folder of all samples; several runs may share it. None: samples/ in output_dir."},
     )
     video_crf: int = field(
         default=18,
-        metadata={"help": "x264 quality of stored videos; 0 is lossless RGB (for videos of a few dozen pixels)."},
+        metadata={
+            "help": "x264 quality (CRF) of stored videos, 0 to 51; 0 is lossless RGB, for videos of a few dozen pixels."
+        },
     )
 
     reward_weights: list[float] | None = field(
         default=None,
         metadata={
-            "help": "reward = sum_i weight_i * reward_i, of the rewards that judged the video. None: 1 each, and 0 "
-            "for one with a gate."
+            "help": "reward = sum_i weight_i * reward_i, over the rewards that judged the video. None: 1 each, but 0 "
+            "for rewards with a gate."
         },
     )
     reward_normalization: Literal["none", "group", "global"] = field(
         default="none",
         metadata={
-            "help": "What stands for reward_i where videos are paired. 'none': its value v. 'group': (v - mean) / std "
-            "over the prompt's samples. 'global': (v - mean) / std over all samples that are paired in this round. "
-            "Population std, of the samples that have a verdict and pass the gates; 0 where all are equal. "
-            "score_threshold means raw values, so use another pair_strategy with it; min_pair_gap is then in standard "
-            "deviations. Evaluation and stored values stay raw."
+            "help": "What reward_i counts as when videos are paired. 'none': its value v. 'group': (v - mean) / std "
+            "over the prompt's samples. 'global': (v - mean) / std over all samples of this pairing. std is the "
+            "population's, over the samples that have a verdict and pass the gates; 0 if all values are equal. "
+            "score_threshold is a raw value, so normalisation needs another pair_strategy; min_pair_gap is then in "
+            "standard deviations. Evaluation and stored values stay raw."
         },
     )
     reward_gates: dict[str, float] | str | None = field(
         default=None,
         metadata={
-            "help": "Least value of a reward that a video needs: below it, or without that reward's verdict, it is "
-            "INVALID. In YAML `reward_gates: {motion: 0.02}`, as a flag the same in JSON."
+            "help": "Smallest value of a reward that a video needs: below it, or without a verdict of that reward, the "
+            "video is INVALID. In YAML `reward_gates: {motion: 0.02}`, as a flag the same in JSON."
         },
     )
     max_failure_share: float = field(
-        default=0.5, metadata={"help": "The run stops when a reward fails on more than this share of the videos."}
+        default=0.5, metadata={"help": "The run stops if a reward fails on more than this share of the videos."}
     )
 
     pair_strategy: Literal["threshold", "best_vs_worst", "min_gap"] = field(
         default="threshold",
         metadata={
             "help": "'threshold': a winner scores >= score_threshold, a loser is valid and scores less (the paper). "
-            "'best_vs_worst': the extremes of a prompt. 'min_gap': any two at least min_pair_gap apart."
+            "'best_vs_worst': the best against the worst of a prompt. 'min_gap': any two videos whose scores differ by "
+            "at least min_pair_gap."
         },
     )
     score_threshold: float = field(default=0.7, metadata={"help": "tau of pair_strategy='threshold'."})
@@ -107,38 +116,38 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     invalid_score: float | None = field(
         default=None,
         metadata={
-            "help": "What an INVALID video counts as where videos are paired, such as 0: it can then be the rejected "
-            "one, so that later rounds unlearn what cannot be judged. None: INVALID videos are in no pair (the paper)."
+            "help": "Score of INVALID videos when videos are paired, such as 0: they can then be rejected, so that the "
+            "model unlearns videos that cannot be judged. None: INVALID videos are in no pair (the paper)."
         },
     )
     pairs_per_prompt: int | None = field(
         default=4,
         metadata={
-            "help": "At most so many pairs of a prompt, drawn without repeats. None: all. The paper draws a new pair "
-            "at every visit of a prompt; several pairs a prompt come to the same."
+            "help": "Maximum number of pairs per prompt, drawn without repeats. None: all. The paper draws a new pair "
+            "whenever it visits a prompt, which several pairs per prompt amount to."
         },
     )
 
     pool_rounds: bool = field(
         default=True,
-        metadata={"help": "Pair the samples of all rounds so far, instead of the newest round's alone."},
+        metadata={"help": "Pair the samples of all rounds so far, instead of only the newest round's."},
     )
     continue_adapter: bool = field(
         default=True,
-        metadata={"help": "Later rounds go on with the last round's LoRA, instead of a new one on the base."},
+        metadata={"help": "Later rounds continue training the last round's LoRA, instead of a new one."},
     )
     refresh_reference: bool = field(
         default=False,
         metadata={
-            "help": "v_ref of later rounds is the policy at the round's start, instead of the base model. Needs "
-            "continue_adapter."
+            "help": "The reference (v_ref) of later rounds is the policy at the start of the round, instead of the base "
+            "model. Needs continue_adapter."
         },
     )
 
     evaluation_seeds: int = field(default=4, metadata={"help": "Videos per evaluation prompt, with fixed seeds."})
     quality_guards: list[str] = field(
         default_factory=lambda: ["frames"],
-        metadata={"help": f"Measures of the picture beside the score: {', '.join(GUARDS)}."},
+        metadata={"help": f"Measures of picture quality, in addition to the score: {', '.join(GUARDS)}."},
     )
     evaluate_every_round: bool = field(
         default=True, metadata={"help": "Evaluate after every round, instead of after the last one only."}
@@ -146,42 +155,48 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "d of phi <- d*phi + (1 - d)*theta, an average of the LoRA over the steps, saved beside it in "
-            "ema/. None: none is kept. Sampling and evaluation use theta."
+            "help": "d in phi <- d*phi + (1 - d)*theta, an average of the LoRA theta over the steps, saved in ema/. "
+            "None: no average. Sampling and evaluation use theta."
         },
     )
     log_samples_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Every so many steps of training, sample some evaluation prompts, and leave videos, scores and "
-            "curves in rounds/NN/policy/samples and in the trackers. None: never. Changes no weight."
+            "help": "Sample some evaluation prompts every so many training steps, and log videos, scores and curves to "
+            "rounds/NN/policy/samples and to the trackers. None: never. The weights do not depend on it."
         },
     )
-    log_samples_prompts: int = field(default=4, metadata={"help": "Prompts that log_samples_steps samples."})
-    contact_sheet_prompts: int = field(default=6, metadata={"help": "Prompts on the contact sheet; 0 for none."})
+    log_samples_prompts: int = field(default=4, metadata={"help": "Number of prompts that log_samples_steps samples."})
+    contact_sheet_prompts: int = field(default=6, metadata={"help": "Prompts on the contact sheet; 0: no sheet."})
     report_megabytes: float = field(
         default=10.0,
-        metadata={"help": "Size of report.html; videos that do not fit are left out, with a note. 0: no page."},
+        metadata={
+            "help": "Maximum size of report.html in MB; videos that do not fit are left out, with a note. 0: no page."
+        },
     )
 
     push_preferences_to_hub: str | None = field(
         default=None,
         metadata={
-            "help": "owner/name of a dataset repository, made if it is missing: after every round's sampling its "
-            "pairs, all scored samples and a card are pushed. A push that fails is kept for `spatialalign "
-            "push-preferences`."
+            "help": "owner/name of a dataset repository, made if it is missing. After the sampling of every round its "
+            "pairs, all scored samples and a card are pushed. If a push fails, `spatialalign push-preferences` repeats "
+            "it later."
         },
     )
     push_preferences_every: int | None = field(
         default=500,
-        metadata={"help": "Also push whenever about so many more videos are scored. None: when all of a round are."},
+        metadata={
+            "help": "Also push after about every so many scored videos. None: only when all videos of a round are scored."
+        },
     )
     push_preferences_public: bool = field(
-        default=False, metadata={"help": "Everybody may see the dataset, where its repository is made now."}
+        default=False, metadata={"help": "Make a new repository public, so that everybody can see the dataset."}
     )
     push_preferences_license: str = field(
         default="apache-2.0",
-        metadata={"help": "The Hub's name of the dataset's licence; the terms of the model that sampled hold too."},
+        metadata={
+            "help": "The Hub's name of the dataset's licence. The terms of the model that sampled the videos also apply."
+        },
     )
 
     def _check(self) -> None:

@@ -129,9 +129,8 @@ class LogSamples(TrainerCallback):
                 negative = model.encode_prompts([self.settings.negative_prompt]) if guided else None
                 self._embedded = [model.encode_rows([row]) for row in self.rows], negative
             videos = []
-            for row, conditioning in zip(
-                self.rows, self._embedded[0], strict=True
-            ):  # one at a time, because training leaves little memory
+            # One video at a time, because a training leaves little memory.
+            for row, conditioning in zip(self.rows, self._embedded[0], strict=True):
                 seeds = [noise_seed(self.seed, str(row["prompt_id"]))]
                 latents = model.sample(conditioning, self._embedded[1], seeds, self.settings)
                 videos.extend(model.decode_latents(latents))

@@ -18,8 +18,8 @@ from spatialalign_trl.online.publishing import (
     shown_videos,
     spread_over_types,
 )
-from spatialalign_trl.online.report import report_run
-from spatialalign_trl.online.rounds import PREFERENCES_FILE, RunParts, samples_of_round
+from spatialalign_trl.online.report import write_run_report
+from spatialalign_trl.online.rounds import PREFERENCES_FILE, RunParts
 from spatialalign_trl.online.trackers import show_outcome, trackers_of_run
 from spatialalign_trl.report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from spatialalign_trl.report.tables import rich_table
@@ -58,10 +58,7 @@ def write_outcome(parts: RunParts, outcome: Outcome) -> None:
         _draw_contact_sheet(parts, outcome)
     _show_in_trackers(parts, outcome)
     if parts.args.report_megabytes:
-        command = outcome.recipe.command if outcome.recipe else None
-        rewards, megabytes = parts.runner.reward_funcs, parts.args.report_megabytes
-        report_run(folder, parts.store, rewards, outcome.evaluated, lambda: _round_scores(parts), megabytes, command)
-        parts.runner.release()
+        write_run_report(parts, outcome)
     _print_outcome(parts, outcome)
 
 
@@ -91,12 +88,6 @@ def _show_in_trackers(parts: RunParts, outcome: Outcome) -> None:
             show_outcome(trackers, outcome.results, {name: file for name, file in files.items() if file.is_file()})
     except Exception as error:  # a tracker may be unreachable; the results are on disk
         warnings.warn(f"the outcome is not in the trackers ({type(error).__name__}: {error})", stacklevel=2)
-
-
-def _round_scores(parts: RunParts) -> list[list[float | None]]:
-    """Return, for each round, the scores of its training samples."""
-    rounds = range(1, parts.args.num_rounds + 1)
-    return [[headline_score(sample) for sample in samples_of_round(parts, number)] for number in rounds]
 
 
 def _print_outcome(parts: RunParts, outcome: Outcome) -> None:
