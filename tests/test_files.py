@@ -90,9 +90,7 @@ def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(
-            RuntimeError, match=rf"process {other.pid} on \S+ is at work in .*run: .*another output_dir"
-        ):
+        with pytest.raises(RuntimeError, match=rf"process {other.pid} on \S+ is using .*run\. .*another output_dir"):
             with lock_folder(folder):
                 pass
         with lock_folder(folder, here=False):  # another process of one job

@@ -17,7 +17,7 @@ def test_the_command_says_what_is_wrong(loopback_client, tmp_path, capsys, monke
         return capsys.readouterr().err
 
     assert "holds no preference dataset" in answer(str(tmp_path), "--repo", REPO)
-    assert "give owner/name" in answer(str(tmp_path), "--repo", "prefs")
+    assert "must be owner/name" in answer(str(tmp_path), "--repo", "prefs")
     assert "403" in answer(str(tmp_path), "--repo", "stranger/prefs")
     monkeypatch.delenv("HF_TOKEN")
     assert "hf auth login" in answer(str(tmp_path), "--repo", REPO)
