@@ -270,8 +270,8 @@ def _group_by_prompt(samples: Iterable[ScoredSample]) -> dict[str, list[ScoredSa
         seen.add(sample.sample_id)
         if sample.reward is not None and not math.isfinite(sample.reward):
             raise ValueError(
-                f"Sample {sample.sample_id} (prompt {sample.prompt_id!r}) has the score {sample.reward}, but a score must "
-                "be a finite number, or None for INVALID."
+                f"Sample {sample.sample_id} (prompt {sample.prompt_id!r}) has the score {sample.reward}, but a score "
+                "must be a finite number, or None for INVALID."
             )
         if sample.row.get("prompt_id", sample.prompt_id) != sample.prompt_id:
             raise ValueError(

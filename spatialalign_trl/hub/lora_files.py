@@ -30,8 +30,8 @@ def make_model_repo(name: str, *, private: bool | None = None, token: str | None
             A Hub token. By default the token of `hf auth login` or of `HF_TOKEN`.
 
     Returns:
-        `str`: the full name of the repository. If the Hub is temporarily unavailable, a warning is logged and `name` is
-        returned.
+        `str`: the full name of the repository. If the Hub is temporarily unavailable, a warning is logged and `name`
+        is returned.
 
     Raises:
         PermissionError: if there is no token, or the Hub does not accept it for this owner.

@@ -180,8 +180,8 @@ def push_dataset_folder(
         replaced (sequence of `str`, *optional*):
             Patterns of files that are deleted from the repository if the folder does not contain them.
         attempts (`int`, *optional*, defaults to `5`):
-            Largest number of attempts when failures are temporary: status 408, 409, 412, 429 and 5xx, no response, or a
-            dropped connection.
+            Largest number of attempts when failures are temporary: status 408, 409, 412, 429 and 5xx, no response, or
+            a dropped connection.
 
     Returns:
         `str`: the URL of the commit.

@@ -6,7 +6,8 @@ transforms.json   nerfstudio, instant-ngp, ScanNet++: camera to world in OpenGL'
 COLMAP text       ScanNet++ and many others: `cameras.txt` and `images.txt`, world to camera; named frames
 
 Pixel coordinates in these files start at the image's corner. Ours start at the centre of the first pixel, so they are
-smaller by half a pixel. File names of frames come from untrusted files: a name that leads out of its folder is refused.
+smaller by half a pixel. File names of frames come from untrusted files: a name that leads out of its folder is
+refused.
 """
 
 from __future__ import annotations
@@ -225,8 +226,8 @@ def _read_colmap(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
     folder = next(complete, None)
     if folder is None:
         raise FileNotFoundError(
-            f"{path} contains neither transforms.json nor COLMAP's cameras.txt and images.txt. Convert COLMAP's binary "
-            "files to text with `colmap model_converter --output_type TXT`."
+            f"{path} contains neither transforms.json nor COLMAP's cameras.txt and images.txt. Convert COLMAP's "
+            "binary files to text with `colmap model_converter --output_type TXT`."
         )
     images = path / "images" if frames is None else Path(frames)
 
@@ -279,7 +280,7 @@ def _colmap_camera(words: list[str], place: str) -> tuple[tuple[int, int], np.nd
     model = words[0] if words else ""
     if model not in _COLMAP_CAMERAS:
         raise ValueError(
-            f"{place}: camera model {model!r} is not supported. Known: {', '.join(_COLMAP_CAMERAS)}. Undistort the images."
+            f"{place}: camera model {model!r} is not one of {', '.join(_COLMAP_CAMERAS)}. Undistort the images."
         )
     numbers = _numbers(words[1:], None, place)
     single_focal = model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")

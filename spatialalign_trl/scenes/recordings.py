@@ -51,8 +51,8 @@ class PosedVideo:
             raise ValueError(f"{self.name}: intrinsics {self.intrinsics.tolist()} are not those of a camera.")
         if len(self.indices) != number or (np.diff(self.indices) <= 0).any():
             raise ValueError(
-                f"{self.name}: {len(self.indices)} frame numbers for {number} poses. There must be one per pose, and they "
-                "must increase."
+                f"{self.name}: {len(self.indices)} frame numbers for {number} poses. There must be one per pose, "
+                "and they must increase."
             )
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ def shared_intrinsics(name: str, matrices: np.ndarray, size: tuple[int, int]) ->
     worst = int(change.max(axis=1).argmax())
     if change[worst].max() > _MAX_INTRINSICS_CHANGE:
         raise ValueError(
-            f"{name}: the camera of frame {worst} differs from the others' by {change[worst].max():.0%} of the frame's "
-            "side. Split a recording that zooms into parts."
+            f"{name}: the camera of frame {worst} differs from the others' by {change[worst].max():.0%} of the "
+            "frame's side. Split a recording that zooms into parts."
         )
     return median

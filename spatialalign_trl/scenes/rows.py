@@ -109,8 +109,8 @@ def complete_rows(
         num_frames (`int`):
             Number of frames of the video to sample.
         render (`Callable`, *optional*):
-            Renderer of rows without a recording, `render(row, size, num_frames, supersample=...) -> SceneTask`, such as
-            [`~spatialalign_trl.tiny_world.rooms.tasks.render_row`]. By default such rows are refused.
+            Renderer of rows without a recording, `render(row, size, num_frames, supersample=...) -> SceneTask`, such
+            as [`~spatialalign_trl.tiny_world.rooms.tasks.render_row`]. By default such rows are refused.
         supersample (`int`, *optional*, defaults to `3`):
             Rays per pixel of rendered rooms, squared. Frames of a few dozen pixels need 5.
         ground_truth (`bool`, *optional*, defaults to `False`):
@@ -121,8 +121,8 @@ def complete_rows(
         "path": ...}`.
 
     Raises:
-        ValueError: if a finished row has another size or length, or a row needs rendering and there is no `render`. The
-            message names the row.
+        ValueError: if a finished row has another size or length, or a row needs rendering and there is no `render`.
+            The message names the row.
     """
     completed = []
     for row in rows:
@@ -233,8 +233,8 @@ def _finished(row: Mapping[str, Any], folder: Path, size: tuple[int, int], num_f
         if shape[1:3] != size or shape[0] != lengths.get(column, shape[0]):
             raise ValueError(
                 f"row {name!r}: {column} has {shape[0]} frames of {shape[1]}x{shape[2]}, but the model samples "
-                f"{num_frames} frames of {size[0]}x{size[1]} (height x width). Sample at the recording's size, or curate "
-                "the recordings again (scenes.Curation)."
+                f"{num_frames} frames of {size[0]}x{size[1]} (height x width). Sample at the recording's size, or "
+                "curate the recordings again (scenes.Curation)."
             )
         path = folder / f"{hashlib.sha256(content).hexdigest()[:20]}.mp4"
         finished[column] = _cell(path if path.is_file() else write_atomic(path, content))

@@ -33,12 +33,12 @@ class SceneTask:
         context_frames (`np.ndarray` of shape `(k, height, width, 3)`, `uint8`): The known frames of the scene.
         context_indices (`np.ndarray` of shape `(k,)`): Their frame numbers in the recording, increasing.
         context_poses (`np.ndarray` of shape `(k, 4, 4)`): Their camera-to-world matrices, in OpenCV's axes.
-        target_frames (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`): A right answer. For grounding, there are
-            many right answers.
+        target_frames (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`): A right answer. For grounding, there
+            are many right answers.
         target_poses (`np.ndarray` of shape `(n, 4, 4)`): The cameras of the target frames. For navigation, this is the
             requested trajectory.
-        intrinsics (`np.ndarray` of shape `(3, 3)`): The intrinsics of all frames, in pixels with their centres at whole
-            numbers.
+        intrinsics (`np.ndarray` of shape `(3, 3)`): The intrinsics of all frames, in pixels with their centres at
+            whole numbers.
         object (`str`): The name of the object to find; empty for navigation.
         boxes (`np.ndarray` of shape `(n, 4)`): The object's boxes in the target frames: x1, y1, x2, y2 in pixels, NaN
             in frames where it is not visible or not known.

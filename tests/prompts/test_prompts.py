@@ -194,8 +194,13 @@ def test_types_are_the_papers_six_or_any_sequence_whose_neighbours_differ():
 
 @pytest.mark.parametrize(
     "unknown, problem",
-    [("LL", "L comes twice"), ("LTTR", "T comes twice"), ("lr", "'l' is no relation"), ("LX", "'X' is no relation")]
-    + [("L", "a relation to start in and one to end in"), ("", "a relation to start in"), (None, "no text")],
+    [
+        ("LL", "L comes twice"),
+        ("LTTR", "T comes twice"),
+        ("lr", "'l' is not a relation"),
+        ("LX", "'X' is not a relation"),
+    ]
+    + [("L", "a relation to start in and one to end in"), ("", "a relation to start in"), (None, "not a string")],
 )
 def test_unknown_types_are_named(unknown, problem):
     with pytest.raises(ValueError, match=f"unknown DSR type {unknown!r}: .*{problem}.*L = on the left of.*LR, LT"):
@@ -339,7 +344,7 @@ def test_errors_name_file_and_row(tmp_path, rows, message):
 def test_errors_of_whole_sources(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
-    with pytest.raises(ValueError, match=r"empty\.txt holds no prompts"):
+    with pytest.raises(ValueError, match=r"empty\.txt contains no prompts"):
         load_prompts(empty)
     with pytest.raises(FileNotFoundError, match=r"no prompt file .*absent\.csv"):
         load_prompts(tmp_path / "absent.csv")

@@ -64,7 +64,7 @@ def test_navigation_keeps_clip_and_context_apart(seed):
     row = task.columns()
     assert set(row) >= {"prompt", "context", "context_indices", "context_poses", "intrinsics", "camera_poses", "video"}
     assert "object" not in row
-    with pytest.raises(ValueError, match="scan has 20 frames; .* need 29"):
+    with pytest.raises(ValueError, match="scan has 20 frames, .* need 29"):
         navigation_task(recording(20), np.random.default_rng(0), CURATION)
 
 
