@@ -1,7 +1,7 @@
 """Define what a video is in this library, encode and decode mp4 files, and read videos from dataset cells.
 
-A video is a `uint8` NumPy array of shape (frames, height, width, 3), RGB. Encoding and decoding use PyAV, whose wheel
-contains its own FFmpeg, so nothing else has to be installed.
+A video is a `uint8` NumPy array of shape (frames, height, width, 3), RGB. Encoding and decoding use PyAV. Its
+wheel contains FFmpeg, so nothing else has to be installed.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def browser_mp4_of(data: bytes, min_height: int = 240) -> bytes:
 
 def with_undecoded_videos(dataset: Dataset) -> Dataset:
     """
-    Return a dataset with video columns that hold the files: decoding them in `datasets` needs another package.
+    Return a dataset with undecoded videos: `datasets` would need another package to decode them.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -338,7 +338,7 @@ def frames_of(cell: Any, where: str) -> Video:
 
 
 def _video_source(cell: Any, where: str) -> bytes | Path:
-    """Return the content of a cell's video file if the cell holds it, otherwise the file's path."""
+    """Return the content of a cell's video file if the cell contains it, otherwise the file's path."""
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes) and cell:

@@ -1,4 +1,4 @@
-"""Pairs that are truly pairs, and a preference dataset that carries everything itself."""
+"""Pairs follow their rules, and a preference dataset is self-contained."""
 
 import logging
 from dataclasses import dataclass, field
@@ -173,7 +173,7 @@ def test_ties_and_single_samples_give_no_pair(strategy, rewards):
     assert result.stats["mean_gap"] is None
 
 
-def test_prompts_without_a_pair_are_told_with_the_reason(caplog):
+def test_prompts_without_a_pair_are_reported_with_the_reason(caplog):
     samples = scored(0.9, 0.8) + scored(0.1, 0.2, prompt_id="p1") + scored(0.9, None, prompt_id="p2")
     with caplog.at_level(logging.WARNING):
         result = make_pairs(samples)

@@ -121,7 +121,7 @@ def read_rows(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, M
     from datasets import load_dataset
 
     # Read folders into a temporary cache: datasets caches them under their name and description, and would not notice
-    a  # changed file. Datasets on the Hub are cached by commit.
+    # that a file changed. Datasets on the Hub are cached by commit.
     with TemporaryDirectory() if path.is_dir() else nullcontext() as cache:
         for index, row in enumerate(with_undecoded_videos(load_dataset(str(source), split=split, cache_dir=cache))):
             yield f"{source}, split {split}, row {index}", row

@@ -32,12 +32,12 @@ HIDING = (
     "By a wall, a cat is in front of a box, then the cat creeps behind the box, then the cat crawls under the box."
 )
 
-# Refused on purpose within a noun: they make two things of one (see the tests of that), or are relations themselves.
+# Words that are refused within a noun: they make it mean several things (see their tests), or they are relations.
 REFUSED = "and or plus two three four five six several many both some is under behind".split()
 
 word = st.text("abcdefghijklmnopqrstuvwxyz-'", min_size=1, max_size=8).filter(lambda word: word not in REFUSED)
 types = st.lists(st.sampled_from(list(RELATIONS)), min_size=2, max_size=5).filter(
-    lambda codes: all(one != other for one, other in pairwise(codes))
+    lambda codes: all(code != following for code, following in pairwise(codes))
 )
 noun = st.lists(word, min_size=1, max_size=3).map(" ".join)
 scene = st.lists(st.lists(word, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=3).map(", ".join)

@@ -1,4 +1,4 @@
-"""Curating recordings: contexts never show the clip, and clips for grounding end on what they are to find."""
+"""Curating recordings: contexts never show the clip, and clips for grounding end on the object to find."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CURATION = Curation(size=SIZE, num_frames=9, stride=2, num_context=6, gap=3)
 
 
 def recording(number: int = NUMBER) -> PosedVideo:
-    """Every frame says its own number, in the red of all its pixels."""
+    """Make a recording in which all pixels of a frame equal its number."""
     frames = np.zeros((number, *SIZE, 3), np.uint8)
     frames[:] = np.arange(number)[:, None, None, None]
     poses = np.tile(np.eye(4), (number, 1, 1))
@@ -25,7 +25,7 @@ def recording(number: int = NUMBER) -> PosedVideo:
 
 
 class Script:
-    """A detector that sees things on the frames it was told."""
+    """A detector with scripted detections: name -> frame -> boxes."""
 
     def __init__(self, boxes: dict[str, dict[int, list]], score: float = 0.9) -> None:
         self.boxes, self.score = boxes, score

@@ -1,4 +1,4 @@
-"""Real recordings: every layout gives back the cameras and frames that were written, and no name leads elsewhere."""
+"""Real recordings: every layout returns the cameras and frames that were written, and no name leads elsewhere."""
 
 from __future__ import annotations
 
