@@ -221,7 +221,7 @@ def _rendered(
 
 
 def _finished(row: Mapping[str, Any], folder: Path, size: tuple[int, int], num_frames: int) -> dict[str, Any]:
-    """Check the size and length of a finished row, and move its videos to files in `folder`."""
+    """Check the size and length of a finished row, and copy its videos to files in `folder`."""
     name = row.get("prompt_id") or row["task_id"]
     finished = {**row, "prompt_id": name}
     lengths = {VIDEO: num_frames}  # a context may have any length

@@ -15,9 +15,8 @@ REPO = "tester/prefs"
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch) -> list[float]:
     pauses: list[float] = []
-    monkeypatch.setattr(
-        pushing.time, "sleep", pauses.append
-    )  # this also patches the client's pauses: it is the same module
+    # This also patches the pauses of the Hub's client, because `time` is the same module there.
+    monkeypatch.setattr(pushing.time, "sleep", pauses.append)
     return pauses
 
 
