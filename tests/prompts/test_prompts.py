@@ -326,7 +326,10 @@ def test_a_prompt_is_built_from_its_parts(tmp_path):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([{"prompt": FOX, "prompt_id": "a"}, {"prompt": DUCK, "prompt_id": "a"}], r"line 3: prompt_id 'a' .* line 2, but"),
+        (
+            [{"prompt": FOX, "prompt_id": "a"}, {"prompt": DUCK, "prompt_id": "a"}],
+            r"line 3: prompt_id 'a' .* line 2, but",
+        ),
         ([{"prompt": FOX}, {"prompt": FOX}], r"line 3: prompt_id .* already used"),
         ([{"prompt": FOX, "type": "LL"}], r"line 2: unknown DSR type 'LL'"),
         ([{"prompt": FOX, "type": "LT"}], r"line 2: column 'type' is 'LT' but the prompt says 'LR'"),
