@@ -1,6 +1,6 @@
 """Self-improvement of text-to-video models with geometric rewards, in TRL's shape.
 
-Public names are resolved when they are first used, so that `import spatialalign_trl` stays quick and needs no torch.
+Public names are resolved on first use, so that `import spatialalign_trl` stays fast and does not import torch.
 """
 
 import lazy_loader

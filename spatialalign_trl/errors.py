@@ -1,4 +1,4 @@
-"""Word errors the same way everywhere: the nearest known name, and what the Hub's errors mean for the user."""
+"""Word error messages consistently: name the nearest known name, and explain the Hub's errors to the user."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -6,7 +6,18 @@ from contextlib import contextmanager
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a misspelt one was probably meant to be; `None` when nothing is close."""
+    """
+    Return the known name that is closest to a misspelt name.
+
+    Args:
+        name (`str`):
+            The misspelt name.
+        known (`Iterable[str]`):
+            The names that exist.
+
+    Returns:
+        `str` or `None`: the nearest known name, or `None` if no name is close.
+    """
     return next(iter(difflib.get_close_matches(name, sorted(set(known)), n=1)), None)
 
 
@@ -21,8 +32,8 @@ def near_miss(name: str, known: Iterable[str]) -> str:
             The names that exist.
 
     Returns:
-        `str`: such as `"Did you mean 'dsr_score'? Known: dsr_score, object_grounding."`; the question is left out when
-        nothing is close.
+        `str`: a text such as `"Did you mean 'dsr_score'? Known: dsr_score, object_grounding."`. The question is left
+        out if no name is close.
     """
     names = sorted(set(known))
     close = nearest(name, names)
@@ -33,18 +44,18 @@ def near_miss(name: str, known: Iterable[str]) -> str:
 @contextmanager
 def explain_hub_errors(name: str, revision: str | None = None) -> Iterator[None]:
     """
-    Turns the Hub client's errors into Python's own, with what to do.
+    Convert the Hub client's errors into Python's built-in ones, with a message that says what to do.
 
     Args:
         name (`str`):
-            The Hub id that is asked for.
+            The requested Hub id.
         revision (`str`, *optional*):
-            Branch, tag or commit.
+            The requested branch, tag or commit.
 
-    Raises (from the block):
-        FileNotFoundError: when there is no such repository or revision.
-        PermissionError: when the repository is gated.
-        ConnectionError: when the Hub cannot be asked and the files are not in the cache.
+    Raises:
+        FileNotFoundError: if the block requests a repository or a revision that does not exist.
+        PermissionError: if the repository is gated.
+        ConnectionError: if the Hub cannot be reached and the files are not in the local cache.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -60,27 +71,28 @@ def explain_hub_errors(name: str, revision: str | None = None) -> Iterator[None]
         yield
     except GatedRepoError as error:
         raise PermissionError(
-            f"{name!r} is gated: accept its terms on https://huggingface.co/{name}, then log in with `hf auth login`."
+            f"{name!r} is gated. Accept its terms on https://huggingface.co/{name}, then log in with `hf auth login`."
         ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"{name!r} has no revision {revision!r} on the Hub.") from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"there is no folder {name!r} and nothing of that id on the Hub (or it is private: `hf auth login`)."
+            f"there is no folder {name!r}, and no repository with that id on the Hub. If it is private, log in with "
+            "`hf auth login`."
         ) from error
     except HFValidationError as error:
-        raise FileNotFoundError(f"there is no folder {name!r}, and it is no Hub id (owner/name) either.") from error
+        raise FileNotFoundError(f"there is no folder {name!r}, and it is not a Hub id (owner/name) either.") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         at = f" at revision {revision!r}" if revision else ""
         raise ConnectionError(
-            f"there is no folder {name!r}, and what the Hub has of that name{at} is not in the local cache, nor could "
-            "the Hub be asked for it (no network, or HF_HUB_OFFLINE is set). Fetch it where there is a network with "
-            f"`{download_command(name, revision)}`, or pass a local folder that holds it."
+            f"there is no folder {name!r}, the Hub repository of that name{at} is not in the local cache, and the Hub "
+            "cannot be reached (no network, or HF_HUB_OFFLINE is set). Download it on a machine with a network, with "
+            f"`{download_command(name, revision)}`, or pass a local folder that contains it."
         ) from error
     except (HfHubHTTPError, ConnectionError) as error:
         raise ConnectionError(f"the Hub did not answer for {name!r}: {error}") from error
 
 
 def download_command(name: str, revision: str | None = None) -> str:
-    """The line that fetches a repository into the local cache."""
+    """Return the shell command that downloads a repository into the local cache."""
     return f"hf download {name}" + (f" --revision {revision}" if revision else "")

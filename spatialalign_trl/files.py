@@ -1,8 +1,9 @@
-"""Writing files so that a reader never meets a half-written one.
+"""Write files atomically, so that a reader never sees a half-written one, and lock a job's folder.
 
-Every file is written beside its place, in the same folder (a rename across file systems is a copy), and renamed over
-the old one. A process that is killed leaves at most a temporary file, whose name says who wrote it, so that the
-leftovers of the dead can be told from the work of the living. A job holds the folder that it writes to (`lock_folder`).
+Every file is first written to a temporary file in the same folder (a rename across file systems would be a copy) and
+then renamed over the old one. A killed process leaves at most a temporary file behind. Its name contains the host and
+the process id, so that stale temporary files of killed processes can be distinguished from files still being written.
+A job locks the folder that it writes to with [`lock_folder`].
 """
 
 from __future__ import annotations
@@ -17,38 +18,43 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-LOCK_FILE, HOLDER_FILE = ".lock", ".holder"  # both stay in a folder that nobody holds any more
-PATIENCE = 10.0  # seconds: the data loader's workers of a killed job outlive it by a few
+LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
+"""Files of the lock. Both remain in the folder after the lock is released."""
+
+PATIENCE = 10.0
+"""Seconds to wait for a lock: the data loader workers of a killed job keep its lock for a few seconds."""
+
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
 
 
 def _host() -> str:
+    """Return the host's name, reduced to characters that are safe in a file name."""
     return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> Path:
     """
-    Write bytes to a file in one step: readers see the old content or the new one, never a part of it.
+    Write bytes to a file atomically: readers see the old content or the new content, never a part of it.
 
     Args:
         path (`str` or `os.PathLike`):
-            Where the file goes. Missing folders are made.
+            The file to write. Missing folders are created.
         data (`bytes`):
-            The whole content.
+            The complete content.
 
     Returns:
-        `Path`: the path written.
+        `Path`: the path of the file.
 
     Raises:
-        TypeError: when `data` is not bytes.
+        TypeError: if `data` is not bytes.
     """
     if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"write_atomic({os.fspath(path)!r}) takes bytes, got {type(data).__name__}; encode it first.")
+        raise TypeError(f"write_atomic({os.fspath(path)!r}) takes bytes, got {type(data).__name__}. Encode it first.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        # Not tempfile: it makes files only their owner can read, whatever the umask says.
+        # tempfile is no alternative: it creates files that only their owner can read, whatever the umask is.
         with open(temporary, "xb") as file:
             file.write(data)
         os.replace(temporary, path)
@@ -60,30 +66,31 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> Path:
 
 def write_json(path: str | os.PathLike, obj: Any) -> Path:
     """
-    Write an object as readable JSON, atomically.
+    Write an object as indented JSON, atomically.
 
     Args:
         path (`str` or `os.PathLike`):
-            Where the file goes.
-        obj:
-            Anything JSON can hold. NaN and infinities are refused: they are not JSON, and other readers fail on them.
+            The file to write. Missing folders are created.
+        obj (`Any`):
+            An object with a JSON form. NaN and infinities are refused: they are not JSON, and other readers fail on
+            them.
 
     Returns:
-        `Path`: the path written.
+        `Path`: the path of the file.
 
     Raises:
-        ValueError: when a float is NaN or infinite.
-        TypeError: when a value has no JSON form.
+        ValueError: if a float is NaN or infinite.
+        TypeError: if a value has no JSON form.
     """
     try:
         text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise ValueError(
-            f"{os.fspath(path)}: {error}. JSON has no NaN or infinity; write None (null) for a missing number."
+            f"{os.fspath(path)}: {error}. JSON has no NaN or infinity. Write None (null) for a missing number."
         ) from error
     except TypeError as error:
         raise TypeError(
-            f"{os.fspath(path)}: {error}. Turn it into lists, dicts, strings and numbers first."
+            f"{os.fspath(path)}: {error}. Convert it to lists, dicts, strings and numbers first."
         ) from error
     return write_atomic(path, (text + "\n").encode("utf-8"))
 
@@ -92,23 +99,31 @@ def read_json(path: str | os.PathLike) -> Any:
     """
     Read a JSON file.
 
+    Args:
+        path (`str` or `os.PathLike`):
+            The file to read.
+
+    Returns:
+        `Any`: the parsed object.
+
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is not JSON; the message names the file and the place.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not JSON. The message names the file and the position of the error.
     """
     data = Path(path).read_bytes()
     try:
         return json.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a JSON file ({error}); delete it or write it again.") from error
+        raise ValueError(f"{os.fspath(path)} is not a JSON file ({error}). Delete it or write it again.") from error
 
 
 def _is_alive(pid: int) -> bool:
+    """Return whether a process of this machine is running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OSError):
+    except OSError:  # it exists but belongs to another user
         return True
     return True
 
@@ -117,10 +132,14 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
     """
     Delete the temporary files that killed processes of this machine left in a folder.
 
-    Files that a living process, or a process of another machine, may still be writing are left alone.
+    Files that a running process, or a process of another machine, may still be writing are kept.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder to clean. Subfolders are not visited.
 
     Returns:
-        `list[Path]`: the files deleted.
+        `list[Path]`: the deleted files.
     """
     removed = []
     for path in Path(folder).glob(".*.tmp"):
@@ -135,23 +154,24 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
 @contextmanager
 def lock_folder(folder: str | os.PathLike, *, here: bool = True) -> Iterator[None]:
     """
-    Keeps a job's folder for that job: two in one folder would do the work twice and write over each other's
-    checkpoints. The system lets go of it when the process ends, however it ends.
+    Lock a job's output folder: two jobs in one folder would do the work twice and overwrite each other's checkpoints.
+
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
         folder (`str` or `os.PathLike`):
-            Made where it is missing.
-        here (`bool`):
-            False in those processes of a distributed job which leave it to the main one.
+            The folder to lock. It is created if it is missing.
+        here (`bool`, *optional*, defaults to `True`):
+            Whether this process takes the lock. Pass `False` in all but the main process of a distributed job.
 
     Raises:
-        RuntimeError: when another process holds the folder, and goes on holding it for `PATIENCE` seconds.
+        RuntimeError: if another process keeps the folder locked for `PATIENCE` seconds.
     """
     if not here:
         yield
         return
     from filelock import Timeout
-    from huggingface_hub.utils import WeakFileLock  # copes with file systems that have no flock
+    from huggingface_hub.utils import WeakFileLock  # also works on file systems without flock
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,14 +180,14 @@ def lock_folder(folder: str | os.PathLike, *, here: bool = True) -> Iterator[Non
         try:
             stack.enter_context(WeakFileLock(folder / LOCK_FILE, timeout=PATIENCE))
         except Timeout:
-            who = holder.read_text() if holder.exists() else "another process"
+            owner = holder.read_text() if holder.exists() else "another process"
             raise RuntimeError(
-                f"{who} is at work in {folder}: wait for it or end it (a launcher's death does not end what it "
-                "launched), or give this job another output_dir."
+                f"{owner} is using {folder}. Wait for it or end it (ending a launcher does not end the processes that "
+                "it launched), or give this job another output_dir."
             ) from None
         write_atomic(holder, f"process {os.getpid()} on {_host()}".encode())
         yield
 
 
 held = lock_folder
-"""The former name of [`lock_folder`], kept importable."""
+"""The former name of [`lock_folder`]. It stays importable."""

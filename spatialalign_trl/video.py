@@ -1,7 +1,7 @@
-"""What a video is in this library, and how it gets in and out of an mp4.
+"""Define what a video is in this library, encode and decode mp4 files, and read videos from dataset cells.
 
-A video is a `uint8` NumPy array of shape (frames, height, width, 3), RGB. Encoding and decoding go through PyAV, whose
-wheel brings its own FFmpeg: nothing has to be installed beside it.
+A video is a `uint8` NumPy array of shape (frames, height, width, 3), RGB. Encoding and decoding use PyAV. Its
+wheel contains FFmpeg, so nothing else has to be installed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 Video: TypeAlias = npt.NDArray[np.uint8]
 """`uint8` array of shape (frames, height, width, 3), RGB."""
 
+SAME_BYTES = {"threads": "4", "x264-params": "bframes=0"}
+"""x264 options that make the encoder deterministic.
+
+With B-frames, x264's macroblock tree reads uninitialised memory, and the output depends on the number of threads (by
+default the machine's): the frames that a reward sees would change from process to process. Without the tree, frames of
+a motionless video differ slightly from each other."""
+
+SMALL_FRAME = 128 * 128
+"""Number of pixels up to which starting decoder threads takes longer than decoding without them."""
+
 
 def check_video(video: Video, name: str = "video") -> Video:
     """
@@ -35,14 +45,14 @@ def check_video(video: Video, name: str = "video") -> Video:
         video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
             The array to check.
         name (`str`, *optional*, defaults to `"video"`):
-            What to call it in the error.
+            How the error message calls the array.
 
     Returns:
         `np.ndarray`: the video itself.
 
     Raises:
-        TypeError: when it is not a `uint8` NumPy array.
-        ValueError: when its shape is wrong or empty.
+        TypeError: if it is not a `uint8` NumPy array.
+        ValueError: if its shape is wrong or it is empty.
     """
     if not isinstance(video, np.ndarray):
         raise TypeError(
@@ -50,27 +60,33 @@ def check_video(video: Video, name: str = "video") -> Video:
             "(frames, height, width, 3)."
         )
     if video.dtype != np.uint8:
-        raise TypeError(f"{name} has dtype {video.dtype}, but a video is uint8; scale it to 0..255 and cast it.")
+        raise TypeError(f"{name} has dtype {video.dtype}, but a video is uint8. Scale it to 0..255 and cast it.")
     if video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
         raise ValueError(f"{name} has shape {video.shape}, but a video is (frames, height, width, 3) and not empty.")
     return video
 
 
 def check_completions(completions: Sequence[Any]) -> None:
-    """What a reward is handed, video by video; see [`check_video`]."""
-    for place, video in enumerate(completions):
-        check_video(video, name=f"completions[{place}]")
+    """
+    Check every video of a reward's input with [`check_video`].
+
+    Args:
+        completions (sequence of `np.ndarray`):
+            The videos. Errors call them `completions[0]`, `completions[1]`, ...
+
+    Raises:
+        TypeError, ValueError: as in [`check_video`].
+    """
+    for index, video in enumerate(completions):
+        check_video(video, name=f"completions[{index}]")
 
 
-SAME_BYTES = {"threads": "4", "x264-params": "bframes=0"}
-"""With B-frames x264's macroblock tree reads memory that nobody wrote, and the output depends on the number of
-threads, by default the machine's: what a reward sees of a video would change from process to process. (Without the
-tree, frames of a still video differ a little from each other.)"""
+# ------------------------------------------------------------------------------------------------ writing and reading
 
 
 def encode_video(video: Video, fps: float, crf: int = 18) -> bytes:
     """
-    Encode a video as H.264 in an mp4. The same video gives the same bytes, in every process.
+    Encode a video as H.264 in an mp4. The same video gives the same bytes in every process.
 
     Args:
         video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
@@ -80,113 +96,57 @@ def encode_video(video: Video, fps: float, crf: int = 18) -> bytes:
         crf (`int`, *optional*, defaults to `18`):
             Constant rate factor, 0 to 51; lower is better. 0 is lossless and keeps RGB (`libx264rgb`; exact, any size,
             but not every browser plays it). Above 0 the colours are stored at half resolution (yuv420p), which every
-            player knows and which needs an even height and width.
+            player supports and which needs an even height and width.
 
     Returns:
         `bytes`: the mp4 file.
 
     Raises:
-        TypeError: when `video` is not a `uint8` array.
-        ValueError: when its shape breaks the convention or is odd at `crf > 0`, or `fps` or `crf` are out of range.
+        TypeError: if `video` is not a `uint8` array.
+        ValueError: if its shape breaks the convention or is odd at `crf > 0`, or if `fps` or `crf` is out of range.
     """
     check_video(video)
     if not fps > 0:
-        raise ValueError(f"fps is {fps}; it must be above 0.")
+        raise ValueError(f"fps is {fps}, but it must be above 0.")
     if not 0 <= crf <= 51:
-        raise ValueError(f"crf is {crf}; x264 takes 0 (lossless) to 51.")
+        raise ValueError(f"crf is {crf}, but x264 takes 0 (lossless) to 51.")
     _, height, width, _ = video.shape
     if crf > 0 and (height % 2 or width % 2):
         raise ValueError(
-            f"the video is {width}x{height} pixels; yuv420p needs an even width and height. "
+            f"the video is {width}x{height} pixels, but yuv420p needs an even width and height. "
             "Crop it, or use crf=0 (lossless RGB)."
         )
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format="mp4") as container:
-        stream = container.add_stream(
-            "libx264" if crf > 0 else "libx264rgb", rate=Fraction(fps).limit_denominator(1001)
-        )
+        codec = "libx264" if crf > 0 else "libx264rgb"
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p" if crf > 0 else "rgb24"
-        # lossless is exact at any preset; this one takes half the time for a few per cent of the size
+        # Lossless encoding is exact at any preset. "veryfast" takes half the time and adds a few per cent to the size.
         stream.options = {"crf": str(crf), **SAME_BYTES, **({} if crf else {"preset": "veryfast"})}
         for pixels in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+        container.mux(stream.encode(None))  # flush the frames that the encoder still buffers
     return buffer.getvalue()
 
 
 def write_video(path: str | os.PathLike, video: Video, fps: float, crf: int = 18) -> Path:
-    """Encode a video (see [`encode_video`]) and write it atomically; returns the path."""
+    """
+    Encode a video and write it to a file atomically.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file to write. Missing folders are created.
+        video, fps, crf: See [`encode_video`].
+
+    Returns:
+        `Path`: the path of the file.
+
+    Raises:
+        TypeError, ValueError: as in [`encode_video`].
+    """
     return write_atomic(path, encode_video(video, fps, crf))
-
-
-def browser_mp4(video: Video, fps: float, min_height: int = 240, crf: int = 20) -> bytes:
-    """
-    Encode a video such that every browser plays it: H.264 in yuv420p, with even sides, tiny frames enlarged.
-
-    Args:
-        video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
-            The video.
-        fps (`float`):
-            Frames per second, above 0.
-        min_height (`int`, *optional*, defaults to `240`):
-            Lower frames are enlarged by the smallest whole factor that reaches it; each pixel becomes a square, so
-            nothing is invented between pixels. 1 keeps the size.
-        crf (`int`, *optional*, defaults to `20`):
-            Constant rate factor, 1 to 51; lower is better and larger.
-
-    Returns:
-        `bytes`: the mp4 file.
-
-    Raises:
-        TypeError: when `video` is not a `uint8` array.
-        ValueError: when its shape breaks the convention, or `fps` or `crf` are out of range.
-    """
-    check_video(video)
-    if crf == 0:
-        raise ValueError("crf is 0, which is lossless RGB; not every browser plays it. Use 1 to 51.")
-    factor = max(1, -(-min_height // video.shape[1]))
-    large = video.repeat(factor, axis=1).repeat(factor, axis=2)
-    # An odd last row or column is doubled rather than cut: boxes drawn over the clip stay where they are.
-    odd = [(0, side % 2) for side in large.shape[1:3]]
-    return encode_video(np.pad(large, ((0, 0), *odd, (0, 0)), mode="edge"), fps, crf)
-
-
-def browser_mp4_of(data: bytes, min_height: int = 240) -> bytes:
-    """
-    The same video in a file that every browser plays; one that already is such a file is kept as it is.
-
-    Args:
-        data (`bytes`):
-            The content of a video file, in any format that PyAV reads.
-        min_height (`int`, *optional*, defaults to `240`):
-            See [`browser_mp4`].
-
-    Returns:
-        `bytes`: the mp4 file.
-
-    Raises:
-        ValueError: when the content is no readable video.
-    """
-    try:
-        with av.open(io.BytesIO(data), mode="r") as container:
-            streams = container.streams.video
-            if not streams:
-                raise ValueError(f"<{len(data)} bytes> holds no video stream.")
-            stream = streams[0]
-            fps = stream.average_rate or stream.guessed_rate
-            playable = "mp4" in container.format.name and stream.codec_context.name == "h264"
-            if playable and stream.pix_fmt == "yuv420p" and stream.height >= min_height:
-                return data
-    except av.FFmpegError as error:
-        raise ValueError(f"<{len(data)} bytes> are not a readable video ({error}). Make it again.") from error
-    # Streams of unknown rate exist (some webm); 16 is what Wan's are shown at.
-    return browser_mp4(read_video(data), float(fps or 16), min_height)
-
-
-SMALL_FRAME = 128 * 128
-"""Pixels up to which starting threads takes longer than decoding without."""
 
 
 def read_video(source: str | os.PathLike | bytes) -> Video:
@@ -195,62 +155,155 @@ def read_video(source: str | os.PathLike | bytes) -> Video:
 
     Args:
         source (`str`, `os.PathLike` or `bytes`):
-            A path, or the content of a video file.
+            The path of a video file, or its content.
 
     Returns:
         `np.ndarray` of shape (frames, height, width, 3), `uint8`: the video.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is no readable video; the message names it.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not a readable video. The message names it.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        name, opened = f"<{len(source)} bytes>", io.BytesIO(source)
+        name, file = f"<{len(source)} bytes>", io.BytesIO(source)
     else:
-        name, opened = os.fspath(source), os.fspath(source)
-        if not os.path.isfile(opened):
+        name, file = os.fspath(source), os.fspath(source)
+        if not os.path.isfile(file):
             raise FileNotFoundError(f"{name}: there is no such video file.")
     try:
-        with av.open(opened, mode="r") as container:
+        with av.open(file, mode="r") as container:
             if not container.streams.video:
-                raise ValueError(f"{name} holds no video stream.")
+                raise ValueError(f"{name} has no video stream.")
             stream = container.streams.video[0]
             if stream.width * stream.height <= SMALL_FRAME:
                 stream.codec_context.thread_count = 1
             else:
                 stream.thread_type = "AUTO"
-            to_rgb = VideoReformatter()  # one for all frames: making it takes longer than converting a small frame
+            # One reformatter for all frames: creating one takes longer than converting a small frame.
+            to_rgb = VideoReformatter()
             frames = [to_rgb.reformat(frame, format="rgb24").to_ndarray() for frame in container.decode(stream)]
     except av.FFmpegError as error:
-        raise ValueError(f"{name} is not a readable video ({error}); it may be cut short. Make it again.") from error
+        raise ValueError(f"{name} is not a readable video ({error}). It may be truncated. Make it again.") from error
     if not frames:
-        raise ValueError(f"{name} holds no frame; it may be cut short. Make it again.")
+        raise ValueError(f"{name} has no frames. It may be truncated. Make it again.")
     return np.stack(frames)
 
 
+# ------------------------------------------------------------------------------------------------------- for browsers
+
+
+def browser_mp4(video: Video, fps: float, min_height: int = 240, crf: int = 20) -> bytes:
+    """
+    Encode a video so that every browser plays it: H.264 in yuv420p, with even sides and tiny frames enlarged.
+
+    Args:
+        video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
+            The video.
+        fps (`float`):
+            Frames per second, above 0.
+        min_height (`int`, *optional*, defaults to `240`):
+            Height in pixels. Lower frames are enlarged by the smallest whole factor that reaches it. Each pixel
+            becomes a square, so nothing is interpolated. 1 keeps the size.
+        crf (`int`, *optional*, defaults to `20`):
+            Constant rate factor, 1 to 51; lower is better and larger.
+
+    Returns:
+        `bytes`: the mp4 file.
+
+    Raises:
+        TypeError: if `video` is not a `uint8` array.
+        ValueError: if its shape breaks the convention, or if `fps` or `crf` is out of range.
+    """
+    check_video(video)
+    if crf == 0:
+        raise ValueError("crf is 0, which is lossless RGB. Not every browser plays it. Use 1 to 51.")
+    factor = max(1, -(-min_height // video.shape[1]))
+    enlarged = video.repeat(factor, axis=1).repeat(factor, axis=2)
+    # Repeat an odd last row or column instead of cutting it off: boxes drawn over the clip keep their place.
+    padding = [(0, side % 2) for side in enlarged.shape[1:3]]
+    return encode_video(np.pad(enlarged, ((0, 0), *padding, (0, 0)), mode="edge"), fps, crf)
+
+
+def browser_mp4_of(data: bytes, min_height: int = 240) -> bytes:
+    """
+    Convert a video file so that every browser plays it. A file that every browser plays already is returned unchanged.
+
+    Args:
+        data (`bytes`):
+            The content of a video file, in any format that PyAV reads.
+        min_height (`int`, *optional*, defaults to `240`):
+            Height in pixels that lower frames are enlarged to; see [`browser_mp4`].
+
+    Returns:
+        `bytes`: the mp4 file.
+
+    Raises:
+        ValueError: if the content is not a readable video.
+    """
+    try:
+        with av.open(io.BytesIO(data), mode="r") as container:
+            if not container.streams.video:
+                raise ValueError(f"<{len(data)} bytes> has no video stream.")
+            stream = container.streams.video[0]
+            fps = stream.average_rate or stream.guessed_rate
+            playable = "mp4" in container.format.name and stream.codec_context.name == "h264"
+            if playable and stream.pix_fmt == "yuv420p" and stream.height >= min_height:
+                return data
+    except av.FFmpegError as error:
+        raise ValueError(f"<{len(data)} bytes> is not a readable video ({error}). Make it again.") from error
+    # Some streams (some webm files) have no known rate. 16 is the frame rate of Wan's videos.
+    return browser_mp4(read_video(data), float(fps or 16), min_height)
+
+
+# -------------------------------------------------------------------------------------------- videos in dataset cells
+
+
 def with_undecoded_videos(dataset: Dataset) -> Dataset:
-    """A dataset whose videos are files; to decode them would take a package that nothing here needs."""
+    """
+    Return a dataset with undecoded videos: `datasets` would need another package to decode them.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            A dataset with any columns.
+
+    Returns:
+        [`~datasets.Dataset`]: the dataset with every `Video` column cast to `Video(decode=False)`.
+    """
     from datasets import Video
 
-    for name, kind in dataset.features.items():
-        if isinstance(kind, Video):
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Video):
             dataset = dataset.cast_column(name, Video(decode=False))
     return dataset
 
 
 def is_video_cell(value: Any) -> bool:
-    """Whether a value is an undecoded `datasets.Video`."""
+    """Return whether a value is a cell of a `datasets.Video(decode=False)` column."""
     return isinstance(value, Mapping) and set(value) == {"bytes", "path"}
+
+
+def is_frames(cell: Any) -> bool:
+    """Return whether a cell contains decoded frames (an array or nested lists), not a video file."""
+    return isinstance(cell, (list, tuple, np.ndarray)) or hasattr(cell, "__array__")
 
 
 def video_bytes(cell: Any, where: str) -> bytes:
     """
-    The bytes of the video file in a cell: an undecoded `Video`, a path, or the bytes themselves.
+    Read the video file in a cell.
+
+    Args:
+        cell (`dict`, `str`, `PurePath` or `bytes`):
+            An undecoded `Video`, a path, or the content of the file.
+        where (`str`):
+            How errors name the cell.
+
+    Returns:
+        `bytes`: the content of the video file.
 
     Raises:
-        ValueError: nothing of the kind, or a file that cannot be read.
+        ValueError: if the cell holds none of these, or its file cannot be read. The message names the cell.
     """
-    source = _source(cell, where)
+    source = _video_source(cell, where)
     if isinstance(source, bytes):
         return source
     try:
@@ -259,8 +312,33 @@ def video_bytes(cell: Any, where: str) -> bytes:
         raise ValueError(f"{where}: the video file cannot be read: {error}") from error
 
 
-def _source(cell: Any, where: str) -> bytes | Path:
-    """The video file of a cell: what is in it, or where it is."""
+def frames_of(cell: Any, where: str) -> Video:
+    """
+    Read the frames in a cell.
+
+    Args:
+        cell (`np.ndarray` or `torch.Tensor` of shape (frames, height, width, 3), `list`, `dict`, `str` or `bytes`):
+            `uint8` frames, the same as nested lists, or a video file in one of the forms that [`video_bytes`] reads.
+        where (`str`):
+            How errors name the cell.
+
+    Returns:
+        `np.ndarray` of shape (frames, height, width, 3), `uint8`: the video.
+
+    Raises:
+        TypeError, ValueError: if the cell holds none of these, or its file cannot be read. The message names the cell.
+    """
+    if is_frames(cell):
+        return check_video(np.asarray(cell, np.uint8 if isinstance(cell, (list, tuple)) else None), where)
+    source = _video_source(cell, where)
+    try:
+        return read_video(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _video_source(cell: Any, where: str) -> bytes | Path:
+    """Return the content of a cell's video file if the cell contains it, otherwise the file's path."""
     if isinstance(cell, Mapping):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes) and cell:
@@ -270,44 +348,43 @@ def _source(cell: Any, where: str) -> bytes | Path:
     return Path(cell)
 
 
-def is_frames(cell: Any) -> bool:
-    """Whether a cell holds frames, and no file of a video."""
-    return isinstance(cell, (list, tuple, np.ndarray)) or hasattr(cell, "__array__")
-
-
-def frames_of(cell: Any, where: str) -> Video:
+def videos_of(row: Mapping[str, Any]) -> list[tuple[str, Video]]:
     """
-    The frames in a cell: an array of them, or those of a video file as of [`video_bytes`].
+    Read the videos of a row, for pictures. A video with a missing file is skipped.
 
     Args:
-        cell: A `uint8` array or tensor of shape (frames, height, width, 3), the same as nested lists, or a video.
-        where (`str`): How errors name the cell.
+        row (`Mapping[str, Any]`):
+            A dataset row with undecoded videos.
+
+    Returns:
+        `list[tuple[str, np.ndarray]]`: pairs of a column's name and its video.
 
     Raises:
-        TypeError, ValueError: nothing of the kind, or a file that cannot be read; names it.
+        ValueError: if a video cannot be decoded. The message names the column.
     """
-    from spatialalign_trl.video import check_video, read_video
-
-    if is_frames(cell):
-        return check_video(np.asarray(cell, np.uint8 if isinstance(cell, (list, tuple)) else None), where)
-    source = _source(cell, where)
-    try:
-        return read_video(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-def videos_of(row: Mapping[str, Any]) -> list[tuple[str, Video]]:
-    """The videos that a row holds, by their columns. They are for pictures: one whose file is gone is left out."""
-    found = []
+    videos = []
     for name, value in row.items():
         if is_video_cell(value) and (value["bytes"] or Path(value["path"] or "").is_file()):
-            found.append((name, frames_of(value, f"column {name!r}")))
-    return found
+            videos.append((name, frames_of(value, f"column {name!r}")))
+    return videos
 
 
 def self_contained(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A row whose videos are in it: their bytes, and of their paths the files' names alone."""
+    """
+    Return a copy of a row that contains its videos: the bytes of each file, and its bare name instead of its path.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            A dataset row with undecoded videos.
+        where (`str`):
+            How errors name the row.
+
+    Returns:
+        `dict[str, Any]`: the row, with the same columns.
+
+    Raises:
+        ValueError: if a video file cannot be read. The message names the row and the column.
+    """
     return {
         name: {"bytes": video_bytes(value, f"{where}, column {name!r}"), "path": PurePath(value["path"] or name).name}
         if is_video_cell(value)
@@ -317,6 +394,6 @@ def self_contained(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def brief(value: Any) -> str:
-    """A value as errors show it."""
+    """Return the `repr` of a value, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}... ({type(value).__name__})"

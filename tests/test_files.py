@@ -58,7 +58,7 @@ def test_read_json_names_the_broken_file(tmp_path):
         read_json(path)
 
 
-def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path):
+def test_files_of_killed_processes_are_removed_and_those_of_running_ones_kept(tmp_path):
     script = (
         "import os, sys; from spatialalign_trl import files\n"
         "os.replace = lambda *args: os._exit(9)\n"  # killed between the writing and the renaming
@@ -81,7 +81,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
     assert set(tmp_path.iterdir()) == {living, elsewhere, mine}
 
 
-def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path, monkeypatch):
+def test_a_folder_is_locked_by_one_process_until_it_ends(tmp_path, monkeypatch):
     script = (
         "import sys, time; from spatialalign_trl.files import lock_folder\n"
         "with lock_folder(sys.argv[1]): print(1, flush=True); time.sleep(600)"
@@ -90,9 +90,7 @@ def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(
-            RuntimeError, match=rf"process {other.pid} on \S+ is at work in .*run: .*another output_dir"
-        ):
+        with pytest.raises(RuntimeError, match=rf"process {other.pid} on \S+ is using .*run\. .*another output_dir"):
             with lock_folder(folder):
                 pass
         with lock_folder(folder, here=False):  # another process of one job

@@ -1,4 +1,4 @@
-"""Pairs that are truly pairs, and a preference dataset that carries everything itself."""
+"""Pairs follow their rules, and a preference dataset is self-contained."""
 
 import logging
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spatialalign_trl import preferences
 from spatialalign_trl.preferences import Pair, make_pairs, to_dataset
 from spatialalign_trl.prompts import PROMPT_COLUMNS, build_prompt
-from spatialalign_trl.rollout.sampler import noise_seed
+from spatialalign_trl.rollout import noise_seed
 
 ROWS = {
     prompt_id: build_prompt(
@@ -173,7 +173,7 @@ def test_ties_and_single_samples_give_no_pair(strategy, rewards):
     assert result.stats["mean_gap"] is None
 
 
-def test_prompts_without_a_pair_are_told_with_the_reason(caplog):
+def test_prompts_without_a_pair_are_reported_with_the_reason(caplog):
     samples = scored(0.9, 0.8) + scored(0.1, 0.2, prompt_id="p1") + scored(0.9, None, prompt_id="p2")
     with caplog.at_level(logging.WARNING):
         result = make_pairs(samples)
@@ -194,11 +194,11 @@ def test_no_samples_no_pairs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"strategy": "treshold"}, "'treshold'. Did you mean 'threshold'"),
-        ({"strategy": "min_gap"}, "min_gap above 0"),
-        ({"min_gap": -0.1}, "min_gap must be"),
-        ({"threshold": float("nan")}, "threshold must be"),
-        ({"pairs_per_prompt": 0}, "pairs_per_prompt must be"),
+        ({"strategy": "treshold"}, "strategy='treshold': .* Did you mean 'threshold'"),
+        ({"strategy": "min_gap"}, "needs a value above 0"),
+        ({"min_gap": -0.1}, "min_gap=-0.1: must be"),
+        ({"threshold": float("nan")}, "threshold=nan: must be"),
+        ({"pairs_per_prompt": 0}, "pairs_per_prompt=0: must be"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):
@@ -207,13 +207,13 @@ def test_bad_settings_are_refused(arguments, message):
 
 
 def test_samples_that_cannot_be_right_are_refused():
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="appears twice"):
         make_pairs(scored(0.9) + scored(0.9))
     with pytest.raises(ValueError, match="score nan.*None for INVALID"):
         make_pairs(scored(0.9, float("nan")))
-    with pytest.raises(ValueError, match="'p0' stands for two prompts"):
+    with pytest.raises(ValueError, match="'p0' is used for two prompts"):
         make_pairs([*scored(0.9), Scored("p0", 1, 0.1, row=ROWS["p0"] | {"prompt": "another"})])
-    with pytest.raises(ValueError, match="says prompt 'p0', its row 'p1'"):
+    with pytest.raises(ValueError, match="has the prompt id 'p0', but its row has 'p1'"):
         make_pairs([Scored("p0", 1, 0.1, row=ROWS["p1"])])
 
 
@@ -330,7 +330,7 @@ def test_further_prompt_columns_are_kept():
 @pytest.mark.parametrize("sample_id", ["../../etc/passwd", "ABCDEF0123", "abc", "0123abcd/", "0123abcd\n", "g" * 20])
 def test_sample_ids_are_checked_before_they_become_file_names(sample_id):
     pair = Pair(Scored("p0", 0, 0.9, sample_id=sample_id), scored(0.1)[0])
-    with pytest.raises(ValueError, match="no hexadecimal number"):
+    with pytest.raises(ValueError, match="not a hexadecimal number"):
         to_dataset([pair], video_bytes)
 
 
@@ -341,7 +341,7 @@ def test_rows_and_videos_that_cannot_be_right_are_refused():
     taken = {**ROWS["p0"], "chosen": "x"}
     with pytest.raises(ValueError, match="'chosen' has the name of a preference column"):
         to_dataset([Pair(Scored("p0", 0, 0.9, row=taken), Scored("p0", 1, 0.1, row=taken))], video_bytes)
-    with pytest.raises(ValueError, match="not the same prompt columns.*'extra'"):
+    with pytest.raises(ValueError, match="differs from the others in its prompt columns.*'extra'"):
         to_dataset([Pair(scored(0.9)[0], Scored("p0", 1, 0.1, row=ROWS["p0"] | {"extra": 1}))], video_bytes)
     with pytest.raises(ValueError, match="no column 'prompt_id'"):
         to_dataset([Pair(*(Scored("p0", k, 0.9 - k, row={"prompt": "x"}) for k in range(2)))], video_bytes)

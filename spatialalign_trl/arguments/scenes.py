@@ -79,11 +79,14 @@ class SceneArguments(PromptArguments):
         return self._complete(rows, settings, folder, ground_truth=True)
 
     def _complete(self, rows: Dataset, settings: SamplingSettings, folder: Path, *, ground_truth: bool) -> Dataset:
+        from spatialalign_trl.tiny_world.rooms.tasks import render_row
+
         return complete_rows(
             rows,
             Path(self.scenes_dir or folder / SCENES_FOLDER),
             (settings.height, settings.width),
             settings.num_frames,
+            render=render_row,
             supersample=self.supersample,
             ground_truth=ground_truth,
         )

@@ -1,4 +1,4 @@
-"""What goes to the Hub while a run is at work: preference datasets, pushed again when a push fails, and never lost."""
+"""Push datasets and LoRAs to the Hub, and retry pushes that fail temporarily. Names are resolved on first use."""
 
 import lazy_loader
 

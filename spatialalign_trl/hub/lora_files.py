@@ -1,4 +1,4 @@
-"""Pushing a LoRA and what belongs to it to a model repository, again when the Hub stumbles."""
+"""Push a LoRA and its accompanying files to a model repository, and retry when the Hub fails temporarily."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spatialalign_trl.hub.pushing import ATTEMPTS, describe_failure, may_pass, open_repo, retry_push
+from spatialalign_trl.hub.pushing import ATTEMPTS, describe_failure, is_temporary, open_repo, retry_push
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -19,28 +19,29 @@ logger = logging.getLogger(__name__)
 
 def make_model_repo(name: str, *, private: bool | None = None, token: str | None = None) -> str:
     """
-    Makes the repository if it is missing, before work begins whose result is to go there.
+    Create the model repository if it is missing, so that a long run does not fail at its final push.
 
     Args:
         name (`str`):
             `owner/name`, or a name under the token's owner.
         private (`bool`, *optional*):
-            Of a repository that is made now.
+            Whether a newly created repository is private.
         token (`str`, *optional*):
-            By default the one of `hf auth login` or of `HF_TOKEN`.
+            A Hub token. By default the token of `hf auth login` or of `HF_TOKEN`.
 
     Returns:
-        `str`: its full name. Where the Hub is down for now that is said, and `name` is returned.
+        `str`: the full name of the repository. If the Hub is temporarily unavailable, a warning is logged and `name`
+        is returned.
 
     Raises:
-        PermissionError: when there is no token, or the Hub takes it not, or not for this owner.
+        PermissionError: if there is no token, or the Hub does not accept it for this owner.
     """
     try:
         return open_repo(name, f"pushing to {name!r}", repo_type="model", private=private, token=token)
     except Exception as error:
-        if not may_pass(error):
+        if not is_temporary(error):
             raise
-        logger.warning("%s; %s is made when there is something to push", describe_failure(error), name)
+        logger.warning("%s. %s will be created at the first push.", describe_failure(error), name)
         return name
 
 
@@ -55,42 +56,58 @@ def push_files(
     attempts: int = ATTEMPTS,
 ) -> CommitInfo:
     """
-    Pushes files as one commit to a model repository, which is made if it is missing. Repeating it is harmless.
+    Push files as one commit to a model repository, which is created if it is missing. Repeating it is harmless.
 
     Args:
         files (`dict[str, bytes]` or `dict[str, Path]`):
-            Path in the repository -> content.
+            Path in the repository -> content, or the path of a local file.
         repo (`str`):
-            Its name.
+            The name of the repository.
         message (`str`):
-            Of the commit.
+            The commit message.
         private (`bool`, *optional*):
-            Of a repository that is made now.
+            Whether a newly created repository is private.
         token (`str`, *optional*):
-            By default the one of `hf auth login` or of `HF_TOKEN`.
+            A Hub token. By default the token of `hf auth login` or of `HF_TOKEN`.
         revision (`str`, *optional*):
-            The branch.
+            The branch. By default the main branch.
         attempts (`int`, *optional*, defaults to `5`):
-            How often it is tried when the failure may pass.
+            Largest number of attempts when failures are temporary.
 
     Returns:
-        `CommitInfo`: with the commit's address and id.
+        `CommitInfo`: the commit, with its URL and id.
 
     Raises:
-        PushFailed: when it failed for good.
+        PushFailed: if the failure is permanent or all attempts failed.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
 
     def push() -> CommitInfo:
-        where = api.create_repo(repo, private=private, exist_ok=True).repo_id
-        added = [CommitOperationAdd(name, os.fspath(f) if isinstance(f, Path) else f) for name, f in files.items()]
-        return api.create_commit(where, added, commit_message=message, revision=revision)
+        repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
+        operations = [
+            CommitOperationAdd(name, os.fspath(content) if isinstance(content, Path) else content)
+            for name, content in files.items()
+        ]
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
 
     return retry_push(push, repo, attempts)
 
 
 def command_for_later(folder: Path, repo: str, names: list[str]) -> str:
-    """The line that pushes files of a folder by hand."""
+    """
+    Return the shell command with which the user can push files later.
+
+    Args:
+        folder (`Path`):
+            The folder with the files.
+        repo (`str`):
+            The name of the repository.
+        names (`list[str]`):
+            Paths or patterns of the files, relative to `folder`.
+
+    Returns:
+        `str`: the command.
+    """
     return shlex.join(["hf", "upload", repo, os.fspath(folder), ".", "--include", *names])

@@ -1,7 +1,8 @@
-"""Pushing a folder to a dataset repository, again when the Hub stumbles; what fails for good is said in one sentence.
+"""Push a folder to a dataset repository, retry when the Hub fails temporarily, and describe failures in one sentence.
 
-A push is one commit of the whole folder. Repeating it is harmless: files that are there already are not sent again,
-and nothing is committed when nothing changed, also where the Hub did the work and only its answer was lost.
+A push is one commit of the whole folder. Repeating it is harmless: files that the Hub already has are not sent again,
+and nothing is committed when nothing changed. This also holds if the Hub made the commit and only its response was
+lost.
 """
 
 from __future__ import annotations
@@ -19,29 +20,37 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRIED = {
-    408: "it gave up waiting",
-    409: "another commit was under way",
+    408: "request timeout",
+    409: "another commit was in progress",
     412: "another commit came first",
     429: "too many requests",
-    500: "an error of its own",
-    502: "a gateway failed",
-    503: "not available",
-    504: "a gateway gave up waiting",
+    500: "internal server error",
+    502: "bad gateway",
+    503: "service unavailable",
+    504: "gateway timeout",
 }
-"""Status codes that pass by themselves."""
+"""Status codes of temporary failures, with their meaning."""
 
 ATTEMPTS = 5
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 300.0
-"""Seconds. Pauses double; a `Retry-After` of the Hub counts where it is longer."""
+"""Seconds between attempts. Pauses double; if the Hub sends a longer `Retry-After`, that is used."""
 
 SILENCE = 120.0
-"""Seconds without a byte after which a connection counts as dead; the client's own default is to wait for ever."""
+"""Seconds without a byte after which a connection counts as dead. The client's default is to wait for ever."""
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
 
 
 class PushFailed(Exception):
-    """The push did not succeed. `reason`: why, in words without tokens; `attempts`: how often it was tried."""
+    """
+    A push that did not succeed.
+
+    Args:
+        reason (`str`):
+            Why it failed, in words without tokens.
+        attempts (`int`):
+            The number of attempts that were made.
+    """
 
     def __init__(self, reason: str, attempts: int) -> None:
         super().__init__(f"{reason} ({attempts} attempt{'s' if attempts > 1 else ''})")
@@ -50,16 +59,16 @@ class PushFailed(Exception):
 
 def check_repo_name(name: str, option: str) -> None:
     """
-    Checks that a name can be one of a repository on the Hub.
+    Check that a repository on the Hub can have this name.
 
     Args:
         name (`str`):
             `owner/name`.
         option (`str`):
-            Who asks, for the error.
+            The option or argument with the name, for the error message.
 
     Raises:
-        ValueError: when it cannot; names the rule.
+        ValueError: if the name is not possible. The message states the rule.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -67,30 +76,31 @@ def check_repo_name(name: str, option: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise ValueError(f"{option}={name!r} is no name for a repository on the Hub: {error}") from None
+        raise ValueError(f"{option}={name!r}: not a valid name for a repository on the Hub. {error}") from None
     if name.count("/") != 1:
-        raise ValueError(f"{option}={name!r}: give owner/name, such as me/{name}")
+        raise ValueError(f"{option}={name!r}: must be owner/name, such as me/{name}.")
 
 
 def check_hub_access(repo: str, option: str, *, private: bool, token: str | None = None) -> str | None:
     """
-    Makes the dataset repository if it is missing, before work begins whose result is to go there.
+    Create the dataset repository if it is missing, so that a long run does not fail at its first push.
 
     Args:
         repo (`str`):
             `owner/name`.
         option (`str`):
-            Who asks, for the error.
+            The option or argument with the name, for the error message.
         private (`bool`):
-            Whether only its owner sees it, where it is made now.
+            Whether a newly created repository is private.
         token (`str`, *optional*):
-            By default the one of `hf auth login` or of `HF_TOKEN`.
+            A Hub token. By default the token of `hf auth login` or of `HF_TOKEN`.
 
     Returns:
-        `str`, *optional*: why the Hub could not be asked, when that may pass; `None` when all is well.
+        `str` or `None`: a description of the failure if the repository could not be created for now, or `None` if
+        everything is fine.
 
     Raises:
-        PermissionError: when there is no token, or the Hub takes it not, or not for this owner.
+        PermissionError: if there is no token, or the Hub does not accept it for this owner.
     """
     try:
         open_repo(repo, f"{option}={repo!r}", repo_type="dataset", private=private, token=token)
@@ -103,42 +113,43 @@ def check_hub_access(repo: str, option: str, *, private: bool, token: str | None
 
 def open_repo(name: str, what: str, *, repo_type: str, private: bool | None, token: str | None) -> str:
     """
-    Makes the repository if it is missing.
+    Create a repository if it is missing.
 
     Args:
         name (`str`):
             `owner/name`, or a name under the token's owner.
         what (`str`):
-            What needs it, for the error.
+            What needs the repository, for the error message.
         repo_type (`str`):
             `"model"` or `"dataset"`.
         private (`bool`, *optional*):
-            Of a repository that is made now.
+            Whether a newly created repository is private.
         token (`str`, *optional*):
-            By default the one of `hf auth login` or of `HF_TOKEN`.
+            A Hub token. By default the token of `hf auth login` or of `HF_TOKEN`.
 
     Returns:
-        `str`: its full name.
+        `str`: the full name of the repository.
 
     Raises:
-        PermissionError: when there is no token, or the Hub takes it not, or not for this owner. Others are the
-            client's own.
+        PermissionError: if there is no token, or the Hub does not accept it for this owner. All other errors are those
+            of the Hub's client.
     """
     from huggingface_hub import HfApi, get_token
 
     if not (token or get_token()):
         raise PermissionError(
-            f"{what} needs a token that may write: `hf auth login`, or set the environment's HF_TOKEN."
+            f"{what}: needs a token with write access. Log in with `hf auth login`, or set the environment variable "
+            "HF_TOKEN."
         )
     try:
-        with impatient_client():
+        with client_timeout():
             api = HfApi(token=token)
             return api.create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
     except Exception as error:
         if status_of(error) in (401, 403):
             raise PermissionError(
                 f"{what}: {describe_failure(error)}. Check the token's rights (`hf auth whoami`) and the owner's name."
-            ) from None  # the client's error holds the request
+            ) from None  # the client's error contains the request, and with it the token
         raise
 
 
@@ -153,30 +164,30 @@ def push_dataset_folder(
     attempts: int = ATTEMPTS,
 ) -> str:
     """
-    Pushes a folder as one commit to a dataset repository, which is made if it is missing.
+    Push a folder as one commit to a dataset repository, which is created if it is missing.
 
     Args:
         folder (`str` or `os.PathLike`):
-            What is pushed.
+            The folder to push. Hidden files are skipped.
         repo (`str`):
             `owner/name`.
         message (`str`):
-            Of the commit.
+            The commit message.
         private (`bool`, *optional*, defaults to `True`):
-            Of a repository that is made now; one that is there keeps who sees it.
+            Whether a newly created repository is private. An existing repository keeps its visibility.
         token (`str`, *optional*):
-            By default the one of `hf auth login` or of `HF_TOKEN`.
+            A Hub token. By default the token of `hf auth login` or of `HF_TOKEN`.
         replaced (sequence of `str`, *optional*):
-            Patterns of files that are deleted there when they are not here.
+            Patterns of files that are deleted from the repository if the folder does not contain them.
         attempts (`int`, *optional*, defaults to `5`):
-            How often it is tried when the failure may pass: status 408, 409, 412, 429 and 5xx, silence, a dropped
-            connection.
+            Largest number of attempts when failures are temporary: status 408, 409, 412, 429 and 5xx, no response, or
+            a dropped connection.
 
     Returns:
-        `str`: the commit's address.
+        `str`: the URL of the commit.
 
     Raises:
-        PushFailed: when it failed for good.
+        PushFailed: if the failure is permanent or all attempts failed.
     """
     from huggingface_hub import HfApi
 
@@ -188,7 +199,7 @@ def push_dataset_folder(
             repo_id=repo,
             repo_type="dataset",
             folder_path=Path(folder),
-            ignore_patterns=[".*"],  # half-written files
+            ignore_patterns=[".*"],  # temporary files that are still being written
             delete_patterns=list(replaced) or None,
             commit_message=message,
         )
@@ -199,102 +210,118 @@ def push_dataset_folder(
 
 def retry_push(push: Callable[[], T], repo: str, attempts: int = ATTEMPTS) -> T:
     """
-    Does a push, again when what went wrong may pass by itself.
+    Call a function that pushes, and repeat the call while failures are temporary.
 
     Args:
         push (`Callable`):
-            Can be repeated without harm.
+            The function. It must be safe to repeat.
         repo (`str`):
-            Where to, for the log.
+            The name of the repository, for the log.
         attempts (`int`, *optional*, defaults to `5`):
-            At most so often.
+            Largest number of calls, at least 1.
 
     Returns:
-        What `push` returned.
+        The return value of `push`.
 
     Raises:
-        PushFailed: when it failed for good.
+        PushFailed: if the failure is permanent or all attempts failed.
     """
     pause = FIRST_PAUSE
     for attempt in range(1, attempts + 1):
         try:
-            with impatient_client():
+            with client_timeout():
                 return push()
         except Exception as error:
             reason = describe_failure(error)
-            if attempt == attempts or not may_pass(error):
-                raise PushFailed(reason, attempt) from None  # the client's error holds the request
+            if attempt == attempts or not is_temporary(error):
+                raise PushFailed(reason, attempt) from None  # the client's error contains the token
             wait = min(max(pause, _retry_after(error)), LONGEST_PAUSE)
-            logger.warning("%s; pushing to %s again in %.0f s (%d of %d)", reason, repo, wait, attempt + 1, attempts)
+            logger.warning(
+                "%s. Pushing to %s again in %.0f s (attempt %d of %d).", reason, repo, wait, attempt + 1, attempts
+            )
         time.sleep(wait)
         pause *= 2
-    raise ValueError(f"attempts is {attempts}; it must be at least 1")
+    raise ValueError(f"attempts={attempts!r}: must be at least 1.")
 
 
 def describe_failure(error: BaseException) -> str:
-    """What went wrong, in one line that holds no token."""
+    """
+    Describe a failed request to the Hub in one line that contains no token.
+
+    Args:
+        error (`BaseException`):
+            The error that the Hub's client raised.
+
+    Returns:
+        `str`: the description.
+    """
     status = status_of(error)
     if status is not None:
-        known = {
-            401: "it does not know the token",
-            403: "the token may not write there",
-            404: "there is no such place",
+        permanent = {
+            401: "the token is not valid",
+            403: "the token has no write access here",
+            404: "not found",
         }
-        words = RETRIED.get(status) or known.get(status) or _first_line(error)
-        return f"the Hub answered {status} ({words})"
-    if _is_of_the_network(error):
+        meaning = RETRIED.get(status) or permanent.get(status) or _first_line(error)
+        return f"the Hub answered {status} ({meaning})"
+    if _is_network_error(error):
         return f"the connection to the Hub failed ({_first_line(error)})"
     return _first_line(error)
 
 
 def without_tokens(text: str) -> str:
-    """The text, with whatever looks like a token of the Hub taken out."""
+    """Replace everything in a text that looks like a Hub token by `hf_***`."""
     return _TOKEN.sub("hf_***", text)
 
 
 def _first_line(error: BaseException) -> str:
+    """Return the type and the first line of an error, without tokens."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return without_tokens(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it: uploads of large files wrap what happened in a `RuntimeError`."""
+    """Iterate over an error and its causes: uploads of large files wrap the original error in a `RuntimeError`."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _response(error: BaseException) -> Any:
-    return next((one.response for one in _chain(error) if getattr(one, "response", None) is not None), None)
+    """Return the Hub's response that caused the error, or `None`."""
+    responses = (getattr(cause, "response", None) for cause in _chain(error))
+    return next((response for response in responses if response is not None), None)
 
 
 def status_of(error: BaseException) -> int | None:
-    """The Hub's answer that led to the error."""
+    """Return the HTTP status code of the response that caused the error, or `None` if there was no response."""
     response = _response(error)
     return None if response is None else int(response.status_code)
 
 
-def _is_of_the_network(error: BaseException) -> bool:
-    # By name: versions of the client stand on different HTTP libraries, whose errors share it.
-    names = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
+def _is_network_error(error: BaseException) -> bool:
+    """Return whether the connection failed."""
+    # Compare names: versions of the Hub's client use different HTTP libraries, but their errors share these names.
+    names = {base.__name__ for cause in _chain(error) for base in type(cause).__mro__}
     return bool(names & {"TransportError", "ConnectionError", "TimeoutError"}) and "OfflineModeIsEnabled" not in names
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether trying again can help."""
+def is_temporary(error: BaseException) -> bool:
+    """Return whether trying again can help."""
     status = status_of(error)
-    return status in RETRIED if status is not None else _is_of_the_network(error)
+    return status in RETRIED if status is not None else _is_network_error(error)
 
 
 def _retry_after(error: BaseException) -> float:
+    """Return the seconds in the response's `Retry-After` header, or 0."""
     response = _response(error)
     text = "" if response is None else str(response.headers.get("Retry-After") or "")
     return float(text) if text.isdecimal() else 0.0
 
 
 @contextmanager
-def impatient_client() -> Iterator[None]:
-    """Within the block the Hub's client does not wait for ever for an answer."""
+def client_timeout() -> Iterator[None]:
+    """Within the block, the Hub's client waits at most `SILENCE` seconds for each response."""
     from huggingface_hub import get_session
 
     session = get_session()

@@ -1,8 +1,7 @@
 """Prompts of dynamic spatial relationships: the relations and their types, the grammar, and loading prompt sets.
 
-One animal moves relative to one static object: one relation holds at the start, another at the end (SpatialAlign,
-arXiv 2602.22745, section 3). The names below are the public ones; `relations.py`, `grammar.py` and `loading.py`
-define them.
+One animal moves relative to one static object. One relation holds at the start, another at the end (SpatialAlign,
+arXiv 2602.22745, section 3). The names below are public. `relations.py`, `grammar.py` and `loading.py` define them.
 """
 
 from spatialalign_trl.prompts.grammar import (

@@ -1,9 +1,10 @@
-"""The prompt grammar: building a prompt from its parts, and taking one apart.
+"""Build prompts from their parts, and parse prompts, by this grammar:
 
     {scene}, a|an {attribute? animal} is {initial_SR} a|an {object}, then the {animal} {verb} {final_SR} the {object}.
 
-The second mention, "the {animal}", tells which words of the first one are the noun; those before it are the attribute.
-The last clause may come again for every further relation of a sequence (ours; the paper has one):
+The second mention, "the {animal}", determines which words of the first mention are the noun. The words before them are
+the attribute. The last clause may be repeated for every further relation of a sequence (this is ours; the paper has
+one motion):
 
     ..., then the {animal} {verb} {SR} the {object}, then the {animal} {verb} {final_SR} the {object}.
 """
@@ -46,11 +47,11 @@ _PLURAL = re.compile(rf".* are ({'|'.join(_CODE_OF_INITIAL)}) .+")
 _SUBJECT = re.compile(r"(?P<scene>.*), (?P<article>an?) (?P<animal>[^,]+)")
 _WITH_ARTICLE = re.compile(r"an? (?P<noun>.+)")
 _WORDS = re.compile(r"[^\s,.;:!?]+( [^\s,.;:!?]+)*")
-# Words by which a noun stands for more than one thing, which a box each for animal and object could not follow.
+# Words that make a noun mean more than one thing. A score follows one box for the animal and one for the object.
 _JOINING = ("and", "or", "plus", "&", "+")
 _COUNTING = ("two", "three", "four", "five", "six", "several", "many", "both", "some")
 
-# Spelled with a vowel but spoken with a consonant, and the other way round.
+# Words that are spelled with a vowel but pronounced with a consonant, and the other way round.
 _SPOKEN_CONSONANT = re.compile(r"eu|ewe|one\b|uni(?![dmn])|us[eu]|ut[ei]|ukulele")
 _SPOKEN_VOWEL = re.compile(r"heir|honest|honou?r|hour")
 
@@ -59,9 +60,9 @@ class PromptGrammarError(ValueError):
     """A prompt, or a part of one, that does not follow the grammar.
 
     Args:
-        part (`str`): The part that is off: `"ending"`, `"scene"`, `"animal"`, `"object"`, `"verb"`, `"attribute"`,
-            `"initial_SR"`, `"final_SR"`, `"type"` or `"text"`.
-        message (`str`): What is off about it and what was expected.
+        part (`str`): The part with the problem: `"ending"`, `"scene"`, `"animal"`, `"object"`, `"verb"`,
+            `"attribute"`, `"initial_SR"`, `"final_SR"`, `"type"` or `"text"`.
+        message (`str`): What is wrong with it and what was expected.
         text (`str`, *optional*): The prompt.
     """
 
@@ -76,16 +77,16 @@ class DSRPrompt:
     """A prompt and its parts.
 
     Args:
-        prompt_id (`str`): Unique within a prompt set.
-        type (`str`): The relations in order; in the paper's prompts one of [`DSR_TYPES`].
-        scene (`str`): Where it happens, without the comma after it: `"In a meadow"`.
+        prompt_id (`str`): The id, unique within a prompt set.
+        type (`str`): The relations in order. In the paper's prompts, this is one of [`DSR_TYPES`].
+        scene (`str`): The place, without the comma after it: `"In a meadow"`.
         initial_SR (`str`): The first relation in words, such as `"on the left of"`.
         final_SR (`str`): The last relation in words, such as `"to the right of"`.
         animal (`str`): The animal's noun, without its attribute.
         object (`str`): The static object's noun, one word or several.
-        verb (`str`): What the animal does: `"jumps"`; in a sequence one for each motion: `"jumps, walks"`.
-        attribute (`str`): What tells the animal apart, `"red"`, or `""`.
-        prompt (`str`): The text given to the video model.
+        verb (`str`): The animal's motion, such as `"jumps"`. In a sequence, one verb per motion: `"jumps, walks"`.
+        attribute (`str`): The words that describe the animal, such as `"red"`, or `""`.
+        prompt (`str`): The text for the video model.
     """
 
     prompt_id: str
@@ -100,13 +101,13 @@ class DSRPrompt:
     prompt: str
 
     def to_row(self) -> dict[str, str]:
-        """The prompt as a dataset row with the columns of [`PROMPT_COLUMNS`]."""
+        """Return the prompt as a dataset row with the columns of [`PROMPT_COLUMNS`]."""
         values = asdict(self)
         return {column: values[column] for column in PROMPT_COLUMNS}
 
 
 def indefinite_article(words: str) -> str:
-    """`"a"` or `"an"`, by the sound that `words` begin with as far as the spelling tells it."""
+    """Return `"a"` or `"an"`, depending on the sound that `words` begin with, as far as the spelling shows it."""
     lowered = words.lower()
     if _SPOKEN_CONSONANT.match(lowered):
         return "a"
@@ -114,39 +115,44 @@ def indefinite_article(words: str) -> str:
 
 
 def check_one_thing(part: str, words: str) -> None:
-    """Refuse a noun that stands for more than one thing: a score would follow only one of them.
+    """Check that a noun means a single thing: a score would follow only one of several.
 
     Args:
-        part (`str`): What the noun is of, `"animal"` or `"object"`; opens the message.
+        part (`str`): The part of the prompt, `"animal"` or `"object"`, for the error.
         words (`str`): The noun, such as `"fire hydrant"`.
 
     Raises:
         PromptGrammarError: For two nouns ("bench and table", "bench, table") and for counts ("two cats").
     """
-    each = words.casefold().replace(",", " and ").split()
-    joining = [word for word in each[1:-1] if word in _JOINING]
-    if joining or each[:1] and (each[0] in _COUNTING or each[0].isdecimal()) and len(each) > 1:
+    tokens = words.casefold().replace(",", " and ").split()
+    is_joined = any(word in _JOINING for word in tokens[1:-1])
+    is_counted = len(tokens) > 1 and (tokens[0] in _COUNTING or tokens[0].isdecimal())
+    if is_joined or is_counted:
         raise PromptGrammarError(part, f"{words!r} is more than one {part}, but {ONE_AND_ONE}")
 
 
 def build_prompt(
     *, scene: str, animal: str, object: str, type: str, verb: str, attribute: str = "", prompt_id: str | None = None
 ) -> DSRPrompt:
-    """Build a prompt from its parts; [`parse_prompt`] gives the same parts back.
+    """Build a prompt from its parts. [`parse_prompt`] returns the same parts.
 
     Args:
-        scene (`str`): Where it happens. A comma at its end is dropped and its first letter becomes a capital.
+        scene (`str`): The place. A comma at its end is dropped, and its first letter is capitalised.
         animal (`str`): The animal's noun.
         object (`str`): The object's noun.
         type (`str`): The relations in order, such as `"LR"` or `"LTR"`.
-        verb (`str`): A verb in the third person, `"jumps"`; one for each motion of a sequence, `"jumps, walks"`.
-        attribute (`str`, *optional*): Stands before the animal at its first mention, `"red"`.
-        prompt_id (`str`, *optional*): Made of the type and a hash of the text if it is not given.
+        verb (`str`): A verb in the third person, such as `"jumps"`. In a sequence, one per motion: `"jumps, walks"`.
+        attribute (`str`, *optional*): Words before the animal at its first mention, such as `"red"`.
+        prompt_id (`str`, *optional*): The id. By default it consists of the type and a hash of the text.
+
+    Returns:
+        [`DSRPrompt`]: the prompt with its parts.
 
     Raises:
         ValueError: If the type is unknown.
-        PromptGrammarError: If a part is empty, holds punctuation, or could not be told from its neighbours.
+        PromptGrammarError: If a part is empty, contains punctuation, or could not be separated from its neighbours.
     """
+    # 1. Check every part alone
     initial, *later = (RELATIONS[code] for code in split_type(type))
     scene = " ".join(scene.split()).rstrip(", ")
     scene = scene[:1].upper() + scene[1:]
@@ -155,66 +161,80 @@ def build_prompt(
         raise PromptGrammarError("scene", "is empty")
     verbs = verb.split(", ") if len(later) > 1 else [verb]
     if len(verbs) != len(later):
-        raise PromptGrammarError("verb", f"{verb!r} must name {len(later)} motions, one for each step of {type!r}")
+        raise PromptGrammarError("verb", f"{verb!r} must name {len(later)} motions, one per step of {type!r}")
     for part, words in (("animal", animal), ("object", object)):
         check_one_thing(part, words)
-    for part, words in (
+    word_parts = [
         ("animal", animal),
         ("object", object),
         ("attribute", attribute),
-        *(("verb", v) for v in verbs),
-    ):
+        *(("verb", word) for word in verbs),
+    ]
+    for part, words in word_parts:
         if not _WORDS.fullmatch(words) and not (part == "attribute" and attribute == ""):
             raise PromptGrammarError(part, f"{words!r} must be words with single spaces and no punctuation")
 
+    # 2. Put the text together
     first_mention = f"{attribute} {animal}".lstrip()
-    motions = (f"{_THEN}{animal} {one} {to.final} the {object}" for one, to in zip(verbs, later, strict=True))
+    motions = (
+        f"{_THEN}{animal} {motion} {relation.final} the {object}"
+        for motion, relation in zip(verbs, later, strict=True)
+    )
     text = (
         f"{scene}, {indefinite_article(first_mention)} {first_mention} is {initial.initial} "
         f"{indefinite_article(object)} {object}{''.join(motions)}."
     )
+
+    # 3. Check that it parses to the same parts
     prompt = parse_prompt(text, prompt_id)
     for part, value in {**parts, "type": type}.items():
         if getattr(prompt, part) != value:
-            raise PromptGrammarError(part, f"{value!r} would be read back as {getattr(prompt, part)!r}", text)
+            raise PromptGrammarError(part, f"{value!r} would be parsed as {getattr(prompt, part)!r}", text)
     return prompt
 
 
 def parse_prompt(text: str, prompt_id: str | None = None) -> DSRPrompt:
-    """Take a prompt of the grammar apart.
+    """Parse a prompt of the grammar into its parts.
 
     Either article is accepted before either noun, and runs of white space count as one space.
 
     Args:
         text (`str`): The prompt.
-        prompt_id (`str`, *optional*): Made of the type and a hash of the text if it is not given.
+        prompt_id (`str`, *optional*): The id. By default it consists of the type and a hash of the text.
+
+    Returns:
+        [`DSRPrompt`]: the prompt with its parts.
 
     Raises:
-        PromptGrammarError: If the text does not follow the grammar; says which part is off. A second object or a
-            second moving thing is refused.
+        PromptGrammarError: If the text does not follow the grammar. The message names the part with the problem. A
+            second object or a second moving thing is refused.
     """
+    # 1. Split the text into its parts
     text = " ".join(text.split())
     if not text.endswith("."):
         raise PromptGrammarError("ending", "the prompt must end with a full stop", text)
     head, tails = _split_clauses(text)
     scene, first_mention = _split_subject(head["before"], text)
     noun = _object_of(head, tails, text)
-    named = [_split_animal(first_mention, tail["before"], text) for tail in tails]
-    attribute, animal, _ = named[0]
-    for _, other, _ in named:
+    mentions = [_split_animal(first_mention, tail["before"], text) for tail in tails]
+    attribute, animal, _ = mentions[0]
+
+    # 2. Check the parts
+    for _, other, _ in mentions:
         if other != animal:
             raise PromptGrammarError(
                 "animal", f"{animal!r} in one clause but {other!r} in another; {ONE_AND_ONE}", text
             )
-    verbs = [verb for _, _, verb in named]
+    verbs = [verb for _, _, verb in mentions]
     for part, words in (("animal", animal), ("object", noun), *(("verb", verb) for verb in verbs)):
         if not _WORDS.fullmatch(words):
             raise PromptGrammarError(part, f"{words!r} must be words with no punctuation", text)
     for part, words in (("animal", animal), ("object", noun)):
         check_one_thing(part, words)
     if animal.casefold() == noun.casefold():
-        raise PromptGrammarError("object", f"animal and object are both {noun!r}; they must differ", text)
+        raise PromptGrammarError("object", f"animal and object are both {noun!r}, but they must differ", text)
 
+    # 3. Derive the type and the id
     dsr_type = _CODE_OF_INITIAL[head["relation"]] + "".join(_CODE_OF_FINAL[tail["relation"]] for tail in tails)
     try:
         check_dsr_type(dsr_type)
@@ -237,17 +257,17 @@ def parse_prompt(text: str, prompt_id: str | None = None) -> DSRPrompt:
 
 
 def _split_clauses(text: str) -> tuple[re.Match, list[re.Match]]:
-    """The first clause, up to the object, and the clauses that begin with "then the"."""
+    """Match the first clause, up to the object, and the clauses that begin with "then the"."""
     clauses = text[:-1].split(_THEN)
     if len(clauses) == 1:
         raise PromptGrammarError("text", "', then the {animal} {verb} ...' is missing", text)
-    for count in range(1, len(clauses)):  # the scene may hold the words "then the" too
+    for count in range(1, len(clauses)):  # the scene may contain the words "then the" too
         head = _INITIAL.fullmatch(_THEN.join(clauses[:count]))
         if head is not None:
             break
     else:
         if _PLURAL.fullmatch(clauses[0]):
-            raise PromptGrammarError("animal", f"'are' speaks of more than one animal, but {ONE_AND_ONE}", text)
+            raise PromptGrammarError("animal", f"'are' means more than one animal, but {ONE_AND_ONE}", text)
         raise PromptGrammarError("initial_SR", f"expected 'is {'|'.join(_CODE_OF_INITIAL)}' and an object", text)
     tails = [_FINAL.fullmatch(clause) for clause in clauses[count:]]
     if None in tails:
@@ -258,7 +278,7 @@ def _split_clauses(text: str) -> tuple[re.Match, list[re.Match]]:
 
 
 def _split_subject(before: str, text: str) -> tuple[str, str]:
-    """Scene and first mention of the animal, of what stands before the first relation."""
+    """Split the text before the first relation into the scene and the first mention of the animal."""
     subject = _SUBJECT.fullmatch(before)
     if subject is None:
         raise PromptGrammarError("scene", f"expected '{{scene}}, a|an {{animal}}', found {before!r}", text)
@@ -269,25 +289,25 @@ def _split_subject(before: str, text: str) -> tuple[str, str]:
 
 
 def _object_of(head: re.Match, tails: Sequence[re.Match], text: str) -> str:
-    """The noun of the object, which all clauses must share."""
+    """Return the noun of the object, which all clauses must share."""
     first = _WITH_ARTICLE.fullmatch(head["object"])
     if first is None:
         raise PromptGrammarError("object", f"expected 'a' or 'an' before {head['object']!r}", text)
     noun = first["noun"]
     for tail in tails:
         if tail["object"] != noun:
-            both = f"{noun!r} at the start but {tail['object']!r} later"
-            raise PromptGrammarError("object", f"{both}; {ONE_AND_ONE}", text)
+            difference = f"{noun!r} at the start but {tail['object']!r} later"
+            raise PromptGrammarError("object", f"{difference}; {ONE_AND_ONE}", text)
     return noun
 
 
 def _split_animal(first_mention: str, second_mention: str, text: str) -> tuple[str, str, str]:
-    """Attribute, noun and verb of `"red fire fox"` and `"fire fox jumps"`: the noun is what both mentions share."""
+    """Split `"red fire fox"` and `"fire fox jumps"` into attribute, noun and verb: the noun is common to both."""
     first, second = first_mention.split(), second_mention.split()
     for length in range(min(len(first), len(second)), 0, -1):
         if first[-length:] == second[:length]:
             if length == len(second):
                 raise PromptGrammarError("verb", f"is missing after 'the {second_mention}'", text)
             return " ".join(first[:-length]), " ".join(first[-length:]), " ".join(second[length:])
-    both = f"{first_mention!r} at the start but 'the {second_mention}' later"
-    raise PromptGrammarError("animal", f"{both}; {ONE_AND_ONE}", text)
+    difference = f"{first_mention!r} at the start but 'the {second_mention}' later"
+    raise PromptGrammarError("animal", f"{difference}; {ONE_AND_ONE}", text)

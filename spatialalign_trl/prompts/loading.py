@@ -1,4 +1,4 @@
-"""Loading prompt sets: a dataset folder, a dataset on the Hub, or a csv, jsonl, json or txt file."""
+"""Load prompt sets from a dataset folder, a dataset on the Hub, or a csv, jsonl, json or txt file."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
 
 
 def load_prompts(source: str | Path | Dataset, split: str = "train") -> Dataset:
-    """Load a prompt set and take every prompt apart.
+    """Load a prompt set and parse every prompt.
 
     Args:
         source (`str`, `Path` or [`~datasets.Dataset`]): A dataset folder in the Hub's layout, a dataset id on the Hub,
-            a file (`.csv`, `.jsonl`, `.json` with a list of rows, `.txt` with a prompt a line) or a dataset. A row
-            holds `prompt`, or the parts to build it from; parts beside a prompt must agree with it, other columns are
-            dropped. The columns of the SpatialAlign authors' files are accepted as they are.
-        split (`str`, *optional*, defaults to `"train"`): The split of a folder or of a Hub dataset; a file has none.
+            a file (`.csv`, `.jsonl`, `.json` with a list of rows, `.txt` with one prompt per line) or a dataset. A row
+            has a `prompt`, or the parts to build it from. If it has both, they must agree. Other columns are dropped.
+            The columns of the SpatialAlign authors' files are accepted unchanged.
+        split (`str`, *optional*, defaults to `"train"`): The split of a folder or of a Hub dataset. Files have no
+            splits.
 
     Returns:
-        [`~datasets.Dataset`] with exactly the columns of [`PROMPT_COLUMNS`], all strings.
+        [`~datasets.Dataset`]: the prompts, with exactly the columns of [`PROMPT_COLUMNS`], all strings.
 
     Raises:
-        FileNotFoundError: If `source` looks like a file or a folder that is not there.
-        ValueError: If the source is empty or has a row that is not a prompt; names the source and the row.
+        FileNotFoundError: If `source` looks like a file or a folder that does not exist.
+        ValueError: If the source is empty or has a row that is not a prompt. The message names the source and the row.
     """
     from datasets import Dataset, Features, Value
 
@@ -47,18 +48,26 @@ def load_prompts(source: str | Path | Dataset, split: str = "train") -> Dataset:
             raise ValueError(f"{place}: {error}") from error
         earlier = place_of_id.setdefault(prompt.prompt_id, place)
         if earlier != place:
-            raise ValueError(f"{place}: prompt_id {prompt.prompt_id!r} was already used at {earlier}; ids are unique")
+            raise ValueError(
+                f"{place}: prompt_id {prompt.prompt_id!r} was already used at {earlier}, but ids must be unique"
+            )
         rows.append(prompt.to_row())
     if not rows:
-        raise ValueError(f"{source} holds no prompts")
+        raise ValueError(f"{source} contains no prompts")
     return Dataset.from_list(rows, features=Features({column: Value("string") for column in PROMPT_COLUMNS}))
 
 
 def prompt_from_row(row: Mapping[str, Any]) -> DSRPrompt:
-    """A row of a prompt set, taken apart.
+    """Parse a row of a prompt set.
+
+    Args:
+        row (`Mapping[str, Any]`): A row with a `prompt`, or with the parts to build it from.
+
+    Returns:
+        [`DSRPrompt`]: the prompt with its parts.
 
     Raises:
-        ValueError: for a row that is not a prompt, or whose columns disagree with its prompt.
+        ValueError: If the row is not a prompt, or if its columns disagree with its prompt.
     """
     given = {column: str(row[column]).strip() for column in PROMPT_COLUMNS if row.get(column) not in (None, "")}
     if "type" in given:
@@ -82,7 +91,19 @@ def prompt_from_row(row: Mapping[str, Any]) -> DSRPrompt:
 
 
 def read_rows(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Pairs of a row's place, for error messages, and the row."""
+    """Iterate over the rows of a source without parsing them.
+
+    Args:
+        source (`str`, `Path` or [`~datasets.Dataset`]): The source, as in [`load_prompts`].
+        split (`str`): The split of a folder or of a Hub dataset.
+
+    Yields:
+        `tuple[str, Mapping[str, Any]]`: the row's place, for error messages, and the row.
+
+    Raises:
+        FileNotFoundError: If `source` looks like a file or a folder that does not exist.
+        ValueError: If a file is of an unknown kind, or a row cannot be read.
+    """
     if not isinstance(source, (str, Path)):
         yield from ((f"row {index} of the dataset", row) for index, row in enumerate(source))
         return
@@ -94,19 +115,20 @@ def read_rows(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, M
         return
     if path.is_file():
         raise ValueError(f"{path}: prompt files end in {', '.join(_FILE_READERS)}")
-    # A Hub id is "name" or "owner/name"; anything else that does not exist was meant as a folder.
+    # A Hub id is "name" or "owner/name". Anything else that does not exist was meant to be a folder.
     if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
         raise FileNotFoundError(f"there is no prompt folder {path}")
     from datasets import load_dataset
 
-    # datasets keeps what it read of a folder by the folder's name and description, and would not see that a file in it
-    # was changed. What is on the Hub is kept by its commit.
+    # Read folders into a temporary cache: datasets caches them under their name and description, and would not notice
+    # that a file changed. Datasets on the Hub are cached by commit.
     with TemporaryDirectory() if path.is_dir() else nullcontext() as cache:
         for index, row in enumerate(with_undecoded_videos(load_dataset(str(source), split=split, cache_dir=cache))):
             yield f"{source}, split {split}, row {index}", row
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Iterate over the rows of a csv file."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         for row in reader:
@@ -114,19 +136,22 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Iterate over the rows of a file with one JSON object per line."""
     for place, line in _read_lines(path):
-        yield place, _json_row(line, f"{path}, {place}")
+        yield place, _parse_json(line, f"{path}, {place}")
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    rows = _json_row(path.read_text(encoding="utf-8"), str(path), kind=list)
+    """Iterate over the rows of a JSON file with a list of objects."""
+    rows = _parse_json(path.read_text(encoding="utf-8"), str(path), kind=list)
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, row {index}: expected an object with the prompt's columns, found {row!r}")
         yield f"row {index}", row
 
 
-def _json_row(text: str, place: str, kind: type = dict) -> Any:
+def _parse_json(text: str, place: str, kind: type = dict) -> Any:
+    """Parse a JSON value of type `kind`."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -138,10 +163,12 @@ def _json_row(text: str, place: str, kind: type = dict) -> Any:
 
 
 def _read_txt(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Iterate over the rows of a text file with one prompt per line."""
     return ((place, {"prompt": line}) for place, line in _read_lines(path))
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Iterate over the non-empty lines of a file, with their places."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():

@@ -1,8 +1,8 @@
 """The spatial relations between one animal and one static object, and the types made of them.
 
-A type is what must hold one after the other: `"LT"` is left, then top. The paper (SpatialAlign, arXiv 2602.22745,
-section 3) has three relations, L, R and T, and the six types of two different ones. Under, in front of and behind, and
-types of more than two relations, are ours.
+A type lists the relations that must hold one after the other: `"LT"` is left, then top. The paper (SpatialAlign,
+arXiv 2602.22745, section 3) has three relations, L, R and T, and the six types of two different relations. Under, in
+front of and behind, and types of more than two relations, are ours.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ class Relation(NamedTuple):
 
     Args:
         code (`str`): One letter, the key in [`RELATIONS`].
-        initial (`str`): How the relation is worded at the start of the video.
-        final (`str`): How the relation is worded after a motion.
+        initial (`str`): The wording of the relation at the start of the video.
+        final (`str`): The wording of the relation after a motion.
     """
 
     code: str
@@ -32,37 +32,44 @@ RELATIONS: dict[str, Relation] = {
     "F": Relation("F", "in front of", "in front of"),
     "B": Relation("B", "behind", "behind"),
 }
-# The paper's six, which all prompt sets here are made of.
+# The paper's six types. All prompt sets of this repository consist of them.
 DSR_TYPES = ("LR", "LT", "RL", "RT", "TL", "TR")
-# Frames that show both and are averaged to say whether a relation holds: at either end of a video, and at a visit of a
-# relation in between.
+# Number of frames, each showing both animal and object, that are averaged to decide whether a relation holds: at
+# either end of a video, and at every visit of a relation in between.
 END_FRAMES = 3
-# Relations along the camera's axis: boxes alone cannot tell them.
+# Relations along the camera's axis. Boxes alone cannot distinguish them.
 DEPTH_RELATIONS = ("F", "B")
 
 
 def check_dsr_type(dsr_type: str) -> str:
-    """Return `dsr_type` if it is a sequence of relations: two or more known codes, neighbours different.
+    """Check that a type is a sequence of relations: two or more known codes, with different neighbours.
+
+    Args:
+        dsr_type (`str`): The type, such as `"LT"`.
+
+    Returns:
+        `str`: the type itself.
 
     Raises:
-        ValueError: If it is not; the message names the value, what is off and the types there are.
+        ValueError: If it is not. The message names the value, the problem and the known types.
     """
     problem = _problem(dsr_type)
     if problem is not None:
         meanings = ", ".join(f"{code} = {relation.initial}" for code, relation in RELATIONS.items())
         raise ValueError(
             f"unknown DSR type {dsr_type!r}: {problem}. A type is two or more of {meanings}, in the order in which "
-            f"they hold; the paper's are {', '.join(DSR_TYPES)}"
+            f"they hold. The paper's are {', '.join(DSR_TYPES)}"
         )
     return dsr_type
 
 
 def _problem(dsr_type: str) -> str | None:
+    """Return why a type is invalid, or `None` if it is valid."""
     if not isinstance(dsr_type, str):
-        return "it is no text"
+        return "it is not a string"
     for code in dsr_type:
         if code not in RELATIONS:
-            return f"{code!r} is no relation"
+            return f"{code!r} is not a relation"
     if len(dsr_type) < 2:
         return "a motion needs a relation to start in and one to end in"
     for before, after in zip(dsr_type, dsr_type[1:], strict=False):
@@ -72,5 +79,5 @@ def _problem(dsr_type: str) -> str | None:
 
 
 def split_type(dsr_type: str) -> tuple[str, ...]:
-    """The codes of the relations in order: `"LT"` -> `("L", "T")`. Unknown types raise `ValueError`."""
+    """Return the codes of a type's relations in order: `"LT"` -> `("L", "T")`. Unknown types raise a `ValueError`."""
     return tuple(check_dsr_type(dsr_type))

@@ -1,7 +1,7 @@
-"""Making prompt sets: an order that a hash decides, splits that are balanced over the types, rows as JSON lines.
+"""Make prompt sets: order combinations of words by a hash, balance splits over the types, write rows as JSON lines.
 
-What the scripts that make the sets under `datasets/` share. Nothing here draws random numbers: the same words and seed
-give the same bytes on every machine.
+The scripts that make the sets under `datasets/` share these functions. Nothing here draws random numbers: the same
+words and seed give the same bytes on every machine.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ Words = TypeVar("Words", bound=tuple[str, ...])
 
 
 def hash_order(combinations: Iterable[Words], seed: int) -> list[tuple[bytes, Words]]:
-    """Put combinations of words in an order that looks random and never changes.
+    """Sort combinations of words into an order that looks random and never changes.
 
     Args:
-        combinations (iterable of tuples of `str`): What is to be ordered; any order gives the same result.
-        seed (`int`): Another seed gives another order.
+        combinations (iterable of tuples of `str`): The combinations. Their input order does not matter.
+        seed (`int`): The seed. Another seed gives another order.
 
     Returns:
-        `list[tuple[bytes, tuple]]`: pairs of the 32 bytes that decide on the place, and the combination.
+        `list[tuple[bytes, tuple]]`: pairs of the 32-byte hash that is sorted by, and the combination.
     """
     return sorted((hashlib.sha256("|".join((str(seed), *words)).encode()).digest(), words) for words in combinations)
 
 
 def check_balanced(sizes: Mapping[str, int]) -> None:
-    """Check that splits of these sizes can hold as many prompts of each type.
+    """Check that splits of these sizes can contain equally many prompts of each type.
 
     Args:
-        sizes (`Mapping[str, int]`): Option name, such as `"num_test"`, to number of prompts.
+        sizes (`Mapping[str, int]`): Option name, such as `"num_test"`, -> number of prompts.
 
     Raises:
-        ValueError: If a number is not a positive multiple of six; names it.
+        ValueError: If a number is not a positive multiple of six. The message names the option.
     """
     for name, number in sizes.items():
         if number <= 0 or number % len(DSR_TYPES):
@@ -46,12 +46,12 @@ def check_balanced(sizes: Mapping[str, int]) -> None:
 
 
 def to_jsonl(prompts: Sequence[DSRPrompt]) -> bytes:
-    """One row a line, UTF-8."""
+    """Return the prompts as JSON lines in UTF-8, with one row per line."""
     return "".join(json.dumps(prompt.to_row(), ensure_ascii=False) + "\n" for prompt in prompts).encode()
 
 
 def write_splits(folder: Path, splits: Mapping[str, Sequence[DSRPrompt]]) -> None:
-    """Write every split to `folder/{split}.jsonl`, each in one step, and print what was written."""
+    """Write every split to `folder/{split}.jsonl` atomically, and print the files and their numbers of prompts."""
     for split, prompts in splits.items():
         path = write_atomic(folder / f"{split}.jsonl", to_jsonl(prompts))
         print(f"{path}: {len(prompts)} prompts")

@@ -1,6 +1,7 @@
-"""Rollouts: a policy and prompts become samples on disk.
+"""Sample videos from a policy for every prompt and seed, and store them on disk.
 
-Names are resolved when they are first used, so that importing this package needs no torch.
+`sampler` does the sampling, `store` keeps the samples, and `video_names` reads prompt ids and seeds from file names.
+Names are resolved on first use, so that importing this package does not import torch.
 """
 
 import lazy_loader

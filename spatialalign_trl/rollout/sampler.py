@@ -1,9 +1,10 @@
-"""From a policy and prompts to samples in a store. Does only what is missing, so a run that stopped goes on by
-itself."""
+"""Sample videos from a policy into a store. Only missing samples are made, so an interrupted run simply resumes.
+
+`noise_seed` is importable from here, because rollouts define which noise a sample starts from.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.prompts.seeds import noise_seed
 from spatialalign_trl.rollout.store import Sample, SampleStore
 
 if TYPE_CHECKING:
@@ -18,17 +20,6 @@ if TYPE_CHECKING:
 
     from spatialalign_trl.models.base import VideoModel
     from spatialalign_trl.models.encoding import Conditioning
-
-
-def noise_seed(seed: int, prompt_id: str) -> int:
-    """
-    The seed of a sample's noise: 63 bits of the SHA-256 of (seed, prompt id).
-
-    Every prompt gets its own noise, so that seed 0 is not the same layout for all prompts, and the same one in every
-    run.
-    """
-    digest = hashlib.sha256(f"{int(seed)}:{prompt_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def roll_out(
@@ -44,75 +35,86 @@ def roll_out(
     desc: str = "sampling",
 ) -> list[Sample]:
     """
-    Sample a video for every prompt and seed that the store does not hold yet.
+    Sample a video for every prompt and seed that is not in the store yet.
 
-    Prompts are dealt over the processes of `accelerator` (process r of w takes rows r, r + w, ...); the store has to
-    lie where all of them see it. Batches run over prompts and seeds; a sample's noise depends on its seed and prompt
-    alone. Every sample is written as soon as its batch is decoded, so a run that is stopped loses at most one batch a
-    process.
+    The prompts are divided among the processes of `accelerator` (process r of w takes rows r, r + w, ...), and all of
+    them must see the store. A batch may mix prompts and seeds, because a sample's noise depends on its seed and prompt
+    alone. Every sample is written as soon as its batch is decoded, so that an interrupted run loses at most one batch
+    per process.
 
     Args:
         model ([`VideoModel`]):
-            The policy. Encoders that were released are loaded while they are needed, and released again.
+            The policy. If its encoders were released, they are loaded for the rollout and released again.
         rows (iterable of `dict`, or `datasets.Dataset`):
-            Prompts: at least the columns `prompt_id` and `prompt`.
+            The prompts, with at least the columns `prompt_id` and `prompt`.
         seeds (`list[int]`):
-            Seeds for every prompt.
+            The seeds for every prompt.
         settings ([`SamplingSettings`]):
-            How to sample.
+            The sampling settings.
         store ([`SampleStore`]):
-            Where the samples go.
+            The store that receives the samples.
         policy_revision (`str`, *optional*, defaults to `"base"`):
-            Name of the policy's weights, part of every sample's identity: give other weights another name.
+            Name of the policy's weights. It is part of every sample's identity, so give other weights another name.
         batch_size (`int`, *optional*, defaults to `8`):
-            Videos sampled at a time in each process.
+            Number of videos that each process samples at a time.
         accelerator (`Accelerator`, *optional*):
-            The processes to share the work; this process alone by default.
+            The processes that share the work. By default this process does all of it.
         crf (`int`, *optional*, defaults to `18`):
-            Quality of the mp4; 0 is lossless.
+            Quality of the mp4; 0 is lossless. See [`~spatialalign_trl.video.encode_video`].
         desc (`str`, *optional*, defaults to `"sampling"`):
             Label of the progress bar, which only the main process shows.
 
     Returns:
-        `list[Sample]`: all samples, on every process, in the order of rows and within a row of seeds.
+        `list[Sample]`: all samples, on every process, ordered by row and then by seed.
 
     Raises:
-        ValueError: when a row lacks its id or prompt, ids or seeds repeat, or the size is not legal.
+        ValueError: if a row lacks its id or prompt, ids or seeds repeat, or the size is not legal.
     """
+    # 1. Check the input before anything slow happens
     rows = [dict(row) for row in rows]
-    _check(rows, seeds, batch_size)
+    _check_input(rows, seeds, batch_size)
     model.check_size(settings.num_frames, settings.height, settings.width)
-    if accelerator is None or accelerator.is_main_process:
+    is_main = accelerator is None or accelerator.is_main_process
+    if is_main:
         store.clean()
+
+    # 2. Plan all samples, and find those of this process that are missing
     planned = [[store.new_sample(row, seed, settings.to_dict(), policy_revision) for seed in seeds] for row in rows]
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    mine = [sample for of_row in planned[rank::world] for sample in of_row]
-    missing = [sample for sample in mine if not store.has(sample.sample_id)]
+    assigned = [sample for samples in planned[rank::world] for sample in samples]
+    missing = [sample for sample in assigned if not store.has(sample.sample_id)]
+
+    # 3. Sample them
     if missing:
-        show = accelerator is None or accelerator.is_main_process
-        with tqdm(total=len(mine), initial=len(mine) - len(missing), desc=desc, unit="video", disable=not show) as bar:
-            _sample_missing(model, missing, settings, store, batch_size, crf, bar)
+        num_done = len(assigned) - len(missing)
+        with tqdm(total=len(assigned), initial=num_done, desc=desc, unit="video", disable=not is_main) as progress:
+            _sample_missing(model, missing, settings, store, batch_size, crf, progress)
+
+    # 4. Read what all processes wrote
     if accelerator is not None:
         accelerator.wait_for_everyone()
-    return [store.load(sample.sample_id) for of_row in planned for sample in of_row]
+    return [store.load(sample.sample_id) for samples in planned for sample in samples]
 
 
-def _check(rows: list[dict[str, Any]], seeds: Sequence[int], batch_size: int) -> None:
-    seen: dict[str, int] = {}
-    for i, row in enumerate(rows):
+def _check_input(rows: list[dict[str, Any]], seeds: Sequence[int], batch_size: int) -> None:
+    """Check the arguments of [`roll_out`] that do not depend on the model."""
+    index_of_id: dict[str, int] = {}
+    for index, row in enumerate(rows):
         for column in ("prompt_id", "prompt"):
             if row.get(column) in (None, ""):
-                raise ValueError(f"rows[{i}] has no {column!r}; it has {sorted(row)}. Load prompts with load_prompts.")
-        if row["prompt_id"] in seen:
+                raise ValueError(
+                    f"rows[{index}] has no {column!r}; it has {sorted(row)}. Load prompts with load_prompts."
+                )
+        earlier = index_of_id.setdefault(row["prompt_id"], index)
+        if earlier != index:
             raise ValueError(
-                f"rows[{i}] and rows[{seen[row['prompt_id']]}] share the prompt_id {row['prompt_id']!r}; samples are "
-                "told apart by it. Give every prompt its own."
+                f"rows[{index}] and rows[{earlier}] share the prompt_id {row['prompt_id']!r}, but the id identifies a "
+                "prompt's samples. Give every prompt its own."
             )
-        seen[row["prompt_id"]] = i
     if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds repeat: {list(seeds)}. The same seed gives the same video.")
+        raise ValueError(f"seeds repeat: {list(seeds)}. The same seed gives the same video. Pass each seed once.")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
 
 
 def _sample_missing(
@@ -122,26 +124,28 @@ def _sample_missing(
     store: SampleStore,
     batch_size: int,
     crf: int,
-    bar: tqdm,
+    progress: tqdm,
 ) -> None:
+    """Sample the missing videos batch by batch, and leave the model's encoders loaded or released as they were."""
     had_encoders = model.has_encoders
     if not had_encoders:
         model.reload_encoders()
     try:
-        embedded = _embed(model, missing)
+        # Embed all prompts first, so that the text encoders can leave the accelerator before sampling starts.
+        embeddings = _embed_prompts(model, missing)
         guided = model.uses_negative_prompt(settings)
         negative = model.encode_prompts([settings.negative_prompt]) if guided else None
         model.rest_text_encoders()
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
-            prompts = [embedded[sample.prompt_id] for sample in batch]
-            conditioning = {name: torch.cat([one[name] for one in prompts]) for name in prompts[0]}
+            batch_embeddings = [embeddings[sample.prompt_id] for sample in batch]
+            conditioning = {name: torch.cat([e[name] for e in batch_embeddings]) for name in batch_embeddings[0]}
             noise_seeds = [noise_seed(sample.seed, sample.prompt_id) for sample in batch]
-            latents = model.sample(conditioning, negative, noise_seeds, settings)
-            videos = model.decode_latents(latents)
-            for sample, video, one in zip(batch, videos, latents, strict=True):
-                store.add(sample, video, one, fps=settings.fps, crf=crf)
-                bar.update()
+            batch_latents = model.sample(conditioning, negative, noise_seeds, settings)
+            videos = model.decode_latents(batch_latents)
+            for sample, video, latents in zip(batch, videos, batch_latents, strict=True):
+                store.add(sample, video, latents, fps=settings.fps, crf=crf)
+                progress.update()
     finally:
         if had_encoders:
             model.reload_encoders()
@@ -149,13 +153,13 @@ def _sample_missing(
             model.release_encoders()
 
 
-def _embed(model: VideoModel, samples: Iterable[Sample]) -> dict[str, Conditioning]:
-    """Prompt id -> embedding. Every distinct one is made once and kept on the CPU: 4 MB each for Wan 2.1."""
+def _embed_prompts(model: VideoModel, samples: Iterable[Sample]) -> dict[str, Conditioning]:
+    """Return prompt id -> embedding, on the CPU (4 MB each for Wan 2.1). Equal contents are embedded once."""
     rows = {sample.prompt_id: sample.row for sample in samples}
     contents = {prompt_id: model.row_content(row) for prompt_id, row in rows.items()}
     distinct = {content: rows[prompt_id] for prompt_id, content in contents.items()}
-    embedded = {
+    embeddings = {
         content: {name: tensor.cpu() for name, tensor in model.encode_rows([row]).items()}
         for content, row in distinct.items()
     }
-    return {prompt_id: embedded[content] for prompt_id, content in contents.items()}
+    return {prompt_id: embeddings[content] for prompt_id, content in contents.items()}

@@ -1,15 +1,16 @@
-"""Samples on disk: a sample costs minutes of GPU time, so it is never overwritten, and a crash loses none that was
-written.
+"""Store samples on disk.
 
-A sample is four files whose names begin with its id:
+A sample costs minutes of GPU time, so it is never overwritten, and a crash loses no sample that was written. A sample
+consists of four files with names that begin with its id:
 
     <id>.mp4            the video
     <id>.safetensors    its latents (one tensor, "latents")
-    <id>.json           what it was made from, and the sizes and checksums of the two files above
-    <id>.scores.json    what the rewards said, once they did
+    <id>.json           the inputs it was made from, and the sizes and checksums of the two files above
+    <id>.scores.json    its rewards, after it was scored
 
-`<id>.json` is written last, so a sample exists if and only if its `.json` does and agrees with the other files.
-Anything else (a process killed between two files, a full disk, a bad copy) is noticed, reported and made again.
+`<id>.json` is written last, so a sample exists if and only if its `.json` exists and agrees with the other files.
+Anything else (a process killed between two files, a full disk, a bad copy) is detected and reported, and the sample is
+made again.
 """
 
 from __future__ import annotations
@@ -40,29 +41,29 @@ _SUFFIXES = {"video": ".mp4", "latents": ".safetensors"}
 @dataclasses.dataclass
 class Sample:
     """
-    A sample: what it was made from and what was said about it. Its video and latents are read from the store.
+    The inputs of a sample and its scores. Its video and latents are read from the store.
 
     Args:
         sample_id (`str`):
-            20 hexadecimal digits that the inputs below determine.
+            20 hexadecimal digits, determined by `row`, `seed`, `settings` and `policy_revision`.
         prompt_id (`str`):
-            The prompt's id.
+            The id of the prompt.
         row (`dict`):
             The prompt's columns.
         seed (`int`):
-            The seed as asked for; the noise comes from the seed and the prompt's id.
+            The requested seed. The noise depends on this seed and the prompt's id.
         settings (`dict`):
             The sampling settings.
         policy_revision (`str`):
-            Which weights sampled it.
-        rewards (`dict[str, float | None]`):
-            One value a reward; `None` = INVALID.
+            The name of the weights that sampled it.
+        rewards (`dict[str, float | None]`, *optional*):
+            One value per reward; `None` means INVALID.
         reward (`float`, *optional*):
-            The weighted sum; `None` = INVALID when `scored`, else not known yet.
-        scored (`bool`):
-            Whether the rewards have been asked.
-        components (`dict`):
-            What rewards logged beside their values.
+            The weighted sum. `None` means INVALID if `scored`, and otherwise not known yet.
+        scored (`bool`, *optional*, defaults to `False`):
+            Whether the rewards have scored the sample.
+        components (`dict`, *optional*):
+            The values that the rewards logged in addition to their scores.
     """
 
     sample_id: str
@@ -78,7 +79,18 @@ class Sample:
 
 
 def plain(value: Any, *, nan_is_none: bool = False) -> Any:
-    """NumPy and torch numbers as Python ones, tuples as lists, so that the same value always has the same JSON."""
+    """
+    Convert a value to plain Python objects, so that equal values always have the same JSON.
+
+    Args:
+        value (`Any`):
+            A value made of mappings, sequences, NumPy arrays and numbers of Python, NumPy or torch.
+        nan_is_none (`bool`, *optional*, defaults to `False`):
+            Whether NaN and infinities become `None`.
+
+    Returns:
+        `Any`: the value with dicts for mappings, lists for tuples and arrays, and Python numbers.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item, nan_is_none=nan_is_none) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -96,22 +108,30 @@ class SampleStore:
 
     Args:
         directory (`str` or `os.PathLike`):
-            The folder; made if it is missing. Several processes may share it, on a shared file system.
+            The folder. It is created if it is missing. Several processes may share it, also across machines on a
+            shared file system.
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Checksums are compared once a process and sample; sizes every time.
+        # Checksums are compared once per process and sample, because that reads the files. Sizes are always compared.
         self._verified: set[str] = set()
 
     @staticmethod
     def sample_id(row: Mapping[str, Any], seed: int, settings: Mapping[str, Any], policy_revision: str) -> str:
         """
-        The id that a sample's inputs determine: 20 hexadecimal digits of the SHA-256 of their canonical JSON.
+        Return the id of a sample: 20 hexadecimal digits of the SHA-256 of the canonical JSON of its inputs.
+
+        Args:
+            row, seed, settings, policy_revision:
+                The inputs; see [`Sample`].
+
+        Returns:
+            `str`: the id.
 
         Raises:
-            TypeError, ValueError: when an input has no JSON form.
+            TypeError, ValueError: if an input has no JSON form. The message names the prompt.
         """
         inputs = {
             "row": plain(row),
@@ -129,7 +149,7 @@ class SampleStore:
     def new_sample(
         cls, row: Mapping[str, Any], seed: int, settings: Mapping[str, Any], policy_revision: str
     ) -> Sample:
-        """The sample that these inputs make, not yet in the store."""
+        """Make the sample of these inputs (see [`Sample`]), without scores and without adding it to the store."""
         return Sample(
             sample_id=cls.sample_id(row, seed, settings, policy_revision),
             prompt_id=str(row["prompt_id"]),
@@ -140,24 +160,29 @@ class SampleStore:
         )
 
     def path(self, sample_id: str, suffix: str = ".json") -> Path:
-        """Path of one of a sample's files; an id that is none is refused before it becomes a file name."""
+        """
+        Return the path of one of a sample's files.
+
+        Raises:
+            ValueError: if the id is malformed. This keeps a malicious id from becoming a path outside of the folder.
+        """
         if not isinstance(sample_id, str) or not _SAMPLE_ID.fullmatch(sample_id):
-            raise ValueError(f"{sample_id!r} is no sample id (20 hexadecimal digits).")
+            raise ValueError(f"{sample_id!r} is not a sample id (20 hexadecimal digits).")
         return self.directory / f"{sample_id}{suffix}"
 
     # Writing
 
     def add(self, sample: Sample, video: Video, latents: torch.Tensor, fps: float, crf: int = 18) -> Sample:
         """
-        Put a sample into the store. One that is already there, whole, is kept as it is.
+        Add a sample to the store. An intact sample that is already stored is not overwritten.
 
         Args:
             sample ([`Sample`]):
-                From [`~SampleStore.new_sample`].
+                The sample, made by [`~SampleStore.new_sample`].
             video (`np.ndarray` of shape (frames, height, width, 3), `uint8`):
                 The video.
             latents (`torch.Tensor` of shape (channels, frames, height, width)):
-                The latents the video was decoded from.
+                The latents that the video was decoded from.
             fps (`float`):
                 Frames per second of the mp4.
             crf (`int`, *optional*, defaults to `18`):
@@ -167,21 +192,26 @@ class SampleStore:
             [`Sample`]: the sample.
 
         Raises:
-            ValueError: when the sample's id is not that of its inputs.
+            ValueError: if the sample's id does not match its inputs.
         """
         expected = self.sample_id(sample.row, sample.seed, sample.settings, sample.policy_revision)
         if sample.sample_id != expected:
-            raise ValueError(f"the inputs of sample {sample.sample_id!r} make the id {expected!r}; use new_sample.")
+            raise ValueError(
+                f"sample_id={sample.sample_id!r}: the sample's inputs have the id {expected!r}. Make samples with "
+                "new_sample."
+            )
         if self.has(sample.sample_id):
             return sample
         contents = {
             "video": encode_video(video, fps, crf),
+            # A contiguous copy: a slice of a batch would otherwise be stored with the memory of the whole batch.
             "latents": safetensors.torch.save({"latents": latents.detach().cpu().contiguous()}),
         }
-        # Where a damaged sample is made again, its scores belong to the video that is gone.
+        # When a damaged sample is made again, its old scores belong to the lost video.
         self.path(sample.sample_id, ".scores.json").unlink(missing_ok=True)
         for name, data in contents.items():
             write_atomic(self.path(sample.sample_id, _SUFFIXES[name]), data)
+        # The record comes last: it makes the sample exist.
         record = {
             "prompt_id": sample.prompt_id,
             "row": sample.row,
@@ -205,20 +235,23 @@ class SampleStore:
         components: Mapping[str, Any] | None = None,
     ) -> Sample:
         """
-        Write what the rewards said about a sample; NaN becomes `None` (INVALID).
+        Write the scores of a sample. NaN becomes `None` (INVALID).
 
         Args:
             sample_id (`str`):
-                A sample of this store.
+                The id of a sample in this store.
             rewards (`dict[str, float | None]`):
-                One value a reward.
+                One value per reward.
             reward (`float`, *optional*):
-                Their weighted sum.
+                The weighted sum of the rewards.
             components (`dict`, *optional*):
-                Anything JSON can hold that the rewards logged.
+                The values that the rewards logged. They need a JSON form.
 
         Returns:
             [`Sample`]: the sample with its scores.
+
+        Raises:
+            FileNotFoundError: if the store has no intact sample with this id.
         """
         self._require(sample_id)
         scores = {"rewards": dict(rewards), "reward": reward, "components": dict(components or {})}
@@ -226,13 +259,13 @@ class SampleStore:
         return self.load(sample_id)
 
     def clean(self) -> list[Path]:
-        """Delete the temporary files of processes that were killed; those of living ones are left alone."""
+        """Delete the temporary files of killed processes, and return their paths; see [`remove_leftovers`]."""
         return remove_leftovers(self.directory)
 
     # Reading
 
     def has(self, sample_id: str) -> bool:
-        """Whether the sample is there and whole. A damaged one is reported by a warning, and counts as missing."""
+        """Return whether the sample is stored and intact. A damaged sample causes a warning and counts as missing."""
         if self._record(sample_id) is None:
             return False
         if sample_id not in self._verified:
@@ -240,21 +273,22 @@ class SampleStore:
                 try:
                     self._bytes(sample_id, name)
                 except ValueError as error:
-                    warnings.warn(f"{error} It counts as missing and will be made again.", stacklevel=2)
+                    warnings.warn(f"{error} The sample counts as missing and will be made again.", stacklevel=2)
                     return False
             self._verified.add(sample_id)
         return True
 
     def load(self, sample_id: str) -> Sample:
         """
-        Read a sample with its scores, if it has any.
+        Read a sample, with its scores if it was scored.
 
         Raises:
-            FileNotFoundError: when the sample is not there or not whole.
+            FileNotFoundError: if the store has no intact sample with this id.
         """
         return self._sample(sample_id, self._require(sample_id))
 
     def _sample(self, sample_id: str, record: dict[str, Any]) -> Sample:
+        """Make a sample from the content of its `<id>.json` and its scores."""
         scores = self._scores(sample_id)
         return Sample(
             sample_id=sample_id,
@@ -264,44 +298,46 @@ class SampleStore:
         )
 
     def samples(self) -> list[Sample]:
-        """All whole samples, by prompt id, seed and sample id."""
+        """Return all intact samples, sorted by prompt id, seed and sample id."""
         ids = [path.stem for path in self.directory.glob("*.json") if _SAMPLE_ID.fullmatch(path.stem)]
         records = {sample_id: self._record(sample_id) for sample_id in ids}
         found = [self._sample(sample_id, record) for sample_id, record in records.items() if record is not None]
         return sorted(found, key=lambda sample: (sample.prompt_id, sample.seed, sample.sample_id))
 
     def video_bytes(self, sample_id: str) -> bytes:
-        """The mp4 file. Raises a `ValueError` that names it when it is not the one that was written."""
+        """Return the content of the mp4 file. Raises a `ValueError` that names the file if its checksum is wrong."""
         return self._bytes(sample_id, "video")
 
     def video(self, sample_id: str) -> Video:
-        """The video, as the mp4 shows it: with `crf > 0` not exactly as it was decoded from the latents."""
+        """Return the video as decoded from the mp4. With `crf > 0` it differs slightly from what was sampled."""
         return read_video(self.video_bytes(sample_id))
 
     def latents_bytes(self, sample_id: str) -> bytes:
-        """The safetensors file. Raises a `ValueError` that names it when it is not the one that was written."""
+        """Return the content of the safetensors file. Raises a `ValueError` that names it if its checksum is wrong."""
         return self._bytes(sample_id, "latents")
 
     def latents(self, sample_id: str) -> torch.Tensor:
-        """The latents, of shape (channels, frames, height, width)."""
+        """Return the latents, of shape (channels, frames, height, width)."""
         return safetensors.torch.load(self.latents_bytes(sample_id))["latents"]
 
     def _bytes(self, sample_id: str, name: str) -> bytes:
+        """Read the video's or the latents' file, and compare its checksum with the recorded one."""
         path = self.path(sample_id, _SUFFIXES[name])
         record = self._require(sample_id)
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != record["files"][name]["sha256"]:
-            raise ValueError(f"{path} is damaged: its checksum is not the one it was written with.")
+            raise ValueError(f"{path} is damaged: its checksum differs from the recorded one.")
         return data
 
     def _require(self, sample_id: str) -> dict[str, Any]:
+        """Return the sample's record, or raise an error if there is none."""
         record = self._record(sample_id)
         if record is None:
-            raise FileNotFoundError(f"there is no whole sample {sample_id} in {self.directory}; roll it out first.")
+            raise FileNotFoundError(f"there is no intact sample {sample_id} in {self.directory}. Roll it out first.")
         return record
 
     def _record(self, sample_id: str) -> dict[str, Any] | None:
-        """The content of `<id>.json` if it is sound and the files beside it have their sizes, else `None`."""
+        """Return the content of `<id>.json`, or `None` if it is invalid or the other files do not have their sizes."""
         path = self.path(sample_id)
         if not path.exists():
             return None
@@ -314,16 +350,17 @@ class SampleStore:
                 file, expected = self.path(sample_id, suffix), record["files"][name]["bytes"]
                 size = file.stat().st_size if file.exists() else None
                 if size != expected:
-                    found = "is missing" if size is None else f"is cut short ({size} of {expected} bytes)"
-                    raise ValueError(f"{file} {found}.")
+                    problem = "is missing" if size is None else f"is truncated ({size} of {expected} bytes)"
+                    raise ValueError(f"{file} {problem}.")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.warn(
-                f"sample {sample_id} is damaged and counts as missing; it will be made again: {error}", stacklevel=3
+                f"sample {sample_id} is damaged. It counts as missing and will be made again: {error}", stacklevel=3
             )
             return None
         return record
 
     def _scores(self, sample_id: str) -> dict[str, Any] | None:
+        """Read `<id>.scores.json`, or return `None` if the sample was not scored or the file is damaged."""
         path = self.path(sample_id, ".scores.json")
         if not path.exists():
             return None
@@ -331,5 +368,5 @@ class SampleStore:
             scores = read_json(path)
             return {key: scores[key] for key in ("rewards", "reward", "components")}
         except (ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"{path} is damaged; the sample counts as not scored: {error}", stacklevel=3)
+            warnings.warn(f"{path} is damaged. The sample counts as not scored: {error}", stacklevel=3)
             return None

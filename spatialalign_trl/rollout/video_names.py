@@ -1,4 +1,4 @@
-"""What the name of a video's file says: of which prompt it is, and which seed."""
+"""Read the prompt id and the seed from the name of a video file."""
 
 from __future__ import annotations
 
@@ -7,33 +7,39 @@ from collections.abc import Container
 from pathlib import Path
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v")
-"""What counts as a video in a folder."""
+"""Suffixes of the files in a folder that are read as videos."""
 
-# The authors' names are {prompt_id}_F81_seed{ss}.mp4; either ending may be missing.
+# The paper's authors name their videos {prompt_id}_F81_seed{ss}.mp4. `_F81` and `_seed{ss}` are optional here.
 _AUTHORS_NAME = re.compile(r"(?P<prompt_id>.+?)(_F[0-9]+)?(_seed(?P<seed>[0-9]+))?")
 
 
 def videos_in(folder: Path) -> list[Path]:
-    """The videos of a folder, by name."""
-    return sorted(path for path in folder.iterdir() if _is_video(path))
+    """
+    Return the video files of a folder, sorted by name. Hidden files and subfolders are skipped.
 
+    Args:
+        folder (`Path`):
+            The folder.
 
-def _is_video(path: Path) -> bool:
-    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
+    Returns:
+        `list[Path]`: the files with one of the suffixes `VIDEO_SUFFIXES`.
+    """
+    visible = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return sorted(path for path in visible if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def read_video_name(stem: str, known: Container[str]) -> tuple[str, int | None]:
     """
-    The prompt id and the seed that a file's name holds.
+    Parse the prompt id and the seed from a file name.
 
     Args:
         stem (`str`):
-            The name without its suffix.
+            The file name without its suffix.
         known (container of `str`):
-            Prompt ids that exist: a name that is one is not taken apart.
+            The prompt ids that exist. A name that equals one of them is not parsed further.
 
     Returns:
-        `tuple[str, int | None]`: the prompt id, which may not be known, and the seed if there is one.
+        `tuple[str, int | None]`: the prompt id, which may be unknown, and the seed, or `None` if the name has none.
     """
     if stem in known:
         return stem, None

@@ -1,8 +1,8 @@
-"""Scene tasks: navigate or find an object in a recorded scene.
+"""Scene tasks: follow a camera trajectory or find an object in a recorded scene.
 
-`tasks` holds a task with its recording and answer, `rows` turns tasks into dataset rows and back, `recordings` and
-`recording_formats` read videos with known cameras, `curation` cuts tasks out of them. Names are resolved when they are
-first used.
+`tasks` defines a task with its recording and right answer, `rows` converts tasks to dataset rows, `recordings` and
+`recording_formats` read videos with known cameras, and `curation` cuts tasks out of them. Names are resolved on first
+use.
 """
 
 import lazy_loader

@@ -1,7 +1,7 @@
-"""Tasks out of real recordings: clips to be made again from the rest of the recording, and clips that find something.
+"""Cut tasks out of real recordings: clips to reproduce from the rest of the recording, and clips that find an object.
 
-Source: Video4Spatial (arXiv 2512.03040): the context is frames of the same recording, sampled non-contiguously; clips
-for grounding end on a target that an open-vocabulary detector sees. The thresholds are ours.
+Source: Video4Spatial (arXiv 2512.03040). The context consists of frames of the same recording, sampled
+non-contiguously. Clips for grounding end on a target that an open-vocabulary detector sees. The thresholds are ours.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curation:
-    """What makes a good clip.
+    """Settings for cutting clips.
 
     Attributes:
-        size: Height and width of all frames, pixels.
-        num_frames: Frames of a clip, at least 2.
-        stride: Frames of the recording from one frame of the clip to the next.
-        num_context: Context frames.
-        gap: Frames of the recording, on both sides of a clip, that no context frame is taken from.
-        min_score: A detection counts from this score on.
-        min_area: Share of the frame that a target fills at the end of its clip, at least.
-        max_offset: How far its middle may be from the frame's, as a share of half a side.
+        size (tuple of 2 `int`, *optional*, defaults to `(480, 832)`): Height and width of all frames in pixels.
+        num_frames (`int`, *optional*, defaults to `81`): Frames per clip, at least 2.
+        stride (`int`, *optional*, defaults to `1`): Frames of the recording from one frame of the clip to the next.
+        num_context (`int`, *optional*, defaults to `12`): Number of context frames.
+        gap (`int`, *optional*, defaults to `4`): Frames of the recording before and after a clip from which no context
+            frame is taken.
+        min_score (`float`, *optional*, defaults to `0.4`): Lowest score of a detection that counts.
+        min_area (`float`, *optional*, defaults to `0.01`): Smallest share of the frame that a target fills at the end
+            of its clip.
+        max_offset (`float`, *optional*, defaults to `0.6`): Largest distance of the target's centre from the frame's
+            centre, as a share of half a side.
     """
 
     size: tuple[int, int] = (480, 832)
@@ -45,20 +48,31 @@ class Curation:
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "stride", "num_context"):
-            if getattr(self, name) < (2 if name == "num_frames" else 1):
-                raise ValueError(f"{name} is {getattr(self, name)}; it is too small for a clip.")
+            smallest = 2 if name == "num_frames" else 1
+            if getattr(self, name) < smallest:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: too small for a clip. It must be at least {smallest}."
+                )
 
     @property
     def span(self) -> int:
-        """Frames of the recording from a clip's first to its last, both counted."""
+        """The number of frames of the recording from a clip's first frame to its last, inclusive."""
         return (self.num_frames - 1) * self.stride + 1
 
 
 def navigation_task(video: PosedVideo, rng: np.random.Generator, curation: Curation | None = None) -> SceneTask:
-    """A clip from anywhere in a recording, to be made again from its trajectory and frames of the rest.
+    """Cut a clip from a random place, to be reproduced from its trajectory and frames of the rest of the recording.
+
+    Args:
+        video (`PosedVideo`): The recording.
+        rng (`np.random.Generator`): Source of all randomness.
+        curation (`Curation`, *optional*): Settings for cutting clips.
+
+    Returns:
+        `SceneTask`: the task.
 
     Raises:
-        ValueError: when the recording is too short.
+        ValueError: if the recording is too short.
     """
     curation = curation or Curation()
     _check_length(video, curation)
@@ -71,99 +85,113 @@ def navigation_task(video: PosedVideo, rng: np.random.Generator, curation: Curat
 
 def grounding_tasks(video: PosedVideo, detector: Detector, names: Sequence[str], rng: np.random.Generator,
                     curation: Curation | None = None, every: int = 8) -> list[SceneTask]:  # fmt: skip
-    """Clips that begin without an object, end on it, and come from a recording that shows it elsewhere too.
+    """Cut clips that begin without an object and end on it, from a recording that also shows it outside of the clip.
 
     Args:
         video (`PosedVideo`): The recording.
-        detector (`Detector`): Such as [`~spatialalign_trl.perception.grounding_dino.GroundingDINODetector`].
-        names (sequence of `str`): What to look for.
-        rng: Source of all randomness.
-        curation (`Curation`, *optional*): What makes a good clip.
-        every (`int`, *optional*, defaults to `8`): Frames from one that is looked at to the next.
+        detector (`Detector`): The detector, such as
+            [`~spatialalign_trl.perception.grounding_dino.GroundingDINODetector`].
+        names (sequence of `str`): The objects to look for.
+        rng (`np.random.Generator`): Source of all randomness.
+        curation (`Curation`, *optional*): Settings for cutting clips.
+        every (`int`, *optional*, defaults to `8`): Distance in frames between the frames that the detector searches.
 
     Returns:
-        `list[SceneTask]`: for each name that has one, the clip that ends on the surest detection.
+        `list[SceneTask]`: for each name with a suitable clip, the clip that ends on the detection with the highest
+        score.
 
     Raises:
-        ValueError: when the recording is too short.
+        ValueError: if the recording is too short.
     """
     curation = curation or Curation()
     _check_length(video, curation)
-    looked_at = np.arange(0, len(video), every)
-    found = detector.detect(video.frames(looked_at, curation.size), names)
+    searched = np.arange(0, len(video), every)
+    detections = detector.detect(video.frames(searched, curation.size), names)
     tasks = []
     for name in names:
-        seen = np.array([_best(one, name, curation.min_score) is not None for one in found])
-        task = _grounding_task(video, name, looked_at, seen, found, detector, rng, curation)
+        seen = np.array([_best_box(frame, name, curation.min_score) is not None for frame in detections])
+        task = _grounding_task(video, name, searched, seen, detections, detector, rng, curation)
         tasks += [task] if task else []
     return tasks
 
 
-def _grounding_task(video: PosedVideo, name: str, looked_at: np.ndarray, seen: np.ndarray, found: list[Detections],
+def _grounding_task(video: PosedVideo, name: str, searched: np.ndarray, seen: np.ndarray, detections: list[Detections],
                     detector: Detector, rng: np.random.Generator, curation: Curation) -> SceneTask | None:  # fmt: skip
+    """Cut the best clip that finds an object, or return `None` if there is none."""
+    # 1. Find the frames on which a clip can end, where its start does not show the object
     ends = []
-    for place, one in enumerate(found):
-        start = looked_at[place] - curation.span + 1
-        if start < 0 or not _is_good_end(one, name, curation):
+    for index, frame_detections in enumerate(detections):
+        start = searched[index] - curation.span + 1
+        if start < 0 or not _is_good_end(frame_detections, name, curation):
             continue
-        if not seen[np.abs(looked_at - start).argmin()]:
-            ends.append((_best(one, name, curation.min_score)[1], int(looked_at[place])))
+        if not seen[np.abs(searched - start).argmin()]:
+            ends.append((_best_box(frame_detections, name, curation.min_score)[1], int(searched[index])))
+
     for _, end in sorted(ends, reverse=True):
         clip = np.arange(end - curation.span + 1, end + 1, curation.stride)
+
+        # 2. Draw a context that shows the object: otherwise its place could not be known
         outside = _outside(video, clip, curation)
-        shown = np.intersect1d(looked_at[seen], outside)
+        shown = np.intersect1d(searched[seen], outside)
         if not len(shown):
-            continue  # nobody could know where it is
+            continue
         context = draw_context_indices(outside, curation.num_context, rng)
         if not np.isin(context, shown).any():
+            # Move the nearest context frame to one that shows the object.
             nearest = np.abs(context[:, None] - shown[None]).min(axis=1).argmin()
             context[nearest] = shown[np.abs(shown - context[nearest]).argmin()]
             context = np.unique(context)
+
+        # 3. Find the object in every frame of the clip
         boxes = np.full((len(clip), 4), np.nan)
-        for frame, one in enumerate(detector.detect(video.frames(clip, curation.size), [name])):
-            best = _best(one, name, curation.min_score)
+        for frame, frame_detections in enumerate(detector.detect(video.frames(clip, curation.size), [name])):
+            best = _best_box(frame_detections, name, curation.min_score)
             if best is not None:
                 boxes[frame] = best[0]
         return _task(video, "grounding", f"Find the {name}.", name, context, clip, boxes, curation)
     return None
 
 
-def _best(found: Detections, name: str, min_score: float) -> tuple[np.ndarray, float] | None:
-    """The surest box of a name."""
-    mine = [i for i, label in enumerate(found.labels) if label == name and found.scores[i] >= min_score]
-    if not mine:
+def _best_box(detections: Detections, name: str, min_score: float) -> tuple[np.ndarray, float] | None:
+    """Return the box of a name with the highest score, and the score."""
+    matches = [i for i, label in enumerate(detections.labels) if label == name and detections.scores[i] >= min_score]
+    if not matches:
         return None
-    best = max(mine, key=lambda i: found.scores[i])
-    return found.boxes[best], float(found.scores[best])
+    best = max(matches, key=lambda i: detections.scores[i])
+    return detections.boxes[best], float(detections.scores[best])
 
 
-def _is_good_end(found: Detections, name: str, curation: Curation) -> bool:
-    """One such thing, large enough and near the middle; of two nobody knows which was meant."""
-    sure = found.scores >= curation.min_score
-    if sum(label == name for label, kept in zip(found.labels, sure, strict=True) if kept) != 1:
+def _is_good_end(detections: Detections, name: str, curation: Curation) -> bool:
+    """Return whether a frame shows exactly one such object, large enough and near the centre."""
+    # With two of a kind, the instruction would be ambiguous.
+    counted = detections.scores >= curation.min_score
+    if sum(label == name for label, counts in zip(detections.labels, counted, strict=True) if counts) != 1:
         return False
-    (x1, y1, x2, y2), _ = _best(found, name, curation.min_score)
+    (x1, y1, x2, y2), _ = _best_box(detections, name, curation.min_score)
     height, width = curation.size
     offset = max(abs((x1 + x2) / width - 1), abs((y1 + y2) / height - 1))
     return (x2 - x1) * (y2 - y1) >= curation.min_area * height * width and offset <= curation.max_offset
 
 
 def _outside(video: PosedVideo, clip: np.ndarray, curation: Curation) -> np.ndarray:
-    everything = np.arange(len(video))
-    return everything[(everything < clip[0] - curation.gap) | (everything > clip[-1] + curation.gap)]
+    """Return the frames that the context may be drawn from."""
+    frames = np.arange(len(video))
+    return frames[(frames < clip[0] - curation.gap) | (frames > clip[-1] + curation.gap)]
 
 
 def _check_length(video: PosedVideo, curation: Curation) -> None:
+    """Check that a recording is long enough for a clip and its context."""
     needed = curation.span + 2 * curation.gap + curation.num_context
     if len(video) < needed:
         raise ValueError(
-            f"{video.name} has {len(video)} frames; a clip of {curation.num_frames} with stride {curation.stride} and "
-            f"{curation.num_context} context frames need {needed}."
+            f"{video.name} has {len(video)} frames, but a clip of {curation.num_frames} frames with stride "
+            f"{curation.stride} and {curation.num_context} context frames need {needed}."
         )
 
 
 def _task(video: PosedVideo, task: TaskName, prompt: str, name: str, context: np.ndarray, clip: np.ndarray,
           boxes: np.ndarray, curation: Curation) -> SceneTask:  # fmt: skip
+    """Make the task of a clip and its context frames."""
     return SceneTask(
         f"{task}-{video.name}-{video.indices[clip[0]]}", task, prompt, video.frames(context, curation.size),
         video.indices[context], video.poses[context], video.frames(clip, curation.size), video.poses[clip],

@@ -1,12 +1,13 @@
-"""Readers for the layouts in which posed videos are shared. All end in a `PosedVideo`.
+"""Read recordings with known cameras from the common file layouts into a `PosedVideo`.
 
-RealEstate10K     `<clip>.txt` with a line a frame (world to camera, intrinsics as shares of the sides); the frames are
-                  an mp4, or a folder of `<timestamp>.png` or `.jpg`
+RealEstate10K     `<clip>.txt` with one line per frame (world to camera, intrinsics as shares of the sides); the frames
+                  are an mp4, or a folder of `<timestamp>.png` or `.jpg`
 transforms.json   nerfstudio, instant-ngp, ScanNet++: camera to world in OpenGL's axes; the json names the frames
 COLMAP text       ScanNet++ and many others: `cameras.txt` and `images.txt`, world to camera; named frames
 
-Pixels in these files count from the picture's corner; ours from the first pixel's middle, which is half a pixel less.
-Names of frames come from files of strangers: one that leads out of its folder is refused.
+Pixel coordinates in these files start at the image's corner. Ours start at the centre of the first pixel, so they are
+smaller by half a pixel. File names of frames come from untrusted files: a name that leads out of its folder is
+refused.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import av
 import numpy as np
 
 from spatialalign_trl.files import read_json
-from spatialalign_trl.scenes.recordings import PosedVideo, one_camera
+from spatialalign_trl.scenes.recordings import PosedVideo, shared_intrinsics
 
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
@@ -33,7 +34,7 @@ _COLMAP_CAMERAS = {
     "OPENCV": 4,
     "OPENCV_FISHEYE": 4,
 }
-"""Camera model -> how many of its last parameters are distortion."""
+"""Camera model -> the number of distortion parameters, which come last."""
 
 
 def load_posed_video(
@@ -42,16 +43,19 @@ def load_posed_video(
     """Read a recording in one of the layouts.
 
     Args:
-        path (`str` or `os.PathLike`): A RealEstate10K text file, a `transforms.json` by any name, or a folder with a
-            `transforms.json` or with COLMAP's text files (in itself, `sparse/0`, `sparse` or `colmap`).
-        frames (`str` or `os.PathLike`, *optional*): Where the frames are: for RealEstate10K an mp4 or a folder, by
-            default the one beside the text file with its name; for the others the folder that names count from, by
-            default the json's own, and `images` beside COLMAP's files.
-        max_frames (`int`, *optional*): Only that many frames, evenly spaced.
+        path (`str` or `os.PathLike`): A RealEstate10K text file, a `transforms.json` of any name, or a folder with a
+            `transforms.json` or with COLMAP's text files (directly, or in `sparse/0`, `sparse` or `colmap`).
+        frames (`str` or `os.PathLike`, *optional*): The frames. For RealEstate10K, an mp4 or a folder, by default the
+            one next to the text file with the same name. Otherwise the folder that file names are relative to, by
+            default the folder of the json, and `images` in the folder of COLMAP's reconstruction.
+        max_frames (`int`, *optional*): Largest number of frames, evenly spaced. By default all.
+
+    Returns:
+        [`PosedVideo`]: the recording.
 
     Raises:
-        FileNotFoundError: when there is nothing of the kind.
-        ValueError: when a file is not what its layout says; names the file and the place.
+        FileNotFoundError: if there is no recording at `path`, or a frame is missing.
+        ValueError: if a file does not follow its layout. The message names the file and the position.
     """
     path = Path(path)
     if path.is_dir():
@@ -67,8 +71,9 @@ def load_posed_video(
 
 
 def _thinned(video: PosedVideo, number: int) -> PosedVideo:
+    """Return a recording of `number` evenly spaced frames."""
     if number < 1:
-        raise ValueError(f"max_frames is {number}; it must be at least 1.")
+        raise ValueError(f"max_frames={number}: must be at least 1.")
     kept = np.linspace(0, len(video) - 1, number).round().astype(int)
     return PosedVideo(
         video.name, video.poses[kept], video.intrinsics, video.size, video.indices[kept],
@@ -80,46 +85,50 @@ def _thinned(video: PosedVideo, number: int) -> PosedVideo:
 
 
 def _read_realestate10k(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
+    """Read a RealEstate10K text file and its frames."""
+    # Each line: timestamp, fx, fy, cx, cy, two zeros, and a 3x4 world-to-camera matrix
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or (number == 1 and len(line.split()) == 1):  # the address of the video
+        if not line.strip() or (number == 1 and len(line.split()) == 1):  # the first line is the URL of the video
             continue
         rows.append(_numbers(line.split(), 19, f"{path}, line {number}"))
     if not rows:
-        raise ValueError(f"{path} holds no cameras; a RealEstate10K file has 19 numbers a line, one line a frame.")
+        raise ValueError(f"{path} contains no cameras. A RealEstate10K file has one line of 19 numbers per frame.")
     table = np.array(rows)
     table = table[np.argsort(table[:, 0], kind="stable")]
     stamps = table[:, 0].astype(np.int64)
-    source = _beside(path) if frames is None else Path(frames)
+    source = _default_frames(path) if frames is None else Path(frames)
     read, size = _video_reader(source, stamps) if source.is_file() else _stamp_reader(source, stamps)
     world_to_camera = np.tile(np.eye(4), (len(table), 1, 1))
     world_to_camera[:, :3] = table[:, 7:].reshape(-1, 3, 4)
     matrices = _matrices(table[:, 1:5] * np.array([size[1], size[0], size[1], size[0]]))
-    camera = one_camera(str(path), matrices, size)
+    camera = shared_intrinsics(str(path), matrices, size)
     return PosedVideo(path.stem, np.linalg.inv(world_to_camera), camera, size, np.arange(len(table)), read)
 
 
-def _beside(path: Path) -> Path:
+def _default_frames(path: Path) -> Path:
+    """Return the mp4 or the folder of frames next to a RealEstate10K text file."""
     for candidate in (path.with_suffix(".mp4"), path.with_suffix("")):
         if candidate.exists():
             return candidate
-    raise FileNotFoundError(f"{path} has no frames beside it: neither {path.stem}.mp4 nor a folder {path.stem}.")
+    raise FileNotFoundError(f"{path} has no frames: next to it is neither {path.stem}.mp4 nor a folder {path.stem}.")
 
 
 def _stamp_reader(folder: Path, stamps: np.ndarray):
+    """Return a reader of the images that are named by the timestamps, and the images' size."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there are no frames at {folder}")
     files = []
     for stamp in stamps:
-        names = [folder / f"{stamp}{ending}" for ending in _IMAGE_ENDINGS]
-        files.append(next((name for name in names if name.is_file()), None))
+        candidates = [folder / f"{stamp}{ending}" for ending in _IMAGE_ENDINGS]
+        files.append(next((file for file in candidates if file.is_file()), None))
         if files[-1] is None:
             raise FileNotFoundError(f"{folder} has no frame {stamp} ({', '.join(_IMAGE_ENDINGS)})")
     return _image_reader(files), _image_size(files[0])
 
 
 def _video_reader(path: Path, stamps: np.ndarray):
-    """Frames of a video at times in microseconds; of a clip with as many frames as cameras, in order."""
+    """Return a reader of a video's frames at timestamps in microseconds, and the frames' size."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -129,16 +138,17 @@ def _video_reader(path: Path, stamps: np.ndarray):
             )
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is not a readable video ({error}).") from error
-    if len(times) == len(stamps):
+    if len(times) == len(stamps):  # a clip that was cut to the cameras: its frames are in their order
         chosen = np.arange(len(stamps))
     else:
         seconds = stamps / 1e6
         chosen = np.abs(np.asarray(times)[None] - seconds[:, None]).argmin(axis=1)
-        apart = np.abs(np.asarray(times)[chosen] - seconds)
-        if apart.max() > 0.1 or len(set(chosen)) < len(chosen):
+        distance = np.abs(np.asarray(times)[chosen] - seconds)
+        if distance.max() > 0.1 or len(set(chosen)) < len(chosen):
             raise ValueError(
-                f"{path} has {len(times)} frames, but none of its own for the camera at {seconds[apart.argmax()]:.2f} "
-                f"s (of {len(stamps)} cameras); it is another clip, or cut elsewhere."
+                f"{path} has {len(times)} frames, but no separate frame for the camera at "
+                f"{seconds[distance.argmax()]:.2f} s (of {len(stamps)} cameras). It is another clip, or was cut "
+                "differently."
             )
 
     def read(positions: Sequence[int]) -> list[np.ndarray]:
@@ -151,7 +161,7 @@ def _video_reader(path: Path, stamps: np.ndarray):
                 if len(found) == len(wanted):
                     break
         if len(found) < len(wanted):
-            raise ValueError(f"{path} ends before frame {max(wanted)}; it is cut short.")
+            raise ValueError(f"{path} ends before frame {max(wanted)}. It may be truncated.")
         return [found[int(chosen[position])] for position in positions]
 
     return read, size
@@ -161,9 +171,10 @@ def _video_reader(path: Path, stamps: np.ndarray):
 
 
 def _read_transforms(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
+    """Read a transforms.json and its frames."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
-        raise ValueError(f"{path} has no list 'frames'; it is no transforms.json.")
+        raise ValueError(f"{path} has no list 'frames'. It is not a transforms.json file.")
     folder = path.parent if frames is None else Path(frames)
     rows = [row for row in content["frames"] if not (isinstance(row, dict) and row.get("is_bad"))]
     files, poses = [], []
@@ -174,30 +185,31 @@ def _read_transforms(path: Path, frames: str | os.PathLike | None) -> PosedVideo
         files.append(_image_inside(folder, row["file_path"], place))
         matrix = np.array(_numbers(np.ravel(row.get("transform_matrix", ())), None, place))
         if matrix.size not in (12, 16):
-            raise ValueError(f"{place}: transform_matrix has {matrix.size} numbers; it is a 4x4 matrix.")
+            raise ValueError(f"{place}: transform_matrix has {matrix.size} numbers, but must be a 4x4 matrix.")
         poses.append(np.vstack([matrix.reshape(-1, 4)[:3], [0, 0, 0, 1]]) @ _OPENGL_TO_OPENCV)
     if not files:
         raise ValueError(f"{path} lists no frames")
     order = sorted(range(len(files)), key=lambda i: str(files[i]))
-    files, poses, rows = ([some[i] for i in order] for some in (files, poses, rows))
+    files, poses, rows = ([values[i] for i in order] for values in (files, poses, rows))
     size = _image_size(files[0])
     matrices = np.stack([_transforms_camera({**content, **row}, size, str(path)) for row in rows])
-    camera = one_camera(str(path), matrices, size)
+    camera = shared_intrinsics(str(path), matrices, size)
     return PosedVideo(path.parent.name, np.stack(poses), camera, size, np.arange(len(files)), _image_reader(files))
 
 
 def _transforms_camera(values: dict[str, Any], size: tuple[int, int], place: str) -> np.ndarray:
+    """Return the intrinsics of a frame, scaled from the recorded size to the size of the image files."""
     height, width = size
-    bent = {key: values[key] for key in _DISTORTION if values.get(key)}
-    if bent:
-        raise ValueError(f"{place}: the frames are distorted ({bent}); undistort them first.")
+    distortion = {key: values[key] for key in _DISTORTION if values.get(key)}
+    if distortion:
+        raise ValueError(f"{place}: the frames are distorted ({distortion}). Undistort them first.")
     recorded = values.get("w", width), values.get("h", height)
     if "fl_x" in values:
         focal = values["fl_x"], values.get("fl_y", values["fl_x"])
     elif "camera_angle_x" in values:
         focal = (recorded[0] / 2 / np.tan(float(values["camera_angle_x"]) / 2),) * 2
     else:
-        raise ValueError(f"{place}: neither fl_x nor camera_angle_x says how long the lens is")
+        raise ValueError(f"{place}: has no focal length, neither fl_x nor camera_angle_x")
     numbers = [*focal, values.get("cx", recorded[0] / 2), values.get("cy", recorded[1] / 2)]
     scale = np.array([width, height] * 2) / np.array([*_numbers(recorded, 2, place)] * 2)
     return _matrices(np.array([_numbers(numbers, 4, place)]) * scale)[0]
@@ -207,19 +219,24 @@ def _transforms_camera(values: dict[str, Any], size: tuple[int, int], place: str
 
 
 def _read_colmap(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
-    folders = [path, path / "sparse" / "0", path / "sparse", path / "colmap"]
-    folder = next((one for one in folders if (one / "images.txt").is_file() and (one / "cameras.txt").is_file()), None)
+    """Read COLMAP's text files and their frames."""
+    # 1. Find the files
+    candidates = [path, path / "sparse" / "0", path / "sparse", path / "colmap"]
+    complete = (f for f in candidates if (f / "images.txt").is_file() and (f / "cameras.txt").is_file())
+    folder = next(complete, None)
     if folder is None:
         raise FileNotFoundError(
-            f"{path} holds neither transforms.json nor COLMAP's cameras.txt and images.txt; of COLMAP's binary files "
-            "make text with `colmap model_converter --output_type TXT`."
+            f"{path} contains neither transforms.json nor COLMAP's cameras.txt and images.txt. Convert COLMAP's "
+            "binary files to text with `colmap model_converter --output_type TXT`."
         )
     images = path / "images" if frames is None else Path(frames)
+
+    # 2. Read the cameras and the pose of every image
     cameras = {}
     for place, words in _colmap_lines(folder / "cameras.txt"):
         cameras[words[0]] = _colmap_camera(words[1:], place)
     rows = []
-    # Every image has two lines; the second lists its points, and may be empty.
+    # Every image has two lines. The second lists its points and may be empty.
     lines = (folder / "images.txt").read_text(encoding="utf-8").rstrip().splitlines()
     lines = [(number, line) for number, line in enumerate(lines, start=1) if not line.startswith("#")]
     for number, line in lines[::2]:
@@ -232,6 +249,8 @@ def _read_colmap(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
     if not rows:
         raise ValueError(f"{folder / 'images.txt'} lists no images")
     rows.sort(key=lambda row: row[0])
+
+    # 3. Match them with the image files
     files = [_image_inside(images, name, place) for name, _, _, place in rows]
     size = _image_size(files[0])
     matrices = []
@@ -239,41 +258,43 @@ def _read_colmap(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
         recorded, matrix = cameras[camera]
         if recorded != size:
             raise ValueError(
-                f"{place}: its camera is for {recorded[1]}x{recorded[0]}, the frames are {size[1]}x{size[0]}"
+                f"{place}: its camera is for {recorded[1]}x{recorded[0]}, but the frames are {size[1]}x{size[0]}"
             )
         matrices.append(matrix)
     world_to_camera = np.stack([_colmap_pose(np.array(pose), place) for _, pose, _, place in rows])
-    camera = one_camera(str(folder), np.stack(matrices), size)
+    camera = shared_intrinsics(str(folder), np.stack(matrices), size)
     return PosedVideo(
         path.name, np.linalg.inv(world_to_camera), camera, size, np.arange(len(files)), _image_reader(files)
     )
 
 
 def _colmap_lines(path: Path):
+    """Iterate over the position and the words of every line that is not a comment."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip() and not line.startswith("#"):
             yield f"{path}, line {number}", line.split()
 
 
 def _colmap_camera(words: list[str], place: str) -> tuple[tuple[int, int], np.ndarray]:
+    """Parse a line of cameras.txt without its id: return the image size (height, width) and the intrinsics."""
     model = words[0] if words else ""
     if model not in _COLMAP_CAMERAS:
         raise ValueError(
-            f"{place}: camera model {model!r}; known: {', '.join(_COLMAP_CAMERAS)}. Undistort the images."
+            f"{place}: camera model {model!r} is not one of {', '.join(_COLMAP_CAMERAS)}. Undistort the images."
         )
     numbers = _numbers(words[1:], None, place)
-    single = model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
-    if len(numbers) != 2 + (3 if single else 4) + _COLMAP_CAMERAS[model]:
+    single_focal = model in ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
+    if len(numbers) != 2 + (3 if single_focal else 4) + _COLMAP_CAMERAS[model]:
         raise ValueError(f"{place}: {len(numbers)} numbers are not those of a {model} camera")
     width, height, *numbers = numbers
-    if any(numbers[3 if single else 4 :]):
-        raise ValueError(f"{place}: the images are distorted; undistort them first (`colmap image_undistorter`).")
-    numbers = [numbers[0], *numbers[:3]] if single else numbers[:4]
+    if any(numbers[3 if single_focal else 4 :]):
+        raise ValueError(f"{place}: the images are distorted. Undistort them first (`colmap image_undistorter`).")
+    numbers = [numbers[0], *numbers[:3]] if single_focal else numbers[:4]
     return (int(height), int(width)), _matrices(np.array([numbers]))[0]
 
 
 def _colmap_pose(numbers: np.ndarray, place: str) -> np.ndarray:
-    """World to camera from a quaternion (w first) and a translation."""
+    """Return the 4x4 world-to-camera matrix of a quaternion (w first) and a translation."""
     length = np.linalg.norm(numbers[:4])
     if length < 1e-6:
         raise ValueError(f"{place}: its quaternion is zero")
@@ -288,10 +309,11 @@ def _colmap_pose(numbers: np.ndarray, place: str) -> np.ndarray:
     return pose
 
 
-# What the layouts share
+# Shared by the layouts
 
 
 def _numbers(words: Sequence[Any], count: int | None, place: str) -> list[float]:
+    """Parse finite numbers, `count` of them if it is given."""
     try:
         numbers = [float(word) for word in words]
     except (TypeError, ValueError) as error:
@@ -302,7 +324,7 @@ def _numbers(words: Sequence[Any], count: int | None, place: str) -> list[float]
 
 
 def _matrices(numbers: np.ndarray) -> np.ndarray:
-    """fx, fy, cx, cy counted from the corner -> 3x3 matrices counted from the first pixel's middle."""
+    """Convert fx, fy, cx, cy relative to the image's corner to 3x3 matrices relative to the first pixel's centre."""
     matrices = np.tile(np.eye(3), (len(numbers), 1, 1))
     matrices[:, 0, 0], matrices[:, 1, 1] = numbers[:, 0], numbers[:, 1]
     matrices[:, 0, 2], matrices[:, 1, 2] = numbers[:, 2] - 0.5, numbers[:, 3] - 0.5
@@ -310,18 +332,19 @@ def _matrices(numbers: np.ndarray) -> np.ndarray:
 
 
 def _image_inside(folder: Path, name: str, place: str) -> Path:
-    """The image of a name, which has to lie in the folder; links are followed before that is asked."""
+    """Return the path of an image, which must be inside the folder after links are resolved."""
     file = (folder / name).resolve()
     if not file.is_relative_to(folder.resolve()):
         raise ValueError(f"{place}: {name!r} leads out of {folder}")
     if file.suffix.lower() not in _IMAGE_ENDINGS:
-        raise ValueError(f"{place}: {name!r} is no image ({', '.join(_IMAGE_ENDINGS)})")
+        raise ValueError(f"{place}: {name!r} is not an image ({', '.join(_IMAGE_ENDINGS)})")
     if not file.is_file():
         raise FileNotFoundError(f"{place}: there is no frame {file}")
     return file
 
 
 def _image_size(path: Path) -> tuple[int, int]:
+    """Return the height and width of an image file."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -329,13 +352,15 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 
 def _image_reader(files: list[Path]):
+    """Return a function that reads the images at some positions of the list."""
+
     def read(positions: Sequence[int]) -> list[np.ndarray]:
         from PIL import Image
 
-        found = []
+        frames = []
         for position in positions:
             with Image.open(files[position]) as image:
-                found.append(np.asarray(image.convert("RGB")))
-        return found
+                frames.append(np.asarray(image.convert("RGB")))
+        return frames
 
     return read

@@ -1,4 +1,4 @@
-"""Real recordings with known cameras: one class, whatever layout they come in (see `scenes/recording_formats.py`)."""
+"""Define a real recording with known cameras. `scenes/recording_formats.py` reads one from various file layouts."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import numpy as np
 
 from spatialalign_trl.video import Video
 
-_SAME_FOCAL = 0.02
-"""Focal lengths and principal points of one recording may differ by this share: autofocus breathes, zooming does not
-pass."""
+_MAX_INTRINSICS_CHANGE = 0.02
+"""Largest difference of focal lengths and principal points within a recording, as a share of the frame's side. It
+accepts the small changes of autofocus and rejects zooming."""
 
 
 @dataclass(frozen=True, eq=False)
 class PosedVideo:
-    """A recording of a scene. Frames are read when they are asked for.
+    """A recording of a scene with known cameras. Frames are read lazily.
 
     Attributes:
-        name (`str`): What to call it in errors and ids.
-        poses (`np.ndarray` of shape `(n, 4, 4)`): Camera to world, OpenCV's axes, in any unit of length.
-        intrinsics (`np.ndarray` of shape `(3, 3)`): Without distortion, in pixels of `size` whose middles are at whole
-            numbers.
+        name (`str`): The name, for errors and ids.
+        poses (`np.ndarray` of shape `(n, 4, 4)`): Camera-to-world matrices in OpenCV's axes, in any unit of length.
+        intrinsics (`np.ndarray` of shape `(3, 3)`): The intrinsics, without distortion, in pixels of `size` with their
+            centres at whole numbers.
         size (tuple of 2 `int`): Height and width of the recorded frames.
         indices (`np.ndarray` of shape `(n,)`): Frame numbers in the recording, increasing.
-        read: Positions among the n frames -> the frames, each `uint8` `(height, width, 3)`.
+        read (`Callable[[Sequence[int]], list[np.ndarray]]`): Function from positions among the n frames to the frames,
+            each `uint8` of shape `(height, width, 3)`.
     """
 
     name: str
@@ -45,78 +46,91 @@ class PosedVideo:
         ):
             raise ValueError(f"{self.name}: some poses are not finite rotations and translations.")
         if (np.linalg.det(rotation) < 0).any():
-            raise ValueError(f"{self.name}: some poses mirror; their axes are not those of the layout.")
+            raise ValueError(f"{self.name}: some poses mirror the scene. Their axes are not those of the layout.")
         if not np.isfinite(self.intrinsics).all() or self.intrinsics[0, 0] <= 0 or self.intrinsics[1, 1] <= 0:
-            raise ValueError(f"{self.name}: intrinsics {self.intrinsics.tolist()} are those of no camera.")
+            raise ValueError(f"{self.name}: intrinsics {self.intrinsics.tolist()} are not those of a camera.")
         if len(self.indices) != number or (np.diff(self.indices) <= 0).any():
-            raise ValueError(f"{self.name}: {len(self.indices)} frame numbers for {number} poses; they must increase.")
+            raise ValueError(
+                f"{self.name}: {len(self.indices)} frame numbers for {number} poses. There must be one per pose, "
+                "and they must increase."
+            )
 
     def __len__(self) -> int:
         return len(self.poses)
 
     def frames(self, positions: Sequence[int] | np.ndarray, size: tuple[int, int] | None = None) -> Video:
-        """Some of the frames.
+        """Read some of the frames.
 
         Args:
-            positions (sequence of `int`): Which of the n frames.
-            size (tuple of 2 `int`, *optional*): Height and width: frames are scaled to cover it, and their middle is
-                cut out. As recorded without.
+            positions (sequence of `int`): Positions among the n frames.
+            size (tuple of 2 `int`, *optional*): Height and width. Frames are scaled to cover it and cropped at the
+                centre. By default they keep the recorded size.
+
+        Returns:
+            `np.ndarray` of shape `(len(positions), height, width, 3)`, `uint8`: the frames.
 
         Raises:
-            ValueError: when a frame is not as large as the others.
+            ValueError: if a frame does not have the recording's size.
         """
-        found = self.read([int(position) for position in positions])
-        for position, frame in zip(positions, found, strict=True):
+        frames = self.read([int(position) for position in positions])
+        for position, frame in zip(positions, frames, strict=True):
             if frame.shape != (*self.size, 3):
                 raise ValueError(
                     f"{self.name}: frame {self.indices[position]} is {frame.shape[1]}x{frame.shape[0]}, but its "
-                    f"camera is for {self.size[1]}x{self.size[0]}; take frames of the size that was calibrated."
+                    f"camera is for {self.size[1]}x{self.size[0]}. Use frames of the calibrated size."
                 )
-        return np.stack([fit_frame(frame, size) for frame in found] if size else found)
+        return np.stack([fit_frame(frame, size) for frame in frames] if size else frames)
 
     def camera(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The 3x3 intrinsics of frames of that size."""
+        """Return the 3x3 intrinsics of frames of this size, by default of the recorded size."""
         return fit_intrinsics(self.intrinsics, self.size, size) if size else self.intrinsics.copy()
 
 
 def fit_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A frame scaled to cover a size, with its middle cut out."""
+    """Scale a frame to cover a size (height, width), and crop it at the centre."""
     from PIL import Image
 
-    scale, (top, left) = _cover(frame.shape[:2], size)
+    scale, (top, left) = _scale_and_offset(frame.shape[:2], size)
     height, width = (round(side * scale) for side in frame.shape[:2])
     scaled = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
     return scaled[top : top + size[0], left : left + size[1]]
 
 
 def fit_intrinsics(intrinsics: np.ndarray, size: tuple[int, int], wanted: tuple[int, int]) -> np.ndarray:
-    """The camera of frames that went through `fit_frame`."""
-    scale, (top, left) = _cover(size, wanted)
+    """Return the intrinsics of frames of `size` that were resized to `wanted` by [`fit_frame`]."""
+    scale, (top, left) = _scale_and_offset(size, wanted)
     fitted = intrinsics.copy()
     for axis, side, offset in ((0, size[1], left), (1, size[0], top)):
-        exact = round(side * scale) / side  # what rounding to whole pixels made of the scale
-        fitted[axis, axis] *= exact
-        fitted[axis, 2] = (fitted[axis, 2] + 0.5) * exact - 0.5 - offset
+        exact_scale = round(side * scale) / side  # the scaled side was rounded to whole pixels
+        fitted[axis, axis] *= exact_scale
+        fitted[axis, 2] = (fitted[axis, 2] + 0.5) * exact_scale - 0.5 - offset
     return fitted
 
 
-def _cover(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+def _scale_and_offset(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, tuple[int, int]]:
+    """Return the scale at which `size` covers `wanted`, and the top left corner of the crop."""
     scale = max(wanted[0] / size[0], wanted[1] / size[1])
     return scale, tuple((round(side * scale) - goal) // 2 for side, goal in zip(size, wanted, strict=True))
 
 
-def one_camera(name: str, matrices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The camera of a recording from those of its frames: their median, if they agree.
+def shared_intrinsics(name: str, matrices: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the intrinsics of a recording: the median over its frames, if they agree.
+
+    Args:
+        name (`str`): The name of the recording, for the error.
+        matrices (`np.ndarray` of shape `(n, 3, 3)`): The intrinsics of each frame.
+        size (tuple of 2 `int`): Height and width of the frames.
 
     Raises:
-        ValueError: when they do not.
+        ValueError: if the frames differ too much.
     """
-    middle = np.median(matrices, axis=0)
-    off = np.abs(matrices - middle)[:, [0, 1, 0, 1], [0, 1, 2, 2]] / np.array([size[1], size[0], size[1], size[0]])
-    worst = int(off.max(axis=1).argmax())
-    if off[worst].max() > _SAME_FOCAL:
+    median = np.median(matrices, axis=0)
+    sides = np.array([size[1], size[0], size[1], size[0]])
+    change = np.abs(matrices - median)[:, [0, 1, 0, 1], [0, 1, 2, 2]] / sides  # of fx, fy, cx, cy
+    worst = int(change.max(axis=1).argmax())
+    if change[worst].max() > _MAX_INTRINSICS_CHANGE:
         raise ValueError(
-            f"{name}: the camera of frame {worst} differs from the others' by {off[worst].max():.0%} of the picture's "
-            "side; a recording that zooms has to be cut into parts."
+            f"{name}: the camera of frame {worst} differs from the others' by {change[worst].max():.0%} of the "
+            "frame's side. Split a recording that zooms into parts."
         )
-    return middle
+    return median

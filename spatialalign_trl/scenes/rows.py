@@ -1,15 +1,15 @@
-"""Scene tasks as rows that a run carries: recordings as files, all else as words and numbers.
+"""Convert scene tasks to dataset rows: recordings as video files, everything else as text and numbers.
 
-A published set holds either tasks of rooms (`datasets/video4spatial_*`: numbers and words, from which videos of any
-size are rendered) or finished rows, whose column `context` is a video; real recordings become finished rows by
-`scenes/curation.py` and [`task_row`]. Both end in rows of the same columns: see [`SceneTask.columns`].
+A published set contains either tasks in rooms (`datasets/video4spatial_*`: text and numbers, from which videos of any
+size are rendered) or finished rows with a video in the column `context`. Real recordings become finished rows through
+`scenes/curation.py` and [`task_row`]. Both kinds end up with the same columns: see [`SceneTask.columns`].
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 CONTEXT, VIDEO, BOXES = "context", "video", "boxes"
 GROUND_TRUTH = (VIDEO, BOXES)
-"""Columns that hold the right answer: to learn from and to compare with, and never sampled from."""
+"""Columns with the right answer. They are for training and comparison only; the model never samples from them."""
 
 FPS = 8.0
-"""Of the files, for whoever looks at them; the model reads frames."""
+"""Frame rate of the files, for people who watch them. The model reads frames."""
 
 
 def load_scene_rows(source: str | Path | Dataset, split: str = "train", limit: int | None = None) -> Dataset:
@@ -37,18 +37,19 @@ def load_scene_rows(source: str | Path | Dataset, split: str = "train", limit: i
 
     Args:
         source (`str`, `Path` or [`~datasets.Dataset`]):
-            As of [`~spatialalign_trl.prompts.load_prompts`]: a dataset folder, a Hub id, a `.jsonl` file or a dataset.
+            A dataset folder, a Hub id, a `.jsonl` file or a dataset, as in
+            [`~spatialalign_trl.prompts.load_prompts`].
         split (`str`, *optional*, defaults to `"train"`):
             The split of a folder or of a Hub dataset.
         limit (`int`, *optional*):
-            Only the first so many.
+            Largest number of rows to load, from the first. By default all.
 
     Returns:
-        [`~datasets.Dataset`] with the set's own columns, videos undecoded.
+        [`~datasets.Dataset`]: the set's own columns, with undecoded videos.
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: the set is empty, or a row is no task; names the source and the row.
+        FileNotFoundError: if the file or folder does not exist.
+        ValueError: if the set is empty, or a row is not a task. The message names the source and the row.
     """
     from datasets import Dataset
 
@@ -60,23 +61,24 @@ def load_scene_rows(source: str | Path | Dataset, split: str = "train", limit: i
             break
         earlier = place_of_id.setdefault(_checked_id(row, place), place)
         if earlier != place:
-            raise ValueError(f"{place}: its id was already used at {earlier}; ids are unique")
+            raise ValueError(f"{place}: its id was already used at {earlier}, but ids must be unique")
         rows.append(dict(row))
     if not rows:
-        raise ValueError(f"{source} holds no scene tasks")
+        raise ValueError(f"{source} contains no scene tasks")
     return Dataset.from_list(rows)
 
 
 def _checked_id(row: Mapping[str, Any], place: str) -> str:
+    """Return the id of a row, after checking that it is a scene task."""
     name = row.get("prompt_id") or row.get("task_id")
     if not isinstance(name, str):
-        raise ValueError(f"{place}: a scene task needs an id, in the column 'task_id' or 'prompt_id'; it has {name!r}")
+        raise ValueError(f"{place}: a scene task needs an id in the column 'task_id' or 'prompt_id', got {name!r}")
     if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise ValueError(f"{place}: column 'prompt': expected a text, got {row.get('prompt')!r}")
     if row.get(CONTEXT) is None and row.get("room_seed") is None:
         raise ValueError(
-            f"{place}: a scene task has a recording (the column 'context') or names a room to render one "
-            f"('room_seed'); this row has {', '.join(sorted(row))}"
+            f"{place}: a scene task needs a recording (the column 'context') or a room to render one from "
+            f"('room_seed'), but this row has {', '.join(sorted(row))}"
         )
     return name
 
@@ -87,53 +89,71 @@ def complete_rows(
     size: tuple[int, int],
     num_frames: int,
     *,
+    render: Callable[..., SceneTask] | None = None,
     supersample: int = 3,
     ground_truth: bool = False,
 ) -> Dataset:
     """
-    Rows of a published set as a model samples them at one size.
+    Complete the rows of a published set, so that a model can sample them at one size.
 
-    What is rendered is kept in `folder` and found there by the row and the size, so that a run which goes on renders
-    nothing again. (After a change of the renderer itself, take another folder.)
+    Rendered videos are cached in `folder` under the row and the size, so that a resumed run renders nothing again. Use
+    another folder after a change of the renderer itself.
 
     Args:
         rows (iterable of `dict`):
-            From [`load_scene_rows`].
+            The rows, from [`load_scene_rows`].
         folder (`Path`):
-            Where the videos go, as lossless mp4.
+            The folder that receives the videos, as lossless mp4 files.
         size (tuple of 2 `int`):
             Height and width in pixels.
         num_frames (`int`):
-            Of the video that is asked for.
+            Number of frames of the video to sample.
+        render (`Callable`, *optional*):
+            Renderer of rows without a recording, `render(row, size, num_frames, supersample=...) -> SceneTask`, such
+            as [`~spatialalign_trl.tiny_world.rooms.tasks.render_row`]. By default such rows are refused.
         supersample (`int`, *optional*, defaults to `3`):
-            Of rendered rooms; frames of a few dozen pixels want 5.
+            Rays per pixel of rendered rooms, squared. Frames of a few dozen pixels need 5.
         ground_truth (`bool`, *optional*, defaults to `False`):
-            Whether rows keep [`GROUND_TRUTH`].
+            Whether the rows keep the columns [`GROUND_TRUTH`].
 
     Returns:
-        [`~datasets.Dataset`]; `context` and `video` are `Video(decode=False)`, whose cells are `{"bytes": None,
+        [`~datasets.Dataset`]: the rows. `context` and `video` are `Video(decode=False)`, with cells `{"bytes": None,
         "path": ...}`.
 
     Raises:
-        ValueError: a finished row is of another size or length; names the row.
+        ValueError: if a finished row has another size or length, or a row needs rendering and there is no `render`.
+            The message names the row.
     """
     completed = []
     for row in rows:
-        if row.get(CONTEXT) is None:
-            one = _rendered(row, folder, size, num_frames, supersample, ground_truth)
+        if row.get(CONTEXT) is not None:
+            complete = _finished(row, folder, size, num_frames)
+        elif render is not None:
+            complete = _rendered(row, folder, size, num_frames, render, supersample, ground_truth)
         else:
-            one = _finished(row, folder, size, num_frames)
-        completed.append({name: one[name] for name in one if ground_truth or name not in GROUND_TRUTH})
+            raise ValueError(
+                f"row {row.get('prompt_id') or row.get('task_id')!r}: has no recording (the column {CONTEXT!r}) and "
+                "must be rendered. Pass render=spatialalign_trl.tiny_world.rooms.tasks.render_row for the rooms of "
+                "datasets/video4spatial_*, or rows with recordings."
+            )
+        completed.append({name: complete[name] for name in complete if ground_truth or name not in GROUND_TRUTH})
     return scene_dataset(completed)
 
 
 def task_row(task: SceneTask, folder: Path, *, ground_truth: bool = False) -> dict[str, Any]:
-    """A task as a finished row: its videos become files in `folder`, which are called by what is in them.
+    """
+    Convert a task to a finished row. Its videos become files in `folder`, named by a hash of their content.
 
     Args:
-        task ([`SceneTask`]): A rendered one, or one out of a recording (`scenes/curation.py`).
-        folder (`Path`): Where the files go.
-        ground_truth (`bool`, *optional*, defaults to `False`): Whether the row keeps [`GROUND_TRUTH`].
+        task ([`SceneTask`]):
+            The task, rendered or cut out of a recording (`scenes/curation.py`).
+        folder (`Path`):
+            The folder that receives the video files.
+        ground_truth (`bool`, *optional*, defaults to `False`):
+            Whether the row keeps the columns [`GROUND_TRUTH`].
+
+    Returns:
+        `dict[str, Any]`: the row, with cells of undecoded videos.
     """
     columns = task.columns()
     if not ground_truth:
@@ -144,7 +164,16 @@ def task_row(task: SceneTask, folder: Path, *, ground_truth: bool = False) -> di
 
 
 def scene_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
-    """Finished rows as a dataset that knows which of its columns are videos."""
+    """
+    Make a dataset of finished rows, with the type `Video(decode=False)` for the columns `context` and `video`.
+
+    Args:
+        rows (sequence of `Mapping`):
+            The rows, from [`task_row`].
+
+    Returns:
+        [`~datasets.Dataset`]: the dataset.
+    """
     from datasets import Dataset, Video
 
     dataset = Dataset.from_list([dict(row) for row in rows])
@@ -155,38 +184,47 @@ def scene_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
 
 
 def _stored(video: Video, folder: Path) -> dict[str, Any]:
+    """Write a video to a file named by its content, and return its cell."""
     digest = hashlib.sha256(repr(video.shape).encode() + np.ascontiguousarray(video).tobytes()).hexdigest()
     return _cell(write_video(folder / f"{digest[:20]}.mp4", video, fps=FPS, crf=0))
 
 
 def _cell(path: Path) -> dict[str, Any]:
+    """Return the cell of an undecoded video."""
     return {"bytes": None, "path": str(path)}
 
 
 def _rendered(
-    row: Mapping[str, Any], folder: Path, size: tuple[int, int], num_frames: int, supersample: int, ground_truth: bool
+    row: Mapping[str, Any],
+    folder: Path,
+    size: tuple[int, int],
+    num_frames: int,
+    render: Callable[..., SceneTask],
+    supersample: int,
+    ground_truth: bool,
 ) -> dict[str, Any]:
-    from spatialalign_trl.tiny_world.rooms.tasks import render_row
-
-    asked = json.dumps([dict(row), size, num_frames, supersample], sort_keys=True)
-    file = folder / f"task-{hashlib.sha256(asked.encode()).hexdigest()[:20]}.json"
+    """Render a row, or return it from the cache in `folder` if all files that it needs are there."""
+    key = json.dumps([dict(row), size, num_frames, supersample], sort_keys=True)
+    file = folder / f"task-{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
     if file.is_file():
-        there = read_json(file)
-        there |= {name: _cell(folder / value) for name, value in there.items() if name in (CONTEXT, VIDEO)}
-        complete = VIDEO in there or not ground_truth
-        if complete and all(Path(there[name]["path"]).is_file() for name in (CONTEXT, VIDEO) if name in there):
-            return there
-    task = render_row(row, size, num_frames, supersample=supersample)
-    made = task_row(task, folder, ground_truth=ground_truth)
-    names = {name: Path(made[name]["path"]).name for name in (CONTEXT, VIDEO) if name in made}
-    write_json(file, made | names)
-    return made
+        cached = read_json(file)
+        cached |= {name: _cell(folder / value) for name, value in cached.items() if name in (CONTEXT, VIDEO)}
+        has_columns = VIDEO in cached or not ground_truth
+        if has_columns and all(Path(cached[name]["path"]).is_file() for name in (CONTEXT, VIDEO) if name in cached):
+            return cached
+    task = render(row, size, num_frames, supersample=supersample)
+    rendered = task_row(task, folder, ground_truth=ground_truth)
+    # The cache stores bare file names, so that the folder can be moved.
+    file_names = {name: Path(rendered[name]["path"]).name for name in (CONTEXT, VIDEO) if name in rendered}
+    write_json(file, rendered | file_names)
+    return rendered
 
 
 def _finished(row: Mapping[str, Any], folder: Path, size: tuple[int, int], num_frames: int) -> dict[str, Any]:
+    """Check the size and length of a finished row, and copy its videos to files in `folder`."""
     name = row.get("prompt_id") or row["task_id"]
-    done = {**row, "prompt_id": name}
-    lengths = {VIDEO: num_frames}
+    finished = {**row, "prompt_id": name}
+    lengths = {VIDEO: num_frames}  # a context may have any length
     for column in (CONTEXT, VIDEO):
         if row.get(column) is None:
             continue
@@ -195,12 +233,12 @@ def _finished(row: Mapping[str, Any], folder: Path, size: tuple[int, int], num_f
         if shape[1:3] != size or shape[0] != lengths.get(column, shape[0]):
             raise ValueError(
                 f"row {name!r}: {column} has {shape[0]} frames of {shape[1]}x{shape[2]}, but the model samples "
-                f"{num_frames} frames of {size[0]}x{size[1]} (height x width): sample at that size, or curate the "
-                "recordings again (scene_curation.Curation)."
+                f"{num_frames} frames of {size[0]}x{size[1]} (height x width). Sample at the recording's size, or "
+                "curate the recordings again (scenes.Curation)."
             )
         path = folder / f"{hashlib.sha256(content).hexdigest()[:20]}.mp4"
-        done[column] = _cell(path if path.is_file() else write_atomic(path, content))
+        finished[column] = _cell(path if path.is_file() else write_atomic(path, content))
     poses = row.get("camera_poses")
     if poses is not None and len(poses) != num_frames:
         raise ValueError(f"row {name!r}: camera_poses has {len(poses)} poses for a video of {num_frames} frames")
-    return done
+    return finished

@@ -1,10 +1,10 @@
-"""One task of Video4Spatial: the context frames of a scene, an instruction, and the video that is the right answer.
+"""Define a task of Video4Spatial: context frames of a scene, an instruction, and a video that is the right answer.
 
-Rendered rooms (`tiny_world/rooms/tasks.py`) and real recordings (`recordings.py`) become the same `SceneTask`, and
-its `columns()` are what the context model and the two rewards read.
+Rendered rooms (`tiny_world/rooms/tasks.py`) and real recordings (`recordings.py`) both become a `SceneTask`. The
+context model and the two scene rewards read its `columns()`.
 
-Source: Video4Spatial (arXiv 2512.03040), which has no public code: context frames are sampled non-contiguously, with
-time indices to match; how they are drawn is ours.
+Source: Video4Spatial (arXiv 2512.03040), which has no public code. Its context frames are sampled non-contiguously,
+with matching time indices. The way they are drawn here is ours.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ class SceneTask:
     """A task with its ground truth.
 
     Attributes:
-        task_id (`str`): Unique in its set.
+        task_id (`str`): The id, unique in its set.
         task (`"navigation"` or `"grounding"`): Follow a camera trajectory, or find an object.
         prompt (`str`): The instruction in words.
-        context_frames (`np.ndarray` of shape `(k, height, width, 3)`, `uint8`): What is known of the scene.
+        context_frames (`np.ndarray` of shape `(k, height, width, 3)`, `uint8`): The known frames of the scene.
         context_indices (`np.ndarray` of shape `(k,)`): Their frame numbers in the recording, increasing.
-        context_poses (`np.ndarray` of shape `(k, 4, 4)`): Camera to world, OpenCV's axes.
-        target_frames (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`): A right answer; for grounding one of
-            many.
-        target_poses (`np.ndarray` of shape `(n, 4, 4)`): Its cameras; for navigation the trajectory that is asked for.
-        intrinsics (`np.ndarray` of shape `(3, 3)`): Of all frames, in pixels whose middles are at whole numbers.
-        object (`str`): The name of what is to be found; empty for navigation.
-        boxes (`np.ndarray` of shape `(n, 4)`): The object in the target frames, x1, y1, x2, y2 in pixels, NaN where it
-            is not in view or not known.
-        scene (`Mapping[str, Any]`, *optional*): Columns that say which scene it is, for estimators that can render it:
-            `room_seed` and `style` of a room; nothing for a real recording.
+        context_poses (`np.ndarray` of shape `(k, 4, 4)`): Their camera-to-world matrices, in OpenCV's axes.
+        target_frames (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`): A right answer. For grounding, there
+            are many right answers.
+        target_poses (`np.ndarray` of shape `(n, 4, 4)`): The cameras of the target frames. For navigation, this is the
+            requested trajectory.
+        intrinsics (`np.ndarray` of shape `(3, 3)`): The intrinsics of all frames, in pixels with their centres at
+            whole numbers.
+        object (`str`): The name of the object to find; empty for navigation.
+        boxes (`np.ndarray` of shape `(n, 4)`): The object's boxes in the target frames: x1, y1, x2, y2 in pixels, NaN
+            in frames where it is not visible or not known.
+        scene (`Mapping[str, Any]`, *optional*): Columns that identify the scene, for estimators that can render it:
+            `room_seed` and `style` of a room. Empty for a real recording.
     """
 
     task_id: str
@@ -58,9 +60,9 @@ class SceneTask:
     scene: Mapping[str, Any] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Any]:
-        """The task as a row: what conditions a context model, what the rewards read, and the ground truth (`video`).
+        """Return the task as a row: the inputs of a context model and of the rewards, and the ground truth (`video`).
 
-        `camera_poses` is in rows of navigation only: in grounding the model plans its path itself.
+        Only navigation has the column `camera_poses`: in grounding, the model plans its path itself.
         """
         row = {
             "prompt_id": self.task_id,
@@ -79,30 +81,33 @@ class SceneTask:
 
 
 def check_task(task: str) -> None:
-    """Check the name of a task.
+    """Check that a task of this name exists.
 
     Raises:
-        ValueError: when there is no such task; names the nearest.
+        ValueError: if it does not exist. The message names the nearest one.
     """
     if task not in TASKS:
-        raise ValueError(f"task is {task!r}. {near_miss(str(task), TASKS)}")
+        raise ValueError(f"task={task!r}: unknown task. {near_miss(str(task), TASKS)}")
 
 
 def draw_context_indices(candidates: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Frame numbers for a context: spread over a recording, at irregular distances.
+    """Draw frame numbers for a context, spread over a recording at irregular distances.
 
-    The candidates are cut into `number` equal stretches and one is drawn from each.
+    The candidates are divided into `number` equal sections, and one is drawn from each.
 
     Args:
         candidates (`np.ndarray` of shape `(m,)`): Frame numbers that may be drawn, increasing.
-        number (`int`): How many are drawn, 1 to m.
-        rng: Source of all randomness.
+        number (`int`): How many to draw, 1 to m.
+        rng (`np.random.Generator`): Source of all randomness.
+
+    Returns:
+        `np.ndarray` of shape `(number,)`: the drawn frame numbers, increasing.
 
     Raises:
-        ValueError: when there are fewer candidates than asked for.
+        ValueError: if there are fewer candidates than requested.
     """
     if not 1 <= number <= len(candidates):
-        raise ValueError(f"{number} context frames were asked for, of {len(candidates)}; take 1 to that many.")
+        raise ValueError(f"number={number}: cannot draw that many context frames from {len(candidates)} candidates.")
     ends = np.linspace(0, len(candidates), number + 1).round().astype(int)
     drawn = [rng.integers(first, last) for first, last in zip(ends[:-1], ends[1:], strict=True)]
     return np.asarray(candidates)[drawn]

@@ -17,7 +17,7 @@ def test_errors_name_the_reason(loopback_client, tmp_path, capsys, monkeypatch):
         return capsys.readouterr().err
 
     assert "holds no preference dataset" in answer(str(tmp_path), "--repo", REPO)
-    assert "give owner/name" in answer(str(tmp_path), "--repo", "prefs")
+    assert "must be owner/name" in answer(str(tmp_path), "--repo", "prefs")
     assert "403" in answer(str(tmp_path), "--repo", "stranger/prefs")
     monkeypatch.delenv("HF_TOKEN")
     assert "hf auth login" in answer(str(tmp_path), "--repo", REPO)

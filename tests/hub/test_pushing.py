@@ -1,4 +1,4 @@
-"""Pushing when the Hub stumbles: what is tried again, what is not, and what is said of it."""
+"""Pushing when the Hub fails: which failures are retried, which are not, and how they are described."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ REPO = "tester/prefs"
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch) -> list[float]:
     pauses: list[float] = []
-    monkeypatch.setattr(pushing.time, "sleep", pauses.append)  # the client's own pauses too: it is one module
+    # This also patches the pauses of the Hub's client, because `time` is the same module there.
+    monkeypatch.setattr(pushing.time, "sleep", pauses.append)
     return pauses
 
 
@@ -66,6 +67,6 @@ def test_words_of_a_failure_hold_no_token():
 
 
 @pytest.mark.parametrize("name", ["prefs", "a/b/c", "me/with space", "me/..", "datasets/me/x", "", "-me/x"])
-def test_impossible_names_are_told(name):
+def test_impossible_names_are_refused(name):
     with pytest.raises(ValueError, match="^--repo="):
         pushing.check_repo_name(name, "--repo")

@@ -49,5 +49,5 @@ def test_what_the_cache_holds_needs_no_network(trained, plain, tmp_path, loopbac
 
 
 def test_what_the_hub_does_not_have_is_told_in_a_line(plain, loopback_client):
-    with pytest.raises(FileNotFoundError, match="no folder 'tester/none' and nothing of that id on the Hub"):
+    with pytest.raises(FileNotFoundError, match="no folder 'tester/none', and no repository with that id on the Hub"):
         plain.load_lora("tester/none")

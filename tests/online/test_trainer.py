@@ -118,7 +118,7 @@ def test_a_folder_where_another_job_is_at_work_is_refused(folder, tmp_path, monk
     (one.output_dir / files.HOLDER_FILE).write_text("process 77 on here")
     with open(one.output_dir / files.LOCK_FILE, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(RuntimeError, match="process 77 on here is at work in .*run"):
+        with pytest.raises(RuntimeError, match="process 77 on here is using .*run"):
             one.train()
     assert not (one.output_dir / "run.json").exists()
 

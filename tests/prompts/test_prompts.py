@@ -32,12 +32,12 @@ HIDING = (
     "By a wall, a cat is in front of a box, then the cat creeps behind the box, then the cat crawls under the box."
 )
 
-# Refused on purpose within a noun: they make two things of one (see the tests of that), or are relations themselves.
+# Words that are refused within a noun: they make it mean several things (see their tests), or they are relations.
 REFUSED = "and or plus two three four five six several many both some is under behind".split()
 
 word = st.text("abcdefghijklmnopqrstuvwxyz-'", min_size=1, max_size=8).filter(lambda word: word not in REFUSED)
 types = st.lists(st.sampled_from(list(RELATIONS)), min_size=2, max_size=5).filter(
-    lambda codes: all(one != other for one, other in pairwise(codes))
+    lambda codes: all(code != following for code, following in pairwise(codes))
 )
 noun = st.lists(word, min_size=1, max_size=3).map(" ".join)
 scene = st.lists(st.lists(word, min_size=1, max_size=4).map(" ".join), min_size=1, max_size=3).map(", ".join)
@@ -194,8 +194,13 @@ def test_types_are_the_papers_six_or_any_sequence_whose_neighbours_differ():
 
 @pytest.mark.parametrize(
     "unknown, problem",
-    [("LL", "L comes twice"), ("LTTR", "T comes twice"), ("lr", "'l' is no relation"), ("LX", "'X' is no relation")]
-    + [("L", "a relation to start in and one to end in"), ("", "a relation to start in"), (None, "no text")],
+    [
+        ("LL", "L comes twice"),
+        ("LTTR", "T comes twice"),
+        ("lr", "'l' is not a relation"),
+        ("LX", "'X' is not a relation"),
+    ]
+    + [("L", "a relation to start in and one to end in"), ("", "a relation to start in"), (None, "not a string")],
 )
 def test_unknown_types_are_named(unknown, problem):
     with pytest.raises(ValueError, match=f"unknown DSR type {unknown!r}: .*{problem}.*L = on the left of.*LR, LT"):
@@ -321,7 +326,10 @@ def test_a_prompt_is_built_from_its_parts(tmp_path):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([{"prompt": FOX, "prompt_id": "a"}, {"prompt": DUCK, "prompt_id": "a"}], r"line 3: prompt_id 'a' .* line 2;"),
+        (
+            [{"prompt": FOX, "prompt_id": "a"}, {"prompt": DUCK, "prompt_id": "a"}],
+            r"line 3: prompt_id 'a' .* line 2, but",
+        ),
         ([{"prompt": FOX}, {"prompt": FOX}], r"line 3: prompt_id .* already used"),
         ([{"prompt": FOX, "type": "LL"}], r"line 2: unknown DSR type 'LL'"),
         ([{"prompt": FOX, "type": "LT"}], r"line 2: column 'type' is 'LT' but the prompt says 'LR'"),
@@ -339,7 +347,7 @@ def test_errors_name_file_and_row(tmp_path, rows, message):
 def test_errors_of_whole_sources(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
-    with pytest.raises(ValueError, match=r"empty\.txt holds no prompts"):
+    with pytest.raises(ValueError, match=r"empty\.txt contains no prompts"):
         load_prompts(empty)
     with pytest.raises(FileNotFoundError, match=r"no prompt file .*absent\.csv"):
         load_prompts(tmp_path / "absent.csv")

@@ -30,7 +30,7 @@ def test_a_split_that_cannot_be_balanced_is_named(number):
 def test_rows_are_written_as_they_are_read(tmp_path, capsys):
     prompts = [prompt("In a café"), prompt("In a meadow")]
     lines = to_jsonl(prompts).decode("utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == [one.to_row() for one in prompts]
+    assert [json.loads(line) for line in lines] == [prompt.to_row() for prompt in prompts]
     assert "café" in lines[0]
 
     write_splits(tmp_path / "new", {"train": prompts, "test": prompts[:1]})

@@ -20,7 +20,7 @@ SEEDS = [0, 1]
 
 
 class CountingModel(WanVideoModel):
-    """Notes what it was asked to embed and to sample."""
+    """A model that records the prompts it embeds and the seeds it samples."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

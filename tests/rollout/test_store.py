@@ -93,14 +93,14 @@ def test_inputs_without_a_json_form_name_the_prompt():
 def test_a_sample_under_a_false_id_is_refused(store):
     sample = store.new_sample(ROW, 0, SETTINGS, "base")
     sample.seed = 1
-    with pytest.raises(ValueError, match="use new_sample"):
+    with pytest.raises(ValueError, match="have the id .* Make samples with new_sample"):
         store.add(sample, VIDEO, LATENTS, fps=8)
 
 
 @pytest.mark.parametrize("sample_id", ["", "../../etc/passwd", "0" * 19, "G" * 20, "0" * 20 + "\n", None])
 def test_ids_are_checked_before_they_become_file_names(store, sample_id):
     for call in (store.has, store.load, store.video, store.latents):
-        with pytest.raises(ValueError, match="is no sample id"):
+        with pytest.raises(ValueError, match="is not a sample id"):
             call(sample_id)
 
 
@@ -131,7 +131,7 @@ def test_damage_is_seen_reported_and_mended(store, suffix, damage):
         with pytest.warns(UserWarning, match="missing"):
             assert not again.has(sample.sample_id)
     if damage != "flipped":
-        with _quiet(), pytest.raises(FileNotFoundError, match="no whole sample"):
+        with _quiet(), pytest.raises(FileNotFoundError, match="no intact sample"):
             again.load(sample.sample_id)
     with _quiet():
         again.add(sample, VIDEO, LATENTS, fps=8, crf=0)
@@ -213,7 +213,7 @@ def test_damaged_scores_are_asked_for_again(store):
 
 
 def test_scores_of_nothing_are_refused(store):
-    with pytest.raises(FileNotFoundError, match="no whole sample"):
+    with pytest.raises(FileNotFoundError, match="no intact sample"):
         store.write_scores("0" * 20, {}, None)
     assert not list(store.directory.iterdir())
 

@@ -1,4 +1,4 @@
-"""Curating recordings: contexts never show the clip, and clips for grounding end on what they are to find."""
+"""Curating recordings: contexts never show the clip, and clips for grounding end on the object to find."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CURATION = Curation(size=SIZE, num_frames=9, stride=2, num_context=6, gap=3)
 
 
 def recording(number: int = NUMBER) -> PosedVideo:
-    """Every frame says its own number, in the red of all its pixels."""
+    """Make a recording in which all pixels of a frame equal its number."""
     frames = np.zeros((number, *SIZE, 3), np.uint8)
     frames[:] = np.arange(number)[:, None, None, None]
     poses = np.tile(np.eye(4), (number, 1, 1))
@@ -25,7 +25,7 @@ def recording(number: int = NUMBER) -> PosedVideo:
 
 
 class Script:
-    """A detector that sees things on the frames it was told."""
+    """A detector with scripted detections: name -> frame -> boxes."""
 
     def __init__(self, boxes: dict[str, dict[int, list]], score: float = 0.9) -> None:
         self.boxes, self.score = boxes, score
@@ -48,7 +48,7 @@ def test_contexts_are_spread_irregular_and_repeat():
     assert (np.diff(first) > 0).all() and len(set(np.diff(first))) > 1
     assert all(12.5 * i - 1 < index < 12.5 * (i + 1) for i, index in enumerate(first))
     assert draw_context_indices(np.array([3, 9]), 2, np.random.default_rng(0)).tolist() == [3, 9]
-    with pytest.raises(ValueError, match="9 context frames were asked for, of 8"):
+    with pytest.raises(ValueError, match="number=9: cannot draw that many context frames from 8"):
         draw_context_indices(np.arange(8), 9, np.random.default_rng(0))
 
 
@@ -64,7 +64,7 @@ def test_navigation_keeps_clip_and_context_apart(seed):
     row = task.columns()
     assert set(row) >= {"prompt", "context", "context_indices", "context_poses", "intrinsics", "camera_poses", "video"}
     assert "object" not in row
-    with pytest.raises(ValueError, match="scan has 20 frames; .* need 29"):
+    with pytest.raises(ValueError, match="scan has 20 frames, .* need 29"):
         navigation_task(recording(20), np.random.default_rng(0), CURATION)
 
 

@@ -1,4 +1,4 @@
-"""Real recordings: every layout gives back the cameras and frames that were written, and no name leads elsewhere."""
+"""Real recordings: every layout returns the cameras and frames that were written, and no name leads elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from posed_recordings import realestate10k, save_frames
 
 from spatialalign_trl.scenes.recording_formats import load_posed_video
-from spatialalign_trl.scenes.recordings import PosedVideo, fit_frame, fit_intrinsics, one_camera
+from spatialalign_trl.scenes.recordings import PosedVideo, fit_frame, fit_intrinsics, shared_intrinsics
 from spatialalign_trl.tiny_world.rooms import intrinsics_for, render, sample_room, sample_trajectory
 from spatialalign_trl.video import write_video
 
@@ -85,7 +85,7 @@ def test_realestate_cameras_find_their_frames_in_a_longer_video(tmp_path, record
     video = load_posed_video(path, frames=tmp_path / "long.mp4")
     assert np.array_equal(video.frames(range(NUMBER)), seen.frames)
     write_video(tmp_path / "short.mp4", longer[:4], 30, crf=0)
-    with pytest.raises(ValueError, match="none of its own for the camera at"):
+    with pytest.raises(ValueError, match="no separate frame for the camera at"):
         load_posed_video(path, frames=tmp_path / "short.mp4")
 
 
@@ -107,11 +107,11 @@ def test_no_name_leads_out_of_its_folder(tmp_path, recording, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"k1": 0.1}, "distorted .*'k1': 0.1.*undistort"),
+        ({"k1": 0.1}, "distorted .*'k1': 0.1.*Undistort"),
         ({"fl_x": "long"}, "long"),
         ({"frames": {}}, "no list 'frames'"),
         ({"frames": []}, "lists no frames"),
-        ({"frames": [{"file_path": "images/000.txt", "transform_matrix": np.eye(4).tolist()}]}, "is no image"),
+        ({"frames": [{"file_path": "images/000.txt", "transform_matrix": np.eye(4).tolist()}]}, "is not an image"),
         ({"frames": [{"file_path": "images/000.png", "transform_matrix": [1, 2]}]}, "has 2 numbers"),
         (
             {"frames": [{"file_path": "images/000.png", "transform_matrix": (2 * np.eye(4)).tolist()}]},
@@ -138,7 +138,7 @@ def test_wrong_files_of_the_other_layouts_are_refused(tmp_path, recording):
     for text, message in (
         ("7 FULL_OPENCV 40 24 1", "camera model 'FULL_OPENCV'"),
         ("7 PINHOLE 40 24 1 2", "not those of a PINHOLE"),
-        ("7 SIMPLE_RADIAL 40 24 30 20 12 0.2", "undistort them first"),
+        ("7 SIMPLE_RADIAL 40 24 30 20 12 0.2", "Undistort them first"),
         ("7 PINHOLE 80 48 30 30 20 12", "its camera is for 80x48"),
         ("8 PINHOLE 40 24 30 30 20 12", "camera '7' is not in cameras.txt"),
     ):
@@ -168,9 +168,9 @@ def test_fitted_frames_have_the_fitted_camera():
 
 def test_a_recording_that_zooms_is_refused():
     cameras = np.stack([intrinsics_for(SIZE, angle) for angle in (70, 70, 71, 50)])
-    assert np.allclose(one_camera("x", cameras[:2], SIZE), cameras[0])
+    assert np.allclose(shared_intrinsics("x", cameras[:2], SIZE), cameras[0])
     with pytest.raises(ValueError, match="camera of frame 3 differs"):
-        one_camera("x", cameras, SIZE)
+        shared_intrinsics("x", cameras, SIZE)
 
 
 def test_frames_of_another_size_and_poses_that_mirror_are_refused():

@@ -1,4 +1,4 @@
-"""Scene tasks as rows: rendered ones, finished ones and those of recordings come out alike, and are kept."""
+"""Scene tasks as rows: rendered rooms, finished rows and recordings get the same columns, and videos are cached."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ SIZE, FRAMES = (16, 32), 5
 
 @pytest.fixture
 def renders(monkeypatch) -> list[str]:
-    """Rooms are drawn at random here, and counted: what is asked is what becomes of a task."""
-    asked: list[str] = []
+    """Replace the renderer by random frames, and return the list of task ids that it was called with."""
+    rendered: list[str] = []
 
     def render_row(row, size, num_frames, supersample):
-        asked.append(row["task_id"])
-        return scene_task(row["task"], len(asked), size, num_frames, name=row["task_id"])
+        rendered.append(row["task_id"])
+        return scene_task(row["task"], len(rendered), size, num_frames, name=row["task_id"])
 
     monkeypatch.setattr(room_tasks, "render_row", render_row)
-    return asked
+    return rendered
 
 
 def scene_task(kind="navigation", seed=0, size=SIZE, num_frames=FRAMES, name="a recording") -> SceneTask:
@@ -47,13 +47,17 @@ def scene_task(kind="navigation", seed=0, size=SIZE, num_frames=FRAMES, name="a 
     )  # fmt: skip
 
 
+def complete(rows, folder, size=SIZE, num_frames=FRAMES, **options) -> Dataset:
+    return complete_rows(rows, folder, size, num_frames, render=room_tasks.render_row, **options)
+
+
 def published(kind: str, count: int) -> Dataset:
     return load_scene_rows(DATASETS / f"video4spatial_{kind}" / "test.jsonl", limit=count)
 
 
 @pytest.mark.parametrize("kind", ["navigation", "grounding"])
 def test_tasks_become_rows_that_have_a_json_form_and_videos_that_are_kept(kind, tmp_path, renders):
-    rows = complete_rows(published(kind, 2), tmp_path, SIZE, FRAMES, ground_truth=True)
+    rows = complete(published(kind, 2), tmp_path, ground_truth=True)
     own = {"camera_poses"} if kind == "navigation" else {"object", "boxes"}
     assert set(rows.column_names) == own | {
         "prompt_id", "prompt", "context", "context_indices", "context_poses", "intrinsics", "video", "room_seed",
@@ -66,21 +70,27 @@ def test_tasks_become_rows_that_have_a_json_form_and_videos_that_are_kept(kind, 
         assert json.loads(json.dumps(row)) == row
         assert Path(row["context"]["path"]).parent == tmp_path
         assert SampleStore.sample_id(row, 0, {}, "base")
-    again = complete_rows(published(kind, 2), tmp_path, SIZE, FRAMES, ground_truth=True)
+    again = complete(published(kind, 2), tmp_path, ground_truth=True)
     assert list(again) == list(rows) and len(renders) == 2
-    without = complete_rows(published(kind, 2), tmp_path, SIZE, FRAMES)
+    without = complete(published(kind, 2), tmp_path)
     assert set(rows.column_names) - set(without.column_names) == {"video", "boxes"} & set(rows.column_names)
     assert len(renders) == 2
-    complete_rows(published(kind, 1), tmp_path, SIZE, FRAMES + 4)  # another length is another video
+    complete(published(kind, 1), tmp_path, num_frames=FRAMES + 4)  # another length is another video
     Path(rows[0]["context"]["path"]).unlink()
-    complete_rows(published(kind, 1), tmp_path, SIZE, FRAMES, ground_truth=True)  # what is gone is made again
+    complete(published(kind, 1), tmp_path, ground_truth=True)  # what is gone is made again
     assert len(renders) == 4
 
 
 def test_a_room_of_the_data_set_is_rendered(tmp_path):
-    row = complete_rows(published("navigation", 1), tmp_path, SIZE, FRAMES, supersample=1)[0]
+    row = complete(published("navigation", 1), tmp_path, supersample=1)[0]
     assert read_video(row["context"]["path"]).shape == (len(row["context_indices"]), *SIZE, 3)
     assert np.shape(row["camera_poses"]) == (FRAMES, 4, 4) and row["room_seed"] >= 0 and row["style"] == "indoor"
+
+
+def test_rows_that_need_rendering_are_refused_without_a_renderer(tmp_path):
+    rows = published("navigation", 1)
+    with pytest.raises(ValueError, match=f"row {rows[0]['task_id']!r}: has no recording .*Pass render=.*render_row"):
+        complete_rows(rows, tmp_path, SIZE, FRAMES)
 
 
 def test_recordings_enter_by_the_same_door_and_travel_with_their_videos(tmp_path):
@@ -122,7 +132,7 @@ def test_what_is_no_scene_task_is_refused_by_its_place(tmp_path):
     with pytest.raises(ValueError, match="line 2: its id was already used at .*line 1"):
         load_scene_rows(file)
     file.write_text("")
-    with pytest.raises(ValueError, match="holds no scene tasks"):
+    with pytest.raises(ValueError, match="contains no scene tasks"):
         load_scene_rows(file)
 
 

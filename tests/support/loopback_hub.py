@@ -1,14 +1,14 @@
-"""A Hugging Face Hub on this machine: what `huggingface_hub`, `datasets` and `diffusers` ask of the real one.
+"""Run a Hugging Face Hub on this machine, with the endpoints that `huggingface_hub`, `datasets` and `diffusers` use.
 
-It lives in threads of the test's process, forgets everything when it stops, and fails when it is told to:
+It runs in threads of the test's process, keeps everything in memory, and fails on request:
 
     with LoopbackHub() as hub:
         hub.fail("POST", "/commit/", status=503, times=2)       # the next two commits
         subprocess.run([...], env=hub.environment(tmp_path))    # a fresh process whose Hub is this one
         hub.files("dataset", "tester/prefs")                    # {"README.md": b"...", ...}
 
-`HF_ENDPOINT` is read when the client's modules are loaded, so a process that has loaded them is turned over with
-[`redirect_clients`] (the fixture `loopback_client` does that). Xet is off: uploads are regular or LFS.
+The client's modules read `HF_ENDPOINT` when they are imported. A process that has imported them already is redirected
+with [`redirect_clients`] (the fixture `loopback_client` does that). Xet is off: uploads are regular or LFS.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import pytest
 import yaml
 
 TOKEN = "hf_" + "LoopbackSecret" * 2
-"""What [`LoopbackHub`] takes for its user's token; tests look for it in files and logs."""
+"""The token of the user of [`LoopbackHub`]. Tests search files and logs for it."""
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".mp4", ".png", ".bin", ".pt", ".arrow")
 ERROR_CODES = {401: "", 403: "", 404: "RepoNotFound", 409: "", 412: "", 429: "", 500: "", 503: ""}
@@ -57,7 +57,7 @@ class Repo:
     branches: dict[str, list[Commit]] = field(default_factory=dict)
 
     def at(self, revision: str | None) -> Commit:
-        """The commit of a branch's head or of an id."""
+        """Return the head of a branch, or the commit with an id."""
         if revision in (None, "HEAD"):
             revision = "main"
         if revision in self.branches:
@@ -71,16 +71,16 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Something that goes wrong with requests whose method and path match.
+    """A failure of requests with a matching method and path.
 
     Args:
-        method: `"POST"`, ...; `"*"`: any.
-        path: a regular expression, searched for in the path.
-        times: how many requests it hits.
-        status: what they are answered with; `None`: the connection is dropped without an answer.
-        headers: of the answer, such as `{"Retry-After": "1"}`.
-        delay: seconds before the answer or the drop.
-        after: the request is carried out first; only its answer is lost.
+        method: `"POST"`, ..., or `"*"` for any method.
+        path: a regular expression that is searched for in the path.
+        times: the number of requests that fail.
+        status: the status of the response. With `None` the connection is dropped without a response.
+        headers: headers of the response, such as `{"Retry-After": "1"}`.
+        delay: seconds before the response or the drop.
+        after: whether the request is carried out first, so that only its response is lost.
     """
 
     method: str
@@ -97,7 +97,7 @@ class Fault:
 
 
 class HubError(Exception):
-    """An answer other than success, with the words that the client reads."""
+    """An error response, with the headers that the client reads."""
 
     def __init__(self, status: int, message: str, code: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -130,7 +130,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
 
 
 def route(method: str, path: str) -> Callable[[Route], Route]:
-    """Registers a method of [`LoopbackHub`] that gets the path's named groups."""
+    """Register a method of [`LoopbackHub`] that receives the path's named groups."""
 
     def register(function: Route) -> Route:
         _ROUTES.append((method, re.compile(path), function))
@@ -145,12 +145,12 @@ _REPO = r"/(?P<kind>datasets/|)(?P<repo>[^/]+/[^/]+?)"
 
 class LoopbackHub:
     """
-    The server and what it holds.
+    The server and its repositories.
 
     Args:
-        user: whose token it knows.
-        token: the only token it takes.
-        organizations: namespaces beside the user's own that the token may write to.
+        user: the owner of the token.
+        token: the only token that is accepted.
+        organizations: namespaces in addition to the user's own that the token may write to.
     """
 
     def __init__(self, user: str = "tester", token: str = TOKEN, organizations: tuple[str, ...] = ("org",)) -> None:
@@ -159,9 +159,9 @@ class LoopbackHub:
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
-        """(method, path) of everything that was asked, faults included."""
+        """(method, path) of all requests, including failed ones."""
         self.errors: list[str] = []
-        """Tracebacks of this server's own mistakes; [`stop`] raises them."""
+        """Tracebacks of bugs in this server; [`stop`] raises them."""
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
@@ -177,12 +177,12 @@ class LoopbackHub:
         self.stop()
 
     def stop(self) -> None:
-        """Stops serving.
+        """Stop serving.
 
         Raises:
-            AssertionError: if a request met a mistake of this server.
+            AssertionError: if a request met a bug in this server.
         """
-        self._stopping.set()  # requests that a fault delays end
+        self._stopping.set()  # ends requests that a fault delays
         self._server.shutdown()
         self._server.server_close()
         assert not self.errors, "\n".join(self.errors)
@@ -200,29 +200,31 @@ class LoopbackHub:
         delay: float = 0.0,
         after: bool = False,
     ) -> Fault:
-        """Makes coming requests fail; see [`Fault`]."""
+        """Make future requests fail; see [`Fault`]."""
         fault = Fault(method, path, times, status, dict(headers or {}), delay, after)
         with self._lock:
             self.faults.append(fault)
         return fault
 
     def repo(self, kind: str, name: str) -> Repo:
-        """A repository; `kind` is `"model"` or `"dataset"`."""
+        """Return a repository; `kind` is `"model"` or `"dataset"`."""
         try:
             return self.repos[kind, name]
         except KeyError:
             raise HubError(404, "Repository not found", "RepoNotFound") from None
 
     def files(self, kind: str, name: str, revision: str | None = None) -> dict[str, bytes]:
-        """Path -> content, as the repository is now."""
+        """Return path -> content of a repository, by default of its main branch."""
         return dict(self.repo(kind, name).at(revision).files)
 
     def count(self, method: str, path: str) -> int:
-        """How many requests had this method and a path that matches."""
-        return sum(asked == method and bool(re.search(path, where)) for asked, where in self.requests)
+        """Return the number of requests with this method and a path that matches."""
+        return sum(
+            requested == method and bool(re.search(path, request_path)) for requested, request_path in self.requests
+        )
 
     def environment(self, home: str | os.PathLike, token: str | None = TOKEN) -> dict[str, str]:
-        """The environment of a process whose Hub is this one, with its caches in `home`; `token=None`: logged out."""
+        """Return the environment of a process that uses this Hub, with caches in `home`; `token=None`: logged out."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
         return environment | self._variables(home) | ({"HF_TOKEN": token} if token else {})
 
@@ -242,10 +244,10 @@ class LoopbackHub:
     # Requests
 
     def answer(self, request: Request) -> Response | Fault:
-        """The response; a [`Fault`] where one hits, carried out or not."""
+        """Return the response, or the [`Fault`] that applies to the request."""
         with self._lock:
             self.requests.append((request.method, request.path))
-            fault = next((one for one in self.faults if one.matches(request.method, request.path)), None)
+            fault = next((f for f in self.faults if f.matches(request.method, request.path)), None)
             if fault is not None:
                 fault.hits += 1
                 if not fault.after:
@@ -257,7 +259,7 @@ class LoopbackHub:
             return fault or response
 
     def wait(self, seconds: float) -> None:
-        """A fault's delay; ends early when the server stops."""
+        """Wait for a fault's delay, or until the server stops."""
         self._stopping.wait(seconds)
 
     def _respond(self, request: Request) -> Response:
@@ -275,7 +277,7 @@ class LoopbackHub:
             raise HubError(401, "Invalid username or password.")
 
     def _readable(self, request: Request, kind: str, name: str) -> Repo:
-        """Who may not see a repository hears the same as if there were none."""
+        """Return a repository. Without access to it, the response is the same as if it did not exist."""
         repo = self.repo(kind, name)
         if repo.private and not request.headers.get("Authorization"):
             raise HubError(401, "Invalid username or password.", "RepoNotFound")
@@ -355,8 +357,8 @@ class LoopbackHub:
 
     @route("GET", _API_REPO + "(?:/revision/(?P<revision>.+))?")
     def _info(self, request: Request, kind: str, repo: str, revision: str | None) -> Response:
-        held = self._readable(request, kind, repo)
-        commit = held.at(revision)
+        repository = self._readable(request, kind, repo)
+        commit = repository.at(revision)
         siblings = [{"rfilename": path, "size": len(data)} for path, data in sorted(commit.files.items())]
         return Response(
             {
@@ -364,7 +366,7 @@ class LoopbackHub:
                 "id": repo,
                 "author": repo.split("/")[0],
                 "sha": commit.oid,
-                "private": held.private,
+                "private": repository.private,
                 "gated": False,
                 "disabled": False,
                 "tags": [],
@@ -412,8 +414,8 @@ class LoopbackHub:
         commits = self._readable(request, kind, repo).branches[revision]
         return Response(
             [
-                {"id": one.oid, "title": one.message, "message": "", "authors": [], "date": _TIME}
-                for one in reversed(commits)
+                {"id": commit.oid, "title": commit.message, "message": "", "authors": [], "date": _TIME}
+                for commit in reversed(commits)
             ]
         )
 
@@ -470,8 +472,7 @@ class LoopbackHub:
 
     @route("POST", _API_REPO + "/commit/(?P<revision>.+)")
     def _post_commit(self, request: Request, kind: str, repo: str, revision: str) -> Response:
-        held = self._writable(request, kind, repo)
-        head, message = held.at(revision), ""
+        head, message = self._writable(request, kind, repo).at(revision), ""
         files = dict(head.files)
         for line in request.body.decode().splitlines():
             operation = json.loads(line)
@@ -489,7 +490,7 @@ class LoopbackHub:
             elif operation["key"] == "deletedFolder":
                 files = {k: v for k, v in files.items() if not k.startswith(value["path"].rstrip("/") + "/")}
             else:
-                raise HubError(400, f"the loopback Hub knows no {operation['key']!r}")
+                raise HubError(400, f"the loopback Hub does not support {operation['key']!r}")
         oid = self._commit(kind, repo, revision, message, files)
         prefix = "" if kind == "model" else f"{kind}s/"
         url = f"{self.url}/{prefix}{repo}/commit/{oid}"
@@ -504,7 +505,7 @@ class LoopbackHub:
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:
-    """A file as the tree lists it: `oid` is git's."""
+    """Return a file's entry in the tree; `oid` is git's."""
     entry = {"type": "file", "path": path, "size": len(data)}
     entry["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     if path.endswith(LFS_SUFFIXES):
@@ -521,7 +522,7 @@ def _handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *words: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
         def _body(self) -> bytes:
             if self.headers.get("Transfer-Encoding") != "chunked":
@@ -541,14 +542,14 @@ def _handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 answer = hub.answer(Request(self.command, path, query, self.headers, self._body()))
             except Exception:
                 hub.errors.append(f"{self.command} {path}\n{traceback.format_exc()}")
-                answer = Response({"error": "the loopback Hub has a mistake"}, 500)
+                answer = Response({"error": "the loopback Hub has a bug"}, 500)
             if isinstance(answer, Fault):
                 hub.wait(answer.delay)
                 if answer.status is None:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
-                words = f"the loopback Hub was told to answer {answer.status}"
+                words = f"the loopback Hub has a fault with status {answer.status}"
                 headers = {"X-Error-Message": words, **answer.headers}
                 if ERROR_CODES.get(answer.status):
                     headers["X-Error-Code"] = ERROR_CODES[answer.status]
@@ -576,8 +577,8 @@ def _handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
 
 def redirect_clients(hub: LoopbackHub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Turns over the clients of this process, which read their settings when they were loaded: `huggingface_hub`,
-    `datasets` and `diffusers` talk to `hub`, with its user's token, and keep their caches in `home`.
+    Redirect the clients of this process, which read their settings when they were imported: `huggingface_hub`,
+    `datasets` and `diffusers` use `hub` with its user's token, and keep their caches in `home`.
     """
     import datasets.config
     import huggingface_hub
@@ -606,7 +607,7 @@ def redirect_clients(hub: LoopbackHub, home: Path, monkeypatch: pytest.MonkeyPat
         "DOWNLOADED_DATASETS_PATH": home / "datasets" / "downloads",
     }.items():
         monkeypatch.setattr(datasets.config, name, value)
-    for name in list(sys.modules):  # modules that copied the switch when they were loaded
+    for name in list(sys.modules):  # modules that copied the switch when they were imported
         module = sys.modules[name]
         if name.split(".")[0] in ("diffusers", "peft") and getattr(module, "HF_HUB_OFFLINE", None) is True:
             monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)

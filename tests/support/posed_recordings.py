@@ -1,4 +1,4 @@
-"""Recordings with known cameras as files, as others publish them."""
+"""Write recordings with known cameras in the file layouts of published data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spatialalign_trl.video import write_video
 
 
 def stamps(number: int) -> list[int]:
-    """Times of frames in microseconds."""
+    """Return the timestamps of frames in microseconds."""
     return [100_000 * i + 33_000 for i in range(number)]
 
 
@@ -25,7 +25,7 @@ def save_frames(folder: Path, frames: Sequence[np.ndarray], names: Sequence[str]
 
 
 def realestate10k(folder: Path, poses: np.ndarray, seen: Rendering, with_video: bool, name: str = "clip") -> Path:
-    """RealEstate10K's layout: returns the text file, beside which the frames are an mp4 or a folder."""
+    """Write RealEstate10K's layout, with the frames as an mp4 or a folder, and return the text file."""
     k, (height, width) = seen.intrinsics, seen.frames.shape[1:3]
     shares = [k[0, 0] / width, k[1, 1] / height, (k[0, 2] + 0.5) / width, (k[1, 2] + 0.5) / height, 0, 0]
     lines = ["https://example.org/watch"]

@@ -1,4 +1,4 @@
-"""A room, a camera that walks up to an object in it, and videos that only pretend to: the hacks of a reward."""
+"""Make a video of a camera that walks up to an object in a room, and videos that only pretend to: reward hacks."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ FIRST_SEED = 2_000_000
 
 
 def walk(target: RoomObject, share: float) -> np.ndarray:
-    """A pose on the way to what stands at the north wall, which is out of view at first: across the room, turning."""
+    """Return a pose on a turning path across the room, to an object at the north wall that is out of view at first."""
     x, z = target.centre[0] + 2.2 - 2.0 * share, target.centre[2] - 4.2 + 1.8 * share
     return look((x, -1.4, z), -85 + 80 * min(1.15 * share, 1.0), -4 - 8 * share)
 
 
 def recording(target: RoomObject, share: float) -> np.ndarray:
-    """A pose of the context: somebody films that half of the room."""
+    """Return a pose of the context recording, which shows that half of the room."""
     x, z = target.centre[0] + 2.0 - 1.6 * share, target.centre[2] - 4.9 + 2.0 * share
     return look((x, -1.4 - 0.1 * np.sin(6 * share), z), -80 + 82 * share, -8)
 
 
 def find_room() -> tuple[Room, RoomObject]:
-    """The first room with a bookshelf at the north wall and space for the two paths."""
+    """Return the first room with a bookshelf at the north wall and space for the two paths, and the bookshelf."""
     for seed in range(FIRST_SEED, FIRST_SEED + 200):
         room = sample_room(seed)
-        for one in room.objects:
-            if one.kind != "bookshelf" or room.layout.half[1] - one.centre[2] > 0.4:
+        for target in room.objects:
+            if target.kind != "bookshelf" or room.layout.half[1] - target.centre[2] > 0.4:
                 continue
-            poses = [path(one, share) for path in (walk, recording) for share in np.linspace(0, 1, 9)]
+            poses = [path(target, share) for path in (walk, recording) for share in np.linspace(0, 1, 9)]
             if room.clearance(np.array(poses)[:, :3, 3]).min() > 0.25:
-                return room, one
-    raise RuntimeError("no room has a bookshelf at its north wall; take another target")
+                return room, target
+    raise RuntimeError("No room has a bookshelf at its north wall. Choose another target.")
 
 
 @dataclass
 class Case:
-    """A video, the boxes of what looks like the target on its last frames, and its name."""
+    """A video with its name, and the boxes of everything that looks like the target on its last frames."""
 
     name: str
     video: Video
@@ -53,7 +53,7 @@ class Case:
 
 @dataclass
 class World:
-    """The row that all cases answer, and the cases: `correct` and the hacks."""
+    """The row that all cases respond to, and the cases: `correct` and the hacks."""
 
     room: Room
     row: dict
@@ -62,7 +62,7 @@ class World:
 
 
 def build_world() -> World:
-    """Renders everything once, a few seconds."""
+    """Render all cases. This takes a few seconds."""
     room, target = find_room()
     intrinsics = intrinsics_for(SIZE)
     dense = np.stack([walk(target, share) for share in np.linspace(0, 1, 2 * FRAMES - 1)])
@@ -101,10 +101,10 @@ def build_world() -> World:
 
 
 class PerfectDetector:
-    """Finds whatever looks like the target, genuine or not: the boxes are handed in with the row."""
+    """A detector that finds everything that looks like the target, genuine or not: the row contains the boxes."""
 
     def for_row(self, columns: dict) -> SimpleNamespace:
-        """A detector that answers with the row's boxes."""
+        """Return a detector that returns the row's boxes."""
         boxes = columns["boxes"]
 
         def detect(video: Video, names: list[str]) -> list[Detections]:
@@ -123,7 +123,7 @@ def _mirrored(box: np.ndarray | None) -> np.ndarray | None:
 
 
 def _zoomed(frame: np.ndarray, box: np.ndarray) -> tuple[Video, list]:
-    """The picture enlarged around the target, more and more."""
+    """Make a video that zooms into one frame around the target."""
     height, width = SIZE
     frames, boxes = [], []
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -138,7 +138,7 @@ def _zoomed(frame: np.ndarray, box: np.ndarray) -> tuple[Video, list]:
 
 
 def _pasted(video: Video, frame: np.ndarray, box: np.ndarray) -> tuple[Video, list]:
-    """The target, cut out of a frame that shows it, in the middle of every frame of another video."""
+    """Cut the target out of a frame that shows it, and paste it into the centre of every frame of another video."""
     x1, y1, x2, y2 = box.astype(int)
     cut = cv2.resize(frame[y1:y2, x1:x2], None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
     top, left = (SIZE[0] - cut.shape[0]) // 2, (SIZE[1] - cut.shape[1]) // 2

@@ -1,4 +1,4 @@
-"""The Hub that other tests talk to behaves, towards the real clients, as the Hub does, and fails as it is told."""
+"""The loopback Hub behaves towards the real clients as the real Hub does, and fails on request."""
 
 from __future__ import annotations
 

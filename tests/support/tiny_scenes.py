@@ -1,4 +1,4 @@
-"""Rows with a context and a trajectory for the tiny random Wan: random pictures, cameras that turn and walk."""
+"""Make rows with a context and a trajectory for the tiny random Wan: random frames, cameras that turn and walk."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PROMPT = "a fox is on the left of a stump"
 
 
 def context_model(**options: Any) -> WanContextVideoModel:
-    """A random model, the same at every call."""
+    """Make a random context model, the same at every call."""
     return WanContextVideoModel(wan_pipeline(), "tiny-random-wan", **options)
 
 
 def walk(count: int, first: float = 0.0) -> list[list[list[float]]]:
-    """Camera-to-world matrices along a walk with a turn."""
+    """Return camera-to-world matrices along a walk with a turn."""
     poses = np.tile(np.eye(4), (count, 1, 1))
     for i, pose in enumerate(poses):
         angle = 0.1 * (first + i)
@@ -28,7 +28,7 @@ def walk(count: int, first: float = 0.0) -> list[list[list[float]]]:
 
 
 def scene_row(seed: int = 0, frames: int = 5, prompt: str = PROMPT, **changes: Any) -> dict[str, Any]:
-    """A row with all columns that condition a context model."""
+    """Return a row with all columns that condition a context model."""
     size = frames, HEIGHT, WIDTH, 3
     row = {
         "prompt": prompt,

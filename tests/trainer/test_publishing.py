@@ -170,6 +170,6 @@ def test_a_push_is_repeated_until_it_arrives(
 def test_a_token_that_the_hub_does_not_know_is_heard_before_training(
     tmp_path: Path, loopback_client: LoopbackHub
 ) -> None:
-    with pytest.raises(PermissionError, match="does not know the token") as refusal:
+    with pytest.raises(PermissionError, match="the token is not valid") as refusal:
         pushing(tmp_path, hub_token="hf_wrongToken")
     assert "hf_wrongToken" not in str(refusal.value)
