@@ -47,7 +47,8 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     guidance_scale_2: float | None = field(
         default=None,
         metadata={
-            "help": "Guidance scale w at low noise, for a model with two experts (Wan 2.2 A14B). None: the model's default."
+            "help": "Guidance scale w at low noise, for a model with two experts (Wan 2.2 A14B). None: the model's "
+            "default."
         },
     )
     sampling_flow_shift: float | None = field(
@@ -69,7 +70,8 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     video_crf: int = field(
         default=18,
         metadata={
-            "help": "x264 quality (CRF) of stored videos, 0 to 51; 0 is lossless RGB, for videos of a few dozen pixels."
+            "help": "x264 quality (CRF) of stored videos, 0 to 51; 0 is lossless RGB, for videos of a few dozen "
+            "pixels."
         },
     )
 
@@ -93,8 +95,8 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     reward_gates: dict[str, float] | str | None = field(
         default=None,
         metadata={
-            "help": "Smallest value of a reward that a video needs: below it, or without a verdict of that reward, the "
-            "video is INVALID. In YAML `reward_gates: {motion: 0.02}`, as a flag the same in JSON."
+            "help": "Smallest value of a reward that a video needs: below it, or without a verdict of that reward, "
+            "the video is INVALID. In YAML `reward_gates: {motion: 0.02}`, as a flag the same in JSON."
         },
     )
     max_failure_share: float = field(
@@ -105,8 +107,8 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
         default="threshold",
         metadata={
             "help": "'threshold': a winner scores >= score_threshold, a loser is valid and scores less (the paper). "
-            "'best_vs_worst': the best against the worst of a prompt. 'min_gap': any two videos whose scores differ by "
-            "at least min_pair_gap."
+            "'best_vs_worst': the best against the worst of a prompt. 'min_gap': any two videos whose scores differ "
+            "by at least min_pair_gap."
         },
     )
     score_threshold: float = field(default=0.7, metadata={"help": "tau of pair_strategy='threshold'."})
@@ -116,8 +118,8 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     invalid_score: float | None = field(
         default=None,
         metadata={
-            "help": "Score of INVALID videos when videos are paired, such as 0: they can then be rejected, so that the "
-            "model unlearns videos that cannot be judged. None: INVALID videos are in no pair (the paper)."
+            "help": "Score of INVALID videos when videos are paired, such as 0: they can then be rejected, so that "
+            "the model unlearns videos that cannot be judged. None: INVALID videos are in no pair (the paper)."
         },
     )
     pairs_per_prompt: int | None = field(
@@ -139,8 +141,8 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     refresh_reference: bool = field(
         default=False,
         metadata={
-            "help": "The reference (v_ref) of later rounds is the policy at the start of the round, instead of the base "
-            "model. Needs continue_adapter."
+            "help": "The reference (v_ref) of later rounds is the policy at the start of the round, instead of the "
+            "base model. Needs continue_adapter."
         },
     )
 
@@ -162,8 +164,8 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     log_samples_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Sample some evaluation prompts every so many training steps, and log videos, scores and curves to "
-            "rounds/NN/policy/samples and to the trackers. None: never. The weights do not depend on it."
+            "help": "Sample some evaluation prompts every so many training steps, and log videos, scores and curves "
+            "to rounds/NN/policy/samples and to the trackers. None: never. The weights do not depend on it."
         },
     )
     log_samples_prompts: int = field(default=4, metadata={"help": "Number of prompts that log_samples_steps samples."})
@@ -178,15 +180,16 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     push_preferences_to_hub: str | None = field(
         default=None,
         metadata={
-            "help": "owner/name of a dataset repository, made if it is missing. After the sampling of every round its "
-            "pairs, all scored samples and a card are pushed. If a push fails, `spatialalign push-preferences` repeats "
-            "it later."
+            "help": "owner/name of a dataset repository, made if it is missing. After the sampling of every round "
+            "its pairs, all scored samples and a card are pushed. If a push fails, `spatialalign push-preferences` "
+            "repeats it later."
         },
     )
     push_preferences_every: int | None = field(
         default=500,
         metadata={
-            "help": "Also push after about every so many scored videos. None: only when all videos of a round are scored."
+            "help": "Also push after about every so many scored videos. None: only when all videos of a round are "
+            "scored."
         },
     )
     push_preferences_public: bool = field(
@@ -195,7 +198,8 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     push_preferences_license: str = field(
         default="apache-2.0",
         metadata={
-            "help": "The Hub's name of the dataset's licence. The terms of the model that sampled the videos also apply."
+            "help": "The Hub's name of the dataset's licence. The terms of the model that sampled the videos also "
+            "apply."
         },
     )
 
