@@ -1,8 +1,8 @@
-"""Turning preferences into a LoRA.
+"""Train a LoRA on preferences, or on videos alone.
 
-`flow_matching` draws sigmas and noise, `losses` are pure functions of six tensors, `lora` attaches the adapter,
-`latents` caches what the frozen encoders say, and the trainers put them on TRL's base trainer. Names are resolved
-lazily: importing this package does not import torch.
+`latents` encodes a dataset and caches the result, `lora` attaches the adapter, `flow_matching` and `draws` draw noise
+levels and noise, `losses` computes the losses from pairs of tensors, and the trainers combine them on TRL's base
+trainer. Names are resolved lazily: importing this package does not import torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Which checkpoint a run can go on from, after it was killed at any moment."""
+"""Find the checkpoint that a killed run can be resumed from."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 def last_whole_checkpoint(folder: Path, world_size: int = 1, needed: tuple[str, ...] = ()) -> str | None:
     """
-    The newest checkpoint that was written to its end. Trainer writes a checkpoint's files one after the other into its
-    final folder, so that a process killed meanwhile leaves a part of one, which cannot be resumed from.
+    Return the newest checkpoint that is complete.
+
+    Trainer writes the files of a checkpoint one by one into its final folder, so a process that is killed while it
+    saves leaves an incomplete checkpoint, which cannot be resumed from.
 
     Args:
         folder (`Path`):
             The trainer's `output_dir`.
         world_size (`int`, *optional*, defaults to `1`):
-            Processes of the run, each of which leaves its random state.
+            Number of processes of the run, each of which saves its random state.
         needed (`tuple[str, ...]`, *optional*):
-            Further files that callbacks write after Trainer is done.
+            Paths, in the checkpoint, of further files that callbacks write after Trainer has finished.
 
     Returns:
-        `str`: its path; `None` when there is none.
+        `str`: the path of the checkpoint; `None` if there is no complete one.
     """
-    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))]
-    for _, path in sorted(found, reverse=True):
+    checkpoints = [
+        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))
+    ]
+    for _, path in sorted(checkpoints, reverse=True):
         if _is_whole(path, world_size, needed):
             return str(path)
     return None
@@ -45,7 +49,7 @@ def _is_whole(path: Path, world_size: int, needed: tuple[str, ...]) -> bool:
         read_json(path / "trainer_state.json")  # Trainer writes it last
         for name in (LORA_FILE, "adapter_model.safetensors", *needed):
             if name.endswith(".safetensors"):
-                with safe_open(path / name, "pt"):
+                with safe_open(path / name, "pt"):  # fails if the file was cut off
                     pass
     except (OSError, ValueError, SafetensorError):
         return False

@@ -1,4 +1,4 @@
-"""From a dataset of scenes to latents and conditioning on disk: the videos to learn from, their contexts, cameras."""
+"""Turn a dataset of scenes into latents and conditioning on disk: target videos, their contexts, and cameras."""
 
 import json
 import os
@@ -14,6 +14,8 @@ from spatialalign_trl.models.context import draw_boxes
 from spatialalign_trl.models.encoding import content_digest
 from spatialalign_trl.trainer.latents import LATENTS, EncodingCache, Share, load_tensors, shape_of
 from spatialalign_trl.trainer.pair_columns import (
+    ExampleColumns,
+    check_columns,
     check_is_dataset,
     check_same_shape,
     condition_columns,
@@ -29,56 +31,37 @@ VIDEO = "video"
 BOXES = "boxes"
 
 
-@dataclass(frozen=True)
-class SceneColumns:
+@dataclass(frozen=True, kw_only=True)
+class SceneColumns(ExampleColumns):
     """
     A checked dataset of videos to learn from.
 
-    Args:
-        name (`str`):
-            What errors call it.
-        prompts (`list[str]`):
-            One a row.
-        rows (`datasets.Dataset`):
-            The column `video`, undecoded, and `boxes` where boxes are drawn.
-        conditions (`datasets.Dataset`, *optional*):
-            What conditions the model beside the prompt, undecoded.
+    It has the fields of [`ExampleColumns`]. `rows` has the column `video`, which is the only side, and `boxes` if
+    boxes are drawn.
     """
 
-    name: str
-    prompts: list[str]
-    rows: datasets.Dataset
-    conditions: datasets.Dataset | None = None
+    def where(self, row: int, side: str) -> str:
+        """See [`ExampleColumns.where`]."""
+        return f"{self.name} row {row}, column {side!r}"
 
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def condition(self, row: int) -> dict[str, Any]:
-        """All that conditions the model in a row."""
-        return {"prompt": self.prompts[row], **(self.conditions[row] if self.conditions is not None else {})}
-
-    def where(self, row: int, column: str) -> str:
-        """How errors name a cell."""
-        return f"{self.name} row {row}, column {column!r}"
-
-    def video_content(self, row: int, column: str) -> bytes:
-        """Bytes that name the video in a row, with what is drawn into it."""
+    def video_content(self, row: int, side: str) -> bytes:
+        """See [`ExampleColumns.video_content`]; the boxes are part of it."""
         cells = self.rows[row]
-        cell, boxes = cells[column], cells.get(BOXES)
-        content = content_digest(cell).encode() if is_frames(cell) else video_bytes(cell, self.where(row, column))
+        cell, boxes = cells[side], cells.get(BOXES)
+        content = content_digest(cell).encode() if is_frames(cell) else video_bytes(cell, self.where(row, side))
         return content if boxes is None else content + json.dumps(boxes).encode()
 
-    def video(self, row: int, column: str) -> Video:
-        """The video in a row, with its boxes drawn."""
+    def video(self, row: int, side: str) -> Video:
+        """Read the video in a cell, and draw its boxes."""
         cells = self.rows[row]
-        cell, boxes = cells[column], cells.get(BOXES)
-        video = frames_of(cell, self.where(row, column))
+        cell, boxes = cells[side], cells.get(BOXES)
+        video = frames_of(cell, self.where(row, side))
         return video if boxes is None else draw_boxes(video, boxes)
 
 
 class SceneDataset(Dataset):
     """
-    Videos as latents and their conditioning, read when asked for.
+    Videos as latents, and their conditioning, read from disk when an item is requested.
 
     An item is `{"latents": (C, F, H, W) fp32, "conditioning": {name: tensor}}`.
 
@@ -86,9 +69,9 @@ class SceneDataset(Dataset):
         columns ([`SceneColumns`]):
             The checked dataset.
         latent_files, condition_files (`list[Path]`):
-            One a row.
+            The files of every row.
         latent_shape (`tuple[int, ...]`):
-            `(C, F, H, W)`, the same for all.
+            `(C, F, H, W)`, the same for all rows.
     """
 
     def __init__(
@@ -125,41 +108,37 @@ def prepare_scenes(
     show_progress: bool = True,
 ) -> SceneDataset:
     """
-    Checks a dataset of scenes and encodes what the cache does not hold yet.
+    Check a dataset of scenes, and encode what is not in the cache yet.
+
+    Takes the arguments of [`prepare_pairs`], of which these differ:
 
     Args:
         dataset (`datasets.Dataset`):
-            Columns `prompt`, `video` (to learn from: `Video` features, paths, mp4 bytes or frames), those that
-            condition the model ([`~models.context_rows.SceneRowsMixin`]), and optionally `boxes`: the target in every
-            frame of the video, `(x0, y0, x1, y1)` in pixels, or `None`.
-        model ([`VideoModel`]):
-            Its encoders are loaded again if they were released; they are not released here.
-        cache_dir (`str` or `os.PathLike`):
-            Where the encoded files go; visible to all processes.
+            Columns `prompt`, `video` (the target: `Video` features, paths, mp4 bytes or frames), those that condition
+            the model ([`~models.context_rows.SceneRowsMixin`]), and optionally `boxes`: the box of the object in
+            every frame of the video, `(x0, y0, x1, y1)` in pixels, or `None`.
         draw (`bool`, *optional*, defaults to `True`):
-            Whether `boxes` are drawn.
-        name (`str`, *optional*, defaults to `"train_dataset"`):
-            What errors call the dataset.
-        share ([`Share`], *optional*):
-            The processes among which the work is dealt; `None`: there is one.
-        show_progress (`bool`, *optional*, defaults to `True`):
-            Whether the first process shows progress bars.
+            Whether `boxes` are drawn into the videos.
 
     Raises:
-        ValueError: a column, a row or a video is wrong; the message names it.
+        TypeError: if the dataset is not a `datasets.Dataset`.
+        ValueError: if a column, a row or a video is wrong; the message names it.
     """
+    # 1. Check the columns.
     check_is_dataset(dataset, name)
-    missing = [column for column in ("prompt", VIDEO) if column not in dataset.column_names]
-    if missing or len(dataset) == 0:
-        problem = f"has no column {', '.join(map(repr, missing))}" if missing else "is empty"
-        raise ValueError(f"{name} {problem}; to learn from scenes takes the columns prompt and {VIDEO}.")
-    drawn = [BOXES] if draw and BOXES in dataset.column_names else []
+    remedy = f"Learning from scenes needs the columns prompt and {VIDEO}."
+    check_columns(dataset, name, ("prompt", VIDEO), remedy)
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty: there is no scene to learn from.")
+    box_columns = [BOXES] if draw and BOXES in dataset.column_names else []
     columns = SceneColumns(
-        name,
-        prompts_of(dataset, name),
-        undecoded(dataset, [VIDEO, *drawn]),
-        condition_columns(dataset, model.conditioning_columns),
+        name=name,
+        prompts=prompts_of(dataset, name),
+        rows=undecoded(dataset, [VIDEO, *box_columns]),
+        conditions=condition_columns(dataset, model.conditioning_columns),
     )
+
+    # 2. Encode the videos, then what conditions the model.
     model.reload_encoders()
     cache = EncodingCache(Path(cache_dir), model, share or Share(), show_progress)
     cells = [(row, VIDEO) for row in range(len(columns))]
@@ -171,15 +150,16 @@ def prepare_scenes(
 
 
 def _check_same_conditions(columns: SceneColumns, files: list[Path]) -> None:
-    """Rows of one batch have to have the same tensors."""
-    first: set = set()
+    """Check that all rows have the same conditioning tensors, so that they can be in the same batch."""
+    first_shapes: set = set()
     for row, path in enumerate(files):
         with safe_open(path, "pt") as file:
-            kind = {(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
-        first = first or kind
-        if kind != first:
-            odd = sorted(first ^ kind)
+            shapes = {(name, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+        first_shapes = first_shapes or shapes
+        if shapes != first_shapes:
+            difference = sorted(first_shapes ^ shapes)
             raise ValueError(
-                f"{columns.name} row {row} conditions the model otherwise than row 0: {odd}. Give all rows the same "
-                "columns and as many frames (context_frames of the model chooses so many of every context)."
+                f"{columns.name} row {row} conditions the model differently from row 0: {difference}. Give all rows "
+                "the same columns and the same number of frames (context_frames of the model chooses that many frames "
+                "of every context)."
             )

@@ -123,7 +123,7 @@ class ContextSFTTrainer(VideoTrainer):
             "L   = mean over target frames of |v(x_s, s; instruction, context) - (eps - x0)|^2"
         )
 
-    def _own_facts(self) -> dict[str, Any]:
+    def _method_facts(self) -> dict[str, Any]:
         model = self.video_model
         return {
             "Without instruction and context": self.args.context_dropout,

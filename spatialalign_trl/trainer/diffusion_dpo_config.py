@@ -13,62 +13,67 @@ LOSS_TYPES = (*get_args(PreferenceLoss), "sft")
 @dataclass
 class DiffusionDPOConfig(VideoTrainerConfig):
     r"""
-    Arguments of [`DiffusionDPOTrainer`]: those of [`VideoTrainerConfig`] and what follows.
+    Arguments of [`DiffusionDPOTrainer`]: those of [`VideoTrainerConfig`] and the arguments below.
 
     Args:
         beta (`float`, *optional*, defaults to `1.0`):
-            `m = clip(beta * (score(chosen) - score(rejected)), -c, c)`, `L_dpo = -log sigmoid(m)`, with
-            `score(y) = MSE_ref(y) - MSE_theta(y)` on *mean* squared errors (SpatialAlign's convention; code that
-            writes `0.5*beta*T` needs values in the thousands for the same strength).
+            Strength of the preference: `L_dpo = -log sigmoid(m)` with
+            `m = clip(beta * (score(chosen) - score(rejected)), -c, c)` and `score(y) = MSE_ref(y) - MSE_theta(y)`.
+            `beta` multiplies a difference of *mean* squared errors, as in SpatialAlign; code that writes `0.5*beta*T`
+            needs values in the thousands for the same strength.
         margin_clip (`float`, *optional*, defaults to `5.0`):
-            `c` above. Pairs beyond it give no preference gradient. `None`: no clipping.
+            `c` above. A pair whose margin exceeds it gives no preference gradient. `None`: no clipping.
         loss_type (`"sigmoid"`, `"hinge"`, `"ipo"` or `"sft"`, *optional*, defaults to `"sigmoid"`):
             `"sigmoid"`: the loss above. `"hinge"`: `max(0, 1 - m)`. `"ipo"`: `(m/beta - 1/(2*beta))^2`, which needs
-            `margin_clip=None`. `"sft"`: `MSE_theta(chosen)` alone, the supervised baseline. `docs/losses.md` has all
-            of them in one table, with the beta of other code.
+            `margin_clip=None`. `"sft"`: `MSE_theta(chosen)` alone, the supervised baseline. `docs/losses.md` compares
+            all of them in a table, and converts the beta of other code.
         sft_weight (`float`, *optional*, defaults to `0.0`):
-            `w` in `L = L_dpo + w*MSE_theta(chosen)` (Reg-DPO).
+            `w` in `L = L_dpo + w*MSE_theta(chosen)`, which keeps the winner's error low (Reg-DPO).
         winner_safe_mu (`float`, *optional*):
             `mu` in [0, 1] of Diffusion-SDPO: the gradient of the loser's error is scaled so that, to first order, the
-            winner's error falls by at least `mu` times what the winner's own gradient brings. `None`: off.
+            winner's error decreases by at least `mu` times what the winner's gradient alone would achieve. `None`:
+            off.
         shared_noise (`bool`, *optional*, defaults to `False`):
-            Whether chosen and rejected are noised with the same `eps` (lower variance). `False` is the paper's recipe.
+            Whether the chosen and the rejected video are noised with the same `eps`, which lowers the variance of the
+            margin. `False` is the paper's recipe.
         rollout_noise (`bool`, *optional*, defaults to `False`):
-            `eps` of each video is the noise it was sampled from (PNAPO), from the dataset's columns
-            `chosen_noise_seed` and `rejected_noise_seed`.
+            Whether the `eps` of a video is the noise that the video was sampled from (PNAPO). The dataset needs the
+            columns `chosen_noise_seed` and `rejected_noise_seed`.
         num_noise_draws (`int`, *optional*, defaults to `1`):
-            `K` draws of `(eps, s)` of every pair in every step; the loss is the mean over them.
+            `K`, the number of draws of `(eps, s)` per pair and step; the loss is the mean over them.
         num_fixed_draws (`int`, *optional*):
-            `F`: a pair meets only `F` draws of `(eps, s)` in the whole run, `num_noise_draws` of them in a step.
-            `None`: new ones at every visit.
+            `F`, the number of draws of `(eps, s)` that a pair has in the whole run; a step picks `num_noise_draws` of
+            them at random. `None`: every step makes new draws.
         precompute_reference (`bool`, *optional*, defaults to `False`):
-            Compute the reference's predictions at the `num_fixed_draws` draws of all pairs before the first step and
-            keep them in `latent_cache_dir`, instead of running the reference in every step.
+            Whether to compute the reference's predictions at the `num_fixed_draws` draws of all pairs before the
+            first step and store them in `latent_cache_dir`, instead of running the reference in every step.
         sync_reference (`bool`, *optional*, defaults to `False`):
-            Every `reference_sync_steps` steps, `reference = a*policy + (1-a)*reference`, `a = reference_mixup_alpha`.
+            Whether to update the reference every `reference_sync_steps` steps:
+            `reference = a*policy + (1-a)*reference`, `a = reference_mixup_alpha`.
         reference_sync_steps (`int`, *optional*, defaults to `512`):
-            Optimizer steps between two of them.
+            Optimizer steps between two updates of the reference.
         reference_mixup_alpha (`float`, *optional*, defaults to `0.6`):
-            `a` above; 1 copies the policy. With `reference_sync_steps=1`, `1 - a` is the decay of a moving average.
+            `a` above, in (0, 1]; 1 copies the policy. With `reference_sync_steps=1` the reference is a moving average
+            with decay `1 - a`.
         separate_forward (`bool`, *optional*, defaults to `False`):
-            Run chosen and rejected through the network one after the other instead of as one batch. Lowers the
-            reference's peak memory, costs time; policy and reference always do the same.
+            Whether the chosen and the rejected videos go through the network one after the other instead of in one
+            batch. This lowers the reference's peak memory and takes longer. Policy and reference are always batched
+            in the same way.
     """
 
     beta: float = field(
         default=1.0,
         metadata={
             "help": "Strength of the preference: L_dpo = -log sigmoid(clip(beta*(score(chosen) - score(rejected)), "
-            "-c, c)), score(y) = MSE_ref(y) - MSE_theta(y). Convention: beta multiplies a difference of MEAN squared "
-            "errors (SpatialAlign: 1.0). Code that writes 0.5*beta*T uses values in the thousands; do not copy those "
-            "here."
+            "-c, c)), score(y) = MSE_ref(y) - MSE_theta(y). beta multiplies a difference of MEAN squared errors "
+            "(SpatialAlign: 1.0). Code that writes 0.5*beta*T uses values in the thousands; do not copy those here."
         },
     )
     margin_clip: float | None = field(
         default=5.0,
         metadata={
-            "help": "c in L_dpo = -log sigmoid(clip(beta*(score(chosen) - score(rejected)), -c, c)); pairs beyond it "
-            "give no preference gradient. None: no clipping."
+            "help": "c in L_dpo = -log sigmoid(clip(beta*(score(chosen) - score(rejected)), -c, c)). A pair whose "
+            "margin exceeds it gives no preference gradient. None: no clipping."
         },
     )
     loss_type: Literal["sigmoid", "hinge", "ipo", "sft"] = field(
@@ -76,14 +81,14 @@ class DiffusionDPOConfig(VideoTrainerConfig):
         metadata={
             "help": "With m = clip(beta*(score(chosen) - score(rejected)), -c, c): 'sigmoid': L = -log sigmoid(m) "
             "(Diffusion-DPO, SpatialAlign). 'hinge': L = max(0, 1 - m) (SLiC). 'ipo': L = (m/beta - 1/(2*beta))^2 "
-            "(IPO; a larger beta asks for a smaller difference; needs margin_clip=None). 'sft': L = "
+            "(IPO; needs margin_clip=None; a larger beta asks for a smaller difference). 'sft': L = "
             "MSE_theta(chosen), the baseline that learns from the chosen videos alone."
         },
     )
     sft_weight: float = field(
         default=0.0,
         metadata={
-            "help": "w in L = L_dpo + w*MSE_theta(chosen), which keeps the winner's own error down (Reg-DPO). 0: off."
+            "help": "w in L = L_dpo + w*MSE_theta(chosen), which keeps the winner's error low (Reg-DPO). 0: off."
         },
     )
     winner_safe_mu: float | None = field(
@@ -91,78 +96,82 @@ class DiffusionDPOConfig(VideoTrainerConfig):
         metadata={
             "help": "mu in [0, 1] of Diffusion-SDPO. With e = v_theta - u, the gradient of the loser's error is "
             "multiplied by min(1, (1-mu)*|e_chosen|^2 / <e_chosen, e_rejected>) where that product is positive, and "
-            "by 1 elsewhere, so that the winner's error does not grow to first order; the loss's value stays. Made "
-            "for shared_noise=True. None: off."
+            "by 1 elsewhere, so that to first order the winner's error does not grow. The value of the loss does not "
+            "change. Designed for shared_noise=True. None: off."
         },
     )
     shared_noise: bool = field(
         default=False,
         metadata={
-            "help": "Whether chosen and rejected are noised with the same eps in x_s = (1-s)*x0 + s*eps (lower "
-            "variance of the margin). False is the paper's recipe. Both always share s."
+            "help": "Whether chosen and rejected are noised with the same eps in x_s = (1-s)*x0 + s*eps, which lowers "
+            "the variance of the margin. False is the paper's recipe. Both always share s."
         },
     )
     rollout_noise: bool = field(
         default=False,
         metadata={
-            "help": "eps in x_s = (1-s)*x0 + s*eps is, for each video, the noise it was sampled from (PNAPO), instead "
-            "of a new one: torch.randn from a CPU generator seeded by the dataset's columns chosen_noise_seed and "
-            "rejected_noise_seed, which the rollouts' preference datasets have."
+            "help": "Whether eps in x_s = (1-s)*x0 + s*eps is the noise that the video was sampled from (PNAPO) "
+            "instead of new noise: torch.randn from a CPU generator with the seed in the dataset's columns "
+            "chosen_noise_seed and rejected_noise_seed, which preference datasets made from rollouts have."
         },
     )
     num_noise_draws: int = field(
         default=1,
         metadata={
-            "help": "K in L = 1/K * sum_k L(pair; eps_k, s_k): draws of (eps, s) of every pair in every step. Lowers "
-            "the variance of the gradient without another video; costs time and memory like a K times larger batch."
+            "help": "K in L = 1/K * sum_k L(pair; eps_k, s_k): the number of draws of (eps, s) per pair and step. "
+            "More draws lower the variance of the gradient without more videos, and cost the time and memory of a K "
+            "times larger batch."
         },
     )
     num_fixed_draws: int | None = field(
         default=None,
         metadata={
-            "help": "F: every pair has F draws of (eps, s) for the whole run, and a step takes num_noise_draws of "
-            "them at random. None: new draws at every visit. Needed by precompute_reference."
+            "help": "F: every pair has F draws of (eps, s) for the whole run, and a step picks num_noise_draws of "
+            "them at random. None: every step makes new draws. precompute_reference needs it."
         },
     )
     precompute_reference: bool = field(
         default=False,
         metadata={
-            "help": "Compute v_ref at the num_fixed_draws draws of all pairs before the first step, once, and keep it "
-            "on disk; training then runs no reference. Costs pairs*F*2*C*frames*height*width numbers of disk in "
-            "latent_cache_dir (bf16, 81x480x832: 8.4 MB a pair and draw)."
+            "help": "Whether to compute v_ref once, at the F = num_fixed_draws draws of all pairs, before the first "
+            "step, and store it on disk, so that no step runs the reference. Takes pairs*F*2*C*frames*height*width "
+            "numbers on disk, in latent_cache_dir (bf16, 81x480x832: 8.4 MB per pair and draw)."
         },
     )
     sync_reference: bool = field(
         default=False,
         metadata={
-            "help": "Every reference_sync_steps steps, reference = a*policy + (1-a)*reference on the LoRA's weights, "
-            "a = reference_mixup_alpha; the base stays shared. False: v_ref is the base's (or what the round set)."
+            "help": "Whether to update the reference every reference_sync_steps steps: reference = a*policy + "
+            "(1-a)*reference on the LoRA's weights, a = reference_mixup_alpha; the base stays shared. False: the "
+            "reference is the base, or what was set before the training."
         },
     )
     reference_sync_steps: int = field(
-        default=512, metadata={"help": "N: optimizer steps between two updates of the reference (sync_reference)."}
+        default=512,
+        metadata={"help": "N: number of optimizer steps between two updates of the reference (sync_reference)."},
     )
     reference_mixup_alpha: float = field(
         default=0.6,
         metadata={
-            "help": "a in reference = a*policy + (1-a)*reference (sync_reference), in (0, 1]. 1: a copy of the "
-            "policy. With reference_sync_steps=1 the reference is a moving average of decay 1-a."
+            "help": "a in reference = a*policy + (1-a)*reference (sync_reference), in (0, 1]. 1 copies the policy. "
+            "With reference_sync_steps=1 the reference is a moving average with decay 1-a."
         },
     )
     separate_forward: bool = field(
         default=False,
         metadata={
-            "help": "Run chosen and rejected through the network one after the other instead of as one batch [chosen, "
-            "rejected]; less memory for the reference, slower. Policy and reference always do the same."
+            "help": "Whether chosen and rejected go through the network one after the other instead of as one batch "
+            "[chosen, rejected]: less memory for the reference, but slower. Policy and reference are always batched "
+            "in the same way."
         },
     )
 
     def _check(self) -> None:
         super()._check()
         if not self.beta > 0:
-            raise ValueError(f"beta={self.beta}: must be positive (SpatialAlign: 1.0, on mean squared errors)")
+            raise ValueError(f"beta={self.beta}: must be positive. SpatialAlign uses 1.0, on mean squared errors.")
         if self.margin_clip is not None and not self.margin_clip > 0:
-            raise ValueError(f"margin_clip={self.margin_clip}: must be positive, or None for no clipping")
+            raise ValueError(f"margin_clip={self.margin_clip}: must be positive. Set None to switch clipping off.")
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type={self.loss_type!r}: {near_miss(str(self.loss_type), LOSS_TYPES)}")
         self._check_loss()
@@ -171,54 +180,57 @@ class DiffusionDPOConfig(VideoTrainerConfig):
 
     def _check_loss(self) -> None:
         if not self.sft_weight >= 0:
-            raise ValueError(f"sft_weight={self.sft_weight}: must be at least 0")
+            raise ValueError(f"sft_weight={self.sft_weight}: must be at least 0.")
         if self.winner_safe_mu is not None and not 0 <= self.winner_safe_mu <= 1:
-            raise ValueError(f"winner_safe_mu={self.winner_safe_mu}: must be in [0, 1], or None to switch it off")
+            raise ValueError(f"winner_safe_mu={self.winner_safe_mu}: must be in [0, 1]. Set None to switch it off.")
         if self.loss_type == "ipo" and self.margin_clip is not None:
             raise ValueError(
-                f"loss_type='ipo' with margin_clip={self.margin_clip}: IPO pulls a pair back that went past its "
-                "target, and clipping would take that gradient away. Set margin_clip=None."
+                f"loss_type='ipo' with margin_clip={self.margin_clip}: IPO pulls a pair back that has passed its "
+                "target, and clipping would remove that gradient. Set margin_clip=None."
             )
         if self.loss_type != "sft":
             return
         for name, off in (("sft_weight", 0), ("winner_safe_mu", None), ("precompute_reference", False)):
             if getattr(self, name) != off:
                 raise ValueError(
-                    f"loss_type='sft' with {name}={getattr(self, name)}: that loss has no preference term, no loser "
-                    f"and no reference. Set {name}={off}, or another loss_type."
+                    f"loss_type='sft' with {name}={getattr(self, name)}: this loss has no preference term, no loser "
+                    f"and no reference. Set {name}={off}, or choose another loss_type."
                 )
         if self.sync_reference:
-            raise ValueError("loss_type='sft' with sync_reference=True: that loss has no reference. Set it to False.")
+            raise ValueError(
+                "loss_type='sft' with sync_reference=True: this loss has no reference. Set sync_reference=False."
+            )
 
     def _check_draws(self) -> None:
         if self.num_noise_draws < 1:
-            raise ValueError(f"num_noise_draws={self.num_noise_draws}: must be at least 1")
+            raise ValueError(f"num_noise_draws={self.num_noise_draws}: must be at least 1.")
         if self.rollout_noise and self.shared_noise:
             raise ValueError(
                 "rollout_noise=True with shared_noise=True: the two videos of a pair were sampled from two noises, so "
-                "they cannot share one. Leave one of the two out."
+                "they cannot share one. Switch one of the two off."
             )
         if self.num_fixed_draws is not None and self.num_fixed_draws < self.num_noise_draws:
             raise ValueError(
                 f"num_fixed_draws={self.num_fixed_draws} is less than num_noise_draws={self.num_noise_draws}: a step "
-                "takes so many different ones of them. Raise it, or set None for new draws at every visit."
+                "picks that many different draws. Raise num_fixed_draws, or set it to None to make new draws in every "
+                "step."
             )
 
     def _check_reference(self) -> None:
         if self.precompute_reference and self.num_fixed_draws is None:
             raise ValueError(
-                "precompute_reference=True needs num_fixed_draws: with new noise at every visit there is nothing to "
-                "compute ahead. 8 is a good start; every pair and draw takes 2 predictions of disk."
+                "precompute_reference=True needs num_fixed_draws: if every step draws new noise, nothing can be "
+                "computed in advance. Start with 8; every pair and draw stores 2 predictions on disk."
             )
         if self.reference_sync_steps < 1:
-            raise ValueError(f"reference_sync_steps={self.reference_sync_steps}: must be at least 1")
+            raise ValueError(f"reference_sync_steps={self.reference_sync_steps}: must be at least 1.")
         if not 0 < self.reference_mixup_alpha <= 1:
             raise ValueError(
-                f"reference_mixup_alpha={self.reference_mixup_alpha}: must be above 0 (nothing would ever change) and "
-                "at most 1 (a copy of the policy)"
+                f"reference_mixup_alpha={self.reference_mixup_alpha}: must be in (0, 1]. At 0 the reference would "
+                "never change; 1 copies the policy."
             )
         if self.sync_reference and self.precompute_reference:
             raise ValueError(
-                "sync_reference=True with precompute_reference=True: the reference changes during the run, and what "
-                "was computed ahead would be another one's. Switch one of the two off."
+                "sync_reference=True with precompute_reference=True: the reference changes during the run, so "
+                "predictions computed in advance would be out of date. Switch one of the two off."
             )

@@ -155,7 +155,7 @@ class DiffusionDPOTrainer(VideoTrainer):
         return stack_draws(draws, keys, latents.device)
 
     def _draw_keys(self, row: int, generator: torch.Generator) -> list[DrawKey]:
-        """Return the names of the draws of a pair, or nothing if they are drawn anew at every visit."""
+        """Return the names of the draws of a pair; empty if every step makes new draws."""
         if self.model.training:
             return self.noise.pick_fixed(row, generator) if self.args.num_fixed_draws is not None else []
         if not self.args.precompute_reference:

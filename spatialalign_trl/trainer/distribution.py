@@ -1,4 +1,4 @@
-"""Ways of spreading a run over processes that cannot work here, refused with the reason before any work."""
+"""Refuse, before any work starts, the ways of distributing a run over processes that cannot work here."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ if TYPE_CHECKING:
 
 def refuse_unsupported_distribution(args: TrainingArguments, *, samples: bool = False) -> None:
     """
+    Refuse `torch.nn.DataParallel`, DeepSpeed ZeRO-3, and sampling with a transformer that FSDP has split.
+
     Args:
         args ([`~transformers.TrainingArguments`]):
-            Read for the number of GPUs of this process and for DeepSpeed's and FSDP's settings.
+            Their number of GPUs per process and their settings of DeepSpeed and FSDP are checked.
         samples (`bool`, *optional*, defaults to `False`):
             Whether the same processes also sample videos, as the online loop does.
 
     Raises:
-        ValueError: `torch.nn.DataParallel`, DeepSpeed ZeRO-3, or sampling with a transformer that FSDP has split.
+        ValueError: if the run is distributed in one of these ways.
     """
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process, and transformers would use torch.nn.DataParallel, which "
             "copies the network at every step and cannot switch its adapters off for the reference. Start one process "
-            "per GPU (`accelerate launch --multi_gpu ...`), or show it one GPU (`CUDA_VISIBLE_DEVICES=0`)."
+            "per GPU (`accelerate launch --multi_gpu ...`), or make a single GPU visible (`CUDA_VISIBLE_DEVICES=0`)."
         )
     if zero_stage(args) == 3:
         raise ValueError(
-            "DeepSpeed ZeRO-3 is not supported: it splits the weights behind the network's back, so that the "
-            "reference (the same network, adapters off) and the LoRA's state dict would be read from empty tensors, "
-            "and it needs reentrant checkpointing, which diffusers' models do not use. Use ZeRO-2 "
+            "DeepSpeed ZeRO-3 is not supported: it replaces the network's weights by empty tensors between forwards, "
+            "so the reference (the same network with its adapters off) and the LoRA's state dict would be read from "
+            "empty tensors. It also needs reentrant checkpointing, which diffusers' models do not use. Use ZeRO-2 "
             "(recipes/configs/accelerate/deepspeed_zero2.yaml), or FSDP2 (fsdp2.yaml) for a base that does not fit."
         )
     if samples and uses_fsdp(args):
         raise ValueError(
             "FSDP cannot be used where the same processes also sample: every forward of a split network needs all "
-            "processes, and each samples its own share of videos. Use recipes/configs/accelerate/ddp.yaml, or train "
+            "processes, but each process samples different videos. Use recipes/configs/accelerate/ddp.yaml, or train "
             "offline on the run's preferences with SpatialAlignTrainer (docs/training.md)."
         )
 
 
 def zero_stage(args: TrainingArguments) -> int | None:
-    """DeepSpeed's ZeRO stage, from the arguments or from `accelerate launch`; `None` without DeepSpeed."""
+    """Return DeepSpeed's ZeRO stage, from the arguments or from `accelerate launch`; `None` without DeepSpeed."""
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None:
         return int(plugin.zero_stage)
@@ -52,6 +54,6 @@ def zero_stage(args: TrainingArguments) -> int | None:
 
 
 def uses_fsdp(args: TrainingArguments) -> bool:
-    """Whether FSDP splits the weights, as the arguments or `accelerate launch` ask (on CPUs accelerate uses DDP)."""
+    """Return whether the arguments or `accelerate launch` ask for FSDP; on CPUs accelerate uses DDP instead."""
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
     return (bool(getattr(args, "fsdp", None)) or launched) and not args.use_cpu

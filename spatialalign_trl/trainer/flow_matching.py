@@ -1,11 +1,12 @@
-"""Sigmas and noise of rectified flow: the one place where training draws them.
+"""Draw the sigmas and the noise of rectified flow; training draws them nowhere else.
 
-A pipeline's scheduler is never used for training: `set_timesteps` shifts a second time, and the multistep solvers hold
-no flow sigmas before it is called. Sigma stays in fp32 (bf16 knows 294 of 1000 timesteps).
+A pipeline's scheduler is never used for training: its `set_timesteps` shifts a second time, and the multistep solvers
+have no flow sigmas before it is called. Sigma stays in fp32, because bf16 distinguishes only 294 of 1000 timesteps.
 
-Every pair draws from a generator of its own, made of the run's seed, the optimizer step and the *position of the pair
-in that step*, counted over ranks, micro-steps and batch rows. So ranks differ, a resumed run goes on exactly, and a
-pair meets the same noise whether a step's 8 pairs are one batch, four accumulated ones or two processes' halves.
+Every pair draws from its own generator, seeded by the run's seed, the optimizer step and the *position of the pair in
+that step*, counted over ranks, micro-steps and batch rows. Therefore ranks draw different noise, a resumed run
+continues exactly, and a pair gets the same noise whether the 8 pairs of a step are one batch, four accumulated batches
+or divided between two processes.
 """
 
 from typing import Literal, get_args
@@ -20,13 +21,19 @@ Stream = Literal["train", "eval", "fixed"]
 
 def shift_sigma(u: Tensor, shift: float) -> Tensor:
     """
-    The flow shift `s = k*u / (1 + (k-1)*u)`, which moves mass towards noise for `k > 1` and keeps 0 and 1.
+    Apply the flow shift `s = k*u / (1 + (k-1)*u)`, which for `k > 1` moves mass towards noise; 0 and 1 stay fixed.
 
     Args:
         u (`torch.Tensor`):
             Values in [0, 1].
         shift (`float`):
             `k > 0`; 1 changes nothing. SpatialAlign's recipe: 5.
+
+    Returns:
+        `torch.Tensor` of the same shape.
+
+    Raises:
+        ValueError: if the shift is not positive.
     """
     if not shift > 0:
         raise ValueError(f"shift={shift}: the flow shift must be positive")
@@ -44,7 +51,7 @@ def sample_sigmas(
     num_train_timesteps: int | None = 1000,
 ) -> Tensor:
     """
-    Draws noise levels.
+    Draw noise levels.
 
         uniform_shifted:       s = k*u/(1+(k-1)*u),  u uniform on {1/N, 2/N, ..., 1}   (the paper: k = 5, N = 1000)
         logit_normal:          s = u,                u = sigmoid(n), n ~ N(0, 1), rounded up to the grid
@@ -54,30 +61,30 @@ def sample_sigmas(
         batch (`int`):
             Number of sigmas.
         shift (`float`):
-            The `k` above (`logit_normal` does not use it).
+            The `k` above; `logit_normal` does not use it.
         generator (`torch.Generator`):
-            On the CPU, so that draws do not depend on the device.
+            A CPU generator, so that draws do not depend on the device.
         sampling (`str`, *optional*, defaults to `"uniform_shifted"`):
-            One of the three above.
+            One of the three distributions above.
         min_sigma, max_sigma (`float`, *optional*, default to `0.0` and `1.0`):
-            Sigmas are drawn from the distribution conditioned on `[min_sigma, max_sigma]` (no rejection).
+            Sigmas are drawn from the distribution conditioned on `[min_sigma, max_sigma]`, without rejection.
         num_train_timesteps (`int`, *optional*, defaults to `1000`):
-            The grid's `N`; `None` for continuous values.
+            `N` of the grid; `None` draws continuous values.
 
     Returns:
         `torch.Tensor` of shape `(batch,)`, fp32, on the CPU.
 
     Raises:
-        ValueError: an unknown `sampling`, bounds out of order, or bounds between which the grid has no point.
+        ValueError: if `sampling` is unknown, the bounds are out of order, or the grid has no point between them.
     """
     low, high = sigma_bounds(shift, sampling, min_sigma, max_sigma, num_train_timesteps)
     v = torch.rand(batch, generator=generator, dtype=torch.float64)
     if sampling == "uniform_shifted":
-        u = high - (high - low) * v  # in (low, high]: 0 is no noise at all, and not on the grid
-    else:
+        u = high - (high - low) * v  # in (low, high]: 0 means no noise, and is not on the grid
+    else:  # the inverse of the cumulative distribution, between the bounds
         bounds = torch.special.ndtr(torch.logit(torch.tensor([low, high], dtype=torch.float64)))
         u = torch.sigmoid(torch.special.ndtri(bounds[1] - (bounds[1] - bounds[0]) * v))
-    if num_train_timesteps is not None:
+    if num_train_timesteps is not None:  # round up to the grid
         first, last = round(low * num_train_timesteps) + 1, round(high * num_train_timesteps)
         u = torch.ceil(u * num_train_timesteps).clamp(first, last) / num_train_timesteps
     return (u if sampling == "logit_normal" else shift_sigma(u, shift)).to(torch.float32)
@@ -91,8 +98,14 @@ def sigma_bounds(
     num_train_timesteps: int | None,
 ) -> tuple[float, float]:
     """
-    The interval `(low, high]` of the unshifted `u` from which [`sample_sigmas`] draws; with a grid, `low` is the grid
-    point *before* the first allowed one.
+    Compute the interval `(low, high]` of the unshifted `u` from which [`sample_sigmas`] draws.
+
+    Args:
+        shift, sampling, min_sigma, max_sigma, num_train_timesteps:
+            See [`sample_sigmas`].
+
+    Returns:
+        `tuple[float, float]`: `low` and `high`. With a grid, `low` is the grid point *before* the first allowed one.
 
     Raises:
         ValueError: see [`sample_sigmas`].
@@ -112,19 +125,19 @@ def sigma_bounds(
     last = min(n, int(np.floor(high * n + 1e-6)))
     if first > last:
         raise ValueError(
-            f"no sigma of the grid of {n} lies in [{min_sigma}, {max_sigma}] at shift {k}: widen the bounds, or set "
-            "num_train_timesteps=None for continuous sigmas"
+            f"min_sigma={min_sigma}, max_sigma={max_sigma}: no sigma of the grid of {n} lies between them at shift "
+            f"{k}. Widen the bounds, or set num_train_timesteps=None for continuous sigmas."
         )
     return (first - 1) / n, last / n
 
 
 def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """
-    Standard normal noise, fp32, on the CPU (the same numbers on every device).
+    Draw standard normal noise in fp32 on the CPU, where the numbers do not depend on the device.
 
     Args:
         shape (`tuple[int, ...]`):
-            For example `(channels, frames, height, width)`.
+            The shape of the noise, for example `(channels, frames, height, width)`.
         generator (`torch.Generator`):
             A CPU generator.
     """
@@ -133,19 +146,22 @@ def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def pair_generator(seed: int, stream: Stream, step: int, position: int) -> torch.Generator:
     """
-    The generator of one pair.
+    Make the generator that one pair draws from.
 
     Args:
         seed (`int`):
             The run's seed.
         stream (`"train"`, `"eval"` or `"fixed"`):
-            Keeps evaluation noise apart from training noise, and both from the draws that a pair has for a whole run.
+            Separates the noise of training, of evaluation, and of the fixed draws that a pair keeps for a whole run.
         step (`int`):
-            The optimizer step; evaluation always passes 0, so that every evaluation sees the same noise; for a fixed
-            draw its number.
+            The optimizer step of `"train"`; 0 for `"eval"`, so that every evaluation draws the same noise; the number
+            of the draw for `"fixed"`.
         position (`int`):
-            The pair's position within the step over all ranks and micro-steps ([`step_position`]), or its row in the
-            evaluation set; for a fixed draw the pair's row.
+            The pair's position in the step over all ranks and micro-steps ([`step_position`]) for `"train"`; its row
+            in the dataset for `"eval"` and `"fixed"`.
+
+    Returns:
+        `torch.Generator`: on the CPU.
     """
     words = [seed & 0xFFFFFFFFFFFFFFFF, get_args(Stream).index(stream), step, position]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
@@ -154,12 +170,21 @@ def pair_generator(seed: int, stream: Stream, step: int, position: int) -> torch
 
 def step_position(index: int, *, micro_step: int, rank: int, world_size: int, batch_size: int) -> int:
     """
-    Position within an optimizer step of the pair at row `index` of a batch.
-
-    The sampler's batches are dealt in turn, `(micro-step 0: rank 0, rank 1, ...), (micro-step 1: ...)`; hence
+    Compute the position within an optimizer step of the pair at row `index` of a batch.
 
         position = (micro_step*world_size + rank)*batch_size + index
 
-    and the sampler's order alone, not how it is dealt, decides which pair has which position.
+    The sampler's batches go to the ranks in turn, `(micro-step 0: rank 0, rank 1, ...), (micro-step 1: ...)`. The
+    position of a pair is therefore its place in the sampler's order, however the step is divided.
+
+    Args:
+        index (`int`):
+            The pair's row in its batch.
+        micro_step (`int`):
+            Number of the batch among those that the step accumulates, from 0.
+        rank, world_size (`int`):
+            This process and the number of processes.
+        batch_size (`int`):
+            Pairs per batch and process.
     """
     return (micro_step * world_size + rank) * batch_size + index

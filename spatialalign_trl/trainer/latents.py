@@ -1,7 +1,7 @@
-"""From a preference dataset to latents and prompt embeddings on disk, so that the frozen encoders can leave memory.
+"""Encode a preference dataset to latents and prompt embeddings on disk, so that the frozen encoders can be released.
 
-Every distinct video and prompt is encoded once and kept as a safetensors file, named by a hash of what was encoded and
-of the encoders that did it; a second run, or a second round, finds it there. Batches are read lazily from these files.
+Every distinct video and prompt is encoded once and stored as a safetensors file. It is named by a hash of the content
+and of the encoders, so a second run, or a second round, finds and reuses it. Batches are read lazily from these files.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -23,13 +23,13 @@ from tqdm.auto import tqdm
 from spatialalign_trl.files import write_atomic
 from spatialalign_trl.trainer.pair_columns import (
     SIDES,
+    ExampleColumns,
     PairColumns,
     check_pairs,
     check_same_shape,
     latent_shape,
     raise_at,
 )
-from spatialalign_trl.video import Video
 
 if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
@@ -41,20 +41,21 @@ _FORMAT = "1"  # of the cache; part of every key
 
 class PairDataset(Dataset):
     """
-    Preference pairs as latents and conditioning, read when asked for.
+    Preference pairs as latents and conditioning, read from disk when an item is requested.
 
     An item is `{"chosen": (C, F, H, W) fp32, "rejected": the same, "conditioning": {name: tensor}, "row": its
-    number}`, with `"noise_seeds": (2,) int64` where the dataset knows the noise that the videos were sampled from.
+    number}`, plus `"noise_seeds": (2,) int64` if the dataset has the seeds of the noise that the videos were sampled
+    from.
 
     Args:
         pairs ([`PairColumns`]):
             The checked dataset.
         latent_files (`dict[tuple[int, str], Path]`):
-            File of the latents of every (row, side); empty where the dataset itself holds them.
+            The file of the latents of every (row, side); empty if the dataset itself contains the latents.
         prompt_files (`list[Path]`):
-            For every row, the file of its prompt's conditioning tensors.
+            The file of the conditioning tensors of every row.
         latent_shape (`tuple[int, ...]`):
-            `(C, F, H, W)`, the same for all.
+            `(C, F, H, W)`, the same for all rows.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class PairDataset(Dataset):
         return len(self.pairs)
 
     def latents(self, row: int, side: str) -> Tensor:
-        """Latents of shape `(C, F, H, W)`, fp32."""
+        """Read the latents of one side of a row: `(C, F, H, W)`, fp32."""
         where = self.pairs.where(row, side)
         if self.latent_files:
             path = self.latent_files[row, side]
@@ -91,7 +92,7 @@ class PairDataset(Dataset):
         return item
 
     def fingerprint(self, row: int) -> str:
-        """Hashes of a pair's latents and conditioning, and its noise seeds: what a network can see of the pair."""
+        """Return a string that identifies what a network sees of a pair: its latents, conditioning and seeds."""
         if row not in self._fingerprints:
             if self.latent_files:
                 latents = [self.latent_files[row, side].name for side in SIDES]  # named by their content
@@ -103,7 +104,7 @@ class PairDataset(Dataset):
 
 
 def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stacks items of a [`PairDataset`], whose tensors all get a batch dimension in front."""
+    """Stack items of a [`PairDataset`] to a batch; every tensor gets a batch dimension in front."""
     names = items[0]["conditioning"].keys()
     return {
         **{name: torch.stack([item[name] for item in items]) for name in items[0] if name != "conditioning"},
@@ -114,15 +115,15 @@ def collate_pairs(items: list[dict[str, Any]]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Share:
     """
-    Which part of the work is this process's, and how it waits for the others.
+    The share of the work that this process does, and how it waits for the other processes.
 
     Args:
-        rank (`int`):
-            This process.
-        world_size (`int`):
+        rank (`int`, *optional*, defaults to `0`):
+            The index of this process.
+        world_size (`int`, *optional*, defaults to `1`):
             Number of processes.
-        barrier (`Callable[[], None]`):
-            Returns when all processes called it.
+        barrier (`Callable[[], None]`, *optional*):
+            Returns once all processes have called it.
     """
 
     rank: int = 0
@@ -140,71 +141,78 @@ def prepare_pairs(
     show_progress: bool = True,
 ) -> PairDataset:
     """
-    Checks a preference dataset and encodes what the cache does not hold yet.
+    Check a preference dataset, and encode what is not in the cache yet.
 
     Args:
         dataset (`datasets.Dataset`):
             See [`check_pairs`].
         model ([`VideoModel`]):
-            Its encoders are loaded again if they were released; they are not released here.
+            The model that encodes. Its encoders are loaded again if they were released; they are not released here.
         cache_dir (`str` or `os.PathLike`):
-            Where the encoded files go; visible to all processes.
+            The folder of the encoded files; visible to all processes.
         name (`str`, *optional*, defaults to `"train_dataset"`):
-            What errors call the dataset.
+            How errors refer to the dataset.
         share ([`Share`], *optional*):
-            The processes among which the work is dealt; `None`: there is one.
+            The processes that divide the work; `None`: there is only one.
         show_progress (`bool`, *optional*, defaults to `True`):
             Whether the first process shows progress bars.
 
     Raises:
-        ValueError: a column, a row or a video is wrong; the message names it.
+        TypeError: if the dataset is not a `datasets.Dataset`.
+        ValueError: if a column, a row or a video is wrong; the message names it.
     """
     share = share or Share()
+
+    # 1. Check the columns.
     pairs = check_pairs(dataset, name, model.conditioning_columns)
     model.reload_encoders()
     cache = EncodingCache(Path(cache_dir), model, share, show_progress)
     cells = [(row, side) for row in range(len(pairs)) for side in SIDES]
+
+    # 2. Encode the videos, or check the latents that the dataset contains.
     if pairs.holds_latents:
         files: dict[tuple[int, str], Path] = {}
-        checked = cache.progress(cells, "checking latents")
-        shapes = {cell: latent_shape(pairs.cell(*cell), pairs.where(*cell)) for cell in checked}
-        _check_finite(pairs, cells[share.rank :: share.world_size])
+        latent_cells = cache.progress(cells, "checking latents")
+        shapes = {cell: latent_shape(pairs.cell(*cell), pairs.where(*cell)) for cell in latent_cells}
+        for cell in cells[share.rank :: share.world_size]:  # reading the values takes longer: divided
+            where = pairs.where(*cell)
+            if not load_tensors(pairs.cell(*cell), where)[LATENTS].isfinite().all():
+                raise ValueError(
+                    f"{where}: the latents contain values that are not finite. Drop the row, or drop the latent "
+                    "columns to encode the videos again."
+                )
     else:
         files = cache.encode_videos(pairs, cells)
         shapes = {cell: shape_of(path) for cell, path in files.items()}
+
+    # 3. All latents must have the same shape, and the model's number of channels.
     shape = check_same_shape(pairs, shapes)
     settings = model.default_settings()
     channels = model.latent_shape(settings.num_frames, settings.height, settings.width)[0]
     if shape[0] != channels:
         raise ValueError(
             f"{pairs.where(0, SIDES[0])}: latents with {shape[0]} channels, but {model.name_or_path} has {channels}. "
-            "They come from another model: drop the latent columns to encode the videos again."
+            "They come from another model. Drop the latent columns to encode the videos again."
         )
+
+    # 4. Encode the prompts, and the other columns that condition the model.
     return PairDataset(pairs, files, cache.encode_conditions(pairs), shape)
 
 
-class Encodable(Protocol):
-    """Rows of a checked dataset, as [`EncodingCache`] asks for them; `side` is a column or stands for one."""
-
-    name: str
-
-    def __len__(self) -> int: ...
-
-    def where(self, row: int, side: str) -> str:
-        """How errors name a cell."""
-
-    def condition(self, row: int) -> dict[str, Any]:
-        """All that conditions the model in a row."""
-
-    def video_content(self, row: int, side: str) -> bytes:
-        """Bytes that name the video in a cell."""
-
-    def video(self, row: int, side: str) -> Video:
-        """The video in a cell."""
-
-
 class EncodingCache:
-    """The files in a cache folder, and the encoding of missing ones dealt over the processes."""
+    """
+    Encodes what is missing in a cache folder; the processes divide the work.
+
+    Args:
+        folder (`Path`):
+            The folder of the files; visible to all processes.
+        model ([`VideoModel`]):
+            The model that encodes; its encoders must be loaded.
+        share ([`Share`]):
+            The processes that divide the work.
+        show_progress (`bool`):
+            Whether the first process shows progress bars.
+    """
 
     def __init__(self, folder: Path, model: "VideoModel", share: Share, show_progress: bool) -> None:
         self.folder = folder
@@ -213,38 +221,68 @@ class EncodingCache:
         self.show_progress = show_progress and share.rank == 0
         self.encoders = encoder_fingerprint(model)
 
-    def progress(self, items: list[Any], what: str) -> "tqdm[Any]":
-        return tqdm(items, desc=what, disable=not self.show_progress)
+    def progress(self, items: list[Any], description: str) -> "tqdm[Any]":
+        """Show a progress bar while the items are iterated over, in the first process."""
+        return tqdm(items, desc=description, disable=not self.show_progress)
 
-    def encode_videos(self, pairs: Encodable, cells: list[tuple[int, str]]) -> dict[tuple[int, str], Path]:
+    def encode_videos(self, columns: ExampleColumns, cells: list[tuple[int, str]]) -> dict[tuple[int, str], Path]:
+        """
+        Encode the videos whose files are missing.
+
+        Args:
+            columns ([`ExampleColumns`]):
+                The checked dataset.
+            cells (`list[tuple[int, str]]`):
+                The (row, side) of every video; cells with equal content share a file.
+
+        Returns:
+            `dict[tuple[int, str], Path]`: the file of every cell's latents.
+
+        Raises:
+            ValueError: if a video cannot be read or encoded; the message names its cell.
+        """
         files = {}
-        first: dict[Path, tuple[int, str]] = {}
+        first_cells: dict[Path, tuple[int, str]] = {}
         for cell in self.progress(cells, "hashing videos"):
-            files[cell] = self._path("video", pairs.video_content(*cell))
-            first.setdefault(files[cell], cell)
-        for path in self._mine(first, "encoding videos"):
-            where = pairs.where(*first[path])
+            files[cell] = self._path("video", columns.video_content(*cell))
+            first_cells.setdefault(files[cell], cell)
+        for path in self._missing_share(first_cells, "encoding videos"):
+            cell = first_cells[path]
+            where = columns.where(*cell)
             try:
-                latents = self.model.encode_video([pairs.video(*first[path])])[0]
-            except ValueError as error:  # unreadable, or frames and size that the model refuses
+                latents = self.model.encode_video([columns.video(*cell)])[0]
+            except ValueError as error:  # unreadable, or a number of frames or a size that the model refuses
                 raise_at(where, error)
             if not latents.isfinite().all():
-                raise ValueError(f"{where}: the VAE gave values that are not finite")
+                raise ValueError(f"{where}: the VAE returned values that are not finite")
             self._write(path, {LATENTS: latents})
         self.share.barrier()
         return files
 
-    def encode_conditions(self, pairs: Encodable) -> list[Path]:
-        """For every row, the file of its conditioning."""
-        files = [self._path("prompt", self.model.row_content(pairs.condition(row))) for row in range(len(pairs))]
-        first: dict[Path, int] = {}
+    def encode_conditions(self, columns: ExampleColumns) -> list[Path]:
+        """
+        Encode the prompts, and the other columns that condition the model, whose files are missing.
+
+        Args:
+            columns ([`ExampleColumns`]):
+                The checked dataset.
+
+        Returns:
+            `list[Path]`: the file of every row's conditioning.
+
+        Raises:
+            ValueError: if a row cannot be encoded; the message names it.
+        """
+        files = [self._path("prompt", self.model.row_content(columns.condition(row))) for row in range(len(columns))]
+        first_rows: dict[Path, int] = {}
         for row, path in enumerate(files):
-            first.setdefault(path, row)
-        for path in self._mine(first, "embedding prompts"):
+            first_rows.setdefault(path, row)
+        for path in self._missing_share(first_rows, "embedding prompts"):
+            row = first_rows[path]
             try:
-                conditioning = self.model.encode_rows([pairs.condition(first[path])])
+                conditioning = self.model.encode_rows([columns.condition(row)])
             except ValueError as error:
-                raise_at(f"{pairs.name} row {first[path]}", error)
+                raise_at(f"{columns.name} row {row}", error)
             self._write(path, {name: tensor[0] for name, tensor in conditioning.items()})
         self.share.barrier()
         return files
@@ -253,12 +291,12 @@ class EncodingCache:
         digest = hashlib.sha256(f"{_FORMAT} {kind} {self.encoders}\n".encode() + content).hexdigest()
         return self.folder / f"{kind}-{digest[:32]}.safetensors"
 
-    def _mine(self, paths: dict[Path, Any], what: str) -> "tqdm[Path]":
-        """This process's share of the files that are missing or broken, behind a progress bar."""
-        # Nobody writes before everybody has looked: else the processes deal different lists.
+    def _missing_share(self, paths: dict[Path, Any], description: str) -> "tqdm[Path]":
+        """Return this process's share of the files that are missing or incomplete, with a progress bar."""
+        # No process may write before all have listed the missing files: otherwise they would divide different lists.
         missing = [path for path in paths if not is_whole(path)]
         self.share.barrier()
-        return self.progress(missing[self.share.rank :: self.share.world_size], what)
+        return self.progress(missing[self.share.rank :: self.share.world_size], description)
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
         write_atomic(path, save_safetensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
@@ -266,10 +304,10 @@ class EncodingCache:
 
 def encoder_fingerprint(model: "VideoModel") -> str:
     """
-    A hash that tells encoders apart: the model's name, a few weights of every tensor of its encoders, and whether the
-    VAE works in tiles.
+    Return a hash that identifies the encoders of a model.
 
-    A name alone would not do: a model trained again keeps its folder, and its old latents must not be taken for new.
+    It covers the model's name, a few weights of every tensor of its encoders, and whether the VAE works in tiles. The
+    name alone is not enough: a model that is trained again keeps its folder, and its old latents must not be reused.
     """
     digest = hashlib.sha256(f"{model.family} {model.name_or_path} {model.revision}".encode())
     if model.computation.get("vae_tiling"):
@@ -280,7 +318,7 @@ def encoder_fingerprint(model: "VideoModel") -> str:
 
 
 def weights_digest(digest: "hashlib._Hash", part: str, weights: Mapping[str, Tensor]) -> None:
-    """Adds a few weights of every tensor to a hash."""
+    """Add a few weights of every tensor to a hash; `part` is a prefix of their names."""
     for name, tensor in sorted(weights.items()):
         digest.update(f"{part}.{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().flatten()
@@ -288,14 +326,15 @@ def weights_digest(digest: "hashlib._Hash", part: str, weights: Mapping[str, Ten
 
 
 def load_tensors(data: bytes, where: str) -> dict[str, Tensor]:
+    """Load the tensors of a safetensors file; errors begin with `where`."""
     try:
         return load_safetensors(data)
     except SafetensorError as error:
-        raise_at(where, ValueError(f"not a whole safetensors file ({error}); remove it and start again"))
+        raise_at(where, ValueError(f"not a whole safetensors file ({error}). Remove it and start again."))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is there and complete."""
+    """Return whether a safetensors file exists and is complete."""
     try:
         with safe_open(path, "pt"):
             return True
@@ -304,12 +343,6 @@ def is_whole(path: Path) -> bool:
 
 
 def shape_of(path: Path) -> tuple[int, ...]:
+    """Read the shape of the latents in a safetensors file, without loading them."""
     with safe_open(path, "pt") as file:
         return tuple(file.get_slice(LATENTS).get_shape())
-
-
-def _check_finite(pairs: PairColumns, cells: list[tuple[int, str]]) -> None:
-    for cell in cells:
-        where = pairs.where(*cell)
-        if not load_tensors(pairs.cell(*cell), where)[LATENTS].isfinite().all():
-            raise ValueError(f"{where}: the latents hold values that are not finite")

@@ -1,4 +1,4 @@
-"""The LoRA that is trained: a PEFT adapter around the model's transformer, whose base stays the reference."""
+"""Attach the LoRA that is trained: a PEFT adapter of the model's transformer; the base without it is the reference."""
 
 import copy
 import json
@@ -21,19 +21,27 @@ def default_lora_config(
     targets: list[str] | str | None = None,
 ) -> LoraConfig:
     """
-    The LoRA of SpatialAlign's recipe: `W + (alpha/r)*B*A`, no dropout (it would add noise to the policy alone).
+    Return the LoRA configuration of SpatialAlign's recipe: `W + (alpha/r)*B*A`.
+
+    There is no dropout, because it would add noise to the policy but not to the reference.
 
     Args:
         model ([`VideoModel`]):
-            Says which modules are adapted by default.
+            The model to adapt.
         r (`int`, *optional*, defaults to `16`):
-            Rank.
+            Rank of `A` and `B`.
         alpha (`int`, *optional*, defaults to `16`):
-            Scale numerator.
+            Numerator of the scale.
         targets (`list[str]` or `"all-linear"`, *optional*):
-            Names of modules, matched at the end of their full names. `None`: the model's `default_lora_targets` (Wan:
-            the text projection and the cross-attention's keys and values). `"all-linear"`: these and every linear
-            layer of the transformer's blocks.
+            Names of the modules to adapt, matched at the end of their full names. `None`: the model's
+            `default_lora_targets` (Wan: the text projection and the cross-attention's keys and values).
+            `"all-linear"`: these and every linear layer of the transformer's blocks.
+
+    Returns:
+        [`~peft.LoraConfig`].
+
+    Raises:
+        ValueError: if `targets` is another string.
 
     Source: SpatialAlign (arXiv 2602.22745), training details.
     """
@@ -55,33 +63,36 @@ def default_lora_config(
 
 def attach_lora(model: "VideoModel", peft_config: LoraConfig | None = None, *, seed: int = 0) -> PeftModel:
     """
-    Makes the model's transformer a [`~peft.PeftModel`] with exactly one adapter, the one to be trained.
+    Wrap the model's transformer in a [`~peft.PeftModel`] with exactly one adapter, which is trained.
 
-    A transformer without an adapter gets a new one (`B = 0`, so that it computes what its base does). One that already
-    carries an adapter - from `model.load_lora`, or an earlier trainer - keeps it and goes on from there; the
-    reference is the base without any adapter in either case.
+    A transformer without an adapter gets a new one (`B = 0`, so that it computes the same as its base). A transformer
+    that already has an adapter, from `model.load_lora` or from an earlier trainer, keeps it, and training continues
+    from it. In both cases the reference is the base without any adapter.
 
     Args:
         model ([`VideoModel`]):
-            Its `transformer` is replaced by the returned wrapper (the layers inside are the same objects).
+            The model to adapt. Its `transformer` is replaced by the wrapper; the layers inside are the same objects.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            The new adapter; `None` is [`default_lora_config`].
+            Configuration of the new adapter; by default [`default_lora_config`].
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the new adapter's `A`: alike on every rank, independent of what was drawn before.
+            Seed of the new adapter's `A`, which is then the same on every rank and does not depend on earlier draws.
+
+    Returns:
+        [`~peft.PeftModel`]: the wrapper.
 
     Raises:
-        ValueError: an adapter is there and `peft_config` is given too, several adapters are there, or one is merged
-            into the base.
+        ValueError: if the transformer already has an adapter and `peft_config` is passed, if it has several adapters,
+            or if one is merged into the base.
     """
     network = model.transformer
     refuse_merged(network)
     names = list(getattr(network, "peft_config", None) or {})
     if len(names) > 1:
-        raise ValueError(f"the transformer carries {len(names)} adapters ({', '.join(names)}): keep one to train")
+        raise ValueError(f"the transformer has {len(names)} adapters ({', '.join(names)}). Keep the one to train.")
     if names and peft_config is not None:
         raise ValueError(
-            f"the transformer already carries the adapter {names[0]!r}: pass peft_config=None to go on training it, "
-            "or unload it first to train a new one"
+            f"the transformer already carries the adapter {names[0]!r}. Pass peft_config=None to continue training "
+            "it, or unload it first to train a new one."
         )
     if names:
         wrapped = network if isinstance(network, PeftModel) else _rewrap(model, names[0])
@@ -90,11 +101,11 @@ def attach_lora(model: "VideoModel", peft_config: LoraConfig | None = None, *, s
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             wrapped = get_peft_model(network, config)
-    # PEFT's own guess is the folder the weights were read from.
+    # PEFT would store the folder that the weights were read from.
     wrapped.active_peft_config.base_model_name_or_path = model.name_or_path or None
-    wrapped.set_adapter(wrapped.active_adapter)  # an adapter loaded for inference is frozen
+    wrapped.set_adapter(wrapped.active_adapter)  # an adapter that was loaded for inference is frozen
     for parameter in wrapped.parameters():
-        if parameter.requires_grad:  # half-precision weights would lose small updates
+        if parameter.requires_grad:  # in half precision small updates would be lost
             parameter.data = parameter.data.float()
     wrapped.config = ReadableConfig(wrapped.config)
     model.transformer = wrapped
@@ -102,7 +113,7 @@ def attach_lora(model: "VideoModel", peft_config: LoraConfig | None = None, *, s
 
 
 class ReadableConfig(dict):
-    """A diffusers network's configuration with the methods by which transformers' trackers read a language model's."""
+    """A diffusers network's configuration, with the methods that transformers' trackers call on a configuration."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -111,58 +122,66 @@ class ReadableConfig(dict):
             raise AttributeError(f"the network's configuration has no {name!r}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """A copy."""
+        """Return a copy as a plain dictionary."""
         return dict(self)
 
     def to_json_string(self) -> str:
-        """The configuration as JSON; what has no JSON form as its text."""
+        """Return the configuration as JSON; values without a JSON form become strings."""
         return json.dumps(self, indent=2, sort_keys=True, default=str)
 
 
 def refuse_merged(network: torch.nn.Module) -> None:
     """
+    Refuse a network with an adapter merged into its base (`fuse_lora`, `merge_adapter`).
+
+    Its reference would not be the base: switching the adapter off subtracts it again, and rounding leaves different
+    weights.
+
+    Args:
+        network (`torch.nn.Module`):
+            The transformer.
+
     Raises:
-        ValueError: an adapter is merged into the base (`fuse_lora`, `merge_adapter`). The reference would no longer be
-            the base: switching the adapter off takes it out again, and rounding leaves other weights behind.
+        ValueError: if an adapter is merged.
     """
     for name, layer in network.named_modules():
         merged = getattr(layer, "merged_adapters", None)
         if merged:
             raise ValueError(
-                f"the adapter {merged[0]!r} is merged into the base's weights ({name}): taking it out again does not "
-                "give back the same bits, so the reference would be another model. Load the base anew, and the LoRA "
-                "with load_lora (--lora_path), which keeps the two apart."
+                f"the adapter {merged[0]!r} is merged into the base's weights ({name}). Subtracting it does not "
+                "restore the same bits, so the reference would be a different model. Load the base again, and load "
+                "the LoRA with load_lora (--lora_path), which keeps the two separate."
             )
 
 
 def _rewrap(model: "VideoModel", name: str) -> PeftModel:
-    """Turns an adapter that diffusers loaded into the transformer into a `PeftModel`'s, weights and scale kept."""
+    """Move an adapter that diffusers loaded into a `PeftModel`, with its weights and scale."""
     network = model.transformer
     config = _checked(network.peft_config[name], network)
     config.inference_mode = False
     weights = {f"base_model.model.{key}": value.clone() for key, value in model.lora_state_dict().items()}
-    network.unload_lora()  # not the model's, which would forget a reference set to this policy
+    network.unload_lora()  # not `model.unload_lora`, which would also forget a reference set to this policy
     wrapped = get_peft_model(network, config)
     result = set_peft_model_state_dict(wrapped, weights)
     if result.unexpected_keys:
-        raise RuntimeError(f"the adapter {name!r} could not be taken over; left over: {result.unexpected_keys[:3]}")
+        raise RuntimeError(f"the adapter {name!r} could not be moved; unexpected keys: {result.unexpected_keys[:3]}")
     return wrapped
 
 
 def _checked(config: LoraConfig, network: torch.nn.Module) -> LoraConfig:
-    """A copy without what TRL's command line puts in for language models."""
+    """Return a copy without the settings that TRL's command line adds for language models."""
     config = copy.deepcopy(config)
-    config.base_model_name_or_path = None  # set below; PEFT warns when it overwrites one
+    config.base_model_name_or_path = None  # attach_lora sets it; PEFT warns when it overwrites one
     config.task_type = None  # "CAUSAL_LM" would look for a language model's methods
     targets = config.target_modules
-    # PEFT takes a string for a regular expression over full names; TRL makes one out of a one-element list.
+    # TRL turns a one-element list into a string, which PEFT would use as a regular expression on full names.
     if isinstance(targets, str) and any(name.endswith(f".{targets}") for name, _ in network.named_modules()):
         config.target_modules = {targets}
     return config
 
 
 def _block_linears(network: torch.nn.Module) -> set[str]:
-    """Names, counted from the block on, of the linear layers that lie inside a numbered block."""
+    """Return the names, relative to their block, of the linear layers inside numbered blocks."""
     names = set()
     for name, module in network.named_modules():
         parts = name.split(".")

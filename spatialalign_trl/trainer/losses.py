@@ -202,7 +202,7 @@ def zeroth_order_dpo_loss(
         loss = loss + sft_weight * policy_mse.chosen
         optional_metrics["loss_sft"] = policy_mse.chosen
 
-    # The zeroth-order term: keep the predicted values close to the reference's, which keeps the looks.
+    # The zeroth-order term: keep the predicted values close to the reference's, which preserves the quality.
     distances = Pair(*(per_sample_mse(p, r) for p, r in zip(policy, reference, strict=True)))
     distance_to_reference = 0.5 * (distances.chosen + distances.rejected)
     if zeroth_order_weight:

@@ -1,4 +1,4 @@
-"""The model card of a trained LoRA: what it is, how to load it in diffusers, and how it was made."""
+"""Render the model card of a trained LoRA: what it is, how to load it in diffusers, and how it was trained."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PAPERS = {
         "year": "2023",
     },
 }
-"""arXiv number -> what a citation says of it."""
+"""Maps an arXiv number to the fields of its citation."""
 
 _EXAMPLE_PROMPT = "In a meadow, a cat is on the left of a box, then the cat jumps to the right of the box."
 _EXAMPLE_INSTRUCTION = "Find the green plant."
@@ -48,13 +48,15 @@ _VERSIONS = ("spatialalign-trl", "trl", "transformers", "diffusers", "peft", "to
 @dataclass(frozen=True)
 class VideoPair:
     """
+    Two videos of the same prompt, one of the base model and one of the aligned model.
+
     Args:
         prompt (`str`):
-            What was asked for.
+            The prompt of both videos.
         before, after (`str`):
-            Paths of mp4 files beside the card.
+            Paths of the mp4 files, relative to the card.
         scores (`str`):
-            Of both, in words.
+            The scores of both videos, as text.
     """
 
     prompt: str
@@ -66,17 +68,17 @@ class VideoPair:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Before and after.
+    An evaluation of the base model and of the aligned model.
 
     Args:
         prompts (`str`):
-            What was evaluated on, in words.
+            A description of the prompts that were evaluated.
         table (`str`):
-            Markdown.
+            The table of both models, in Markdown.
         metrics (`dict[str, float]`):
-            Of the aligned model.
-        videos (`list[VideoPair]`):
-            A few.
+            The metrics of the aligned model.
+        videos (`list[VideoPair]`, *optional*):
+            The videos to show.
     """
 
     prompts: str
@@ -88,11 +90,13 @@ class Comparison:
 @dataclass(frozen=True)
 class Recipe:
     """
+    How a run was launched.
+
     Args:
         command (`str`):
-            The line that was run, without tokens.
+            The command line, without tokens.
         settings (`str`):
-            YAML with all that it set, from its file and its flags: `--config` of it runs the same again.
+            YAML with all settings of the run, from its file and its flags. Passed to `--config`, it repeats the run.
     """
 
     command: str
@@ -116,36 +120,41 @@ def lora_model_card(
     recipe: Recipe | None = None,
 ) -> ModelCard:
     """
-    Renders the card.
+    Render the card.
 
     Args:
         model ([`VideoModel`]):
-            The base model; a name that is no Hub id stays out of the metadata (it would be a path of this machine).
+            The base model. Its name is left out of the metadata unless it is a Hub id, because it could be a path of
+            this machine.
         model_name (`str`):
-            The title.
+            The title of the card.
         repo (`str`):
             What the quick start loads: a Hub id or a folder.
         tags (`list[str]`):
-            Tags of the metadata.
+            The tags of the metadata.
         trainer_name (`str`):
-            Name of the method.
+            The name of the method.
         formula (`str`):
             The loss, as text.
         facts (`dict[str, Any]`):
-            How it was trained, one row each.
+            How the LoRA was trained; every item is a row of a table.
         results (`dict[str, float]`):
-            Last logged values, one row each.
+            The last logged values; every item is a row of a table.
         step (`int`):
             The optimizer step of `results`.
         dataset_name (`str`, *optional*):
             Hub id of the preference dataset.
         papers (sequence of `str`, *optional*):
-            Keys of `PAPERS`, to cite.
+            The papers to cite, as keys of `PAPERS`.
         comparison ([`Comparison`], *optional*):
-            Before and after.
+            The evaluation before and after training.
         recipe ([`Recipe`], *optional*):
-            What was run.
+            How the run was launched.
+
+    Returns:
+        `huggingface_hub.ModelCard`.
     """
+    # 1. The metadata: YAML that the Hub reads.
     base_model = hub_id(model.name_or_path)
     is_tiny = model.name_or_path in EMBEDDED_MODELS
     if base_model:
@@ -161,8 +170,10 @@ def lora_model_card(
         model_name=model_name,
         eval_results=_eval_results(comparison) if comparison else None,
     )
-    if comparison and comparison.videos:  # the Hub's gallery
-        card_data.widget = [{"text": one.prompt, "output": {"url": one.after}} for one in comparison.videos]
+    if comparison and comparison.videos:  # the Hub shows these as a gallery
+        card_data.widget = [{"text": video.prompt, "output": {"url": video.after}} for video in comparison.videos]
+
+    # 2. The text.
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
@@ -190,14 +201,14 @@ def lora_model_card(
 
 
 def _example_prompt(model: VideoModel, comparison: Comparison | None) -> str:
-    """What the quick start asks for: of a model of scenes an instruction, one that was evaluated if there are any."""
+    """Return the prompt of the quick start; a model of scenes needs an instruction, if possible an evaluated one."""
     if not model.conditioning_columns:
         return _EXAMPLE_PROMPT
     return comparison.videos[0].prompt if comparison and comparison.videos else _EXAMPLE_INSTRUCTION
 
 
 def _eval_results(comparison: Comparison) -> list[EvalResult]:
-    """The metadata's `model-index`."""
+    """Return the metrics as the metadata's `model-index`."""
     return [
         EvalResult(
             task_type="text-to-video",
@@ -215,5 +226,7 @@ def _eval_results(comparison: Comparison) -> list[EvalResult]:
 def _version(distribution: str) -> str:
     try:
         return version(distribution)
-    except ModuleNotFoundError:  # importlib.metadata's PackageNotFoundError: run from a checkout
+    except (
+        ModuleNotFoundError
+    ):  # PackageNotFoundError of importlib.metadata: run from a checkout that is not installed
         return "from source"

@@ -1,10 +1,12 @@
-"""What a preference dataset must look like, checked before anything is encoded or trained.
+"""Check the columns of a dataset, before anything is encoded or trained.
 
-Errors name the dataset, the row and the column: a run that dies at its 2,000th step over row 17 has cost a night.
+Errors name the dataset, the row and the column: a run that only fails when it reaches a bad row, at step 2,000, has
+wasted a night.
 """
 
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -17,58 +19,80 @@ LATENT_COLUMNS = {side: f"{side}_latents" for side in SIDES}
 NOISE_SEED_COLUMNS = {side: f"{side}_noise_seed" for side in SIDES}
 
 
-@dataclass(frozen=True)
-class PairColumns:
+@dataclass(frozen=True, kw_only=True)
+class ExampleColumns(ABC):
     """
-    A checked preference dataset.
+    A checked dataset that can be encoded; a cell of it is a row and a side.
 
     Args:
         name (`str`):
-            What errors call it.
+            How errors refer to the dataset.
         prompts (`list[str]`):
-            One a row.
+            The prompt of every row.
         rows (`datasets.Dataset`):
-            The columns the latents come from, undecoded.
-        columns (`dict[str, str]`):
-            For `"chosen"` and `"rejected"`, the column in `rows`.
-        holds_latents (`bool`):
-            Whether these columns hold latents; else videos.
-        noise_seeds (`list[tuple[int, int]]`, *optional*):
-            For every row, the seeds of the noise that chosen and rejected were sampled from; `None` where the dataset
-            does not say.
+            The columns that latents are made from, undecoded.
         conditions (`datasets.Dataset`, *optional*):
-            What conditions the model beside the prompt, undecoded; `None` where it reads nothing else.
+            The columns that condition the model in addition to the prompt, undecoded; `None` if there are none.
     """
 
     name: str
     prompts: list[str]
     rows: datasets.Dataset
-    columns: dict[str, str]
-    holds_latents: bool
-    noise_seeds: list[tuple[int, int]] | None = None
     conditions: datasets.Dataset | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def condition(self, row: int) -> dict[str, Any]:
-        """All that conditions the model in a row: its prompt, and the model's own columns."""
+        """Return everything that conditions the model in a row: the prompt, and the columns that the model reads."""
         return {"prompt": self.prompts[row], **(self.conditions[row] if self.conditions is not None else {})}
 
+    @abstractmethod
+    def where(self, row: int, side: str) -> str:
+        """Return how errors refer to a cell."""
+
+    @abstractmethod
     def video_content(self, row: int, side: str) -> bytes:
-        """Bytes that name the video in a cell."""
+        """Return bytes that identify the video in a cell; they are hashed."""
+
+    @abstractmethod
+    def video(self, row: int, side: str) -> Video:
+        """Read the video in a cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairColumns(ExampleColumns):
+    """
+    A checked preference dataset. It has the fields of [`ExampleColumns`] and:
+
+    Args:
+        columns (`dict[str, str]`):
+            The column in `rows` of `"chosen"` and of `"rejected"`.
+        holds_latents (`bool`):
+            Whether these columns contain latents rather than videos.
+        noise_seeds (`list[tuple[int, int]]`, *optional*):
+            For every row, the seeds of the noise that the chosen and the rejected video were sampled from; `None` if
+            the dataset does not have them.
+    """
+
+    columns: dict[str, str]
+    holds_latents: bool
+    noise_seeds: list[tuple[int, int]] | None = None
+
+    def where(self, row: int, side: str) -> str:
+        """See [`ExampleColumns.where`]."""
+        return f"{self.name} row {row}, column {self.columns[side]!r}"
+
+    def video_content(self, row: int, side: str) -> bytes:
+        """See [`ExampleColumns.video_content`]."""
         return video_bytes(self.cell(row, side), self.where(row, side))
 
     def video(self, row: int, side: str) -> Video:
-        """The video in a cell."""
+        """See [`ExampleColumns.video`]."""
         return read_video(self.video_content(row, side))
 
-    def where(self, row: int, side: str) -> str:
-        """How errors name a cell."""
-        return f"{self.name} row {row}, column {self.columns[side]!r}"
-
     def cell(self, row: int, side: str) -> Any:
-        """The undecoded value of a cell."""
+        """Return the undecoded value of a cell."""
         return self.rows[row][self.columns[side]]
 
 
@@ -76,55 +100,70 @@ def check_pairs(
     dataset: datasets.Dataset, name: str = "train_dataset", conditioning_columns: Sequence[str] = ()
 ) -> PairColumns:
     """
-    Checks kind, columns and prompts of a preference dataset.
+    Check the type, the columns and the prompts of a preference dataset.
 
     Args:
         dataset (`datasets.Dataset`):
             Columns `prompt`, and `chosen` and `rejected` (videos: `Video` features, paths, or mp4 bytes) or
-            `chosen_latents` and `rejected_latents` (bytes of a safetensors file with one tensor "latents"); latents
-            win if both are there. Optional: `chosen_noise_seed` and `rejected_noise_seed`, whole numbers; the noise a
-            video was sampled from is `torch.randn` of the latents' shape, fp32, from a CPU generator with that seed.
+            `chosen_latents` and `rejected_latents` (bytes of a safetensors file with one tensor "latents"). If both
+            are present, the latents are used. Optional: `chosen_noise_seed` and `rejected_noise_seed`, integers; the
+            noise that a video was sampled from is `torch.randn` of the latents' shape, fp32, from a CPU generator
+            with that seed.
         name (`str`, *optional*, defaults to `"train_dataset"`):
-            What errors call it.
+            How errors refer to the dataset.
         conditioning_columns (sequence of `str`, *optional*):
-            What the model reads beside the prompt, where the dataset has it.
+            The columns that the model reads in addition to the prompt, if the dataset has them.
 
     Raises:
-        TypeError: not a `datasets.Dataset`.
-        ValueError: no rows, missing columns, or an empty prompt.
+        TypeError: if it is not a `datasets.Dataset`.
+        ValueError: if there are no rows, columns are missing, or a prompt is empty.
     """
     check_is_dataset(dataset, name)
     names = set(dataset.column_names)
-    given = [side for side in SIDES if LATENT_COLUMNS[side] in names]
-    if len(given) == 1:
-        missing = LATENT_COLUMNS[SIDES[1] if given == ["chosen"] else SIDES[0]]
-        raise ValueError(f"{name} has {LATENT_COLUMNS[given[0]]!r} but no {missing!r}: give both, or neither")
-    columns = LATENT_COLUMNS if given else {side: side for side in SIDES}
-    missing = [column for column in ("prompt", *columns.values()) if column not in names]
-    if missing:
+
+    # Latents are used where the dataset has them: nothing has to be encoded then.
+    latent_sides = [side for side in SIDES if LATENT_COLUMNS[side] in names]
+    if len(latent_sides) == 1:
+        missing = LATENT_COLUMNS[SIDES[1] if latent_sides == ["chosen"] else SIDES[0]]
         raise ValueError(
-            f"{name} has no column {', '.join(map(repr, missing))}; it has {', '.join(sorted(names)) or 'none'}. A "
-            "preference dataset has prompt, chosen and rejected."
+            f"{name} has {LATENT_COLUMNS[latent_sides[0]]!r} but no {missing!r}. Pass both columns or neither."
         )
+    columns = LATENT_COLUMNS if latent_sides else {side: side for side in SIDES}
+    remedy = "A preference dataset has prompt, chosen and rejected."
+    check_columns(dataset, name, ("prompt", *columns.values()), remedy)
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: there is no pair to train on (did all samples of each prompt tie?)")
-    prompts = prompts_of(dataset, name)
-    rows = undecoded(dataset, list(columns.values()))
-    seeds = _noise_seeds(dataset, name)
-    conditions = condition_columns(dataset, conditioning_columns)
-    return PairColumns(name, prompts, rows, dict(columns), bool(given), noise_seeds=seeds, conditions=conditions)
+    return PairColumns(
+        name=name,
+        prompts=prompts_of(dataset, name),
+        rows=undecoded(dataset, list(columns.values())),
+        conditions=condition_columns(dataset, conditioning_columns),
+        columns=dict(columns),
+        holds_latents=bool(latent_sides),
+        noise_seeds=_noise_seeds(dataset, name),
+    )
 
 
 def check_is_dataset(dataset: Any, name: str) -> None:
-    """Raises a `TypeError` that says what to pass instead."""
+    """Raise a `TypeError` that names the remedy unless the value is a `datasets.Dataset`."""
     if not isinstance(dataset, datasets.Dataset):
         remedy = "Pass one split, such as load_dataset(...)['train']" if isinstance(dataset, dict) else "Pass one"
-        remedy += " (a streaming dataset: materialise it first)."
+        remedy += " (materialise a streaming dataset first)."
         raise TypeError(f"{name} is a {type(dataset).__name__}, but a datasets.Dataset is needed. {remedy}")
 
 
+def check_columns(dataset: datasets.Dataset, name: str, needed: Iterable[str], remedy: str) -> None:
+    """Raise a `ValueError`, which ends with the remedy, if the dataset lacks one of the columns."""
+    missing = [column for column in needed if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{name} has no column {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(sorted(dataset.column_names)) or 'none'}. {remedy}"
+        )
+
+
 def prompts_of(dataset: datasets.Dataset, name: str) -> list[str]:
-    """The column `prompt`; a `ValueError` names the row that has none."""
+    """Return the column `prompt`; raise a `ValueError` that names the first row without a prompt."""
     prompts = dataset.select_columns(["prompt"]).with_format(None)["prompt"][:]
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
@@ -133,12 +172,12 @@ def prompts_of(dataset: datasets.Dataset, name: str) -> list[str]:
 
 
 def undecoded(dataset: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
-    """Some columns of a dataset, videos as their files."""
+    """Select columns of a dataset, and return their videos as files rather than decoded frames."""
     return with_undecoded_videos(dataset.select_columns(columns).with_format(None))
 
 
 def condition_columns(dataset: datasets.Dataset, names: Sequence[str]) -> datasets.Dataset | None:
-    """Those of the columns that the dataset has; `None` without any."""
+    """Select those of the named columns that the dataset has; return `None` if it has none of them."""
     present = [name for name in names if name in dataset.column_names]
     return undecoded(dataset, present) if present else None
 
@@ -158,10 +197,19 @@ def _noise_seeds(dataset: datasets.Dataset, name: str) -> list[tuple[int, int]] 
 
 def latent_shape(cell: Any, where: str) -> tuple[int, ...]:
     """
-    The shape of the latents in a cell, from the safetensors header alone.
+    Read the shape of the latents in a cell, from the safetensors header alone.
+
+    Args:
+        cell (`bytes`):
+            A safetensors file with one tensor "latents".
+        where (`str`):
+            How errors refer to the cell.
+
+    Returns:
+        `tuple[int, ...]`: `(C, F, H, W)`.
 
     Raises:
-        ValueError: not the bytes of a safetensors file with a tensor "latents" of shape (C, F, H, W).
+        ValueError: if the cell is anything else.
     """
     problem = f"{where}: expected the bytes of a safetensors file with one tensor 'latents' of shape (C, F, H, W)"
     if not isinstance(cell, bytes) or len(cell) < 8:
@@ -176,29 +224,30 @@ def latent_shape(cell: Any, where: str) -> tuple[int, ...]:
     return shape
 
 
-def check_same_shape(pairs: PairColumns, shapes: dict[tuple[int, str], tuple[int, ...]]) -> tuple[int, ...]:
+def check_same_shape(columns: ExampleColumns, shapes: dict[tuple[int, str], tuple[int, ...]]) -> tuple[int, ...]:
     """
-    The one shape of all latents.
+    Return the shape that all latents have.
 
     Args:
-        pairs ([`PairColumns`]):
-            Names the cells.
+        columns ([`ExampleColumns`]):
+            The dataset that errors refer to.
         shapes (`dict[tuple[int, str], tuple[int, ...]]`):
-            Shape of every (row, side).
+            The shape of the latents of every (row, side).
 
     Raises:
-        ValueError: two cells differ; a batch cannot hold both.
+        ValueError: if two cells differ, because they cannot be in the same batch.
     """
     (first_row, first_side), first = next(iter(shapes.items()))
     for (row, side), shape in shapes.items():
         if shape != first:
             raise ValueError(
-                f"{pairs.where(row, side)}: latents of shape {shape}, but {pairs.where(first_row, first_side)} has "
-                f"{first}. All videos of a dataset must have the same frames and size; filter or re-encode the others."
+                f"{columns.where(row, side)}: latents of shape {shape}, but {columns.where(first_row, first_side)} "
+                f"has {first}. All videos of a dataset must have the same number of frames and the same size. Filter "
+                "out or re-encode the others."
             )
     return first
 
 
 def raise_at(where: str, error: Exception) -> NoReturn:
-    """Raises `error`'s message as a `ValueError` about a cell."""
+    """Raise the message of an error as a `ValueError` that begins with the place."""
     raise ValueError(f"{where}: {error}") from error

@@ -1,4 +1,4 @@
-"""What a trainer leaves behind: checkpoints it resumes from, the LoRA in diffusers' format, and its card."""
+"""Save and publish what a trainer makes: checkpoints to resume from, the LoRA in diffusers' format, and its card."""
 
 import logging
 import os
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
 PUBLISHED = (LORA_FILE, CARD_FILE, f"ema/{LORA_FILE}")
-"""What is pushed of a folder, as far as it is there."""
+"""The files of a folder that are pushed, if they exist."""
 
-# Names of `losses` -> names in the logs (TRL's where TRL has one).
+# Maps the names in `losses` to the names in the logs, which are TRL's where TRL has one.
 METRIC_NAMES = {
     "score_chosen": "rewards/chosen",
     "score_rejected": "rewards/rejected",
@@ -42,7 +42,7 @@ METRIC_NAMES = {
 
 
 class LoraPublishing:
-    """Saving, pushing and describing the LoRA, in the places where Trainer would save a language model."""
+    """Saves, pushes and describes the LoRA; overrides the methods by which Trainer saves a language model."""
 
     video_model: "VideoModel"
     flow_shift: float
@@ -52,10 +52,10 @@ class LoraPublishing:
     _paper: dict[str, str]
     _tag_names: list[str]
     push_note: str = ""
-    """Begins the message of every commit, such as `"Round 1: "`."""
+    """Prefix of every commit message, such as `"Round 1: "`."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter as PEFT writes it (a run resumes from it), the LoRA as diffusers loads it, and the card."""
+        """Save the adapter in PEFT's format (to resume from), the LoRA in diffusers' format, and the card."""
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir
@@ -63,13 +63,13 @@ class LoraPublishing:
         network = self.accelerator.unwrap_model(self.model)
         network.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
         self.video_model.save_lora(output_dir, state_dict)
-        write_json(Path(output_dir, "training_args.json"), self.args.to_dict())  # Trainer's own is a pickle
-        self._model_card().save(os.path.join(output_dir, CARD_FILE))  # over PEFT's
+        write_json(Path(output_dir, "training_args.json"), self.args.to_dict())  # Trainer would write a pickle
+        self._model_card().save(os.path.join(output_dir, CARD_FILE))  # replaces PEFT's card
 
     # The Hub
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository; see [`~hub.lora_files.make_model_repo`]."""
+        """Create the repository if it does not exist; see [`~hub.lora_files.make_model_repo`]."""
         if not self.is_world_process_zero():
             return
         from spatialalign_trl.hub.lora_files import make_model_repo
@@ -80,12 +80,12 @@ class LoraPublishing:
         self.push_in_progress = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """See [`~transformers.Trainer.save_model`]; a push that fails is told, and ends nothing."""
+        """See [`~transformers.Trainer.save_model`]; a push that fails is logged, and the training continues."""
         super().save_model(output_dir, _internal_call=True)
         if self.args.push_to_hub and not _internal_call and self.is_world_process_zero():
             self._finish_current_push()
             folder = Path(output_dir or self.args.output_dir)
-            self._push_or_tell(_published(folder), "Model save", folder)
+            self._push_or_warn(_published_files(folder), "Model save", folder)
 
     def push_to_hub(
         self,
@@ -97,14 +97,23 @@ class LoraPublishing:
         **kwargs: Any,
     ) -> Any:
         """
-        Pushes the LoRA and its card, and nothing else of `output_dir`. Arguments as in
-        [`~transformers.Trainer.push_to_hub`]; `kwargs` go to [`~LoraPublishing.create_model_card`].
+        Push the LoRA and its card, and nothing else from `output_dir`.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                Message of the commit, after `push_note`.
+            blocking, token, revision:
+                See [`~transformers.Trainer.push_to_hub`].
+            private (`bool`, *optional*):
+                Whether a repository that is created now is private.
+            kwargs:
+                Arguments of [`~LoraPublishing.create_model_card`].
 
         Returns:
-            `CommitInfo`: a `Future` of it when not `blocking`; `None` on other processes than the first.
+            `CommitInfo`, or a `Future` of it if not `blocking`; `None` in all processes but the first.
 
         Raises:
-            PushFailed: after several attempts; the reason holds no token.
+            PushFailed: if several attempts failed; the message does not contain the token.
         """
         from huggingface_hub import run_as_future
 
@@ -117,12 +126,11 @@ class LoraPublishing:
         self.create_model_card(**kwargs)
         self._finish_current_push()
         revision = revision or self.args.hub_revision
-        arguments = _published(Path(self.args.output_dir)), self.push_note + commit_message, token, revision
+        arguments = _published_files(Path(self.args.output_dir)), self.push_note + commit_message, token, revision
         return self._push(*arguments) if blocking else run_as_future(self._push, *arguments)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Pushes what a checkpoint holds, in the background. (Trainer's own would pickle the arguments, token and all,
-        into what it pushes.)"""
+        """Push a checkpoint in the background; Trainer would push a pickle of the arguments, including the token."""
         strategy = self.args.hub_strategy
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
@@ -131,32 +139,33 @@ class LoraPublishing:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         folder = Path(checkpoint_folder)
-        # Read now: the folder may be gone when its turn comes (save_total_limit).
-        files = {name: path.read_bytes() for name, path in _published(folder).items()}
+        # Read the files now: save_total_limit may have removed the folder when the background job starts.
+        files = {name: path.read_bytes() for name, path in _published_files(folder).items()}
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            place = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name
-            inside = [path for path in folder.rglob("*") if path.is_file()]
-            files |= {f"{place}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in inside}
+            prefix = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else folder.name
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            files |= {f"{prefix}/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
         from huggingface_hub import run_as_future
 
         message = f"Training in progress, step {self.state.global_step}"
-        job = run_as_future(self._push_or_tell, files, message, folder)
+        job = run_as_future(self._push_or_warn, files, message, folder)
         if running:
             self.push_in_progress.jobs.append(job)
         else:
             self.push_in_progress = PushInProgress([job])
 
-    def _push_or_tell(self, files: Mapping[str, bytes | Path], message: str, folder: Path) -> None:
+    def _push_or_warn(self, files: Mapping[str, bytes | Path], message: str, folder: Path) -> None:
+        """Push files; if that fails, log the reason and the command that pushes them later."""
         from spatialalign_trl.hub.lora_files import command_for_later
         from spatialalign_trl.hub.pushing import PushFailed, describe_failure
 
         try:
             self._push(files, self.push_note + message, self.args.hub_token, self.args.hub_revision)
-        except Exception as error:  # whatever it is: nobody looks at what a thread raised
+        except Exception as error:  # any error: an exception in a background thread would be lost
             failure = error if isinstance(error, PushFailed) else describe_failure(error)
             command = command_for_later(folder, self.hub_model_id, [name for name in files if name in PUBLISHED])
             logger.warning(
-                "%r was not pushed to %s: %s. The training goes on; this pushes it later:\n  %s",
+                "%r was not pushed to %s: %s. The training continues. To push it later, run:\n  %s",
                 message, self.hub_model_id, failure, command,
             )  # fmt: skip
 
@@ -177,7 +186,7 @@ class LoraPublishing:
         tags: str | list[str] | None = None,
     ) -> None:
         """
-        Writes the LoRA's model card to `output_dir`.
+        Write the LoRA's model card to `output_dir`.
 
         Args:
             model_name (`str`, *optional*):
@@ -185,7 +194,7 @@ class LoraPublishing:
             dataset_name (`str`, *optional*):
                 Hub id of the preference dataset.
             tags (`str` or `list[str]`, *optional*):
-                Added to the trainer's own.
+                Tags to add to the trainer's.
         """
         if not self.is_world_process_zero():
             return
@@ -210,17 +219,16 @@ class LoraPublishing:
         )
 
     def _papers(self) -> list[str]:
-        """arXiv numbers of what was used, to cite."""
+        """Return the arXiv numbers of the papers to cite."""
         loss = [] if self.args.loss_type == "sft" else [DIFFUSION_DPO]
         return [*([self._paper["id"]] if "id" in self._paper else []), *loss]
 
     def _formula(self) -> str:
         if self.args.loss_type == "sft":
             return "L = MSE_theta(chosen)"
-        clip = self.args.margin_clip
-        margin = f"{self.args.beta} * (score(chosen) - score(rejected))"
+        beta, clip = self.args.beta, self.args.margin_clip
+        margin = f"{beta} * (score(chosen) - score(rejected))"
         margin = margin if clip is None else f"clip({margin}, -{clip}, {clip})"
-        beta = self.args.beta
         losses = {"sigmoid": "-log sigmoid(m)", "hinge": "max(0, 1 - m)", "ipo": f"(m/{beta} - 1/(2*{beta}))^2"}
         loss = losses[self.args.loss_type]
         if self.args.sft_weight:
@@ -243,22 +251,21 @@ class LoraPublishing:
             "Learning rate": f"{args.learning_rate}, schedule {getattr(args.lr_scheduler_type, 'value', 'own')}",
             "Weight decay": args.weight_decay,
             "Noise levels": f"{args.timestep_sampling} in {list(self.sigma_bounds)}, shift {self.flow_shift}",
-            **self._own_facts(),
+            **self._method_facts(),
             "Latents (C, F, H, W)": self.train_dataset.latent_shape,
             "Precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
             "Seed": args.seed,
         }
 
-    def _own_facts(self) -> dict[str, Any]:
-        """What this trainer alone has to say of how it was trained."""
-        return {"Noise within a pair": self._noise_in_words()}
-
-    def _noise_in_words(self) -> str:
+    def _method_facts(self) -> dict[str, Any]:
+        """Return the facts on the card that only this method has."""
         args = self.args
-        words = "that of the rollouts" if args.rollout_noise else "shared" if args.shared_noise else "independent"
+        noise = "that of the rollouts" if args.rollout_noise else "shared" if args.shared_noise else "independent"
         if args.num_noise_draws > 1:
-            words += f", {args.num_noise_draws} draws a step"
-        return words if args.num_fixed_draws is None else f"{words}, {args.num_fixed_draws} fixed draws"
+            noise += f", {args.num_noise_draws} draws a step"
+        if args.num_fixed_draws is not None:
+            noise += f", {args.num_fixed_draws} fixed draws"
+        return {"Noise within a pair": noise}
 
     def _last_logged(self) -> dict[str, float]:
         names = set(METRIC_NAMES.values())
@@ -268,6 +275,6 @@ class LoraPublishing:
         return {}
 
 
-def _published(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file, of what is there."""
+def _published_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder that are pushed, by their path in the repository."""
     return {name: folder / name for name in PUBLISHED if (folder / name).is_file()}

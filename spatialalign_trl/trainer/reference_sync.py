@@ -1,4 +1,4 @@
-"""A reference that follows the policy, for online rounds: every N steps the policy is mixed into it."""
+"""Let the reference follow the policy, for online rounds: every N steps the policy is mixed into it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 REFERENCE_FILE = "reference_adapter.safetensors"
-"""A checkpoint holds the reference's adapter in this file, once it is another than at the start."""
+"""File of the reference's adapter in a checkpoint; missing while the reference is the base."""
 
 
 class SyncReference(TrainerCallback):
     """
-    `reference = alpha*policy + (1 - alpha)*reference`, on the adapter's weights, after every `steps` optimizer steps.
+    Updates the reference to `alpha*policy + (1 - alpha)*reference`, on the adapter's weights, every `steps` steps.
 
     Args:
         model ([`VideoModel`]):
-            Whose reference it is.
+            The model that is trained.
         steps (`int`):
             Optimizer steps between two updates.
         alpha (`float`):
-            In (0, 1]; 1 copies the policy.
+            Weight of the policy, in (0, 1]; 1 copies the policy.
     """
 
     def __init__(self, model: "VideoModel", steps: int, alpha: float) -> None:
@@ -38,20 +38,20 @@ class SyncReference(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Updates the reference when it is due; before the step's checkpoint is written."""
+        """Update the reference if it is due; Trainer calls this before it writes the step's checkpoint."""
         if state.global_step % self.steps == 0:
             self.model.update_reference(self.alpha)
 
 
 def save_reference(model: "VideoModel", folder: Path) -> None:
-    """Writes the reference's adapter to a checkpoint folder; nothing where the reference is the base."""
+    """Write the reference's adapter to a checkpoint folder; write nothing if the reference is the base."""
     if model.reference_weights is not None:
         weights = {name: tensor.cpu().contiguous() for name, tensor in model.reference_weights.items()}
         write_atomic(folder / REFERENCE_FILE, save_safetensors(weights))
 
 
 def load_reference(model: "VideoModel", folder: Path) -> None:
-    """Takes the reference over from a checkpoint; one without the file was written against the base."""
+    """Restore the reference from a checkpoint; without the file, the reference was the base."""
     file = folder / REFERENCE_FILE
     if file.is_file():
         model.set_reference_weights({name: tensor.to(model.device) for name, tensor in load_file(file).items()})

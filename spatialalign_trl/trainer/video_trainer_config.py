@@ -1,4 +1,4 @@
-"""What the configurations of all trainers here share: TRL's base config, flow matching, and the cache of latents."""
+"""Configuration that all trainers share: TRL's base config, flow matching, and the cache of latents."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,31 +12,33 @@ from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bound
 @dataclass
 class VideoTrainerConfig(BaseConfig):
     r"""
-    Arguments of [`VideoTrainer`]: those of [`~transformers.TrainingArguments`] and what follows.
+    Arguments of [`VideoTrainer`]: those of [`~transformers.TrainingArguments`] and the arguments below.
 
-    Differences from `TrainingArguments`: `learning_rate` is 1e-4, `gradient_checkpointing` is on, `logging_steps` is
-    10 (both as everywhere in TRL), `remove_unused_columns` and `ddp_find_unused_parameters` are off, `data_seed` is
-    `seed` unless given (so that the order of the examples depends on the arguments alone), memory is pinned only where
-    there is an accelerator, and `bf16` is on by default on
-    accelerators that compute in it, and off on the CPU: the margin is a difference of errors smaller than bf16's
-    rounding noise on short latents, and bf16 is no faster there.
+    These defaults differ from `TrainingArguments`:
+
+    - `learning_rate` is 1e-4; `gradient_checkpointing` is on and `logging_steps` is 10, as in all of TRL.
+    - `remove_unused_columns` and `ddp_find_unused_parameters` are off.
+    - `data_seed` is `seed`, so that the order of the examples depends on the arguments alone.
+    - Memory is pinned only if there is an accelerator.
+    - `bf16` is on if the accelerator computes in bf16, and off on the CPU, where bf16 is no faster and, on short
+      latents, its rounding noise is larger than the differences of errors that make up the margin.
 
     Args:
         model_init_kwargs (`dict[str, Any]`, *optional*):
             Keyword arguments of [`load_video_model`] when the trainer's `model` is a string, such as
             `{"torch_dtype": "bfloat16"}`.
         flow_shift (`float`, *optional*):
-            `k` of `s = k*u/(1 + (k-1)*u)`. `None`: the one the model samples with.
+            `k` in `s = k*u/(1 + (k-1)*u)`, the noise level of training. `None`: the shift that the model samples with.
         timestep_sampling (`str`, *optional*, defaults to `"uniform_shifted"`):
-            Distribution of `s`: `"uniform_shifted"`, `"logit_normal"`, `"logit_normal_shifted"`
-            ([`~flow_matching.sample_sigmas`] has the formulas).
+            Distribution of `s`: `"uniform_shifted"`, `"logit_normal"` or `"logit_normal_shifted"`. See
+            [`~flow_matching.sample_sigmas`] for the formulas.
         min_sigma, max_sigma (`float`, *optional*, default to `0.0` and `1.0`):
             `s` is drawn conditioned on `[min_sigma, max_sigma]`.
         num_train_timesteps (`int`, *optional*, defaults to `1000`):
-            `u` lies on the grid `{1/N, ..., 1}`. `None`: continuous.
+            `N` of the grid `{1/N, ..., 1}` that `u` is drawn from. `None`: `u` is continuous.
         latent_cache_dir (`str`, *optional*):
             Folder of encoded latents and prompt embeddings, shared by runs and visible to all processes. `None`:
-            `_latent_cache` in `output_dir` (the underscore keeps it out of pushes to the Hub).
+            `_latent_cache` in `output_dir`; the underscore keeps it out of pushes to the Hub.
     """
 
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
@@ -45,11 +47,13 @@ class VideoTrainerConfig(BaseConfig):
     learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
     remove_unused_columns: bool = field(
         default=False,
-        metadata={"help": "Keep off: the batches' keys are not arguments of the network's forward."},
+        metadata={"help": "Keep this off: the keys of a batch are not arguments of the network's forward method."},
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False,
-        metadata={"help": "Off: every LoRA weight takes part in every step, so looking for unused ones is lost time."},
+        metadata={
+            "help": "Off, because every LoRA weight is used in every step and a search for unused ones costs time."
+        },
     )
 
     model_init_kwargs: dict[str, Any] | str | None = field(
@@ -62,40 +66,43 @@ class VideoTrainerConfig(BaseConfig):
     flow_shift: float | None = field(
         default=None,
         metadata={
-            "help": "k in s = k*u/(1 + (k-1)*u), the noise level of training. None: the one the model samples with."
+            "help": "k in s = k*u/(1 + (k-1)*u), the noise level of training. None: the shift that the model samples "
+            "with."
         },
     )
     timestep_sampling: TimestepSampling = field(
         default="uniform_shifted",
         metadata={
-            "help": "Distribution of s. 'uniform_shifted': u uniform on {1/N, ..., 1}, s = k*u/(1 + (k-1)*u) (the "
-            "paper). 'logit_normal': s = sigmoid(n), n ~ N(0, 1). 'logit_normal_shifted': the same as u, then "
-            "shifted by k."
+            "help": "Distribution of the noise level s. 'uniform_shifted': u uniform on {1/N, ..., 1}, s = k*u/(1 + "
+            "(k-1)*u) (the paper). 'logit_normal': s = sigmoid(n), n ~ N(0, 1). 'logit_normal_shifted': u = "
+            "sigmoid(n), s = k*u/(1 + (k-1)*u)."
         },
     )
     min_sigma: float = field(
-        default=0.0, metadata={"help": "Lower bound of s; s is drawn conditioned on [min_sigma, max_sigma]."}
+        default=0.0,
+        metadata={"help": "Lower bound of the noise level s, which is drawn conditioned on [min_sigma, max_sigma]."},
     )
     max_sigma: float = field(
-        default=1.0, metadata={"help": "Upper bound of s; s is drawn conditioned on [min_sigma, max_sigma]."}
+        default=1.0,
+        metadata={"help": "Upper bound of the noise level s, which is drawn conditioned on [min_sigma, max_sigma]."},
     )
     num_train_timesteps: int | None = field(
-        default=1000, metadata={"help": "N of the grid {1/N, ..., 1} on which u lies. None: continuous."}
+        default=1000, metadata={"help": "N of the grid {1/N, ..., 1} that u is drawn from. None: u is continuous."}
     )
     latent_cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of cached latents and prompt embeddings; all processes must see it. None: "
+            "help": "Folder of the cached latents and prompt embeddings; it must be visible to all processes. None: "
             "`_latent_cache` in output_dir."
         },
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:  # TRL would turn it on, on the CPU too
+        if self.bf16 is None:  # TRL would switch it on, even on the CPU
             self.bf16 = not self.fp16 and not self.use_cpu and _accelerator_computes_in_bf16()
-        if self.activation_checkpointing is None:  # the newer name of the same field; setting only the old one warns
+        if self.activation_checkpointing is None:  # new name of the same field; setting only the old one warns
             self.activation_checkpointing = self.gradient_checkpointing
-        if not torch.accelerator.is_available():  # there is nothing to pin memory for, and torch warns
+        if not torch.accelerator.is_available():  # torch would warn that there is nothing to pin memory for
             self.dataloader_pin_memory = False
         if self.data_seed is None:
             self.data_seed = self.seed
@@ -104,10 +111,12 @@ class VideoTrainerConfig(BaseConfig):
 
     def _check(self) -> None:
         if self.flow_shift is not None and not self.flow_shift > 0:
-            raise ValueError(f"flow_shift={self.flow_shift}: must be positive, or None for the model's own")
+            raise ValueError(f"flow_shift={self.flow_shift}: must be positive. Set None to use the model's shift.")
         if self.num_train_timesteps is not None and self.num_train_timesteps < 1:
-            raise ValueError(f"num_train_timesteps={self.num_train_timesteps}: must be at least 1, or None")
-        # The grid itself is checked by the trainer, which knows the model's flow shift.
+            raise ValueError(
+                f"num_train_timesteps={self.num_train_timesteps}: must be at least 1, or None for a continuous u."
+            )
+        # Checks the bounds. The trainer, which knows the model's flow shift, checks the grid.
         sigma_bounds(self.flow_shift or 1.0, self.timestep_sampling, self.min_sigma, self.max_sigma, None)
 
 

@@ -1,4 +1,4 @@
-"""Tiny preference pairs and trainers on a random Wan pipeline: seconds on one CPU core."""
+"""Make tiny preference pairs and trainers on a random Wan pipeline; they take seconds on one CPU core."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PROMPTS = ["a fox is on the left of a stump", "the meadow", "a stump jumps to th
 
 
 def wan_model(**kwargs: Any) -> WanVideoModel:
-    """A random model, the same at every call."""
+    """Make a random model, the same at every call."""
     return WanVideoModel(wan_pipeline(**kwargs), "tiny-random-wan")
 
 
 def latent_pairs(count: int = 8, seed: int = 0, shape: tuple[int, ...] = LATENT_SHAPE) -> datasets.Dataset:
-    """Pairs given as latents."""
+    """Make pairs that contain latents."""
     generator = torch.Generator().manual_seed(seed)
     rows: dict[str, list] = {"prompt": [PROMPTS[i % len(PROMPTS)] for i in range(count)]}
     for column in ("chosen_latents", "rejected_latents"):
@@ -36,12 +36,13 @@ def latent_pairs(count: int = 8, seed: int = 0, shape: tuple[int, ...] = LATENT_
 
 
 def random_mp4(seed: int, num_frames: int = NUM_FRAMES, height: int = HEIGHT, width: int = WIDTH) -> bytes:
+    """Encode random pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
     return encode_video(pixels, fps=8, crf=0)
 
 
 def video_pairs(count: int = 3, seed: int = 0, **size: int) -> datasets.Dataset:
-    """Pairs given as mp4 bytes, in a `Video` column as `preferences.to_dataset` makes it."""
+    """Make pairs of mp4 bytes, in `Video` columns like those of `preferences.to_dataset`."""
     rows: dict[str, list] = {"prompt": [PROMPTS[i % len(PROMPTS)] for i in range(count)]}
     for offset, column in enumerate(("chosen", "rejected")):
         videos = [random_mp4(seed + 2 * i + offset, **size) for i in range(count)]
@@ -52,7 +53,7 @@ def video_pairs(count: int = 3, seed: int = 0, **size: int) -> datasets.Dataset:
 
 
 def spatialalign_config(output_dir: Path | str, **overrides: Any) -> SpatialAlignConfig:
-    """Settings under which a few steps move the LoRA far enough to see."""
+    """Make settings with which a few steps visibly change the LoRA."""
     options: dict[str, Any] = {
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 2,
@@ -70,7 +71,7 @@ def spatialalign_config(output_dir: Path | str, **overrides: Any) -> SpatialAlig
 
 
 def spatialalign_trainer(output_dir: Path | str, **overrides: Any) -> SpatialAlignTrainer:
-    """A trainer on [`latent_pairs`]; overrides named as the trainer's arguments go there, the others to the config."""
+    """Make a trainer on [`latent_pairs`]; overrides are arguments of the trainer or fields of its config."""
     arguments: dict[str, Any] = {}
     for name in ("model", "train_dataset", "eval_dataset", "peft_config", "callbacks"):
         if name in overrides:
@@ -81,8 +82,17 @@ def spatialalign_trainer(output_dir: Path | str, **overrides: Any) -> SpatialAli
 
 
 def lora_of(trainer: SpatialAlignTrainer) -> dict[str, torch.Tensor]:
+    """Copy the weights of a trainer's LoRA."""
     return {name: value.detach().clone() for name, value in trainer.video_model.lora_state_dict().items()}
 
 
+def assert_same_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    """Compare two state dicts, by default bit for bit."""
+    assert actual.keys() == expected.keys()
+    for name, value in actual.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def logged(trainer: SpatialAlignTrainer, name: str) -> list[float]:
+    """Return the logged values of a metric."""
     return [entry[name] for entry in trainer.state.log_history if name in entry]

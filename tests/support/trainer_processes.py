@@ -1,4 +1,4 @@
-"""One process of a distributed run; started by torchrun from test_distributed.py. Writes what it saw as JSON."""
+"""Run one process of a distributed run, started by torchrun from test_distributed.py; write its results as JSON."""
 
 import json
 import sys
@@ -23,14 +23,14 @@ def main(folder: Path, options: dict) -> None:
     noises = []
     draw = trainer._draw
 
-    def noting_draw(inputs: dict) -> tuple:
+    def recording_draw(inputs: dict) -> tuple:
         draws = draw(inputs)
         noises.extend(float(value) for value in draws.noise.chosen.flatten(1).sum(1))
         return draws
 
-    trainer._draw = noting_draw
+    trainer._draw = recording_draw
     trainer.train()
-    seen = {
+    results = {
         "world_size": trainer.accelerator.num_processes,
         "steps": trainer.state.global_step,
         "noises": list(noises),
@@ -38,11 +38,11 @@ def main(folder: Path, options: dict) -> None:
         "has_encoders": trainer.video_model.has_encoders,
     }
     if evaluate:
-        seen["eval"] = {k: v for k, v in trainer.evaluate().items() if "per_second" not in k and "runtime" not in k}
+        results["eval"] = {k: v for k, v in trainer.evaluate().items() if "per_second" not in k and "runtime" not in k}
     rank = trainer.args.process_index
     save_file({k: v.contiguous() for k, v in lora_of(trainer).items()}, folder / f"lora-{rank}.safetensors")
     trainer.save_model()
-    (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
+    (folder / f"rank-{rank}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the trainers make of their arguments: memory, schedule, models by name, and what they refuse."""
+"""Test the arguments of the trainers: memory, schedule, models by name, and what is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def test_the_learning_rate_never_rises_again(tmp_path: Path, schedule: str) -> N
     trainer = spatialalign_trainer(tmp_path, lr_scheduler_type=schedule, warmup_steps=3, max_steps=10)
     trainer.create_optimizer_and_scheduler(10)
     rates = []
-    for _ in range(40):  # past the end, where a cosine would climb
+    for _ in range(40):  # past the end, where a cosine would rise again
         rates.append(trainer.lr_scheduler.get_last_lr()[0])
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
@@ -51,7 +51,7 @@ def test_the_learning_rate_never_rises_again(tmp_path: Path, schedule: str) -> N
 
 def test_the_caller_s_arguments_stay_as_they_are(tmp_path: Path) -> None:
     config = spatialalign_config(tmp_path, gradient_checkpointing=True)
-    for _ in range(2):  # the second trainer checkpoints too
+    for _ in range(2):  # the second trainer uses gradient checkpointing too
         trainer = SpatialAlignTrainer(wan_model(), args=config, train_dataset=latent_pairs(2))
         assert trainer.video_model.pipeline.transformer.is_gradient_checkpointing
         assert config.gradient_checkpointing and config.activation_checkpointing
@@ -72,10 +72,10 @@ def test_the_flow_shift_is_the_one_the_model_samples_with(tmp_path: Path) -> Non
     assert spatialalign_trainer(tmp_path, flow_shift=2.5).flow_shift == 2.5
 
 
-def test_what_cannot_work_is_refused_with_its_remedy(tmp_path: Path) -> None:
+def test_arguments_that_cannot_work_are_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 GPUs.*accelerate launch.*CUDA_VISIBLE_DEVICES"):
         config = spatialalign_config(tmp_path)
-        config.n_gpu  # noqa: B018  (sets the devices up)
+        config.n_gpu  # noqa: B018  (initialises the devices)
         config._n_gpu = 3
         SpatialAlignTrainer(wan_model(), args=config, train_dataset=latent_pairs())
     with pytest.raises(ValueError, match="remove_unused_columns"):
@@ -96,7 +96,7 @@ def test_what_cannot_work_is_refused_with_its_remedy(tmp_path: Path) -> None:
 
 
 def test_nothing_is_sent_when_ci_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TRL's telemetry reads a field that diffusers' configs lack, and skips that under CI: only users would see it."""
+    """TRL's telemetry reads a field that diffusers' configs lack. It is off under CI, so only users would see that."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(base_trainer, "send_telemetry", lambda *args, **kwargs: pytest.fail("telemetry was sent"))
     spatialalign_trainer(tmp_path, train_dataset=latent_pairs(2), max_steps=1).train()

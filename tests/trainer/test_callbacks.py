@@ -1,4 +1,4 @@
-"""Stopping without loss, an average of the LoRA, early warnings; none of them changes a weight of the training."""
+"""Test saving on Ctrl-C, the average of the LoRA, and early warnings; none of them changes the trained weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_pairs import lora_of, spatialalign_trainer, wan_model
+from tiny_pairs import assert_same_weights, lora_of, spatialalign_trainer, wan_model
 from transformers import TrainerCallback
 
 from spatialalign_trl.models.lora import LORA_FILE
@@ -20,12 +20,8 @@ from spatialalign_trl.trainer.callbacks import EarlyWarnings, LoraEMA, SaveOnInt
 STEPS = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 class CtrlC(TrainerCallback):
-    """Sends this process what Ctrl-C sends, in the middle of a step."""
+    """Sends this process the signal of Ctrl-C, in the middle of a step."""
 
     def __init__(self, step: int, times: int = 1) -> None:
         self.step, self.times = step, times
@@ -37,13 +33,13 @@ class CtrlC(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
-    trainer = spatialalign_trainer(tmp_path_factory.mktemp("whole"), gradient_accumulation_steps=2, **STEPS)
+def uninterrupted(tmp_path_factory) -> dict[str, torch.Tensor]:
+    trainer = spatialalign_trainer(tmp_path_factory.mktemp("uninterrupted"), gradient_accumulation_steps=2, **STEPS)
     trainer.train()
     return lora_of(trainer)
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path, whole, capfd):
+def test_ctrl_c_saves_a_checkpoint_from_which_the_run_continues_exactly(tmp_path, uninterrupted, capfd):
     before = signal.getsignal(signal.SIGINT)
     callbacks = [SaveOnInterrupt(), CtrlC(step=3)]
     trainer = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2, callbacks=callbacks, **STEPS)
@@ -53,7 +49,8 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(tmp_path, whole, capfd
     assert signal.getsignal(signal.SIGINT) is before
     resumed = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2, **STEPS)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 5 and same(lora_of(resumed), whole)
+    assert resumed.state.global_step == 5
+    assert_same_weights(lora_of(resumed), uninterrupted)
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
@@ -64,7 +61,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert trainer.state.global_step == 2 and not (tmp_path / "checkpoint-3").exists()
 
 
-class Stop(TrainerCallback):
+class StopAfterTwoSteps(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         control.should_training_stop = state.global_step >= 2
 
@@ -73,34 +70,34 @@ def average(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "ema" / LORA_FILE)
 
 
-def test_the_average_is_the_formula_s_and_survives_a_resume(tmp_path, whole):
+def test_the_average_follows_its_formula_and_survives_a_resume(tmp_path, uninterrupted):
     trained: list[dict[str, torch.Tensor]] = []
 
-    class Note(TrainerCallback):
+    class RecordWeights(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
             trained.append(lora_of(trainer))
 
-    trainer = spatialalign_trainer(tmp_path / "whole", gradient_accumulation_steps=2, **STEPS)
+    trainer = spatialalign_trainer(tmp_path / "uninterrupted", gradient_accumulation_steps=2, **STEPS)
     expected = lora_of(trainer)
     trainer.add_callback(LoraEMA(trainer.video_model, 0.75))
-    trainer.add_callback(Note())
+    trainer.add_callback(RecordWeights())
     trainer.train()
-    assert same(lora_of(trainer), whole)  # it only looks
+    assert_same_weights(lora_of(trainer), uninterrupted)  # the average does not change the training
     for weights in trained:
         expected = {name: 0.75 * expected[name] + 0.25 * value for name, value in weights.items()}
-    found = average(tmp_path / "whole")
+    found = average(tmp_path / "uninterrupted")
     for name, value in expected.items():
         torch.testing.assert_close(found[f"transformer.{name}"], value, rtol=0, atol=1e-7)
 
-    for callbacks, resume in (([Stop()], None), ([], True)):
+    for callbacks, resume in (([StopAfterTwoSteps()], None), ([], True)):
         cut = spatialalign_trainer(tmp_path / "cut", gradient_accumulation_steps=2, callbacks=callbacks, **STEPS)
         cut.add_callback(LoraEMA(cut.video_model, 0.75))
         cut.train(resume_from_checkpoint=resume)
-    assert same(average(tmp_path / "cut"), found)
+    assert_same_weights(average(tmp_path / "cut"), found)
     model = wan_model()
-    model.load_lora(tmp_path / "cut" / "ema")  # beside the LoRA, and as loadable as it
+    model.load_lora(tmp_path / "cut" / "ema")  # can be loaded like the LoRA
 
-    without = spatialalign_trainer(tmp_path / "without", callbacks=[Stop()], **STEPS)
+    without = spatialalign_trainer(tmp_path / "without", callbacks=[StopAfterTwoSteps()], **STEPS)
     without.train()
     late = spatialalign_trainer(tmp_path / "without", **STEPS)
     late.add_callback(LoraEMA(late.video_model, 0.75))
@@ -114,24 +111,24 @@ def test_a_decay_that_averages_nothing_is_refused(decay):
         LoraEMA(wan_model(), decay)
 
 
-def told(callback: EarlyWarnings, **logs: float) -> list[str]:
+def warnings_of(callback: EarlyWarnings, **logs: float) -> list[str]:
     state = SimpleNamespace(is_world_process_zero=True, global_step=10)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         callback.on_log(None, state, None, logs={name.replace("__", "/"): value for name, value in logs.items()})
-    return [str(one.message) for one in caught]
+    return [str(warning.message) for warning in caught]
 
 
-def test_a_training_that_goes_wrong_is_told_once_with_a_remedy():
+def test_a_training_that_goes_wrong_is_warned_about_once_with_a_remedy():
     healthy = {"mse__chosen": 0.9, "rewards__chosen": 0.1, "mse__rejected": 1.2, "rewards__rejected": -0.2}
     callback = EarlyWarnings()
-    assert told(callback, **healthy, margin_saturation=0.5) == []
-    (message,) = told(callback, **healthy, margin_saturation=0.8)
+    assert warnings_of(callback, **healthy, margin_saturation=0.5) == []
+    (message,) = warnings_of(callback, **healthy, margin_saturation=0.8)
     assert message.startswith("step 10: 80% of the pairs") and "lower learning_rate or beta" in message
-    assert told(callback, **healthy, margin_saturation=0.9) == []  # once
-    (message,) = told(callback, **{**healthy, "mse__rejected": 5.0, "rewards__rejected": -4.0})
+    assert warnings_of(callback, **healthy, margin_saturation=0.9) == []  # once
+    (message,) = warnings_of(callback, **{**healthy, "mse__rejected": 5.0, "rewards__rejected": -4.0})
     assert "error on rejected videos is 5.00 times the reference's" in message and "zeroth_order_weight" in message
-    (message,) = told(callback, **{**healthy, "mse__chosen": 1.6, "rewards__chosen": -0.6})
+    (message,) = warnings_of(callback, **{**healthy, "mse__chosen": 1.6, "rewards__chosen": -0.6})
     assert "chosen videos is 1.60 times" in message
 
 

@@ -1,4 +1,4 @@
-"""The configs: defaults, help texts, the command line, and values that are refused."""
+"""Test the configs: defaults, help texts, the command line, and the values that are refused."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from trl.trainer.base_config import _BaseConfig as BaseConfig
 from spatialalign_trl.trainer import DiffusionDPOConfig, SpatialAlignConfig
 from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
-OWN_FIELDS = {f.name for f in dataclasses.fields(SpatialAlignConfig)} - {
+FIELDS_OF_OURS = {f.name for f in dataclasses.fields(SpatialAlignConfig)} - {
     f.name for f in dataclasses.fields(BaseConfig)
 }
 
@@ -21,7 +21,7 @@ def test_defaults(tmp_path: Path) -> None:
     config = SpatialAlignConfig(output_dir=str(tmp_path), use_cpu=True)
     assert (config.beta, config.margin_clip, config.zeroth_order_weight) == (1.0, 5.0, 0.5)
     assert (config.learning_rate, config.logging_steps, config.report_to) == (1e-4, 10, [])
-    assert config.bf16 is False  # TRL's base says True, on the CPU too
+    assert config.bf16 is False  # TRL's default is True, even on the CPU
     assert config.gradient_checkpointing is True
     assert config.remove_unused_columns is False and config.ddp_find_unused_parameters is False
     assert config.loss_type == "sigmoid" and config.shared_noise is False and config.num_train_timesteps == 1000
@@ -32,11 +32,11 @@ def test_defaults(tmp_path: Path) -> None:
     assert SpatialAlignConfig(output_dir=str(tmp_path), use_cpu=True, bf16=True).bf16 is True
 
 
-def test_bf16_is_on_where_an_accelerator_computes_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_on_if_the_accelerator_computes_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import spatialalign_trl.trainer.video_trainer_config as module
 
     monkeypatch.setattr(module, "_accelerator_computes_in_bf16", lambda: True)
-    monkeypatch.setattr(BaseConfig, "__post_init__", lambda self: None)  # it would look for the accelerator
+    monkeypatch.setattr(BaseConfig, "__post_init__", lambda self: None)  # would look for an accelerator
     assert DiffusionDPOConfig(output_dir=str(tmp_path)).bf16 is True
     assert DiffusionDPOConfig(output_dir=str(tmp_path), use_cpu=True).bf16 is False
     assert DiffusionDPOConfig(output_dir=str(tmp_path), fp16=True).bf16 is False
@@ -44,12 +44,12 @@ def test_bf16_is_on_where_an_accelerator_computes_in_it(tmp_path: Path, monkeypa
 
 def test_every_field_of_ours_has_a_help_text() -> None:
     fields = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(SpatialAlignConfig)}
-    assert len(OWN_FIELDS) >= 13
-    assert all(len(fields[name]) > 30 for name in OWN_FIELDS)
+    assert len(FIELDS_OF_OURS) >= 13
+    assert all(len(fields[name]) > 30 for name in FIELDS_OF_OURS)
     assert "MEAN squared errors" in fields["beta"] and "sigmoid" in fields["beta"]
     assert "L_dpo + lambda*L_zo" in fields["zeroth_order_weight"]
     documented = SpatialAlignConfig.__doc__ + DiffusionDPOConfig.__doc__ + VideoTrainerConfig.__doc__
-    for name in OWN_FIELDS:
+    for name in FIELDS_OF_OURS:
         assert f"{name} (`" in documented or name in ("min_sigma", "max_sigma")
 
 
@@ -81,7 +81,7 @@ def test_help_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ({"num_noise_draws": 0}, "num_noise_draws=0"),
         ({"rollout_noise": True, "shared_noise": True}, "two noises.*one of the two"),
         ({"num_noise_draws": 3, "num_fixed_draws": 2}, "num_fixed_draws=2 is less than num_noise_draws=3"),
-        ({"precompute_reference": True}, "needs num_fixed_draws"),
+        ({"precompute_reference": True}, "precompute_reference=True needs num_fixed_draws.*Start with 8"),
         ({"reference_sync_steps": 0}, "reference_sync_steps=0"),
         ({"reference_mixup_alpha": 0.0}, "reference_mixup_alpha=0.0"),
         (
@@ -97,7 +97,7 @@ def test_help_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
         ({"min_sigma": 0.9, "max_sigma": 0.5}, "min_sigma=0.9, max_sigma=0.5"),
         ({"num_train_timesteps": 0}, "num_train_timesteps=0"),
         ({"zeroth_order_weight": -0.1}, "zeroth_order_weight=-0.1"),
-        ({"loss_type": "sft"}, "no zeroth-order term.*set it to 0"),
+        ({"loss_type": "sft"}, "no zeroth-order term.*Set zeroth_order_weight=0"),
     ],
 )
 def test_values_out_of_range_are_named(tmp_path: Path, options: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Supervised training with a context, on random scenes: what the loss sees, what is learned, and that runs go on."""
+"""Test supervised training with a context on random scenes: the loss, what is learned, and resuming."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
-from tiny_pairs import LATENT_SHAPE, logged, lora_of, random_mp4, spatialalign_config, wan_model
+from tiny_pairs import LATENT_SHAPE, assert_same_weights, logged, lora_of, random_mp4, spatialalign_config, wan_model
 from tiny_pipelines import NUM_FRAMES
 from tiny_scenes import PROMPT, context_model, scene_row, walk
 
@@ -21,7 +21,7 @@ from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
 from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 from spatialalign_trl.video import encode_video, read_video, write_video
 
-B_OF_THE_MAP = "base_model.model.camera_projection.lora_B.default.weight"
+CAMERA_LORA_B = "base_model.model.camera_projection.lora_B.default.weight"
 
 
 def scenes(count: int = 3, **changes: Any) -> datasets.Dataset:
@@ -45,11 +45,7 @@ def trainer_on(output_dir: Path, dataset: datasets.Dataset | None = None, **over
     return ContextSFTTrainer(args=args, train_dataset=scenes() if dataset is None else dataset, **arguments)
 
 
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def test_it_learns_all_that_conditions_it_and_saves_it(tmp_path: Path) -> None:
+def test_it_learns_from_all_conditioning_and_saves_the_lora(tmp_path: Path) -> None:
     trainer = trainer_on(tmp_path, max_steps=40, min_sigma=0.3, eval_dataset=scenes(2))
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -63,7 +59,7 @@ def test_it_learns_all_that_conditions_it_and_saves_it(tmp_path: Path) -> None:
 
     again = context_model()
     again.load_lora(tmp_path)
-    assert_same(again.lora_state_dict(), lora_of(trainer))
+    assert_same_weights(again.lora_state_dict(), lora_of(trainer))
     row = again.encode_rows([scene_row(0, 3)])
     negative = again.encode_prompts([""])
     settings = SamplingSettings(NUM_FRAMES, 16, 32, num_inference_steps=2, guidance_scale=2.0)
@@ -84,7 +80,7 @@ def test_the_loss_is_that_of_the_targets_alone(tmp_path: Path) -> None:
     (gradient,) = torch.autograd.grad(losses.sum(), outputs)
     assert gradient.shape[2] == 6 and not gradient[:, :, :3].any() and gradient[:, :, 3:].any()
 
-    trainer._micro_step = (-1, -1)  # the same draws again
+    trainer._micro_step = (-1, -1)  # repeat the same draws
     sigma, noise, conditioning = trainer._draw(batch)
     with torch.no_grad():
         answer = model.predict(model.add_noise(batch["latents"], noise, sigma), sigma, conditioning)
@@ -93,8 +89,10 @@ def test_the_loss_is_that_of_the_targets_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_every_weight_takes_part_whatever_the_rows_hold(tmp_path: Path, gradient_checkpointing: bool) -> None:
-    """DDP would wait for ever for the gradient of one that does not."""
+def test_every_weight_gets_a_gradient_whatever_columns_the_rows_have(
+    tmp_path: Path, gradient_checkpointing: bool
+) -> None:
+    """DDP would wait forever for the gradient of a weight that does not."""
     for left_out in ([], ["camera_poses"], ["camera_poses", "context"]):
         trainer = trainer_on(
             tmp_path, scenes(2).remove_columns(left_out), gradient_checkpointing=gradient_checkpointing
@@ -103,7 +101,7 @@ def test_every_weight_takes_part_whatever_the_rows_hold(tmp_path: Path, gradient
         trainer._example_losses(trainer.model.train(), batch)[0].mean().backward()
         trained = {name: p.grad for name, p in trainer.model.named_parameters() if p.requires_grad}
         assert trained and all(gradient is not None for gradient in trained.values())
-        assert bool(trained[B_OF_THE_MAP].any()) == (not left_out)
+        assert bool(trained[CAMERA_LORA_B].any()) == (not left_out)
 
 
 def test_dropout_makes_both_null_branches(tmp_path: Path) -> None:
@@ -116,31 +114,33 @@ def test_dropout_makes_both_null_branches(tmp_path: Path) -> None:
         _, _, conditioning = trainer._draw(batch)
         for i in range(3):
             clean = torch.equal(conditioning[LATENTS][i], batch["conditioning"][LATENTS][i])
-            told = bool(conditioning["cameras"][i].any())
+            has_cameras = bool(conditioning["cameras"][i].any())
             assert clean == (not conditioning["context_sigma"][i].any())
-            assert told == (not torch.equal(conditioning["prompt_embeds"][i], null))
-            kinds.append((clean, told))
+            assert has_cameras == (not torch.equal(conditioning["prompt_embeds"][i], null))
+            kinds.append((clean, has_cameras))
     shares = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
     assert shares.keys() == {(True, True), (True, False), (False, False)}
     assert abs(shares[False, False] - 0.4) < 0.15 and abs(shares[True, False] - 0.3) < 0.15
     trainer.model.eval()
-    assert trainer._draw(batch)[2] is batch["conditioning"]  # evaluation leaves nothing out
+    assert trainer._draw(batch)[2] is batch["conditioning"]  # evaluation drops nothing
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = trainer_on(tmp_path / "whole", max_steps=4, per_device_train_batch_size=2, context_dropout=0.5)
-    whole.train()
+    uninterrupted = trainer_on(
+        tmp_path / "uninterrupted", max_steps=4, per_device_train_batch_size=2, context_dropout=0.5
+    )
+    uninterrupted.train()
     options = {"per_device_train_batch_size": 2, "context_dropout": 0.5, "max_steps": 4, "save_strategy": "steps"}
     first = trainer_on(tmp_path / "run", **options, save_steps=2)
     first.train()
     second = trainer_on(tmp_path / "run", **options, save_steps=2)
     second.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert second.state.global_step == 4
-    assert_same(lora_of(second), lora_of(whole))
-    assert logged(second, "loss")[-2:] == logged(whole, "loss")[-2:]
+    assert_same_weights(lora_of(second), lora_of(uninterrupted))
+    assert logged(second, "loss")[-2:] == logged(uninterrupted, "loss")[-2:]
 
 
-def test_boxes_are_part_of_what_is_learned_unless_switched_off(tmp_path: Path) -> None:
+def test_boxes_are_drawn_into_the_targets_unless_switched_off(tmp_path: Path) -> None:
     boxes = [None] * 5 + [[4.0, 2.0, 20.0, 14.0]] * 4
     plain, drawn = scenes(2), scenes(2).add_column("boxes", [boxes, boxes])
     latents = {
@@ -150,16 +150,16 @@ def test_boxes_are_part_of_what_is_learned_unless_switched_off(tmp_path: Path) -
     assert torch.equal(latents["plain"], latents["off"]) and not torch.equal(latents["plain"], latents["on"])
 
 
-def test_frames_do_as_well_as_files(tmp_path: Path) -> None:
+def test_frames_give_the_same_examples_as_files(tmp_path: Path) -> None:
     files = scenes(1)
     frames = {name: read_video(files[0][name]).tolist() for name in ("context", "video")}
     as_lists = datasets.Dataset.from_list([{**files[0], **frames}])
-    one, other = (trainer_on(tmp_path, dataset).train_dataset[0] for dataset in (files, as_lists))
-    assert torch.equal(one["latents"], other["latents"])
-    assert_same(one["conditioning"], other["conditioning"])
+    from_files, from_lists = (trainer_on(tmp_path, dataset).train_dataset[0] for dataset in (files, as_lists))
+    assert torch.equal(from_files["latents"], from_lists["latents"])
+    assert_same_weights(from_files["conditioning"], from_lists["conditioning"])
 
 
-def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
+def test_datasets_that_cannot_be_learned_from_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="variant='context'"):
         trainer_on(tmp_path, model=wan_model())
     with pytest.raises(ValueError, match="no column 'video'"):
@@ -169,7 +169,7 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
     mixed = scenes(2)
     longer = encode_video(np.zeros((4, 16, 32, 3), np.uint8), fps=8)
     rows = [mixed[0], {**mixed[1], "context": longer, "context_indices": [0, 1, 2, 3], "context_poses": walk(4)}]
-    with pytest.raises(ValueError, match="row 1 conditions the model otherwise than row 0.*context_frames"):
+    with pytest.raises(ValueError, match="row 1 conditions the model differently from row 0.*context_frames"):
         trainer_on(tmp_path, datasets.Dataset.from_list(rows))
     model = context_model()
     lora = default_lora_config(model, targets=["attn1.to_q"])
@@ -178,10 +178,12 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_config_s_help_and_bounds(tmp_path: Path) -> None:
-    own = {f.name: f.metadata["help"] for f in dataclasses.fields(ContextSFTConfig)}
-    own = {name: own[name] for name in own.keys() - {f.name for f in dataclasses.fields(VideoTrainerConfig)}}
-    assert own.keys() == {"context_dropout", "instruction_dropout", "null_prompt", "auxiliary_box"}
-    assert all(f"{name} (`" in ContextSFTConfig.__doc__ for name in own) and "v(null, z)" in own["context_dropout"]
+    fields = {f.name: f.metadata["help"] for f in dataclasses.fields(ContextSFTConfig)}
+    fields = {name: fields[name] for name in fields.keys() - {f.name for f in dataclasses.fields(VideoTrainerConfig)}}
+    assert fields.keys() == {"context_dropout", "instruction_dropout", "null_prompt", "auxiliary_box"}
+    assert (
+        all(f"{name} (`" in ContextSFTConfig.__doc__ for name in fields) and "v(null, z)" in fields["context_dropout"]
+    )
     config = ContextSFTConfig(output_dir=str(tmp_path), use_cpu=True, model_init_kwargs='{"context_frames": 4}')
     assert config.model_init_kwargs == {"variant": "context", "context_frames": 4}
     for options, message in (
@@ -192,8 +194,8 @@ def test_the_config_s_help_and_bounds(tmp_path: Path) -> None:
             ContextSFTConfig(output_dir=str(tmp_path), use_cpu=True, **options)
 
 
-def test_rollouts_and_preference_training_carry_the_context_without_knowing_of_it(tmp_path: Path) -> None:
-    """The supervised model is the reference; its margin at step 0 is exactly 0, and what it saw is the row's scene."""
+def test_rollouts_and_preference_training_pass_the_context_on(tmp_path: Path) -> None:
+    """The supervised model is the reference: the margin at step 0 is exactly 0, and the model saw the rows' scenes."""
     rows = []
     for i in range(2):
         row = scene_row(i, frames=3, prompt=PROMPT)
@@ -201,7 +203,7 @@ def test_rollouts_and_preference_training_carry_the_context_without_knowing_of_i
         rows.append({"prompt_id": str(i), **row, "context": str(file)})
     model = context_model()
     attach_lora(model)
-    torch.nn.init.normal_(model.transformer.get_parameter(B_OF_THE_MAP), std=0.1)
+    torch.nn.init.normal_(model.transformer.get_parameter(CAMERA_LORA_B), std=0.1)
     model.set_reference_to_policy()
 
     settings = SamplingSettings(NUM_FRAMES, 16, 32, num_inference_steps=2, guidance_scale=2.0)
@@ -211,7 +213,7 @@ def test_rollouts_and_preference_training_carry_the_context_without_knowing_of_i
     alone = model.sample(model.encode_rows(rows[1:]), model.encode_prompts([""]), [noise_seed(1, "1")], settings)
     torch.testing.assert_close(latents[3], alone[0], rtol=1e-3, atol=1e-3)
 
-    sides = [save({"latents": one.contiguous()}) for one in latents]
+    sides = [save({"latents": tensor.contiguous()}) for tensor in latents]
     pairs = datasets.Dataset.from_list(
         [{**row, "chosen_latents": sides[2 * i], "rejected_latents": sides[2 * i + 1]} for i, row in enumerate(rows)]
     )
@@ -223,4 +225,4 @@ def test_rollouts_and_preference_training_carry_the_context_without_knowing_of_i
     assert logged(trainer, "rewards/margins")[0] == 0 == logged(trainer, "distance_to_reference")[0]
     assert logged(trainer, "distance_to_reference")[1] > 0
     assert all({LATENTS, "cameras"} <= conditioning.keys() for conditioning in seen) and len(seen) == 4
-    assert not torch.equal(seen[0][LATENTS][0], seen[0][LATENTS][1])  # the two rows' own, though the prompt is one
+    assert not torch.equal(seen[0][LATENTS][0], seen[0][LATENTS][1])  # the contexts of two rows with the same prompt

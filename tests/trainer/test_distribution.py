@@ -1,4 +1,4 @@
-"""What cannot work over several processes is refused before any work, with the reason and another way."""
+"""Test that unsupported ways of distributing a run are refused, with the reason and an alternative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step draws: several draws of a pair, fixed ones, and the noise that the rollouts started from."""
+"""Test the draws of a step: several draws per pair, fixed draws, and the noise that the rollouts started from."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def first_batch(trainer: SpatialAlignTrainer) -> dict[str, Any]:
 
 
 def moved(trainer: SpatialAlignTrainer) -> SpatialAlignTrainer:
-    """With another policy than the reference, so that there are errors to compare."""
+    """Make the policy different from the reference, so that there are errors to compare."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data.fill_(0.05)
@@ -44,18 +44,18 @@ def test_the_loss_is_the_mean_over_a_pair_s_draws(tmp_path: Path) -> None:
     losses, metrics = several.compute_loss(several.model, batch, return_outputs=True)
     assert losses.ndim == 0 and all(value.shape == (2,) for value in metrics.values())
 
-    one = moved(spatialalign_trainer(tmp_path))
-    # The first of them is what a single draw would have been.
-    single = one._draw(batch)
+    single_draw = moved(spatialalign_trainer(tmp_path))
+    # A single draw is the first of several.
+    single = single_draw._draw(batch)
     assert torch.equal(single.sigma, sigma[::3]) and torch.equal(single.noise.rejected, noise.rejected[::3])
     parts = []
     for k in range(3):
         part = Draws(sigma[k::3], Pair(*(values[k::3] for values in noise)), [])
-        one._draw = lambda inputs, part=part: part
-        parts.append(one.compute_loss(one.model, batch, return_outputs=True))
+        single_draw._draw = lambda inputs, part=part: part
+        parts.append(single_draw.compute_loss(single_draw.model, batch, return_outputs=True))
     assert losses.item() == pytest.approx(sum(loss.item() for loss, _ in parts) / 3, abs=1e-6)
     for name, value in metrics.items():
-        torch.testing.assert_close(value, sum(other[name] for _, other in parts) / 3, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(value, sum(part[name] for _, part in parts) / 3, atol=1e-5, rtol=1e-4)
 
 
 def test_accumulation_is_one_batch_with_everything_switched_on(tmp_path: Path) -> None:
@@ -80,10 +80,10 @@ def test_a_pair_has_its_fixed_draws_for_the_whole_run(tmp_path: Path) -> None:
         sigma, noise, keys = trainer._draw(batch)
         assert [key.row for key in keys] == batch["row"].repeat_interleave(2).tolist()
         assert keys[0].index != keys[1].index
-        for key, one in zip(keys, noise.rejected, strict=True):
-            assert torch.equal(seen.setdefault((key.row, key.index), one), one)
+        for key, rejected in zip(keys, noise.rejected, strict=True):
+            assert torch.equal(seen.setdefault((key.row, key.index), rejected), rejected)
     assert set(seen) == {(row, index) for row in range(2) for index in range(3)}
-    assert len({float(one.sum()) for one in seen.values()}) == 6
+    assert len({float(noise.sum()) for noise in seen.values()}) == 6
 
 
 def test_the_rollouts_noise_is_what_sampling_started_from(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_rollouts_noise_is_what_sampling_started_from(tmp_path: Path) -> Non
     )
     batch = first_batch(trainer)
     sigma, noise, _ = trainer._draw(batch)
-    assert len(sigma.unique()) == 4  # the levels are drawn, the noise is given
+    assert len(sigma.unique()) == 4  # noise levels are drawn, although the noise is given
     settings = model.default_settings()
     frames, height, width = model._pixel_shape(torch.empty(1, *LATENT_SHAPE))
     settings = type(settings)(**{**settings.to_dict(), "num_frames": frames, "height": height, "width": width})
@@ -112,7 +112,7 @@ def test_the_rollouts_noise_has_to_be_known(tmp_path: Path) -> None:
         spatialalign_trainer(tmp_path, train_dataset=wrong)
 
 
-def test_only_noise_levels_that_the_transformer_samples_at_are_trained(
+def test_only_noise_levels_that_the_transformer_sees_in_sampling_are_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(wan_model()), "sigma_range", property(lambda self: (0.5, 1.0)))

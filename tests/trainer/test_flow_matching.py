@@ -1,4 +1,4 @@
-"""Sigmas and noise: the paper's distribution, the bounds, and who draws what."""
+"""Test sigmas and noise: the paper's distribution, the bounds, and the generator of every pair."""
 
 import itertools
 
@@ -98,8 +98,8 @@ def test_every_pair_of_a_step_has_its_own_generator() -> None:
     assert again[0] == again[1]
 
 
-def test_a_step_s_positions_do_not_depend_on_how_it_is_dealt() -> None:
-    """The sampler's order 0..15, cut into batches and dealt to ranks in turn: position == place in that order."""
+def test_positions_in_a_step_do_not_depend_on_how_the_step_is_divided() -> None:
+    """Cut the sampler's order 0..15 into batches that go to the ranks in turn: a position is a place in the order."""
     for world_size, batch_size in itertools.product((1, 2, 4), (1, 2, 4)):
         batches = [list(range(i, i + batch_size)) for i in range(0, 16, batch_size)]
         for j, batch in enumerate(batches):

@@ -1,4 +1,4 @@
-"""The latent cache: what is encoded, what is found again, and what is refused, by row and column."""
+"""Test the latent cache: what is encoded, what is reused, and what is refused, by row and column."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_videos_become_the_model_s_latents_and_prompts_its_embeddings(tmp_path: 
     assert batch["conditioning"]["prompt_embeds"].shape == (2, *embeds.shape)
 
 
-def test_what_is_in_the_cache_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_files_are_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare_pairs(video_pairs(3), wan_model(), tmp_path, show_progress=False)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(files) == 2 * 3 + 3
@@ -43,14 +43,14 @@ def test_what_is_in_the_cache_is_not_encoded_again(tmp_path: Path, monkeypatch: 
     assert torch.equal(first[2]["chosen"], second[2]["chosen"])
 
 
-def test_another_model_of_the_same_name_has_its_own_latents(tmp_path: Path) -> None:
-    one, other = wan_model(seed=0), wan_model(seed=1)
-    assert encoder_fingerprint(one) == encoder_fingerprint(wan_model(seed=0)) != encoder_fingerprint(other)
-    pairs = [prepare_pairs(video_pairs(1), model, tmp_path, show_progress=False) for model in (one, other)]
+def test_a_different_model_with_the_same_name_does_not_reuse_latents(tmp_path: Path) -> None:
+    first, second = wan_model(seed=0), wan_model(seed=1)
+    assert encoder_fingerprint(first) == encoder_fingerprint(wan_model(seed=0)) != encoder_fingerprint(second)
+    pairs = [prepare_pairs(video_pairs(1), model, tmp_path, show_progress=False) for model in (first, second)]
     assert not torch.equal(pairs[0][0]["chosen"], pairs[1][0]["chosen"])
 
 
-def test_a_cut_short_cache_file_is_made_again(tmp_path: Path) -> None:
+def test_an_incomplete_cache_file_is_encoded_again(tmp_path: Path) -> None:
     pairs = prepare_pairs(video_pairs(1), wan_model(), tmp_path, show_progress=False)
     expected, path = pairs[0]["chosen"], pairs.latent_files[0, "chosen"]
     path.write_bytes(path.read_bytes()[:100])
@@ -59,12 +59,12 @@ def test_a_cut_short_cache_file_is_made_again(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_encoding(tmp_path: Path) -> None:
-    """Both look before either writes (the barrier), so that what they deal is the same list."""
+    """Both processes list the missing files before either writes (the barrier), so that they divide the same list."""
     made = []
     for rank in range(2):
         folder = tmp_path / str(rank)
         share = Share(rank=rank, world_size=2)
-        with pytest.raises(FileNotFoundError):  # the other's half is missing: nobody else ran
+        with pytest.raises(FileNotFoundError):  # the files of the other process are missing: it did not run
             prepare_pairs(video_pairs(3), wan_model(), folder, share=share, show_progress=False)
         made.append({path.name for path in folder.iterdir() if path.name.startswith("video")})
     assert not made[0] & made[1] and len(made[0] | made[1]) == 6
@@ -135,7 +135,10 @@ def test_latents_of_another_model_are_refused(tmp_path: Path) -> None:
     ("value", "message"),
     [
         ({"bytes": random_mp4(0, num_frames=8), "path": "a.mp4"}, "num_frames is 8.*5 or 9"),
-        ({"bytes": random_mp4(0, num_frames=5), "path": "a.mp4"}, r"shape \(4, 2, 2, 4\).*same frames and size"),
+        (
+            {"bytes": random_mp4(0, num_frames=5), "path": "a.mp4"},
+            r"shape \(4, 2, 2, 4\).*same number of frames and the same size",
+        ),
         ({"bytes": b"no video", "path": "a.mp4"}, "not a readable video"),
         ({"bytes": None, "path": "/nowhere/a.mp4"}, "cannot be read: .*nowhere"),
         (None, "expected a video as bytes or a path, got None"),

@@ -1,4 +1,4 @@
-"""Attaching the LoRA: targets, the reference, going on from a loaded one."""
+"""Test attaching the LoRA: targets, the reference, continuing from a loaded LoRA."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_all_linear_adds_every_linear_layer_of_the_blocks_and_not_the_output() -
         default_lora_config(wan_model(), targets="everything")
 
 
-def test_a_new_adapter_changes_nothing_and_switched_off_it_never_does() -> None:
+def test_an_adapter_changes_nothing_when_it_is_new_or_switched_off() -> None:
     model = wan_model()
     base = output(model)
     attach_lora(model)
@@ -81,7 +81,7 @@ def test_adapter_of_a_bf16_model_is_fp32() -> None:
     assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_goes_on_from_a_loaded_lora(tmp_path: Path) -> None:
+def test_training_continues_from_a_loaded_lora(tmp_path: Path) -> None:
     first = wan_model()
     base = output(first)
     attach_lora(first, default_lora_config(first, r=4, alpha=12))
@@ -93,7 +93,7 @@ def test_goes_on_from_a_loaded_lora(tmp_path: Path) -> None:
     second.load_lora(tmp_path)
     network = attach_lora(second)
     assert isinstance(network, PeftModel)
-    assert network.active_peft_config.lora_alpha == 12  # taken for r when the file does not say it
+    assert network.active_peft_config.lora_alpha == 12  # would become r if the file did not store it
     assert torch.equal(output(second), trained)
     assert sum(p.requires_grad for p in network.parameters()) == 2 * 6
     with second.reference():
@@ -101,7 +101,7 @@ def test_goes_on_from_a_loaded_lora(tmp_path: Path) -> None:
 
 
 def test_a_reference_set_to_the_loaded_policy_stays(tmp_path: Path) -> None:
-    """The next round may learn against the policy of the last one instead of the base."""
+    """A round may use the policy of the previous round as its reference instead of the base."""
     first = wan_model()
     attach_lora(first)
     shake(first)
@@ -120,7 +120,7 @@ def test_a_reference_set_to_the_loaded_policy_stays(tmp_path: Path) -> None:
     assert torch.equal(output(second), moved)
 
 
-def test_goes_on_from_an_earlier_trainer_s_adapter() -> None:
+def test_training_continues_from_an_earlier_trainer_s_adapter() -> None:
     model = wan_model()
     first = attach_lora(model)
     shake(model)
@@ -136,8 +136,8 @@ def test_a_second_adapter_is_refused() -> None:
         attach_lora(model, default_lora_config(model))
 
 
-def test_what_trl_s_command_line_makes_of_a_lora_config_is_put_right() -> None:
-    """It names a language-model task, and turns a one-element list into a string, which PEFT reads as a regex."""
+def test_the_changes_of_trl_s_command_line_to_a_lora_config_are_undone() -> None:
+    """TRL sets a language-model task, and turns a one-element list into a string, which PEFT uses as a regex."""
     model = wan_model()
     network = attach_lora(model, LoraConfig(r=4, target_modules="to_k", task_type="CAUSAL_LM"))
     assert adapted_modules(network) == {f"blocks.{i}.attn{j}.to_k" for i in range(2) for j in (1, 2)}

@@ -1,4 +1,4 @@
-"""Every other loss of the family against a plain formula written out here, pair by pair, in float64."""
+"""Test the other losses of the family against formulas written out here, pair by pair, in float64."""
 
 import math
 
@@ -13,12 +13,12 @@ SHAPE = (4, 3, 2, 3, 5)  # (batch, channels, frames, height, width)
 BETA = 0.7
 
 
-def mse(one: Tensor, other: Tensor) -> float:
-    return float(((one.double() - other.double()) ** 2).mean())
+def mse(prediction: Tensor, target: Tensor) -> float:
+    return float(((prediction.double() - target.double()) ** 2).mean())
 
 
 def difference(pairs: dict[str, Pair], i: int) -> float:
-    """score(chosen) - score(rejected) of pair i."""
+    """Compute score(chosen) - score(rejected) of pair i."""
     policy, reference, target = mapped(lambda tensor: tensor[i], pairs).values()
     scores = [mse(r, t) - mse(p, t) for p, r, t in zip(policy, reference, target, strict=True)]
     return scores[0] - scores[1]
@@ -48,7 +48,7 @@ def test_the_clip_holds_for_the_hinge_too() -> None:
     assert 0.5 <= float(clipped) <= 1.5
 
 
-def test_ipo_stops_at_its_target_and_comes_back_from_beyond() -> None:
+def test_ipo_pulls_a_pair_to_its_target_from_both_sides() -> None:
     for gap, direction in ((0.1, -1), (0.5, 0), (2.0, 1)):  # the target is 1/(2*beta) = 0.5 at beta 1
         margin = torch.tensor([gap], requires_grad=True)
         preference_loss(margin, "ipo", beta=1.0).sum().backward()
@@ -90,7 +90,7 @@ def test_the_safe_scale_is_its_formula(mu: float) -> None:
         overlap = float(chosen @ rejected)
         expected = 1.0 if overlap <= 0 else min(1.0, (1 - mu) * float(chosen @ chosen) / overlap)
         assert scale == pytest.approx(expected, abs=1e-5)
-        # What the bound is for: the winner's error falls at least as far as promised, to first order.
+        # To first order, the winner's error decreases at least as much as the bound guarantees.
         fall = float((-chosen + scale * rejected) @ chosen)
         assert fall <= -mu * float(chosen @ chosen) + 1e-3
     assert scales[2] == 1.0 and (mu == 0 or scales[0] < 1)

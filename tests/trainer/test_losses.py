@@ -1,4 +1,4 @@
-"""The losses against the authors' released code, against formulas written out by hand, and against known traps."""
+"""Test the losses against the authors' released code, formulas written out by hand, and known mistakes."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def at_step_zero(seed: int = 0) -> dict[str, Pair]:
 
 
 def test_losses_and_lora_gradients_equal_the_authors_code(golden_data) -> None:
-    """A whole training step: the real transformer, a PEFT LoRA and our loss, against the released code's numbers."""
+    """Compare a whole training step (real transformer, PEFT LoRA, our loss) with the numbers of the released code."""
     from diffusers import WanTransformer3DModel
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
@@ -71,7 +71,7 @@ def test_losses_and_lora_gradients_equal_the_authors_code(golden_data) -> None:
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         assert (gradient - expected[name]).abs().max() < 1e-8, name
-    assert max(g.abs().max() for g in expected.values()) > 1e-5  # the comparison is not one of zeros
+    assert max(g.abs().max() for g in expected.values()) > 1e-5  # otherwise the comparison would be between zeros
 
 
 def test_agrees_with_the_formula_written_out_per_pair() -> None:
@@ -97,7 +97,7 @@ def test_agrees_with_the_formula_written_out_per_pair() -> None:
 
 
 def test_every_dimension_but_the_batch_is_reduced_before_the_logit() -> None:
-    """A peer's loss reduced a 5-D latent over two axes and applied log-sigmoid per column."""
+    """Another implementation averaged a 5-D latent over two axes only and applied log-sigmoid per column."""
     loss, metrics = zeroth_order_dpo_loss(**random_pairs(SHAPE), reduction="none")
     assert loss.shape == (SHAPE[0],)
     assert all(value.shape == (SHAPE[0],) for value in metrics.values())

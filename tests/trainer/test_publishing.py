@@ -1,4 +1,4 @@
-"""What a run leaves behind: a LoRA that diffusers loads bit for bit, a checkpoint without pickles of ours, a card."""
+"""Test what a run saves: a LoRA that diffusers loads bit for bit, a checkpoint without our own pickles, a card."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import ModelCard, snapshot_download
 from loopback_hub import Commit, LoopbackHub
 from safetensors import safe_open
-from tiny_pairs import LATENT_SHAPE, latent_pairs, lora_of, spatialalign_trainer, wan_model
+from tiny_pairs import LATENT_SHAPE, assert_same_weights, latent_pairs, lora_of, spatialalign_trainer, wan_model
 from tiny_pipelines import wan_pipeline
 
 from spatialalign_trl.hub.pushing import PushFailed
@@ -29,7 +29,7 @@ def output(network: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("where", ["checkpoint-3", "."])
 def test_diffusers_loads_what_was_trained_bit_for_bit(tmp_path: Path, where: str) -> None:
     model = wan_model()
-    config = default_lora_config(model, r=4, alpha=12)  # alpha != r: lost when the metadata is not saved
+    config = default_lora_config(model, r=4, alpha=12)  # alpha != r would be lost if the metadata were not saved
     trainer = spatialalign_trainer(tmp_path, model=model, peft_config=config, save_strategy="steps", save_steps=3)
     trainer.train()
     trainer.save_model()
@@ -91,7 +91,7 @@ def pushing(output_dir: Path, **overrides) -> SpatialAlignTrainer:
     return spatialalign_trainer(output_dir / "my-lora", **{**options, **overrides})
 
 
-def states(hub: LoopbackHub) -> list[Commit]:
+def pushed_commits(hub: LoopbackHub) -> list[Commit]:
     return hub.repo("model", "tester/my-lora").branches["main"][1:]
 
 
@@ -99,16 +99,16 @@ def test_every_save_is_pushed_and_diffusers_loads_it_back(tmp_path: Path, loopba
     trainer = pushing(tmp_path)
     trainer.train()
     trainer._finish_current_push()
-    assert [state.message for state in states(loopback_client)] == [
+    assert [commit.message for commit in pushed_commits(loopback_client)] == [
         f"Training in progress, step {step}" for step in (1, 2, 3)
     ]
-    for step, state in enumerate(states(loopback_client), start=1):
-        names = {name for name in state.files if not name.startswith(".")}
+    for step, commit in enumerate(pushed_commits(loopback_client), start=1):
+        names = {name for name in commit.files if not name.startswith(".")}
         assert names == {"pytorch_lora_weights.safetensors", "README.md"}
         for name in names:
-            assert state.files[name] == (tmp_path / "my-lora" / f"checkpoint-{step}" / name).read_bytes()
-            assert loopback_client.token.encode() not in state.files[name]
-    assert not list((tmp_path / "my-lora").glob("*.bin"))  # Trainer's own push pickles the arguments
+            assert commit.files[name] == (tmp_path / "my-lora" / f"checkpoint-{step}" / name).read_bytes()
+            assert loopback_client.token.encode() not in commit.files[name]
+    assert not list((tmp_path / "my-lora").glob("*.bin"))  # Trainer's push would pickle the arguments
     fresh = wan_pipeline()
     fresh.load_lora_weights("tester/my-lora")
     assert torch.equal(output(fresh.transformer), output(trainer.model))
@@ -117,30 +117,29 @@ def test_every_save_is_pushed_and_diffusers_loads_it_back(tmp_path: Path, loopba
 def test_the_end_alone_is_pushed_on_demand(tmp_path: Path, loopback_client: LoopbackHub) -> None:
     trainer = pushing(tmp_path, hub_strategy="end", hub_private_repo=True)
     trainer.train()
-    assert not states(loopback_client)
-    commit = trainer.push_to_hub(tags="extra")
-    (state,) = states(loopback_client)
-    assert state.message == "End of training" and commit.oid == state.oid
+    assert not pushed_commits(loopback_client)
+    pushed = trainer.push_to_hub(tags="extra")
+    (commit,) = pushed_commits(loopback_client)
+    assert commit.message == "End of training" and commit.oid == pushed.oid
     assert loopback_client.repo("model", "tester/my-lora").private
-    assert "extra" in ModelCard(state.files["README.md"].decode()).data.tags
+    assert "extra" in ModelCard(commit.files["README.md"].decode()).data.tags
 
 
 def test_a_checkpoint_on_the_hub_can_be_resumed_from(tmp_path: Path, loopback_client: LoopbackHub) -> None:
-    pushing(tmp_path, hub_strategy="checkpoint", max_steps=2)  # makes the repository
+    pushing(tmp_path, hub_strategy="checkpoint", max_steps=2)  # creates the repository
     first = pushing(tmp_path, hub_strategy="checkpoint", max_steps=2)
     first.train()
     first._finish_current_push()
-    there = snapshot_download("tester/my-lora", allow_patterns="last-checkpoint/*")
-    whole = pushing(tmp_path / "whole", push_to_hub=False, max_steps=3)
-    whole.train()
+    snapshot = snapshot_download("tester/my-lora", allow_patterns="last-checkpoint/*")
+    uninterrupted = pushing(tmp_path / "uninterrupted", push_to_hub=False, max_steps=3)
+    uninterrupted.train()
     resumed = pushing(tmp_path / "resumed", push_to_hub=False, max_steps=3)
-    resumed.train(resume_from_checkpoint=str(Path(there) / "last-checkpoint"))
-    expected, found = lora_of(whole), lora_of(resumed)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    resumed.train(resume_from_checkpoint=str(Path(snapshot) / "last-checkpoint"))
+    assert_same_weights(lora_of(resumed), lora_of(uninterrupted))
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, None])
-def test_a_push_that_fails_ends_no_training(
+def test_a_failed_push_does_not_stop_the_training(
     tmp_path: Path, loopback_client: LoopbackHub, monkeypatch: pytest.MonkeyPatch, caplog: Any, status: int | None
 ) -> None:
     monkeypatch.setattr("spatialalign_trl.hub.pushing.FIRST_PAUSE", 0.0)
@@ -148,7 +147,8 @@ def test_a_push_that_fails_ends_no_training(
     loopback_client.fail("POST", "/commit/", status=status, times=999)
     trainer.train()
     trainer.save_model()
-    assert not states(loopback_client) and (tmp_path / "my-lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert not pushed_commits(loopback_client)
+    assert (tmp_path / "my-lora" / "pytorch_lora_weights.safetensors").is_file()
     command = f"hf upload tester/my-lora {tmp_path / 'my-lora'} . --include pytorch_lora_weights.safetensors README.md"
     assert command in caplog.text and loopback_client.token not in caplog.text
     with pytest.raises(PushFailed) as failure:
@@ -156,7 +156,7 @@ def test_a_push_that_fails_ends_no_training(
     assert loopback_client.token not in str(failure.value)
 
 
-def test_a_push_is_repeated_until_it_arrives(
+def test_a_push_is_repeated_until_it_succeeds(
     tmp_path: Path, loopback_client: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spatialalign_trl.hub.pushing.FIRST_PAUSE", 0.0)
@@ -164,10 +164,10 @@ def test_a_push_is_repeated_until_it_arrives(
     loopback_client.fail("POST", "/commit/", status=503, times=2)
     trainer.train()
     trainer._finish_current_push()
-    assert [state.message for state in states(loopback_client)] == ["Training in progress, step 3"]
+    assert [commit.message for commit in pushed_commits(loopback_client)] == ["Training in progress, step 3"]
 
 
-def test_a_token_that_the_hub_does_not_know_is_heard_before_training(
+def test_a_token_that_the_hub_does_not_know_is_refused_before_training(
     tmp_path: Path, loopback_client: LoopbackHub
 ) -> None:
     with pytest.raises(PermissionError, match="the token is not valid") as refusal:

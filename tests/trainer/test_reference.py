@@ -1,4 +1,4 @@
-"""The reference computed ahead, and the reference that follows the policy."""
+"""Test the precomputed reference, and the reference that follows the policy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_pairs import latent_pairs, logged, lora_of, spatialalign_trainer, wan_model
+from tiny_pairs import assert_same_weights, latent_pairs, logged, lora_of, spatialalign_trainer, wan_model
 from transformers import TrainerCallback
 
 import spatialalign_trl.trainer.video_trainer as trainer_module
@@ -18,7 +18,7 @@ FIXED: dict[str, Any] = {"num_fixed_draws": 2, "optim": "sgd", "learning_rate": 
 
 
 def count_forwards(model: VideoModel) -> Callable[[], int]:
-    """How often the network ran since the last time it was asked."""
+    """Return a function that returns how often the network ran since its previous call."""
     calls = []
     model.base_transformer.register_forward_hook(lambda *_: calls.append(1))
 
@@ -32,12 +32,12 @@ def count_forwards(model: VideoModel) -> Callable[[], int]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same run with its reference in every step, computed ahead, and computed ahead by an earlier run."""
+    """Train with the reference in every step, precomputed, and precomputed by an earlier run."""
     folder = tmp_path_factory.mktemp("reference")
     options = {**FIXED, "latent_cache_dir": str(folder / "cache"), "num_noise_draws": 2, "max_steps": 4}
     options |= {"train_dataset": latent_pairs(5), "eval_dataset": latent_pairs(3, seed=1)}
     found: dict[str, Any] = {"cache": folder / "cache"}
-    for name in ("in the step", "ahead", "again"):
+    for name in ("in the step", "precomputed", "reused"):
         model = wan_model()
         forwards = count_forwards(model)
         trainer = spatialalign_trainer(
@@ -52,10 +52,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_precomputed_reference_needs_no_forward_in_the_steps(runs: dict[str, Any]) -> None:
     steps = 4
     assert runs["in the step"]["training"] == 2 * steps
-    assert runs["ahead"]["training"] == 3 + steps  # 5 pairs x 2 draws, 4 of them (2 pairs a batch) a forward
-    assert runs["again"]["training"] == steps
+    assert runs["precomputed"]["training"] == 3 + steps  # 5 pairs x 2 draws, 4 of them (2 pairs a batch) a forward
+    assert runs["reused"]["training"] == steps
     batches = 2
-    assert [runs[name]["evaluation"] for name in ("in the step", "ahead", "again")] == [
+    assert [runs[name]["evaluation"] for name in ("in the step", "precomputed", "reused")] == [
         2 * batches,
         2 * batches,
         batches,
@@ -64,7 +64,7 @@ def test_a_precomputed_reference_needs_no_forward_in_the_steps(runs: dict[str, A
     assert len(files) == 5 * 2 + 3 * 2
 
 
-@pytest.mark.parametrize("name", ["ahead", "again"])
+@pytest.mark.parametrize("name", ["precomputed", "reused"])
 def test_a_precomputed_reference_trains_the_same_lora(runs: dict[str, Any], name: str) -> None:
     expected, found = runs["in the step"], runs[name]
     for key in ("loss", "rewards/margins", "loss/zeroth_order"):
@@ -77,7 +77,7 @@ def test_a_precomputed_reference_trains_the_same_lora(runs: dict[str, Any], name
     assert expected["metrics"]["eval_distance_to_reference"] > 0
 
 
-def test_only_what_is_missing_is_computed(runs: dict[str, Any], tmp_path: Path) -> None:
+def test_only_missing_predictions_are_computed(runs: dict[str, Any], tmp_path: Path) -> None:
     options = {**FIXED, "latent_cache_dir": str(runs["cache"]), "num_noise_draws": 2, "max_steps": 1}
     broken, gone = sorted(runs["cache"].glob("reference-*"))[:2]
     broken.write_bytes(broken.read_bytes()[:50])
@@ -95,7 +95,7 @@ def test_only_what_is_missing_is_computed(runs: dict[str, Any], tmp_path: Path) 
     assert len(written) == 2 and broken.stat().st_size > 50 and gone.exists()
 
 
-def test_other_weights_draws_or_precision_are_other_files(tmp_path: Path) -> None:
+def test_different_weights_draws_or_precision_give_different_files(tmp_path: Path) -> None:
     def file(model: VideoModel | None = None, **options: Any) -> Path:
         trainer = spatialalign_trainer(
             tmp_path, model=model or wan_model(), train_dataset=latent_pairs(1),
@@ -164,30 +164,27 @@ def test_resumed_is_uninterrupted_with_a_reference_that_follows(tmp_path: Path, 
     options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
     options |= {"sync_reference": True, "reference_sync_steps": 2, "reference_mixup_alpha": 0.5}
     options |= {"num_noise_draws": 2, "num_fixed_draws": 3, "train_dataset": latent_pairs(7)}
-    whole = spatialalign_trainer(tmp_path / "whole", **options)
-    whole.train()
+    uninterrupted = spatialalign_trainer(tmp_path / "uninterrupted", **options)
+    uninterrupted.train()
     spatialalign_trainer(tmp_path / "cut", callbacks=[_StopAt(stop)], **options).train()
     resumed: SpatialAlignTrainer = spatialalign_trainer(tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=True)
-    assert logged(resumed, "loss") == logged(whole, "loss")
-    for one, other in (
-        (lora_of(whole), lora_of(resumed)),
-        (whole.video_model.reference_weights, resumed.video_model.reference_weights),
-    ):
-        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert logged(resumed, "loss") == logged(uninterrupted, "loss")
+    assert_same_weights(lora_of(resumed), lora_of(uninterrupted))
+    assert_same_weights(resumed.video_model.reference_weights, uninterrupted.video_model.reference_weights)
 
 
 # Memory and precision
 
 
-def test_evaluation_gives_its_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given_back = []
-    monkeypatch.setattr(trainer_module, "release_memory", lambda: given_back.append(1))
+def test_evaluation_releases_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    releases = []
+    monkeypatch.setattr(trainer_module, "release_memory", lambda: releases.append(1))
     trainer = spatialalign_trainer(
         tmp_path, eval_dataset=latent_pairs(2, seed=1), eval_strategy="steps", eval_steps=1, max_steps=2
     )
     trainer.train()
-    assert len(given_back) == 2
+    assert len(releases) == 2
 
 
 def test_the_lora_its_gradients_and_the_errors_are_fp32_over_a_bf16_base(tmp_path: Path) -> None:

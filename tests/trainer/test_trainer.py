@@ -1,4 +1,4 @@
-"""The trainers on a random tiny Wan: exactness at step 0, invariances, resuming, evaluation, what they refuse."""
+"""Test the trainers on a random tiny Wan: exactness at step 0, invariances, resuming, learning and evaluation."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 from tiny_pairs import (
+    assert_same_weights,
     latent_pairs,
     logged,
     lora_of,
@@ -24,14 +25,8 @@ from spatialalign_trl.trainer import DiffusionDPOConfig, DiffusionDPOTrainer
 LN_2 = -float(torch.nn.functional.logsigmoid(torch.zeros(())))
 
 
-# Adam divides by the gradient's size and makes rounding visible; plain gradient descent shows what was computed.
+# Adam divides by the size of the gradient, which amplifies rounding errors; plain gradient descent does not.
 SGD = {"optim": "sgd", "learning_rate": 1.0}
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float = 0.0) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=atol)
 
 
 # Step 0
@@ -60,7 +55,7 @@ def test_step_0_has_margin_0_and_loss_ln_2(
     assert logged(trainer, "rewards/margins")[0] == 0
     assert logged(trainer, "loss")[0] == LN_2 == pytest.approx(math.log(2), abs=1e-7)
     assert logged(trainer, "loss/zeroth_order")[0] == 0 == logged(trainer, "distance_to_reference")[0]
-    assert logged(trainer, "loss")[1] != LN_2  # it did learn
+    assert logged(trainer, "loss")[1] != LN_2  # the policy has changed
     assert any(not torch.equal(before[name], value) for name, value in lora_of(trainer).items())
 
 
@@ -70,7 +65,7 @@ def test_separate_forwards_compute_the_same(tmp_path: Path) -> None:
         trainer = spatialalign_trainer(tmp_path, separate_forward=separate, **SGD)
         trainer.train()
         loras.append(lora_of(trainer))
-    assert_same(*loras, atol=1e-6)
+    assert_same_weights(*loras, atol=1e-6)
 
 
 def test_gradient_checkpointing_changes_no_bit(tmp_path: Path) -> None:
@@ -79,7 +74,7 @@ def test_gradient_checkpointing_changes_no_bit(tmp_path: Path) -> None:
         trainer = spatialalign_trainer(tmp_path, gradient_checkpointing=checkpointing)
         trainer.train()
         loras.append(lora_of(trainer))
-    assert_same(*loras)
+    assert_same_weights(*loras)
 
 
 # Invariances
@@ -99,7 +94,7 @@ def test_accumulation_of_4_batches_of_2_is_one_batch_of_8(tmp_path: Path) -> Non
         trainer.train()
         assert max((before[name] - value).abs().max() for name, value in lora_of(trainer).items()) > 1e-3
         runs.append((lora_of(trainer), logged(trainer, "loss"), logged(trainer, "rewards/margins")))
-    assert_same(runs[0][0], runs[1][0], atol=1e-6)
+    assert_same_weights(runs[0][0], runs[1][0], atol=1e-6)
     assert runs[0][1] == pytest.approx(runs[1][1], abs=1e-6)
     assert runs[0][2] == pytest.approx(runs[1][2], abs=1e-6)
 
@@ -111,7 +106,7 @@ def test_the_same_arguments_give_the_same_run_whatever_was_drawn_before(tmp_path
         torch.manual_seed(noise)
         trainer.train()
         loras.append(lora_of(trainer))
-    assert_same(*loras)
+    assert_same_weights(*loras)
     other = spatialalign_trainer(tmp_path, seed=8)
     other.train()
     assert any(not torch.equal(loras[0][name], value) for name, value in lora_of(other).items())
@@ -136,8 +131,8 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, stop: int) -> None
         "save_strategy": "steps",
         "save_steps": 1,
     }
-    whole = spatialalign_trainer(tmp_path / "whole", **options)
-    whole.train()
+    uninterrupted = spatialalign_trainer(tmp_path / "uninterrupted", **options)
+    uninterrupted.train()
 
     spatialalign_trainer(tmp_path / "cut", callbacks=[_StopAt(stop)], **options).train()
     assert not (tmp_path / "cut" / f"checkpoint-{stop + 1}").exists()
@@ -145,10 +140,10 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path: Path, stop: int) -> None
     resumed.train(resume_from_checkpoint=True)
 
     assert resumed.state.global_step == 5
-    assert_same(lora_of(whole), lora_of(resumed))
+    assert_same_weights(lora_of(uninterrupted), lora_of(resumed))
     for name in ("loss", "learning_rate", "rewards/margins", "mse/rejected"):
-        assert logged(whole, name) == logged(resumed, name)
-    moments = [trainer.optimizer.state_dict()["state"] for trainer in (whole, resumed)]
+        assert logged(uninterrupted, name) == logged(resumed, name)
+    moments = [trainer.optimizer.state_dict()["state"] for trainer in (uninterrupted, resumed)]
     for key, values in moments[0].items():
         assert torch.equal(values["exp_avg"], moments[1][key]["exp_avg"])
 
@@ -163,13 +158,13 @@ class _InterruptOnce(TrainerCallback):
 
 
 def test_a_run_interrupted_inside_a_step_starts_over_with_the_same_noise(tmp_path: Path) -> None:
-    whole = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2)
-    whole.train()
+    uninterrupted = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2)
+    uninterrupted.train()
     trainer = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2, callbacks=[_InterruptOnce()])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.train()
-    assert_same(lora_of(whole), lora_of(trainer))
+    assert_same_weights(lora_of(uninterrupted), lora_of(trainer))
 
 
 # Learning
@@ -195,18 +190,20 @@ def test_the_zeroth_order_term_keeps_the_policy_near_the_reference(tmp_path: Pat
 
 
 def test_weight_0_is_plain_diffusion_dpo(tmp_path: Path) -> None:
-    one = spatialalign_trainer(tmp_path, zeroth_order_weight=0.0)
+    spatialalign = spatialalign_trainer(tmp_path, zeroth_order_weight=0.0)
     args = {
-        name: getattr(one.args, name)
+        name: getattr(spatialalign.args, name)
         for name in ("per_device_train_batch_size", "max_steps", "learning_rate", "lr_scheduler_type", "seed")
     }
     args |= {"use_cpu": True, "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True}
     config = DiffusionDPOConfig(output_dir=str(tmp_path), gradient_checkpointing=False, **args)
-    other = DiffusionDPOTrainer(wan_model(), args=config, train_dataset=latent_pairs())
-    for trainer in (one, other):
+    plain = DiffusionDPOTrainer(wan_model(), args=config, train_dataset=latent_pairs())
+    for trainer in (spatialalign, plain):
         trainer.train()
-    assert_same(lora_of(one), lora_of(other))
-    assert "loss/zeroth_order" in one.state.log_history[0] and "loss/zeroth_order" not in other.state.log_history[0]
+    assert_same_weights(lora_of(spatialalign), lora_of(plain))
+    for trainer in (spatialalign, plain):  # a term that is switched off is not logged
+        first_log = trainer.state.log_history[0]
+        assert "loss/zeroth_order" not in first_log and first_log["distance_to_reference"] == 0
 
 
 def test_sft_learns_the_chosen_alone(tmp_path: Path) -> None:
@@ -220,7 +217,7 @@ def test_sft_learns_the_chosen_alone(tmp_path: Path) -> None:
     assert metrics["eval_loss"] == metrics["eval_mse/chosen"] == metrics["eval_loss/sft"]
     assert {"eval_rewards/margins", "eval_mse/rejected", "eval_distance_to_reference"} <= metrics.keys()
 
-    # The rejected have no say in it.
+    # The rejected videos have no effect.
     swapped = latent_pairs().to_dict()
     swapped["rejected_latents"] = swapped["rejected_latents"][::-1]
     other = spatialalign_trainer(
@@ -230,10 +227,10 @@ def test_sft_learns_the_chosen_alone(tmp_path: Path) -> None:
         **options,
     )
     other.train()
-    assert_same(lora_of(trainer), lora_of(other))
+    assert_same_weights(lora_of(trainer), lora_of(other))
 
 
-def test_noise_is_the_pair_s_own_or_shared(tmp_path: Path) -> None:
+def test_noise_is_independent_or_shared_within_a_pair(tmp_path: Path) -> None:
     for shared in (False, True):
         trainer = spatialalign_trainer(tmp_path, shared_noise=shared)
         batch = next(iter(trainer.get_train_dataloader()))
@@ -279,7 +276,7 @@ def test_evaluating_does_not_change_the_training(tmp_path: Path) -> None:
         trainer = spatialalign_trainer(tmp_path, gradient_accumulation_steps=2, **options)
         trainer.train()
         loras.append(lora_of(trainer))
-    assert_same(*loras)
+    assert_same_weights(*loras)
 
 
 def test_several_evaluation_sets(tmp_path: Path) -> None:
@@ -292,7 +289,7 @@ def test_several_evaluation_sets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_rounds_on_one_model_go_on_from_the_adapter_or_start_anew(tmp_path: Path, bf16: bool) -> None:
+def test_rounds_on_the_same_model_continue_the_adapter_or_start_again(tmp_path: Path, bf16: bool) -> None:
     model = load_video_model(saved_wan(tmp_path / "model"), device="cpu")
     base = {name: value.clone() for name, value in model.pipeline.transformer.state_dict().items()}
     options: dict[str, Any] = {"model": model, "bf16": bf16, "train_dataset": video_pairs(2)}
@@ -300,18 +297,18 @@ def test_rounds_on_one_model_go_on_from_the_adapter_or_start_anew(tmp_path: Path
     first = spatialalign_trainer(tmp_path / "1", **options)
     first.train()
     trained = lora_of(first)
-    second = spatialalign_trainer(tmp_path / "2", **options)  # loads the encoders again
-    assert_same(lora_of(second), trained)
+    second = spatialalign_trainer(tmp_path / "2", **options)  # the encoders are loaded again
+    assert_same_weights(lora_of(second), trained)
     second.train()
     assert logged(second, "distance_to_reference")[0] > 0  # the reference is still the base
     assert any(not torch.equal(trained[name], value) for name, value in lora_of(second).items())
 
     model.unload_lora()
-    assert_same(dict(model.pipeline.transformer.state_dict()), base)
+    assert_same_weights(dict(model.pipeline.transformer.state_dict()), base)
     third = spatialalign_trainer(tmp_path / "1", **options)
     third.train()
     assert logged(third, "loss")[0] == LN_2
-    assert_same(lora_of(third), trained)
+    assert_same_weights(lora_of(third), trained)
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
