@@ -130,7 +130,11 @@ class DiffusionDPOTrainer(VideoTrainer):
         Returns:
             `(losses, metrics)` of shape `(batch,)` each.
         """
-        return zeroth_order_dpo_loss(policy, reference, target, zeroth_order_weight=0, **self._loss_options())
+        losses, metrics = zeroth_order_dpo_loss(
+            policy, reference, target, zeroth_order_weight=0, **self._loss_options()
+        )
+        del metrics["loss_zeroth_order"]  # this trainer has no such term
+        return losses, metrics
 
     def _loss_options(self) -> dict[str, Any]:
         """Return the keyword arguments of the preference loss that the configuration sets."""

@@ -172,9 +172,10 @@ def zeroth_order_dpo_loss(
     Returns:
         `(loss, metrics)`: a scalar and detached scalars, or, with `reduction="none"`, tensors of shape `(batch,)`.
         Metrics: `loss_dpo`, `score_chosen`, `score_rejected`, `margin` (clipped), `accuracy` (share of margins
-        above 0), `saturation` (share of margins at the clip), `mse_chosen`, `mse_rejected` (of the policy) and
-        `distance_to_reference` (`L_zo`). Each term that is switched on adds its own, before the weight:
-        `loss_zeroth_order`, `loss_sft`, `loser_gradient_scale`.
+        above 0), `saturation` (share of margins at the clip), `mse_chosen`, `mse_rejected` (of the policy),
+        `loss_zeroth_order` (`L_zo`, before the weight) and `distance_to_reference` (the same number, whatever the
+        loss); with `sft_weight` also `loss_sft` (before the weight), with `winner_safe_mu` also
+        `loser_gradient_scale`.
 
     Source: SpatialAlign (arXiv 2602.22745); where the released code differs from the text, this follows the code.
     """
@@ -207,7 +208,6 @@ def zeroth_order_dpo_loss(
     distance_to_reference = 0.5 * (distances.chosen + distances.rejected)
     if zeroth_order_weight:
         loss = loss + zeroth_order_weight * distance_to_reference
-        optional_metrics["loss_zeroth_order"] = distance_to_reference
 
     metrics = {
         "loss_dpo": loss_dpo,
@@ -218,8 +218,9 @@ def zeroth_order_dpo_loss(
         "saturation": saturation,
         "mse_chosen": policy_mse.chosen,
         "mse_rejected": policy_mse.rejected,
-        "distance_to_reference": distance_to_reference,
         **optional_metrics,
+        "distance_to_reference": distance_to_reference,
+        "loss_zeroth_order": distance_to_reference,
     }
     return _reduce(loss, {name: value.detach() for name, value in metrics.items()}, reduction)
 
