@@ -77,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     "perception": BASE | {"prompts"},
     "models": BASE,
     "scenes": BASE | {"prompts", "perception"},
-    "rollout": BASE | {"models"},
+    "rollout": BASE | {"prompts", "models"},
     "rewards": BASE | {"prompts"},
     "preferences": BASE | {"prompts"},
     "hub": BASE,
