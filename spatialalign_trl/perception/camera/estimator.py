@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # Name -> "module:class", as TRACKERS.
 POSE_ESTIMATORS: dict[str, str] = {
-    "sift": "spatialalign_trl.perception.camera.estimator.map:SIFTEstimator",
-    "colmap": "spatialalign_trl.perception.camera.estimator.colmap:ColmapEstimator",
+    "sift": "spatialalign_trl.perception.camera.map:SIFTEstimator",
+    "colmap": "spatialalign_trl.perception.camera.colmap:ColmapEstimator",
     "room_render_and_compare": "spatialalign_trl.tiny_world.rooms.cameras:RoomRenderAndCompare",
 }
 
