@@ -76,9 +76,9 @@ def test_where_boxes_overlap_the_free_parts_are_measured():
     maps[:, :, :4] = -1  # the far end of the range
     maps[:, 5:15, 20:30] = 1  # the fox, which covers most of the sofa's box
     sofa, fox = (14, 5, 30, 15), (20, 5, 30, 15)
-    animal, thing = box_nearness(maps, pair(fox, sofa))[0]
+    animal, object = box_nearness(maps, pair(fox, sofa))[0]
     assert animal == 1.0
-    assert thing == 0.5  # the median of the whole box would be the depth of the fox
+    assert object == 0.5  # the median of the whole box would be the depth of the fox
 
 
 def test_a_box_that_is_mostly_covered_is_measured_as_a_whole():
