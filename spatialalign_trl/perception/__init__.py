@@ -1,1 +1,1 @@
-"""What the pictures show: boxes over time. Import the submodules directly; nothing heavy is loaded here."""
+"""Find objects, depth and camera poses in videos. Import the submodules directly; this package loads nothing."""

@@ -1,15 +1,15 @@
 """
-How near things are to the camera: depth maps of frames, and the nearness of two boxes read off them.
+Estimate depth maps of frames, and measure on them how near two boxes are to the camera.
 
-Ours, not the paper's, whose relations all lie in the picture's plane; "in front of" and "behind" need this. What the
-numbers cannot tell:
+The relations "in front of" and "behind" need this. It is our addition: all relations of the paper lie in the image
+plane. Limits of the measurement:
 
-- Nearness is relative. A monocular estimator knows no metres, and from frame to frame its scale may flicker.
-- A box is measured by its median. Where a thing fills less than half of its box, the background is measured.
-- Differences are shares of the whole clip's depth range, so that the same step behind a bench counts less in front of
-  a wide landscape than in front of a wall. "Fully in front" does not exist as "fully left of" does: scores of these
+- Nearness is relative. A monocular estimator does not know metres, and its scale may flicker from frame to frame.
+- The nearness of a box is the median inside it. If an object fills less than half of its box, this is the background.
+- Differences are shares of the whole clip's depth range, so the same step behind a bench counts less in front of a
+  wide landscape than in front of a wall. There is no "fully in front" as there is a "fully left of": scores of these
   relations stay closer to the middle, and thresholds tuned on left and right do not carry over.
-- A thing that is hidden has no nearness of its own: what hides it is measured.
+- A hidden object cannot be measured: its box shows whatever hides it.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
-from spatialalign_trl.perception.tracks import Tracks, make_named
+from spatialalign_trl.perception.tracks import Tracks, get_named
 
 if TYPE_CHECKING:
     import torch
 
     from spatialalign_trl.video import Video
 
-# Name -> "module:class", as TRACKERS.
+# Name -> "module:class", in the form of TRACKERS.
 DEPTH_ESTIMATORS: dict[str, str] = {
     "depth_anything": "spatialalign_trl.perception.depth:DepthAnythingEstimator",
 }
 DEFAULT_CHECKPOINT = "depth-anything/Depth-Anything-V2-Small-hf"
 _CLASSES = {"depth_anything": ("AutoModelForDepthEstimation", "AutoImageProcessor")}
-# The clip's depth range: what lies outside counts as the nearest or the farthest.
+# Percentiles that bound the clip's depth range. Values outside it are clipped to the nearest or the farthest.
 RANGE_PERCENTILES = (5, 95)
-# Pixels of a clip that its range is measured on, evenly spread.
+# Number of evenly spaced pixels of a clip on which the range is measured.
 RANGE_SAMPLES = 1 << 20
-# Of a box that another one overlaps, the free part is measured if it is at least this share of the box.
+# Where two boxes overlap, only the free part of a box is measured if it is at least this share of the box.
 MIN_FREE_SHARE = 0.25
 
 
 @runtime_checkable
 class DepthEstimator(Protocol):
     """
-    Estimates how near every pixel of a clip is.
+    Estimates how near every pixel of a clip is to the camera.
 
-    `nearness` takes a clip (`uint8`, `(T, height, width, 3)`) and returns `float32` `(T, height, width)` in any unit
-    that is one for the whole clip, larger = nearer. Two more methods are used where they are there: `prepare()`
-    refuses, before any work, what could not be loaded, and `release()` frees the model.
+    `nearness` takes a clip (`uint8`, `(T, height, width, 3)`) and returns `float32` `(T, height, width)`, larger =
+    nearer, in any unit that is the same for the whole clip. Two more methods are optional: `prepare()` raises, before
+    anything is sampled, when the model cannot be loaded, and `release()` frees the model.
     """
 
     def nearness(self, video: Video) -> np.ndarray: ...
@@ -58,46 +58,39 @@ class DepthEstimator(Protocol):
 
 def get_depth_estimator(estimator: str | DepthEstimator, **options: Any) -> DepthEstimator:
     """
-    Give back a depth estimator, looking it up when it is named. No model is loaded.
+    Return a depth estimator, looking it up if it is given by name. No model is loaded.
 
     Args:
         estimator (`str` or `DepthEstimator`):
-            A name in `DEPTH_ESTIMATORS`, or an object with a `nearness` method, which is returned as it is.
+            A name in `DEPTH_ESTIMATORS`, or an object with a `nearness` method, which is returned unchanged.
         options:
             Arguments of the named estimator's constructor.
 
     Raises:
         `ValueError`: when no estimator has that name.
-        `TypeError`: for an option it does not take, or an object that has no `nearness` method.
+        `TypeError`: for an option it does not take, options passed with an object, a class instead of an instance, or
+            an object without a `nearness` method.
     """
-    if isinstance(estimator, str):
-        return make_named(estimator, DEPTH_ESTIMATORS, kind="depth estimator", options=options)
-    if isinstance(estimator, type) or not callable(getattr(estimator, "nearness", None)):
-        raise TypeError(
-            f"A depth estimator needs a method nearness(video); {estimator!r} has none, or is a class. Pass an object "
-            f"that has it or one of the names {', '.join(sorted(DEPTH_ESTIMATORS))}."
-        )
-    if options:
-        raise TypeError(f"The options {', '.join(options)} are for a depth estimator given by name.")
-    return estimator
+    return get_named(estimator, DEPTH_ESTIMATORS, kind="depth estimator", method="nearness(video)", options=options)
 
 
 class DepthAnythingEstimator(RunsPretrained):
     """
-    Depth Anything (arXiv 2401.10891, 2406.09414), a monocular estimator, through transformers.
+    Depth Anything (arXiv 2401.10891, 2406.09414), a monocular depth estimator, run with transformers.
 
-    The default checkpoint gives relative inverse depth, which is nearness up to scale and shift. Of a metric
-    checkpoint (`depth_estimation_type: metric` in its config) the inverse of the depth is taken.
+    The default checkpoint predicts relative inverse depth, which is nearness up to scale and shift. For a metric
+    checkpoint (`depth_estimation_type: metric` in its config), nearness is the inverse of the predicted depth.
 
     Args:
         checkpoint (`str` or `os.PathLike`, *optional*, defaults to `"depth-anything/Depth-Anything-V2-Small-hf"`):
-            A Hub id or a local folder. It is loaded when the first clip comes, once.
+            A Hub id or a local folder. It is loaded once, for the first clip.
         batch_size (`int`, *optional*):
-            Frames that go through the model at once; by default 8 on CUDA and 1 on the CPU, where more gain nothing.
+            Frames per batch. Defaults to 8 on CUDA and to 1 on the CPU, where larger batches are not faster.
         device, revision (*optional*):
-            As of [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
+            See [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`):
-            Not bfloat16 on CUDA, as elsewhere: its 8 bits are few for the difference of two depths.
+            Precision of the computation. Unlike the other models, it is not bfloat16 on CUDA: 8 bits are too few for
+            the difference of two depths.
     """
 
     name = "depth_anything"
@@ -117,14 +110,14 @@ class DepthAnythingEstimator(RunsPretrained):
 
     def nearness(self, video: Video) -> np.ndarray:
         """
-        How near every pixel is, larger = nearer, in the model's own unit.
+        Estimate how near every pixel is.
 
         Args:
             video (`np.ndarray` of shape `(T, height, width, 3)`, `uint8`):
                 The clip.
 
         Returns:
-            `np.ndarray` of shape `(T, height, width)`, `float32`.
+            `np.ndarray` of shape `(T, height, width)`, `float32`: larger = nearer, in the model's unit.
         """
         return np.concatenate([maps.cpu().numpy() for maps in self._maps(video)])
 
@@ -146,24 +139,27 @@ class DepthAnythingEstimator(RunsPretrained):
 
 def add_nearness(tracks: Tracks, video: Video, estimator: DepthEstimator, animal: str, object: str) -> Tracks:
     """
-    Tracks with the nearness of the animal and the object on the frames that show exactly these two.
+    Add the nearness of the animal and the object, on the frames that show exactly these two, to the tracks of a clip.
 
     Args:
         tracks ([`~spatialalign_trl.perception.tracks.Tracks`]):
-            Boxes of the clip; left as they are.
+            Boxes of the clip. They are not modified.
         video (`np.ndarray` of shape `(T, height, width, 3)`, `uint8`):
             The clip.
         estimator ([`DepthEstimator`]):
-            What measures it.
+            Estimates the depth maps.
         animal, object (`str`):
-            Their labels.
+            Their labels in the tracks.
+
+    Returns:
+        [`~spatialalign_trl.perception.tracks.Tracks`]: a copy with `nearness`.
 
     Raises:
-        `ValueError`: when the estimator returns anything but finite maps, one for each frame.
+        `ValueError`: when the estimator does not return one finite map per frame.
     """
     boxes = np.full((len(video), 2, 4), np.nan)
     for frame in tracks:
-        inside = 0 <= frame.frame_index < len(video)  # the score names the frame that is not
+        inside = 0 <= frame.frame_index < len(video)  # the score raises for a frame outside the clip
         if inside and len(frame.labels) == 2 and set(frame.labels) == {animal, object}:
             boxes[frame.frame_index] = frame.boxes[:: 1 if frame.labels[0] == animal else -1]
     return replace(tracks, nearness=box_nearness(estimator.nearness(video), boxes))
@@ -171,37 +167,37 @@ def add_nearness(tracks: Tracks, video: Video, estimator: DepthEstimator, animal
 
 def box_nearness(maps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """
-    Nearness of two boxes on every frame: the median inside each box, as a share of the clip's depth range.
+    Measure the nearness of two boxes on every frame: the median inside each box, as a share of the clip's depth range.
 
-    The part of a box that lies in the other one is left out, because it shows whichever of the two is in front; where
-    less than a quarter of the box would be left, all of it is taken. The range is that between the 5th and the 95th
-    percentile of all pixels of the clip, so that the difference of the two lies in [-1, 1] and a stray pixel does not
-    set the scale. A clip of one depth has nearness 0.5 everywhere.
+    The intersection of the two boxes is left out, because it shows whichever object is in front. If less than a
+    quarter of a box would be left, the whole box is measured. The range lies between the 5th and the 95th percentile
+    of all pixels of the clip, so that the difference of two boxes lies in [-1, 1] and a stray pixel does not set the
+    scale. In a clip of constant depth, nearness is 0.5 everywhere.
 
     Args:
         maps (`np.ndarray` of shape `(T, height, width)`):
-            A clip's depth maps, larger = nearer.
+            Depth maps of a clip, larger = nearer.
         boxes (`np.ndarray` of shape `(T, 2, 4)`):
-            `x1, y1, x2, y2` in pixels; NaN, empty or outside the picture where there is none.
+            `x1, y1, x2, y2` in pixels; NaN, empty or outside the frame where an object was not found.
 
     Returns:
-        `np.ndarray` of shape `(T, 2)`: in [0, 1]; NaN where a box is none.
+        `np.ndarray` of shape `(T, 2)`: in [0, 1]; NaN where an object was not found.
 
     Raises:
-        `ValueError`: when the maps are not finite, or not one for each frame.
+        `ValueError`: when the maps are not finite, or their number is not that of the frames.
     """
     maps, boxes = np.asarray(maps), np.asarray(boxes, np.float64)
     if maps.ndim != 3 or len(maps) != len(boxes):
         raise ValueError(f"depth maps must have the shape ({len(boxes)}, height, width), got {maps.shape}.")
     if not np.isfinite(maps).all():
         bad = int(np.argmin(np.isfinite(maps).all(axis=(1, 2))))
-        raise ValueError(f"depth maps must be finite; the one of frame {bad} is not.")
+        raise ValueError(f"depth maps must be finite; the one of frame {bad} is not. Check the depth estimator.")
     medians = np.full(boxes.shape[:2], np.nan)
     for frame, (depth, pair) in enumerate(zip(maps, boxes, strict=True)):
-        for one in range(2):
-            seen = _seen(depth, pair[one], pair[1 - one])
-            if seen.size:
-                medians[frame, one] = np.median(seen)
+        for index in range(2):
+            visible = _visible_depths(depth, pair[index], pair[1 - index])
+            if visible.size:
+                medians[frame, index] = np.median(visible)
     step = max(1, maps.size // RANGE_SAMPLES)
     far, near = np.percentile(maps.reshape(-1)[::step].astype(np.float64), RANGE_PERCENTILES)
     if near <= far:
@@ -209,26 +205,26 @@ def box_nearness(maps: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return np.clip((medians - far) / (near - far), 0, 1)
 
 
-def _seen(depth: np.ndarray, box: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The depths inside `box`, those inside `other` left out if enough remain; empty when it is no box."""
-    own = _pixels(box, depth.shape)
-    if own is None:
+def _visible_depths(depth: np.ndarray, box: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the depths inside `box`, without those inside `other` if enough remain; empty if `box` is no box."""
+    window = _pixels(box, depth.shape)
+    if window is None:
         return depth[:0]
-    rows, columns = own
+    rows, columns = window
     free = np.ones(depth[rows, columns].shape, bool)
-    hidden = _pixels(other, depth.shape)
-    if hidden is not None:
-        down, right = (
-            slice(max(theirs.start - mine.start, 0), max(theirs.stop - mine.start, 0))
-            for theirs, mine in zip(hidden, own, strict=True)
+    other_window = _pixels(other, depth.shape)
+    if other_window is not None:
+        overlap_rows, overlap_columns = (
+            slice(max(theirs.start - ours.start, 0), max(theirs.stop - ours.start, 0))
+            for theirs, ours in zip(other_window, window, strict=True)
         )
-        free[down, right] = False
+        free[overlap_rows, overlap_columns] = False
     inside = depth[rows, columns]
     return inside[free] if free.mean() >= MIN_FREE_SHARE else inside
 
 
 def _pixels(box: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Rows and columns of the pixels that a box touches inside the picture; `None` when there are none."""
+    """Return the rows and columns of the pixels that a box touches inside the frame; `None` if there are none."""
     if np.isnan(box).any() or box[2] <= box[0] or box[3] <= box[1]:
         return None
     left, top = np.floor(np.maximum(box[:2], 0)).astype(int)

@@ -1,4 +1,4 @@
-"""Boxes on single frames, and the two protocols a tracker is built from: one finds things, the other follows them."""
+"""Define the boxes of a single frame, and the protocols of the two parts of a tracker: a detector and a follower."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
 
 class Detections(NamedTuple):
-    """What a detector found on one frame.
+    """
+    The boxes that a detector found on one frame.
 
     Args:
-        boxes (`np.ndarray` of shape `(n, 4)`): Corners `x1, y1, x2, y2` in pixels, y pointing down; float64.
-        scores (`np.ndarray` of shape `(n,)`): Confidence in [0, 1]; float64.
-        labels (`tuple[str, ...]`): The `n` names, in the order of `boxes`, as the detector worded them.
+        boxes (`np.ndarray` of shape `(n, 4)`):
+            Corners `x1, y1, x2, y2` in pixels, y pointing down; float64.
+        scores (`np.ndarray` of shape `(n,)`):
+            Confidence in [0, 1]; float64.
+        labels (`tuple[str, ...]`):
+            The `n` labels in the detector's wording, in the order of `boxes`.
     """
 
     boxes: np.ndarray
@@ -27,11 +31,12 @@ class Detections(NamedTuple):
 
 @runtime_checkable
 class Detector(Protocol):
-    """Finds named things on single frames.
+    """
+    Detects named objects on single frames.
 
-    `detect` takes a clip (`uint8`, `(frames, height, width, 3)`) and the names looked for, and returns one
-    [`Detections`] per frame. `fingerprint()` is a string that changes whenever the same clip could give other boxes
-    (weights, thresholds, label matching); it must not load the weights.
+    `detect` takes a clip (`uint8`, `(frames, height, width, 3)`) and the names to look for, and returns one
+    [`Detections`] per frame. `fingerprint()` returns a string that changes whenever the same clip could give other
+    boxes (weights, thresholds, label matching); it must not load the weights. `release()` frees the model's memory.
     """
 
     def detect(self, video: Video, names: Sequence[str]) -> list[Detections]: ...
@@ -43,11 +48,12 @@ class Detector(Protocol):
 
 @runtime_checkable
 class BoxFollower(Protocol):
-    """Follows boxes given on one frame through a whole clip, in both directions.
+    """
+    Follows boxes given on one frame through the whole clip, in both directions.
 
-    `follow` takes a clip, the boxes `(n, 4)` and the frame they stand on, and returns `(frames, n, 4)`: the boxes of
-    the masks on every frame, `0, 0, 0, 0` where a mask is empty. Corners are inclusive pixels (`x2 - x1` of a mask one
-    pixel wide is 0), as in the SpatialAlign authors' code. `fingerprint` and `release`: as of a [`Detector`].
+    `follow` takes a clip, the boxes `(n, 4)` and the index of their frame, and returns `(frames, n, 4)`: the boxes
+    around the masks on every frame, `0, 0, 0, 0` where a mask is empty. Corners are inclusive pixels (a mask one pixel
+    wide has `x2 - x1 = 0`), as in the SpatialAlign authors' code. For `fingerprint` and `release` see [`Detector`].
     """
 
     def follow(self, video: Video, boxes: np.ndarray, frame: int) -> np.ndarray: ...

@@ -1,9 +1,8 @@
-"""Grounding DINO as a detector: finds the things named in a text on every frame of a clip.
+"""Detect named objects on every frame of a clip with Grounding DINO.
 
 Source: the paper's section on DSR-Score and its authors' released code: grounding-dino-tiny, text
-`"{animal}. {object}."`, box threshold 0.4, text threshold 0.3. Their frames went through JPEG before the detector;
-here they do not, and the model runs in the transformers port of today, so boxes agree to within the detector's noise,
-not bit for bit.
+`"{animal}. {object}."`, box threshold 0.4, text threshold 0.3. Their frames were saved as JPEG before detection; ours
+are not, and the transformers port has changed since, so boxes agree to within the detector's noise, not bit for bit.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_CHECKPOINT = "IDEA-Research/grounding-dino-tiny"
 BOX_THRESHOLD, TEXT_THRESHOLD = 0.4, 0.3
 CUDA_BATCH_SIZE = 8
-"""On a CPU a batch is no faster than its frames one by one (measured), and takes more memory."""
+"""Frames per batch on CUDA. On a CPU, a batch is not faster than single frames (measured) and takes more memory."""
 
 LabelMode = Literal["exact", "span"]
 
@@ -38,28 +37,28 @@ _CLASSES = {
 
 
 def caption(names: Sequence[str]) -> str:
-    """The text for the detector: `["cat", "fire hydrant"]` -> `"cat. fire hydrant."`."""
+    """Return the detector's text for some names: `["cat", "fire hydrant"]` -> `"cat. fire hydrant."`."""
     return " ".join(f"{name}." for name in names)
 
 
 def label_spans(input_ids: Sequence[int], names: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """
-    Where each name stands in the tokens of [`caption`].
+    Find the tokens of each name in the tokens of a [`caption`].
 
     Args:
         input_ids (sequence of `int`):
-            The tokens of one text, special ones included.
+            The tokens of one text, including special ones.
         names (sequence of `str`):
             The names, in the text's order.
         tokenizer:
             The tokenizer that made the tokens.
 
     Returns:
-        `list[list[int]]`: for each name the positions of its tokens.
+        `list[list[int]]`: the positions of the tokens of each name.
 
     Raises:
-        ValueError: when the tokens hold another number of names: a name contains the full stop that ends one, or was
-            cut off.
+        ValueError: when the text does not contain this number of names, because a name contains the full stop that
+            separates names, or the text was truncated.
     """
     stop, special = tokenizer.convert_tokens_to_ids("."), set(tokenizer.all_special_ids)
     spans: list[list[int]] = [[]]
@@ -70,7 +69,8 @@ def label_spans(input_ids: Sequence[int], names: Sequence[str], tokenizer: Any) 
             spans[-1].append(position)
     if spans.pop() or len(spans) != len(names) or not all(spans):
         raise ValueError(
-            f"the names {list(names)} are not found one by one in the detector's text {caption(names)!r}."
+            f"the names {list(names)} are not found one by one in the detector's text {caption(names)!r}. Use shorter "
+            "names without full stops."
         )
     return spans
 
@@ -79,48 +79,52 @@ def assign_spans(
     probabilities: np.ndarray, spans: Sequence[Sequence[int]], threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    Label every box by the name whose tokens it fits best.
+    Label every box with the name whose tokens it matches best.
 
     Args:
         probabilities (`np.ndarray` of shape `(boxes, tokens)`):
             Sigmoid of the detector's logits.
         spans (sequence of sequences of `int`):
-            From [`label_spans`].
+            The result of [`label_spans`].
         threshold (`float`):
-            Boxes at or below it are dropped.
+            Boxes with a score at or below it are dropped.
 
     Returns:
-        `(indices, scores, names)` of the boxes kept: their places among `probabilities`, the highest probability over
-        the span of the best name, and that name's index.
+        `(indices, scores, names)` of the remaining boxes: their rows in `probabilities`, the highest probability over
+        the span of the best name, and the index of that name.
     """
     scores = np.stack([probabilities[:, list(span)].max(axis=1) for span in spans], axis=1)
     names, best = scores.argmax(axis=1), scores.max(axis=1)
-    kept = np.flatnonzero(best > threshold)
-    return kept, best[kept], names[kept]
+    indices = np.flatnonzero(best > threshold)
+    return indices, best[indices], names[indices]
 
 
 class GroundingDINODetector(RunsPretrained):
     """
-    Finds named things on single frames.
+    Detects named objects on single frames.
 
     Args:
         checkpoint (`str` or `os.PathLike`, *optional*, defaults to `"IDEA-Research/grounding-dino-tiny"`):
-            A Hub id or a local folder; also MM Grounding DINO.
+            A Hub id or a local folder of Grounding DINO or MM Grounding DINO.
         box_threshold (`float`, *optional*, defaults to `0.4`):
-            A box counts when some token of the text fits it better than this; in [0, 1].
+            A box counts if the probability of some token of the text is above this; in [0, 1].
         text_threshold (`float`, *optional*, defaults to `0.3`):
-            A token belongs to a box's label when it fits better than this; in [0, 1]. Read by `"exact"` only.
+            A token belongs to a box's label if its probability is above this; in [0, 1]. Only used with
+            `label_mode="exact"`.
         label_mode (`"exact"` or `"span"`, *optional*, defaults to `"exact"`):
-            How boxes get their names. `"exact"`: as the paper, all tokens above `text_threshold`, decoded. A name of
-            several tokens may come back in pieces ("hydra" for "hydrant"), two names in one ("cat bench"). `"span"`:
-            every box is scored per name over the tokens of that name, and the best name wins, whole.
+            How boxes are labelled. `"exact"`, as in the paper: the label is decoded from all tokens above
+            `text_threshold`. It may be a part of a name ("hydra" for "hydrant") or join two names ("cat bench").
+            `"span"`: the label is the name with the most probable token, always as a whole.
         batch_size (`int`, *optional*):
-            Frames at a time; 8 on CUDA and 1 elsewhere when not given.
+            Frames per batch. Defaults to 8 on CUDA and to 1 elsewhere.
         device, dtype, trust_remote_code, revision (*optional*):
-            As of [`~spatialalign_trl.perception.checkpoints.PretrainedModel`]: CUDA with bfloat16 autocast where there
-            is one, float32 elsewhere.
+            See [`~spatialalign_trl.perception.checkpoints.PretrainedModel`]. The defaults are bfloat16 autocast on
+            CUDA if it is available, and float32 elsewhere.
         disable_progress_bar (`bool`, *optional*, defaults to `True`):
-            Whether to show no bar over the frames.
+            Whether to hide the progress bar over the frames.
+
+    Raises:
+        ValueError: for a threshold outside [0, 1], an unknown `label_mode` or a `batch_size` below 1.
     """
 
     def __init__(
@@ -142,7 +146,7 @@ class GroundingDINODetector(RunsPretrained):
         if label_mode not in get_args(LabelMode):
             raise ValueError(f"label_mode is {label_mode!r}. {near_miss(str(label_mode), get_args(LabelMode))}")
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1, or None to choose by the device.")
         self.box_threshold, self.text_threshold, self.label_mode = box_threshold, text_threshold, label_mode
         self.batch_size = batch_size
         self.disable_progress_bar = disable_progress_bar
@@ -152,40 +156,40 @@ class GroundingDINODetector(RunsPretrained):
         )  # fmt: skip
 
     def fingerprint(self) -> str:
-        """Weights, precision, thresholds and label matching as one string; loads nothing."""
+        """Return weights, precision, thresholds and label mode as one string, without loading the model."""
         text = f" text {self.text_threshold}" if self.label_mode == "exact" else ""
         return f"{super().fingerprint()} box {self.box_threshold}{text} {self.label_mode}"
 
     def detect(self, video: Video, names: Sequence[str]) -> list[Detections]:
         """
-        Find the named things on every frame.
+        Detect the named objects on every frame.
 
         Args:
             video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
                 The clip.
             names (sequence of `str`):
-                What to look for; compared without regard to case, given back as they are.
+                What to look for. Case is ignored, but labels have the case that is given here.
 
         Returns:
-            `list[Detections]`: one a frame; labels in `"exact"` mode are what the text's tokens decode to.
+            `list[Detections]`: one per frame. In `"exact"` mode, a label that matches no name is the decoded text.
         """
         size = self.batch_size or (CUDA_BATCH_SIZE if self.pretrained.device.type == "cuda" else 1)
-        found: list[Detections] = []
+        detections: list[Detections] = []
         with tqdm(
             total=len(video), desc="detecting", unit="frame", leave=False, disable=self.disable_progress_bar
         ) as bar:
             for start in range(0, len(video), size):
                 frames = video[start : start + size]
-                found += self._detect_batch(frames, names)
+                detections += self._detect_batch(frames, names)
                 bar.update(len(frames))
-        return found
+        return detections
 
     def _detect_batch(self, frames: Video, names: Sequence[str]) -> list[Detections]:
         import torch
         from PIL import Image
 
         model, processor = self.pretrained.load()
-        # One text an image: the model does not spread one text over a batch.
+        # One text per image: the model does not broadcast a single text over the batch.
         inputs = processor(
             images=[Image.fromarray(frame) for frame in frames],
             text=[caption(names)] * len(frames),
@@ -199,37 +203,38 @@ class GroundingDINODetector(RunsPretrained):
     def _read(
         self, outputs: Any, input_ids: torch.Tensor, size: tuple[int, int], names: Sequence[str], processor: Any
     ) -> list[Detections]:
-        """Boxes, scores and labels from a batch of the model's outputs, for frames of `size` (height, width)."""
+        """Convert the model's outputs for a batch of frames of `size` (height, width) to detections."""
         exact = self.label_mode == "exact"
         results = processor.post_process_grounded_object_detection(
             outputs,
             input_ids,
-            # In span mode all boxes are wanted: the post-processor would count full stops as words.
+            # In span mode keep all boxes, and apply the threshold later: here, full stops would count as words.
             threshold=self.box_threshold if exact else -1.0,
             text_threshold=self.text_threshold if exact else 1.0,
             target_sizes=[tuple(size)] * len(input_ids),
         )
         if not exact:
             return self._read_spans(outputs, input_ids, results, names, processor)
-        as_given = {name.lower(): name for name in names}  # the text is lower-cased on its way through the tokenizer
-        found = []
+        original_case = {name.lower(): name for name in names}  # the tokenizer converts the text to lower case
+        detections = []
         for result in results:
             boxes = _float64(result["boxes"]).reshape(-1, 4)
-            words = result["text_labels"][: len(boxes)]  # no boxes at all decode to one empty string
-            labels = tuple(as_given.get(label, label) for label in words)
-            found.append(Detections(boxes, _float64(result["scores"]), labels))
-        return found
+            decoded = result["text_labels"][: len(boxes)]  # without any boxes, it is a list of one empty string
+            labels = tuple(original_case.get(label, label) for label in decoded)
+            detections.append(Detections(boxes, _float64(result["scores"]), labels))
+        return detections
 
     def _read_spans(
         self, outputs: Any, input_ids: torch.Tensor, results: list[dict], names: Sequence[str], processor: Any
     ) -> list[Detections]:
+        """Label the boxes of a batch in span mode, where all frames have the same text."""
         spans = label_spans(input_ids[0].tolist(), names, processor.tokenizer)
-        found = []
+        detections = []
         for logits, result in zip(outputs.logits, results, strict=True):
-            kept, scores, labels = assign_spans(_float64(logits.sigmoid()), spans, self.box_threshold)
-            boxes = _float64(result["boxes"]).reshape(-1, 4)[kept]
-            found.append(Detections(boxes, scores, tuple(names[k] for k in labels)))
-        return found
+            indices, scores, labels = assign_spans(_float64(logits.sigmoid()), spans, self.box_threshold)
+            boxes = _float64(result["boxes"]).reshape(-1, 4)[indices]
+            detections.append(Detections(boxes, scores, tuple(names[label] for label in labels)))
+        return detections
 
 
 def _float64(tensor: torch.Tensor) -> np.ndarray:

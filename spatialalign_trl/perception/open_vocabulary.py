@@ -1,7 +1,7 @@
-"""What trackers of arbitrary nouns share: which words they take, the validity rules, the cache, progress.
+"""Implement what trackers of arbitrary nouns share: checking the words, the validity rules, the cache, progress bars.
 
-A tracker says what it finds on each frame and how it follows a pair of boxes; everything else is here, so that two
-trackers differ in their models alone.
+A subclass implements how it detects objects on each frame and how it follows a pair of boxes. Everything else is here,
+so that two trackers differ only in their models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from spatialalign_trl.perception.detection_cache import DetectionCache, unpack_detections
 from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
-from spatialalign_trl.perception.validity import StrictRules, Validity, ValidityRules, assess, strict_reason
+from spatialalign_trl.perception.validity import StrictRules, ValidityRules, assess, strict_reason
 
 if TYPE_CHECKING:
     from spatialalign_trl.perception.detections import Detections
@@ -32,55 +32,56 @@ _SEVERAL = re.compile(r"\b(and|or)\b|[,;/&+]", re.IGNORECASE)
 
 def check_nouns(animal: Sequence[str], object: Sequence[str]) -> None:
     """
-    Refuse words that cannot be found or told apart in a picture.
+    Check that every animal and object is a single noun that can be detected and distinguished from the other.
 
     Args:
         animal, object (sequences of `N` `str`):
             The nouns; "fire hydrant" is one noun.
 
     Raises:
-        ValueError: for an empty word, one with a `.` or `?` (they end a label in the detector's text), several nouns
-            in one ("cat and dog"), or an animal that is its own object. Names the row.
+        ValueError: for an empty word, a word with a `.` or `?` (they end a label in the detector's text), several
+            nouns in one ("cat and dog"), or the same noun for animal and object. The message names the row.
     """
-    for row, (subject, thing) in enumerate(zip(animal, object, strict=True)):
-        for column, word in (("animal", subject), ("object", thing)):
+    for row, (animal_noun, object_noun) in enumerate(zip(animal, object, strict=True)):
+        for column, word in (("animal", animal_noun), ("object", object_noun)):
             where = f"prompt {row}: {column} is {word!r}"
             if not isinstance(word, str) or not word.strip():
                 raise ValueError(f"{where}; a noun such as 'cat' is needed.")
             if word != word.strip():
                 raise ValueError(f"{where}; remove the spaces around it.")
             if "." in word or "?" in word:
-                raise ValueError(f"{where}; '.' and '?' end a label in the detector's text, so leave them out.")
+                raise ValueError(f"{where}; '.' and '?' end a label in the detector's text. Leave them out.")
             if _SEVERAL.search(word):
                 raise ValueError(
-                    f"{where}, which names several things; one animal and one static object are what can be scored. "
-                    "Make one prompt of each."
+                    f"{where}, which names several things; only one animal and one static object can be scored. "
+                    "Write a prompt for each."
                 )
-        if subject.lower() == thing.lower():
+        if animal_noun.lower() == object_noun.lower():
             raise ValueError(
-                f"prompt {row}: animal and object are both {subject!r}; their boxes cannot be told apart. "
+                f"prompt {row}: animal and object are both {animal_noun!r}; their boxes cannot be told apart. "
                 "Use two different nouns."
             )
 
 
 class OpenVocabularyTracker(ABC):
     """
-    A tracker of one animal and one object named by arbitrary nouns; follows the protocol
+    Base class of trackers of one animal and one object named by arbitrary nouns. Implements the protocol
     [`~spatialalign_trl.perception.tracks.Tracker`].
 
-    Adjectives (`attribute`) are accepted and not used: the paper's text holds the nouns alone.
+    Adjectives (`attribute`) are accepted but ignored: the paper's detector text contains only the nouns.
 
     Args:
         rules ([`~spatialalign_trl.perception.validity.ValidityRules`], *optional*):
-            When a clip is INVALID; the authors' rules when not given.
+            Decide when a clip is INVALID. Defaults to the authors' rules.
         strict (`bool` or [`~spatialalign_trl.perception.validity.StrictRules`], *optional*, defaults to `False`):
-            Also refuse clips whose score would mean little (see `validity.py`); off for parity with the paper.
+            Whether to reject also clips whose score would be misleading (see `validity.py`). Off for parity with the
+            paper.
         scale_to_length (`bool`, *optional*, defaults to `False`):
-            Scale the rules' thresholds, which are meant for 81 frames, to each clip's length.
+            Whether to scale the rules' thresholds, which are meant for 81 frames, to the length of each clip.
         cache_dir (`str` or `os.PathLike`, *optional*):
-            A folder that keeps what was found. A clip that is scored again, under any rules, then loads no model.
+            Folder for a cache of the detections. A clip that is scored again, under any rules, then loads no model.
         disable_progress_bar (`bool`, *optional*, defaults to `False`):
-            Whether to show no bar over the clips.
+            Whether to hide the progress bar over the clips.
     """
 
     name: str
@@ -104,29 +105,27 @@ class OpenVocabularyTracker(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Check everything that the models need, fetching checkpoints that are not here; load nothing."""
+        """Check everything that the models need and download missing checkpoints, without loading any weights."""
 
     @abstractmethod
     def release(self) -> None:
         """Free the models' memory; the next use loads them again."""
 
     @abstractmethod
-    def _find(self, video: Video, names: tuple[str, str], clip: str) -> dict[str, np.ndarray]:
-        """
-        What is on each frame, packed by `pack_detections`; further arrays are for `_follow`. `clip`: for `_cached`.
-        """
+    def _detect(self, video: Video, names: tuple[str, str], clip_digest: str) -> dict[str, np.ndarray]:
+        """Return the detections of all frames, packed by `pack_detections`, and any further arrays for `_follow`."""
 
     @abstractmethod
     def _follow(
         self,
         video: Video,
         names: tuple[str, str],
-        found: dict[str, np.ndarray],
+        packed: dict[str, np.ndarray],
         detections: Sequence[Detections],
         prompt_frame: int,
-        clip: str,
+        clip_digest: str,
     ) -> np.ndarray:
-        """The boxes of animal and object on every frame `(T, 2, 4)`, zeros where one is lost."""
+        """Return the boxes of animal and object on every frame `(T, 2, 4)`, zeros where one is lost."""
 
     def check_prompts(
         self,
@@ -136,11 +135,17 @@ class OpenVocabularyTracker(ABC):
         attribute: Sequence[str] | None = None,
     ) -> None:
         """
-        Refuse words that cannot be tracked, and make sure that the models can be loaded, before any work.
+        Check, before any work, that the words can be tracked and that the models can be loaded.
+
+        Args:
+            animal, object (sequences of `N` `str`):
+                One noun per prompt.
+            attribute (sequence of `N` `str`, *optional*):
+                Ignored.
 
         Raises:
-            ValueError: as [`check_nouns`].
-            ImportError, FileNotFoundError, PermissionError, ConnectionError: as
+            ValueError: see [`check_nouns`].
+            ImportError, FileNotFoundError, PermissionError, ConnectionError: see
                 [`~spatialalign_trl.perception.checkpoints.PretrainedModel.prepare`].
         """
         check_nouns(animal, object)
@@ -155,80 +160,76 @@ class OpenVocabularyTracker(ABC):
         attribute: Sequence[str] | None = None,
     ) -> list[Tracks]:
         """
-        Boxes of animal and object over each clip.
+        Track animal and object through each clip.
 
         Args:
             videos (sequence of `N` `np.ndarray` of shape `(T, height, width, 3)`, `uint8`):
                 The clips.
             animal, object (sequences of `N` `str`):
-                One noun each.
+                One noun per clip.
             attribute (sequence of `N` `str`, *optional*):
-                Not used.
+                Ignored.
 
         Returns:
-            `list[Tracks]`: with a `reason` where a clip is INVALID. `details` holds the numbers of `valid`, `missed`
-            and `redundant` frames, the `prompt_frame` (or `None`) and, once boxes were followed, the number of frames
-            with both (`followed`).
+            `list[Tracks]`: one per clip, with a `reason` if the clip is INVALID. `details` contains the numbers of
+            `valid`, `missed` and `redundant` frames, the `prompt_frame` (or `None`) and, if boxes were followed, the
+            number of frames with both boxes (`followed`).
 
         Raises:
-            as `check_prompts`.
+            See `check_prompts`.
         """
         self.check_prompts(animal=animal, object=object, attribute=attribute)
         rows = list(zip(videos, animal, object, strict=True))
         bar = tqdm(rows, desc=self.name, unit="video", leave=False, disable=self.disable_progress_bar or len(rows) < 2)
-        return [self._track_one(*row) for row in bar]
+        return [self._track_clip(*row) for row in bar]
 
-    def _track_one(self, video: Video, animal: str, object: str) -> Tracks:
+    def _track_clip(self, video: Video, animal: str, object: str) -> Tracks:
         names = (animal, object)
-        clip = "" if self.cache is None else self.cache.digest(video)
-        found = self._find(video, names, clip)
-        detections = unpack_detections(found)
+
+        # 1. Detect both objects on every frame, and apply the authors' rules to the detections.
+        clip_digest = "" if self.cache is None else self.cache.digest(video)
+        packed = self._detect(video, names, clip_digest)
+        detections = unpack_detections(packed)
         validity = assess(detections, animal, object, self.rules)
-        details = _details(validity)
+        details: dict[str, int | None] = {
+            "valid": validity.valid,
+            "missed": validity.missed,
+            "redundant": validity.redundant,
+            "prompt_frame": validity.prompt_frame,
+        }
         if validity.reason is not None:
             return Tracks([], len(video), validity.reason, details=details)
-        boxes = self._follow(video, names, found, detections, validity.prompt_frame, clip)
+
+        # 2. Follow the boxes from the prompt frame, and apply the strict rules to the result.
+        boxes = self._follow(video, names, packed, detections, validity.prompt_frame, clip_digest)
         present = (boxes != 0).any(axis=-1)
         details["followed"] = int(present.all(axis=1).sum())
         reason = strict_reason(video, boxes, self.rules, animal=animal, object=object)
-        return Tracks(_frames(boxes, present, names), len(video), reason, details=details)
+
+        # 3. Keep the frames with at least one box. The box of an empty mask is left out.
+        frames = [
+            FrameBoxes(index, tuple(names[k] for k in np.flatnonzero(present[index])), boxes[index, present[index]])
+            for index in np.flatnonzero(present.any(axis=1)).tolist()
+        ]
+        return Tracks(frames, len(video), reason, details=details)
 
     def _cached(
-        self, clip: str, make: Callable[[], dict[str, np.ndarray]], parts: Callable[[], dict[str, Any]]
+        self,
+        clip_digest: str,
+        compute: Callable[[], dict[str, np.ndarray]],
+        key_parts: Callable[[], dict[str, Any]],
     ) -> dict[str, np.ndarray]:
-        """
-        What `make` gives for the clip of this digest (`""` without a cache), from the cache where it is there; `parts`
-        says what else it depends on.
-        """
-        if self.cache is None:  # before `parts`, which reads whole checkpoints
-            return make()
-        what = parts()
-        key = self.cache.key(clip, **what)
+        """Return the arrays of a clip from the cache, or compute and store them under a key made of `key_parts`."""
+        if self.cache is None:  # checked first, because key_parts() reads whole checkpoints
+            return compute()
+        parts = key_parts()
+        key = self.cache.key(clip_digest, **parts)
         entry = self.cache.load(key)
         if entry is not None:
             return entry.arrays
-        arrays = make()
+        arrays = compute()
         try:
-            self.cache.store(key, arrays, what)
-        except OSError as error:  # what was found is worth more than keeping it
-            logger.warning("nothing can be kept in %s: %s", self.cache.directory, error)
+            self.cache.store(key, arrays, parts)
+        except OSError as error:  # a full disk must not lose the result
+            logger.warning("nothing can be stored in the cache %s: %s", self.cache.directory, error)
         return arrays
-
-
-def _details(validity: Validity) -> dict[str, int | None]:
-    return {
-        "valid": validity.valid,
-        "missed": validity.missed,
-        "redundant": validity.redundant,
-        "prompt_frame": validity.prompt_frame,
-    }
-
-
-def _frames(boxes: np.ndarray, present: np.ndarray, names: tuple[str, str]) -> list[FrameBoxes]:
-    """The frames on which something is left, with what is left: an empty mask is no box."""
-    return [
-        FrameBoxes(
-            k, tuple(name for name, there in zip(names, present[k], strict=True) if there), boxes[k, present[k]]
-        )
-        for k in np.flatnonzero(present.any(axis=1)).tolist()
-    ]

@@ -1,4 +1,4 @@
-"""How pixels move from frame to frame: optical flow by OpenCV's DIS (arXiv 1603.03590)."""
+"""Measure how pixels move from frame to frame: optical flow by OpenCV's DIS (arXiv 1603.03590)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from spatialalign_trl.video import Video
 
-# The longer side of the frames that flow is measured on: enough for a walking animal, and quick.
+# Longer side in pixels of the frames on which flow is measured: enough for a walking animal, and fast.
 FLOW_SIDE = 256
-# What moves is small: an animal in a landscape. The mean over all pixels would measure its size.
+# Share of pixels to average over. The moving animal is small: the mean over all pixels would measure its size.
 FASTEST_SHARE = 0.05
 
 
 def opencv(user: str) -> Any:
-    """The module `cv2`. Raises an `ImportError` that names who needs it, and the extra that brings it."""
+    """Import `cv2`. Raises an `ImportError` that names the component that needs it, and the extra to install."""
     try:
         import cv2
     except ImportError as error:
@@ -25,13 +25,13 @@ def opencv(user: str) -> Any:
 
 def flow_fields(video: Video, user: str = "optical flow") -> list[np.ndarray]:
     """
-    Flow from each frame to the next, on frames whose longer side is `FLOW_SIDE`.
+    Compute the flow from each frame to the next, on frames resized to a longer side of `FLOW_SIDE`.
 
     Args:
         video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
             The clip.
         user (`str`, *optional*):
-            Who is named where OpenCV is missing.
+            Name of the component for the error message when OpenCV is missing.
 
     Returns:
         `list[np.ndarray]`: `frames - 1` arrays of shape `(height, width, 2)`, in pixels of the scaled frame.
@@ -42,31 +42,33 @@ def flow_fields(video: Video, user: str = "optical flow") -> list[np.ndarray]:
     cv2 = opencv(user)
     scale = FLOW_SIDE / max(video.shape[1:3])
     size = [max(round(side * scale), 32) for side in video.shape[1:3]]
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    gray = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size[::-1], interpolation=way) for f in video]
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    gray = [
+        cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size[::-1], interpolation=interpolation) for frame in video
+    ]
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return [flow.calc(before, after, None) for before, after in zip(gray, gray[1:], strict=False)]
 
 
 def fastest_speed(field: np.ndarray) -> float:
-    """Mean length of the fastest 5 % of a flow field's vectors, in diagonals of the frame."""
+    """Return the mean length of the fastest 5 % of a flow field's vectors, in diagonals of the frame."""
     lengths = np.linalg.norm(field, axis=-1).ravel()
-    fastest = max(int(FASTEST_SHARE * lengths.size), 1)
-    return float(np.partition(lengths, -fastest)[-fastest:].mean() / np.hypot(*field.shape[:2]))
+    count = max(int(FASTEST_SHARE * lengths.size), 1)
+    return float(np.partition(lengths, -count)[-count:].mean() / np.hypot(*field.shape[:2]))
 
 
 def smoothness(fields: list[np.ndarray]) -> float | None:
     """
-    How steadily things move, in [0, 1]: `1 - sum |b - a| / sum (|a| + |b|)` over the fastest 5 % of the pixels of each
-    frame, where `a` is a pixel's step to the next frame and `b` the step that follows from where it arrived. 1 for
-    uniform motion, 0 for what trembles on the spot.
+    Measure how steady the motion is: `1 - sum |b - a| / sum (|a| + |b|)` over the fastest 5 % of the pixels of each
+    frame, where `a` is a pixel's step to the next frame and `b` the step that follows from its new position.
 
     Args:
         fields (`list[np.ndarray]`):
-            What [`flow_fields`] returned.
+            The result of [`flow_fields`].
 
     Returns:
-        `float` or `None`: `None` where nothing moves by a tenth of a pixel a frame, or there are fewer than two steps.
+        `float` or `None`: in [0, 1]; 1 for uniform motion, 0 for trembling on the spot. `None` when these pixels move
+        by less than a tenth of a pixel per frame, or there are fewer than two steps.
 
     Raises:
         `ImportError`: when OpenCV is missing.

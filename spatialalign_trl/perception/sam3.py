@@ -1,10 +1,10 @@
-"""SAM 3 as a tracker: one model that finds and follows what a noun names, in place of Grounding DINO and SAM 2.
+"""Track objects with SAM 3: one model that detects and follows what a noun names, instead of Grounding DINO and SAM 2.
 
-Which box belongs to which word is known, not read from decoded tokens. It is an option and not the default: DSR-Scores
-from it cannot be compared with published ones, and the checkpoint (860 M weights) is gated.
+SAM 3 knows which word each box belongs to, so no label has to be decoded from tokens. It is not the default because
+its DSR-Scores cannot be compared with published ones, and because the checkpoint (860 M weights) is gated.
 
-With the package `kernels` installed, transformers fetches compiled code from the Hub to drop doubled masks and fill
-holes; without it these steps are skipped.
+If the package `kernels` is installed, transformers downloads compiled code from the Hub to remove duplicate masks and
+fill holes; otherwise it skips these steps.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class SAM3Tracker(RunsPretrained, OpenVocabularyTracker):
     """
     Tracks one animal and one object, named by any nouns, with SAM 3's video model.
 
-    Every object found for a word counts as a detection of it on the frames where its mask is not empty; the validity
-    rules are the same as with Grounded-SAM, so frames with two cats are redundant. Of each word's objects the one with
-    the highest sum of scores over the clip is the track. Boxes are in inclusive pixels.
+    Every object found for a word counts as a detection of that word on the frames where its mask is not empty. The
+    validity rules are those of Grounded-SAM, so frames with two cats are redundant. For each word, the object with the
+    highest sum of scores over the clip becomes the track. Boxes are in inclusive pixels.
 
     Args:
         checkpoint (`str` or `os.PathLike`, *optional*, defaults to `"facebook/sam3"`):
             A Hub id or a local folder.
         rules, strict, scale_to_length, cache_dir, disable_progress_bar (*optional*):
-            As of [`~spatialalign_trl.perception.open_vocabulary.OpenVocabularyTracker`].
+            See [`~spatialalign_trl.perception.open_vocabulary.OpenVocabularyTracker`].
         device, dtype, trust_remote_code, revision (*optional*):
-            As of [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
+            See [`~spatialalign_trl.perception.checkpoints.PretrainedModel`].
     """
 
     name = "sam3"
@@ -73,7 +73,7 @@ class SAM3Tracker(RunsPretrained, OpenVocabularyTracker):
 
     def segment(self, video: Video, names: Sequence[str]) -> tuple[list[Detections], list[np.ndarray]]:
         """
-        Everything that the words name, on every frame.
+        Detect everything that the words name, on every frame.
 
         Args:
             video (`np.ndarray` of shape `(T, height, width, 3)`, `uint8`):
@@ -82,13 +82,13 @@ class SAM3Tracker(RunsPretrained, OpenVocabularyTracker):
                 The words.
 
         Returns:
-            `(detections, ids)`: per frame the boxes, and `n` whole numbers that tell the objects apart over time.
+            `(detections, ids)`: for each frame the `n` boxes, and `n` integers that identify the objects over time.
         """
         import torch
 
         model, processor = self.pretrained.load()
-        nothing = Detections(np.empty((0, 4)), np.empty(0), ())
-        detections, ids = [nothing] * len(video), [np.empty(0, np.int64)] * len(video)
+        no_detections = Detections(np.empty((0, 4)), np.empty(0), ())
+        detections, ids = [no_detections] * len(video), [np.empty(0, np.int64)] * len(video)
         bar = tqdm(total=len(video), desc="segmenting", unit="frame", leave=False, disable=self.disable_progress_bar)
         with bar, torch.inference_mode(), self.pretrained.autocast():
             session = processor.init_video_session(
@@ -99,49 +99,62 @@ class SAM3Tracker(RunsPretrained, OpenVocabularyTracker):
             )
             processor.add_text_prompt(session, list(names))
             for output in model.propagate_in_video_iterator(session):
-                found = processor.postprocess_outputs(session, output)
-                detections[output.frame_idx], ids[output.frame_idx] = _read(found)
+                result = processor.postprocess_outputs(session, output)
+                detections[output.frame_idx], ids[output.frame_idx] = _read_frame(result)
                 bar.update()
         return detections, ids
 
-    def _find(self, video: Video, names: tuple[str, str], clip: str) -> dict[str, np.ndarray]:
-        def make() -> dict[str, np.ndarray]:
+    def _detect(self, video: Video, names: tuple[str, str], clip_digest: str) -> dict[str, np.ndarray]:
+        def compute() -> dict[str, np.ndarray]:
             detections, ids = self.segment(video, names)
             return {**pack_detections(detections), "object_ids": np.concatenate(ids)}
 
         return self._cached(
-            clip, make, lambda: {"kind": "sam3", "names": names, "model": self.pretrained.fingerprint()}
+            clip_digest, compute, lambda: {"kind": "sam3", "names": names, "model": self.pretrained.fingerprint()}
         )
 
     def _follow(
         self,
         video: Video,
         names: tuple[str, str],
-        found: dict[str, np.ndarray],
+        packed: dict[str, np.ndarray],
         detections: Sequence[Detections],
         prompt_frame: int,
-        clip: str,
+        clip_digest: str,
     ) -> np.ndarray:
-        labels = np.array([label for one in detections for label in one.labels])
-        frames, ids = np.repeat(np.arange(len(video)), found["boxes_per_frame"]), found["object_ids"]
+        # The model has followed all objects already: only choose one object for each word.
+        labels = np.array([label for frame in detections for label in frame.labels])
+        frames, ids = np.repeat(np.arange(len(video)), packed["boxes_per_frame"]), packed["object_ids"]
         boxes = np.zeros((len(video), len(names), 4))
-        for k, name in enumerate(names):
-            chosen = (labels == name) & (ids == best_object(ids[labels == name], found["scores"][labels == name]))
-            boxes[frames[chosen], k] = found["boxes"][chosen]
+        for column, name in enumerate(names):
+            named = labels == name
+            chosen = named & (ids == best_object(ids[named], packed["scores"][named]))
+            boxes[frames[chosen], column] = packed["boxes"][chosen]
         return boxes
 
 
 def best_object(ids: np.ndarray, scores: np.ndarray) -> int:
-    """The object whose scores sum up highest: seen surely, and on many frames. The first one of equal ones."""
-    objects, places = np.unique(ids, return_inverse=True)
-    return int(objects[np.bincount(places, weights=scores).argmax()])
+    """
+    Return the id of the object with the highest sum of scores: seen with confidence, and on many frames.
+
+    Args:
+        ids (`np.ndarray` of shape `(n,)`):
+            Object id of each detection.
+        scores (`np.ndarray` of shape `(n,)`):
+            Score of each detection.
+
+    Returns:
+        `int`: the lowest id if several objects have the same sum.
+    """
+    objects, indices = np.unique(ids, return_inverse=True)
+    return int(objects[np.bincount(indices, weights=scores).argmax()])
 
 
-def _read(found: dict) -> tuple[Detections, np.ndarray]:
-    """Detections and object ids of one frame, from the processor's result."""
-    ids = found["object_ids"].cpu().numpy()
-    names = {number: name for name, numbers in found["prompt_to_obj_ids"].items() for number in numbers}
-    boxes, scores = mask_boxes(found["masks"]), found["scores"].float().cpu().numpy().astype(np.float64)
-    there = (boxes != 0).any(axis=1)  # a mask may have lost all its pixels to another one
-    labels = tuple(names[number] for number in ids[there].tolist())
-    return Detections(boxes[there], scores[there], labels), ids[there]
+def _read_frame(result: dict) -> tuple[Detections, np.ndarray]:
+    """Return the detections and object ids of one frame from the processor's result."""
+    ids = result["object_ids"].cpu().numpy()
+    names = {object_id: name for name, object_ids in result["prompt_to_obj_ids"].items() for object_id in object_ids}
+    boxes, scores = mask_boxes(result["masks"]), result["scores"].float().cpu().numpy().astype(np.float64)
+    visible = (boxes != 0).any(axis=1)  # a mask may have lost all its pixels to another one
+    labels = tuple(names[object_id] for object_id in ids[visible].tolist())
+    return Detections(boxes[visible], scores[visible], labels), ids[visible]

@@ -1,9 +1,8 @@
 """
-Boxes over time, and the protocol every tracker follows.
+Define the boxes of a clip over time and the protocol of a tracker, and look up trackers by name.
 
-A tracker looks at pixels alone and says where the two named things are on each frame. Rewards read its `Tracks` and
-never ask how they were found, so the tiny world's colour segmentation and a real open-vocabulary tracker are
-interchangeable.
+A tracker reads the pixels alone and returns the boxes of the two named objects on each frame. Rewards read only its
+`Tracks`, so the tiny world's colour segmentation and a real open-vocabulary tracker are interchangeable.
 """
 
 import importlib
@@ -30,13 +29,13 @@ TRACKERS: dict[str, str] = {
 
 class FrameBoxes(NamedTuple):
     """
-    What was found on one frame.
+    The boxes found on one frame.
 
     Args:
         frame_index (`int`):
             Position of the frame in the clip, from 0.
         labels (`tuple[str, ...]`):
-            The `n` names of what was found, in the order of `boxes`.
+            The `n` labels, in the order of `boxes`.
         boxes (`np.ndarray` of shape `(n, 4)`):
             Corners `x1, y1, x2, y2` in pixels, y pointing down.
     """
@@ -49,21 +48,21 @@ class FrameBoxes(NamedTuple):
 @dataclass
 class Tracks:
     """
-    Boxes over one clip. Iterating yields its frames.
+    The boxes of one clip. Iterating yields its frames.
 
     Args:
         frames (`list[FrameBoxes]`):
-            The frames on which something was found, in any order.
+            The frames with at least one box, in any order.
         num_frames (`int`):
-            Length of the clip, counting the frames on which nothing was found.
+            Length of the clip, including the frames without boxes.
         reason (`str`, *optional*):
-            Why the tracker calls the whole video invalid; `None` when it does not.
+            Why the tracker rejects the whole video as INVALID; `None` when it does not.
         nearness (`np.ndarray` of shape `(num_frames, 2)`, *optional*):
-            How near the animal and the object are to the camera, larger = nearer, in [0, 1] of the clip's depth range;
-            NaN where unknown. A tracker leaves it out: whoever asks for "in front of" or "behind" adds it, see
-            `depth.py`.
+            How near the animal and the object are to the camera, as a share of the clip's depth range in [0, 1],
+            larger = nearer; NaN where unknown. Trackers leave it out: the reward adds it for the relations "in front
+            of" and "behind", see [`~spatialalign_trl.perception.depth.add_nearness`].
         details (`dict`, *optional*):
-            What the tracker has to tell about its work, in values that JSON can hold: `{"valid": 60, "missed": 15}`.
+            Statistics of the tracker, JSON-serialisable: `{"valid": 60, "missed": 15}`.
     """
 
     frames: list[FrameBoxes]
@@ -86,10 +85,10 @@ class Tracker(Protocol):
 
     `track` takes `N` videos (`uint8`, `(frames, height, width, 3)`), the `N` nouns of animal and object, and
     optionally `N` adjectives of the animal (`""` for none), and returns one [`Tracks`] per video whose labels are
-    those nouns. A tracker that cannot do without the adjectives says so in `required_columns = ("attribute",)`.
+    those nouns. A tracker that needs the adjectives declares `required_columns = ("attribute",)`.
 
-    Two more methods are used where they are there: `check_prompts(*, animal, object, attribute=None)` refuses, before
-    any work, words or surroundings (a missing checkpoint) it could not track with, and `release()` frees its models.
+    Two more methods are optional: `check_prompts(*, animal, object, attribute=None)` raises, before anything is
+    sampled, for words it cannot track and for a missing checkpoint; `release()` frees its models.
     """
 
     name: str
@@ -106,39 +105,79 @@ class Tracker(Protocol):
 
 def get_tracker(tracker: str | Tracker, **options: Any) -> Tracker:
     """
-    Give back a tracker, looking it up when it is named.
+    Return a tracker, looking it up if it is given by name.
 
     Args:
         tracker (`str` or `Tracker`):
-            A name in `TRACKERS`, or an object with a `track` method, which is returned as it is.
+            A name in `TRACKERS`, or an object with a `track` method, which is returned unchanged.
         options:
-            Arguments of the named tracker's constructor.
+            Options of the named tracker: the arguments of its constructor, or of its `from_options`.
 
     Raises:
         `ValueError`: when no tracker has that name.
-        `TypeError`: when the named tracker has no such option, when options come with an object, or when the object
-            has no `track` method or is a class instead of an instance.
+        `TypeError`: when the named tracker has no such option, when options are passed with an object, or when the
+            object has no `track` method or is a class instead of an instance.
     """
-    if isinstance(tracker, str):
-        return make_named(tracker, TRACKERS, kind="tracker", options=options)
-    if isinstance(tracker, type):
-        raise TypeError(f"A tracker must be an instance, got the class {tracker.__name__}: pass {tracker.__name__}().")
-    if not callable(getattr(tracker, "track", None)):
+    method = "track(videos, *, animal, object, attribute=None)"
+    return get_named(tracker, TRACKERS, kind="tracker", method=method, options=options)
+
+
+def get_named(
+    candidate: Any,
+    known: dict[str, str],
+    *,
+    kind: str,
+    method: str,
+    options: dict[str, Any],
+    accepted: str = "an object that has it",
+) -> Any:
+    """
+    Return an object unchanged, or make the one that a name stands for.
+
+    Args:
+        candidate:
+            A name in `known`, or an object that has the method.
+        known (`dict[str, str]`):
+            Name -> `"module:class"`.
+        kind (`str`):
+            What the object is, for error messages: `"tracker"`.
+        method (`str`):
+            Signature of the method that the object must have: `"nearness(video)"`.
+        options (`dict`):
+            Options of the named class.
+        accepted (`str`, *optional*, defaults to `"an object that has it"`):
+            What can be passed instead of a name, for error messages.
+
+    Raises:
+        `ValueError`: for an unknown name.
+        `TypeError`: for an option that the class does not take, options passed with an object, a class instead of an
+            instance, or an object without the method.
+    """
+    if isinstance(candidate, str):
+        return make_named(candidate, known, kind=kind, options=options)
+    if isinstance(candidate, type):
         raise TypeError(
-            f"A tracker needs a method track(videos, *, animal, object, attribute=None); {tracker!r} has none. "
-            f"Pass such an object or one of the names {', '.join(sorted(TRACKERS))}."
+            f"A {kind} must be an instance, got the class {candidate.__name__}: pass {candidate.__name__}()."
+        )
+    if not callable(getattr(candidate, method.partition("(")[0], None)):
+        raise TypeError(
+            f"A {kind} needs a method {method}; {candidate!r} has none. Pass {accepted} or one of the names "
+            f"{', '.join(sorted(known))}."
         )
     if options:
         raise TypeError(
-            f"The options {', '.join(options)} are for a tracker given by name; {tracker!r} is already made: "
-            "set them where you make it."
+            f"The options {', '.join(options)} are for a {kind} given by name, but {candidate!r} is an object. "
+            "Set them where you make it."
         )
-    return tracker
+    return candidate
 
 
 def make_named(name: str, known: dict[str, str], *, kind: str, options: dict[str, Any]) -> Any:
     """
-    Import the class that `name` stands for and make an instance.
+    Import the class that a name stands for and make an instance of it.
+
+    A class whose constructor groups its arguments accepts them flat, as a YAML file has them, in a classmethod
+    `from_options(**options)`, and lists their names in `option_names`.
 
     Args:
         name (`str`):
@@ -146,9 +185,9 @@ def make_named(name: str, known: dict[str, str], *, kind: str, options: dict[str
         known (`dict[str, str]`):
             Name -> `"module:class"`.
         kind (`str`):
-            What it is, for messages: `"tracker"`.
+            What the class makes, for error messages: `"tracker"`.
         options (`dict`):
-            Keyword arguments of the class.
+            Keyword arguments of the constructor or of `from_options`.
 
     Raises:
         `ValueError`: for an unknown name.
@@ -157,10 +196,15 @@ def make_named(name: str, known: dict[str, str], *, kind: str, options: dict[str
     if name not in known:
         raise ValueError(f"There is no {kind} named {name!r}. {near_miss(name, known)}")
     module_name, class_name = known[name].split(":")
-    found = getattr(importlib.import_module(module_name), class_name)
-    parameters = inspect.signature(found).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named_class = getattr(importlib.import_module(module_name), class_name)
+
+    # Check the options here, so that a misspelt one gets the nearest known name.
+    if hasattr(named_class, "from_options"):
+        make, option_names, takes_any = named_class.from_options, named_class.option_names, False
+    else:
+        make, option_names = named_class, inspect.signature(named_class).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in option_names.values())
     for option in options:
-        if option not in parameters and not takes_any:
-            raise TypeError(f"The {kind} {name!r} has no option {option!r}. {near_miss(option, parameters)}")
-    return found(**options)
+        if option not in option_names and not takes_any:
+            raise TypeError(f"The {kind} {name!r} has no option {option!r}. {near_miss(option, option_names)}")
+    return make(**options)

@@ -1,4 +1,4 @@
-"""Checkpoints: found, checked and fingerprinted without loading anything; one clear error for each thing missing."""
+"""Test that checkpoints are found, checked and fingerprinted without loading, with a clear error for missing parts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sam2(tmp_path_factory):
 
 @pytest.fixture
 def empty_hub(tmp_path, monkeypatch):
-    """A local cache that holds nothing."""
+    """Use an empty local cache."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -60,7 +60,7 @@ def test_a_hub_that_does_not_answer_is_no_network(empty_hub, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "sam2", "a/b/c", "../x"])
-def test_a_folder_that_is_not_there_is_named(name):
+def test_a_missing_folder_is_named(name):
     with pytest.raises(FileNotFoundError, match=f"no checkpoint folder {name!r}.*hf download"):
         find_checkpoint(name)
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_in_the_cache_is_found_without_a_network(tmp_path, monkeypa
         find_checkpoint("owner/name")
 
 
-def test_weights_that_would_be_unpickled_are_no_weights(tmp_path):
+def test_weights_that_would_be_unpickled_are_ignored(tmp_path):
     write_json(tmp_path / "config.json", {})
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match="lacks model.safetensors; weights are read from safetensors only"):
@@ -99,7 +99,7 @@ def test_a_missing_shard_is_named(tmp_path):
         find_checkpoint(tmp_path)
 
 
-def test_the_fingerprint_follows_the_files(tmp_path):
+def test_the_fingerprint_changes_with_the_files(tmp_path):
     folder = Path(saved_sam2(tmp_path))
     before = checkpoint_fingerprint(folder)
     assert checkpoint_fingerprint(folder) == before
@@ -108,15 +108,15 @@ def test_the_fingerprint_follows_the_files(tmp_path):
     assert checkpoint_fingerprint(folder) != before
 
 
-def test_missing_torchvision_is_said_before_the_checkpoint_is_looked_for(monkeypatch):
+def test_missing_torchvision_is_reported_before_the_checkpoint_is_searched(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ImportError, match="'owner/name' needs the package torchvision.*pip install torchvision"):
         PretrainedModel("owner/name", CLASSES).prepare()
-    with pytest.raises(ImportError, match="somebody needs"):
-        require_torchvision("somebody")
+    with pytest.raises(ImportError, match="the test needs"):
+        require_torchvision("the test")
 
 
-def test_what_needs_no_torchvision_does_not_ask_for_it(monkeypatch, sam2):
+def test_models_that_need_no_torchvision_do_not_check_for_it(monkeypatch, sam2):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     assert PretrainedModel(sam2, CLASSES, needs_torchvision=False).prepare() == Path(sam2)
 
@@ -128,24 +128,24 @@ def test_another_kind_of_model_is_refused_unless_its_code_is_trusted(tmp_path):
     assert PretrainedModel(folder, CLASSES, trust_remote_code=True).prepare() == Path(folder)
 
 
-def test_code_is_trusted_only_when_asked_for(sam2, monkeypatch):
+def test_code_is_trusted_only_on_request(sam2, monkeypatch):
     import transformers
 
-    seen = []
+    calls = []
 
     class Spy:
         @classmethod
         def from_pretrained(cls, folder, **options):
-            seen.append(options)
+            calls.append(options)
             return torch.nn.Linear(1, 1)
 
     monkeypatch.setattr(transformers, "Sam2VideoModel", Spy)
     monkeypatch.setattr(transformers, "Sam2VideoProcessor", Spy)
     PretrainedModel(sam2, CLASSES, device="cpu").load()
-    assert not any("trust_remote_code" in options for options in seen)
-    assert seen[-1]["use_safetensors"] is True
+    assert not any("trust_remote_code" in options for options in calls)
+    assert calls[-1]["use_safetensors"] is True
     PretrainedModel(sam2, CLASSES, device="cpu", trust_remote_code=True).load()
-    assert all(options["trust_remote_code"] is True for options in seen[2:])
+    assert all(options["trust_remote_code"] is True for options in calls[2:])
 
 
 def test_bfloat16_is_for_cuda():

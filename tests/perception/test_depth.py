@@ -1,4 +1,4 @@
-"""Nearness read off depth maps, and Depth Anything on a tiny random model of the same class."""
+"""Test the nearness of boxes on depth maps, and Depth Anything with a tiny random model of the same class."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ NOTHING = (np.nan,) * 4
 
 
 def steps(num_frames=1, height=20, width=40):
-    """Depth maps that rise from 0 at the left edge to 1 at the right one."""
+    """Return depth maps that rise from 0 at the left edge to 1 at the right edge."""
     return np.broadcast_to(np.linspace(0, 1, width, dtype=np.float32), (num_frames, height, width)).copy()
 
 
@@ -60,7 +60,7 @@ def test_nearness_is_in_range_or_unknown(case):
 
 
 @given(maps_and_boxes, st.integers(-3, 3), st.sampled_from([0.25, 0.5, 2.0, 4.0]))
-def test_unit_and_zero_of_the_estimator_do_not_matter(case, shift, scale):
+def test_scale_and_offset_of_the_maps_do_not_matter(case, shift, scale):
     maps, boxes = case
     np.testing.assert_allclose(box_nearness(maps * scale + shift, boxes), box_nearness(maps, boxes), atol=1e-3)
 
@@ -73,15 +73,15 @@ def test_exchanging_the_boxes_exchanges_their_nearness(case):
 
 def test_where_boxes_overlap_the_free_parts_are_measured():
     maps = np.zeros((1, 20, 40), np.float32)
-    maps[:, :, :4] = -1  # what the range begins with
-    maps[:, 5:15, 20:30] = 1  # the fox, in front of
-    sofa, fox = (14, 5, 30, 15), (20, 5, 30, 15)  # a sofa, most of whose box it covers
-    animal, thing = box_nearness(maps, pair(fox, sofa))[0]
+    maps[:, :, :4] = -1  # the far end of the range
+    maps[:, 5:15, 20:30] = 1  # the fox, which covers most of the sofa's box
+    sofa, fox = (14, 5, 30, 15), (20, 5, 30, 15)
+    animal, object = box_nearness(maps, pair(fox, sofa))[0]
     assert animal == 1.0
-    assert thing == 0.5  # the median of the whole box would be the fox's
+    assert object == 0.5  # the median of the whole box would be the depth of the fox
 
 
-def test_a_box_that_is_hardly_free_is_measured_as_a_whole():
+def test_a_box_that_is_mostly_covered_is_measured_as_a_whole():
     maps = np.zeros((1, 20, 40), np.float32)
     maps[:, :, :20] = 1
     maps[:, 5:15, 30:31] = 1  # a sliver that is not covered
@@ -89,12 +89,12 @@ def test_a_box_that_is_hardly_free_is_measured_as_a_whole():
     assert nearness.tolist() == [[0.0, 0.0]]
 
 
-def test_a_clip_of_one_depth_has_nothing_in_front():
+def test_in_a_clip_of_constant_depth_nothing_is_in_front():
     nearness = box_nearness(np.full((2, 8, 8), 3.0), np.array([[(0, 0, 4, 4), (4, 4, 8, 8)], [(0, 0, 4, 4), NOTHING]]))
     np.testing.assert_array_equal(nearness, [[0.5, 0.5], [0.5, np.nan]])
 
 
-def test_the_range_is_the_clips_and_not_the_frames():
+def test_the_range_is_that_of_the_clip_and_not_of_each_frame():
     maps = np.concatenate([steps() * 0.5, steps()])
     boxes = np.tile(pair((18, 0, 20, 20), (30, 0, 32, 20)), (2, 1, 1))
     first, second = box_nearness(maps, boxes)
@@ -109,7 +109,7 @@ def test_the_range_is_the_clips_and_not_the_frames():
         (np.full((1, 4, 4), np.inf), "finite; the one of frame 0 is not"),
     ],
 )
-def test_maps_that_cannot_be_read_are_refused(maps, message):
+def test_invalid_maps_are_refused(maps, message):
     with pytest.raises(ValueError, match=message):
         box_nearness(maps, pair(NOTHING, NOTHING))
 
@@ -170,7 +170,9 @@ def write_tiny_depth_anything(folder, **options):
     torch.manual_seed(0)
     model = DepthAnythingForDepthEstimation(config)
     with torch.no_grad():
-        for parameter in model.head.parameters():  # random heads end below 0, where the last step cuts all off
+        for (
+            parameter
+        ) in model.head.parameters():  # the random output would be negative, and the final ReLU would zero it
             parameter.abs_()
     model.save_pretrained(folder)
     DPTImageProcessor(
@@ -184,7 +186,7 @@ def video():
     return np.random.default_rng(0).integers(0, 255, (5, 24, 40, 3), dtype=np.uint8)
 
 
-def test_depth_anything_gives_one_map_a_frame(checkpoint, video):
+def test_depth_anything_returns_one_map_per_frame(checkpoint, video):
     estimator = DepthAnythingEstimator(checkpoint, device="cpu")
     assert isinstance(estimator, DepthEstimator)
     assert not estimator.pretrained.is_loaded
@@ -209,7 +211,7 @@ def test_depth_anything_is_loaded_once_and_released(checkpoint, video):
     np.testing.assert_array_equal(estimator.nearness(video[:1]), maps)
 
 
-def test_a_metric_checkpoint_is_turned_round(tmp_path, checkpoint, video):
+def test_the_depth_of_a_metric_checkpoint_is_inverted(tmp_path, checkpoint, video):
     metric = write_tiny_depth_anything(tmp_path, depth_estimation_type="metric", max_depth=20)
     near = DepthAnythingEstimator(metric, device="cpu").nearness(video)
     import torch
@@ -223,7 +225,7 @@ def test_a_metric_checkpoint_is_turned_round(tmp_path, checkpoint, video):
     np.testing.assert_allclose(near, expected, rtol=1e-5)
 
 
-def test_a_checkpoint_that_cannot_be_had_is_named_before_any_work(tmp_path, monkeypatch):
+def test_an_unavailable_checkpoint_is_named_before_any_work(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="absent"):
         DepthAnythingEstimator(tmp_path / "absent").prepare()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -237,16 +239,17 @@ def test_a_checkpoint_that_cannot_be_had_is_named_before_any_work(tmp_path, monk
         DepthAnythingEstimator(batch_size=0)
 
 
-def test_estimators_are_found_by_name_or_handed_over():
+def test_estimators_are_given_by_name_or_as_objects():
     assert get_depth_estimator("depth_anything", batch_size=3).batch_size == 3
-    own = Brightness()
-    assert get_depth_estimator(own) is own
+    estimator = Brightness()
+    assert get_depth_estimator(estimator) is estimator
     with pytest.raises(ValueError, match="no depth estimator named 'depth_anythin'. Did you mean 'depth_anything'"):
         get_depth_estimator("depth_anythin")
     with pytest.raises(TypeError, match="no option 'batchsize'. Did you mean 'batch_size'"):
         get_depth_estimator("depth_anything", batchsize=3)
-    for wrong in (Brightness, object()):
-        with pytest.raises(TypeError, match="needs a method nearness"):
-            get_depth_estimator(wrong)
+    with pytest.raises(TypeError, match=r"depth estimator must be an instance.*pass Brightness\(\)"):
+        get_depth_estimator(Brightness)
+    with pytest.raises(TypeError, match=r"depth estimator needs a method nearness\(video\).*depth_anything"):
+        get_depth_estimator(object())
     with pytest.raises(TypeError, match="options batch_size are for a depth estimator given by name"):
-        get_depth_estimator(own, batch_size=3)
+        get_depth_estimator(estimator, batch_size=3)

@@ -1,3 +1,5 @@
+"""Test the cache of detections: its keys and entries, damaged files, concurrent use, and packed detections."""
+
 import json
 import threading
 import warnings
@@ -25,18 +27,18 @@ def clip(seed: int = 0, shape: tuple = (3, 4, 5, 3)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype
-        and one[name].shape == other[name].shape
-        and one[name].tobytes() == other[name].tobytes()
-        for name in one
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype
+        and first[name].shape == second[name].shape
+        and first[name].tobytes() == second[name].tobytes()
+        for name in first
     )
 
 
 @pytest.fixture
 def cache(tmp_path) -> DetectionCache:
-    return DetectionCache(tmp_path / "made" / "when needed")
+    return DetectionCache(tmp_path / "created" / "when needed")
 
 
 def key_of(video: np.ndarray, **parts) -> str:
@@ -49,8 +51,8 @@ def key() -> str:
 
 
 @pytest.fixture(autouse=True)
-def every_warning_is_seen():
-    """A warning that a test does not ask for fails it."""
+def unexpected_warnings_are_errors():
+    """Fail a test on any warning that it does not expect."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -84,7 +86,7 @@ def test_key_covers_shape_pixels_and_every_part():
     assert len(set(keys)) == len(keys)
 
 
-def test_key_refuses_what_json_cannot_hold():
+def test_key_refuses_parts_that_are_not_json():
     with pytest.raises(TypeError, match="cache key.*ndarray"):
         key_of(clip(), boxes=np.zeros(3))
     with pytest.raises(ValueError, match="cache key"):
@@ -104,7 +106,7 @@ def test_only_keys_become_file_names(cache, wrong):
 # Entries
 
 
-def test_what_is_stored_comes_back_bit_for_bit_in_one_file(cache, key):
+def test_an_entry_is_restored_bit_for_bit_from_one_file(cache, key):
     assert cache.load(key) is None
     path = cache.store(key, ARRAYS, META)
     arrays, meta = DetectionCache(cache.directory).load(key)
@@ -112,21 +114,21 @@ def test_what_is_stored_comes_back_bit_for_bit_in_one_file(cache, key):
     assert [file.name for file in cache.directory.iterdir()] == [path.name]
 
 
-def test_views_and_columns_are_stored_as_they_read(cache, key):
+def test_views_are_stored_in_their_logical_order(cache, key):
     grid = np.arange(24.0).reshape(4, 6)
     cache.store(key, {"columns": grid.T[::2], "back": grid[::-1]})
     arrays, meta = cache.load(key)
     assert (arrays["columns"] == grid.T[::2]).all() and (arrays["back"] == grid[::-1]).all() and meta == {}
 
 
-def test_storing_again_replaces(cache, key):
+def test_storing_again_replaces_the_entry(cache, key):
     cache.store(key, ARRAYS, META)
     cache.store(key, {"other": np.arange(3)}, {"second": True})
     arrays, meta = cache.load(key)
     assert list(arrays) == ["other"] and meta == {"second": True}
 
 
-def test_what_has_no_place_in_an_entry_is_refused(cache, key):
+def test_unsupported_arrays_and_metadata_are_refused(cache, key):
     with pytest.raises(TypeError, match="'labels' has dtype <U3"):
         cache.store(key, {"labels": np.array(["cat"])})
     with pytest.raises(TypeError, match="meta"):
@@ -139,8 +141,8 @@ def test_what_has_no_place_in_an_entry_is_refused(cache, key):
 # Damage
 
 
-def reported_and_replaced(cache: DetectionCache, key: str, why: str = "") -> None:
-    with pytest.warns(UserWarning, match=f"{key}.safetensors is no usable cache entry.*{why}"):
+def check_reported_and_replaced(cache: DetectionCache, key: str, reason: str = "") -> None:
+    with pytest.warns(UserWarning, match=f"{key}.safetensors is no usable cache entry.*{reason}"):
         assert cache.load(key) is None
     cache.store(key, ARRAYS, META)
     assert same(cache.load(key).arrays, ARRAYS)
@@ -160,48 +162,48 @@ def test_no_flipped_byte_goes_unnoticed(tmp_path_factory, data):
         entry = cache.load(key)
     if entry is None:
         assert len(caught) == 1 and str(path) in str(caught[0].message)
-    else:  # a flip that says the same in other bytes
+    else:  # the flipped byte does not change the meaning, such as white space in JSON
         assert same(entry.arrays, ARRAYS) and entry.meta == META
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9, 0.999])
-def test_a_truncated_entry_is_made_again(cache, key, share):
+def test_a_truncated_entry_is_computed_again(cache, key, share):
     path = cache.store(key, ARRAYS, META)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    reported_and_replaced(cache, key)
+    check_reported_and_replaced(cache, key)
 
 
-def test_an_entry_of_another_key_is_made_again(cache, key):
+def test_an_entry_of_another_key_is_computed_again(cache, key):
     other = key_of(clip(1))
     cache.store(other, ARRAYS, META).rename(cache.path(key))
-    reported_and_replaced(cache, key, f"another key, '{other}'")
+    check_reported_and_replaced(cache, key, f"another key, '{other}'")
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"schema": "someone else's"}, {"schema": SCHEMA}])
-def test_a_foreign_file_is_made_again(cache, key, metadata):
+def test_a_foreign_file_is_replaced(cache, key, metadata):
     cache.directory.mkdir(parents=True)
     cache.path(key).write_bytes(save(ARRAYS, metadata=metadata))
-    reported_and_replaced(cache, key)
+    check_reported_and_replaced(cache, key)
 
 
-def test_an_entry_of_an_older_schema_is_made_again(cache, key, monkeypatch):
+def test_an_entry_of_an_older_schema_is_computed_again(cache, key, monkeypatch):
     monkeypatch.setattr("spatialalign_trl.perception.detection_cache.SCHEMA", "spatialalign_trl.detections/0")
     cache.store(key, ARRAYS, META)
     monkeypatch.undo()
-    reported_and_replaced(cache, key, "its schema is 'spatialalign_trl.detections/0'")
+    check_reported_and_replaced(cache, key, "its schema is 'spatialalign_trl.detections/0'")
 
 
-def test_a_file_that_is_no_safetensors_is_made_again(cache, key):
+def test_a_file_that_is_not_safetensors_is_replaced(cache, key):
     cache.directory.mkdir(parents=True)
     cache.path(key).write_text(json.dumps(META))
-    reported_and_replaced(cache, key)
+    check_reported_and_replaced(cache, key)
 
 
-# Company
+# Concurrent use
 
 
-def test_readers_beside_writers_meet_whole_entries_only(cache, key):
+def test_concurrent_readers_see_only_complete_entries(cache, key):
     versions = [{"version": np.full((200, 4), value)} for value in range(4)]
     cache.store(key, versions[0])
     failures: list[BaseException] = []
@@ -211,13 +213,13 @@ def test_readers_beside_writers_meet_whole_entries_only(cache, key):
             try:
                 for turn in range(40):
                     work(turn)
-            except BaseException as error:  # a thread's own is lost
+            except BaseException as error:  # an exception in a thread would be lost
                 failures.append(error)
 
         return run
 
     def read(_) -> None:
-        entry = DetectionCache(cache.directory).load(key)  # a warning is an error here
+        entry = DetectionCache(cache.directory).load(key)  # an incomplete entry would warn, which is an error here
         assert entry is not None and len(np.unique(entry.arrays["version"])) == 1
 
     def write(number: int):
@@ -229,7 +231,7 @@ def test_readers_beside_writers_meet_whole_entries_only(cache, key):
     for thread in threads:
         thread.join()
     assert not failures, failures
-    assert [file.name for file in cache.directory.iterdir()] == [f"{key}.safetensors"]  # no temporary file is left
+    assert [file.name for file in cache.directory.iterdir()] == [f"{key}.safetensors"]  # no temporary file remains
 
 
 # Detections as arrays
@@ -247,7 +249,7 @@ frames = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(frames)
-def test_detections_survive_the_way_through_the_cache(tmp_path_factory, rows):
+def test_detections_are_restored_bit_for_bit_from_the_cache(tmp_path_factory, rows):
     detections = [
         Detections(
             np.array([box for box, _, _ in frame]).reshape(-1, 4),
@@ -258,14 +260,14 @@ def test_detections_survive_the_way_through_the_cache(tmp_path_factory, rows):
     ]
     cache, key = DetectionCache(tmp_path_factory.mktemp("cache")), key_of(clip())
     cache.store(key, {**pack_detections(detections), "something_else": np.zeros(2)})
-    back = unpack_detections(cache.load(key).arrays)
-    assert len(back) == len(detections)
-    for one, other in zip(back, detections, strict=True):
-        assert one.labels == other.labels and one.boxes.shape == (len(one.labels), 4)
-        assert one.boxes.tobytes() == other.boxes.tobytes() and one.scores.tobytes() == other.scores.tobytes()
+    restored = unpack_detections(cache.load(key).arrays)
+    assert len(restored) == len(detections)
+    for new, old in zip(restored, detections, strict=True):
+        assert new.labels == old.labels and new.boxes.shape == (len(new.labels), 4)
+        assert new.boxes.tobytes() == old.boxes.tobytes() and new.scores.tobytes() == old.scores.tobytes()
 
 
-def test_arrays_that_are_no_detections_are_refused():
+def test_arrays_that_are_not_detections_are_refused():
     packed = pack_detections([Detections(np.zeros((2, 4)), np.zeros(2), ("cat", "bench"))])
     with pytest.raises(ValueError, match="'labels' is missing"):
         unpack_detections({name: array for name, array in packed.items() if name != "labels"})

@@ -1,4 +1,4 @@
-"""Grounding DINO as a detector: batches, thresholds, and the two ways of giving boxes their names."""
+"""Test Grounding DINO as a detector: batches, thresholds, and the two ways to label boxes."""
 
 from __future__ import annotations
 
@@ -20,36 +20,32 @@ def checkpoint(tmp_path_factory):
     return saved_grounding_dino(tmp_path_factory.mktemp("grounding_dino"))
 
 
-def detector(checkpoint, **options) -> GroundingDINODetector:
+def make_detector(checkpoint, **options) -> GroundingDINODetector:
     return GroundingDINODetector(checkpoint, device="cpu", **options)
 
 
 def logits_of(probabilities: dict[int, float], tokens: int = 16) -> torch.Tensor:
-    """One box's logits: the probabilities given at their places, almost 0 elsewhere."""
-    found = torch.full((tokens,), -9.0)
-    for place, probability in probabilities.items():
-        found[place] = torch.logit(torch.tensor(probability))
-    return found
+    """Return the logits of one box from the probabilities of some tokens; other tokens have almost 0."""
+    logits = torch.full((tokens,), -9.0)
+    for token, probability in probabilities.items():
+        logits[token] = torch.logit(torch.tensor(probability))
+    return logits
 
 
 def read(checkpoint, names, boxes: list[dict[int, float]], label_mode: str, **options):
-    """What the detector makes of made-up logits: its own reading, no model."""
-    one = detector(checkpoint, label_mode=label_mode, **options)
-    _, processor = one.pretrained.load()
+    """Let the detector read given logits, without running the model."""
+    detector = make_detector(checkpoint, label_mode=label_mode, **options)
+    _, processor = detector.pretrained.load()
     input_ids = torch.tensor([processor.tokenizer(caption(names))["input_ids"]])
     outputs = SimpleNamespace(
         logits=torch.stack([logits_of(box) for box in boxes])[None],
         pred_boxes=torch.tensor([[0.5, 0.5, 0.2, 0.4]]).repeat(len(boxes), 1)[None],
     )
-    (found,) = one._read(outputs, input_ids, (48, 80), names, processor)
-    return found
+    (detections,) = detector._read(outputs, input_ids, (48, 80), names, processor)
+    return detections
 
 
-# caption          cat     .  bench   .     [CLS] is 0
-# caption    fire hydra ##nt  .  ham ##ster .
-
-
-def test_the_text_is_the_papers():
+def test_the_text_is_that_of_the_paper():
     assert caption(["cat", "fire hydrant"]) == "cat. fire hydrant."
 
 
@@ -58,7 +54,7 @@ def test_the_text_is_the_papers():
     [
         (("cat", "bench"), [[1], [3]]),
         (("hamster", "fire hydrant"), [[1, 2], [4, 5, 6]]),
-        (("cat", "chaise longue"), [[1], [3, 4]]),  # unknown words have a place too
+        (("cat", "chaise longue"), [[1], [3, 4]]),  # an unknown word is a token too
     ],
 )
 def test_every_name_has_its_span_of_tokens(names, spans):
@@ -74,8 +70,8 @@ def test_names_that_are_not_in_the_text_one_by_one_are_refused(names):
         label_spans(tokenizer(text)["input_ids"], names, tokenizer)
 
 
-def test_a_split_name_stays_whole_in_span_mode_and_falls_apart_in_exact_mode(checkpoint):
-    """ "fire hydrant" is fire hydra ##nt, "hamster" is ham ##ster; real boxes rarely fit all pieces equally well."""
+def test_a_split_name_stays_whole_in_span_mode_and_is_broken_up_in_exact_mode(checkpoint):
+    """The tokens are ham ##ster . fire hydra ##nt . (from 1). Real boxes rarely fit all of a name's tokens."""
     names = ("hamster", "fire hydrant")
     boxes = [{1: 0.8, 2: 0.2}, {4: 0.1, 5: 0.7, 6: 0.25}]
     assert read(checkpoint, names, boxes, "exact").labels == ("ham", "hydra")
@@ -121,64 +117,68 @@ def test_spans_are_scored_by_their_best_token():
 
 
 @pytest.mark.parametrize("label_mode", ["exact", "span"])
-def test_batches_give_what_single_frames_give(checkpoint, label_mode):
+def test_batches_give_the_same_boxes_as_single_frames(checkpoint, label_mode):
     video = random_video(5)
-    # A threshold that a random model's boxes lie above.
+    # A threshold that all boxes of a random model exceed.
     options = {"box_threshold": 0.0, "text_threshold": 0.2, "label_mode": label_mode}
-    single = detector(checkpoint, batch_size=1, **options).detect(video, NAMES)
-    batched = detector(checkpoint, batch_size=3, **options).detect(video, NAMES)
+    single = make_detector(checkpoint, batch_size=1, **options).detect(video, NAMES)
+    batched = make_detector(checkpoint, batch_size=3, **options).detect(video, NAMES)
     assert len(single) == len(batched) == 5
-    for one, other in zip(single, batched, strict=True):
-        assert len(one.labels) == 20
-        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
-        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
-    assert not np.allclose(single[0].boxes, single[4].boxes), "frames must differ for this to say anything"
+    for expected, found in zip(single, batched, strict=True):
+        assert len(expected.labels) == 20
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    assert not np.allclose(single[0].boxes, single[4].boxes), "frames must differ for this test to mean anything"
 
 
-def test_nothing_found_is_an_empty_frame(checkpoint):
+def test_a_frame_without_detections_is_empty(checkpoint):
     for label_mode in ("exact", "span"):
-        for found in detector(checkpoint, box_threshold=1.0, label_mode=label_mode).detect(random_video(2), NAMES):
+        for found in make_detector(checkpoint, box_threshold=1.0, label_mode=label_mode).detect(
+            random_video(2), NAMES
+        ):
             assert found.boxes.shape == (0, 4) and found.scores.shape == (0,) and found.labels == ()
 
 
 def test_one_text_is_given_for_every_image(checkpoint, monkeypatch):
-    one, texts = detector(checkpoint, batch_size=2), []
-    _, processor = one.pretrained.load()
+    detector, texts = make_detector(checkpoint, batch_size=2), []
+    _, processor = detector.pretrained.load()
 
     def spy(images, text, **kwargs):
         texts.append(text)
         return processor(images=images, text=text, **kwargs)
 
-    monkeypatch.setattr(one.pretrained, "_loaded", (one.pretrained.load()[0], spy))
+    monkeypatch.setattr(detector.pretrained, "_loaded", (detector.pretrained.load()[0], spy))
     spy.post_process_grounded_object_detection = processor.post_process_grounded_object_detection
-    one.detect(random_video(3), NAMES)
+    detector.detect(random_video(3), NAMES)
     assert texts == [["cat. bench."] * 2, ["cat. bench."]]
 
 
-def test_the_fingerprint_changes_with_all_that_boxes_depend_on_and_loads_nothing(checkpoint, tmp_path):
+def test_the_fingerprint_covers_everything_that_boxes_depend_on_and_loads_nothing(checkpoint, tmp_path):
     other = saved_grounding_dino(tmp_path, seed=1)
-    made = [
-        detector(checkpoint),
-        detector(other),
-        detector(checkpoint, box_threshold=0.35),
-        detector(checkpoint, text_threshold=0.25),
-        detector(checkpoint, label_mode="span"),
+    detectors = [
+        make_detector(checkpoint),
+        make_detector(other),
+        make_detector(checkpoint, box_threshold=0.35),
+        make_detector(checkpoint, text_threshold=0.25),
+        make_detector(checkpoint, label_mode="span"),
     ]
-    assert len({one.fingerprint() for one in made}) == len(made)
-    assert not any(one.pretrained.is_loaded for one in made)
-    # Speed options and thresholds that are not read change nothing.
-    assert detector(checkpoint, batch_size=4).fingerprint() == made[0].fingerprint()
-    assert detector(checkpoint, label_mode="span", text_threshold=0.25).fingerprint() == made[-1].fingerprint()
+    assert len({detector.fingerprint() for detector in detectors}) == len(detectors)
+    assert not any(detector.pretrained.is_loaded for detector in detectors)
+    # The batch size and unused thresholds are not part of it.
+    assert make_detector(checkpoint, batch_size=4).fingerprint() == detectors[0].fingerprint()
+    assert (
+        make_detector(checkpoint, label_mode="span", text_threshold=0.25).fingerprint() == detectors[-1].fingerprint()
+    )
 
 
 def test_the_weights_are_loaded_on_first_use_and_released(checkpoint):
-    one = detector(checkpoint)
-    assert isinstance(one, Detector)
-    assert not one.pretrained.is_loaded
-    one.detect(random_video(1), NAMES)
-    assert one.pretrained.is_loaded
-    one.release()
-    assert not one.pretrained.is_loaded
+    detector = make_detector(checkpoint)
+    assert isinstance(detector, Detector)
+    assert not detector.pretrained.is_loaded
+    detector.detect(random_video(1), NAMES)
+    assert detector.pretrained.is_loaded
+    detector.release()
+    assert not detector.pretrained.is_loaded
 
 
 @pytest.mark.parametrize(

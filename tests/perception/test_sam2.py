@@ -1,4 +1,4 @@
-"""SAM 2 as a follower: both directions from one session, every frame encoded once, boxes in inclusive pixels."""
+"""Test SAM 2 as a follower: both directions share a session, frames are encoded once, boxes have inclusive corners."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def any_follower(request, follower, tmp_path):
 
 
 def count_encodings(follower: SAM2Follower) -> list:
-    """A list that grows by one with every picture the image encoder sees."""
+    """Return a list that grows by one element per image that the encoder processes."""
     calls = []
     model, _ = follower.pretrained.load()
     model.vision_encoder.register_forward_hook(lambda module, inputs, output: calls.append(1))
@@ -41,11 +41,11 @@ def count_encodings(follower: SAM2Follower) -> list:
 
 def propagate(follower, session, video, frame, backwards) -> dict[int, np.ndarray]:
     with torch.inference_mode():
-        found = follower._propagate(session, BOXES, frame, backwards, video.shape[1:3])
-        return {index: masks.numpy() for index, masks in found}
+        masks_by_frame = follower._propagate(session, BOXES, frame, backwards, video.shape[1:3])
+        return {index: masks.numpy() for index, masks in masks_by_frame}
 
 
-def test_boxes_of_masks_are_inclusive_and_zero_when_empty():
+def test_boxes_of_masks_have_inclusive_corners_and_are_zero_when_empty():
     masks = torch.zeros(4, 6, 9, dtype=torch.bool)
     masks[0, 2:5, 3:8] = True
     masks[1, 4, 0] = masks[1, 1, 8] = True
@@ -78,12 +78,12 @@ def test_both_directions_in_one_session_equal_two_fresh_sessions(any_follower):
 
 
 def test_a_second_pass_equals_a_fresh_session_after_a_reset_and_only_then(any_follower):
-    """On the logits, bit for bit. Without a reset, what the first pass saw acts as memory of the second."""
+    """Compare logits bit for bit. Without a reset, results of the first pass act as memory of the second."""
     video, frame = random_video(6), 3
     model, processor = any_follower.pretrained.load()
 
     def backward_logits(before: str) -> torch.Tensor:
-        session, found = any_follower._session(video), {}
+        session, logits = any_follower._session(video), {}
         for backwards in (False, True):
             if backwards and before == "fresh":
                 session = any_follower._session(video)
@@ -93,16 +93,16 @@ def test_a_second_pass_equals_a_fresh_session_after_a_reset_and_only_then(any_fo
                     session, frame_idx=frame, obj_ids=[1, 2], input_boxes=[BOXES.tolist()]
                 )
             for output in model.propagate_in_video_iterator(session, start_frame_idx=frame, reverse=backwards):
-                found[output.frame_idx] = output.pred_masks
-        return torch.stack([found[k] for k in range(frame)])
+                logits[output.frame_idx] = output.pred_masks
+        return torch.stack([logits[k] for k in range(frame)])
 
     fresh = backward_logits("fresh")
     assert torch.equal(backward_logits("reset"), fresh)
     assert (backward_logits("nothing") - fresh).abs().max() > 1e-3
 
 
-def test_nothing_of_a_clip_stays_in_memory(follower, monkeypatch):
-    """Without waiting for the garbage collector, which knows nothing of a GPU that is full."""
+def test_a_session_is_freed_after_its_clip(follower, monkeypatch):
+    """The garbage collector must not be needed, because it does not run when the GPU's memory is full."""
     sessions, make = [], follower._session
 
     def spy(video):
@@ -120,12 +120,12 @@ def test_nothing_of_a_clip_stays_in_memory(follower, monkeypatch):
         gc.enable()
 
 
-def test_the_boxes_matter(follower):
+def test_the_result_depends_on_the_boxes(follower):
     video = random_video(3)
     assert not np.array_equal(follower.follow(video, BOXES, 1), follower.follow(video, BOXES[::-1] / 3, 1))
 
 
-def test_edgetam_goes_through_the_same_class(tmp_path):
+def test_edgetam_works_with_the_same_class(tmp_path):
     follower = SAM2Follower(saved_edgetam(tmp_path), device="cpu")
     calls = count_encodings(follower)
     boxes = follower.follow(random_video(5), BOXES, 2)
@@ -150,6 +150,6 @@ def test_the_weights_are_loaded_on_first_use_and_released(checkpoint):
     ("boxes", "frame", "message"),
     [(np.zeros((2, 3)), 0, r"shape \(2, 3\)"), (np.zeros((0, 4)), 0, "at least one box"), (BOXES, 5, "frame is 5")],
 )
-def test_what_cannot_be_followed_is_refused(checkpoint, boxes, frame, message):
+def test_invalid_boxes_and_frames_are_refused(checkpoint, boxes, frame, message):
     with pytest.raises(ValueError, match=message):
         SAM2Follower(checkpoint, device="cpu").follow(random_video(5), boxes, frame)

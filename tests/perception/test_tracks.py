@@ -1,4 +1,4 @@
-"""Finding a tracker, and the shape of what it returns."""
+"""Test the lookup of trackers, and the container of their results."""
 
 import sys
 
@@ -25,7 +25,7 @@ def test_tracks_iterate_over_their_frames():
     assert tracks.details == {}
 
 
-def test_an_object_is_used_as_it_is():
+def test_an_object_is_returned_unchanged():
     tracker = SilentTracker()
     assert get_tracker(tracker) is tracker
     assert isinstance(tracker, Tracker)
@@ -39,7 +39,7 @@ def test_a_name_is_looked_up_and_imported_on_first_use(tmp_path, monkeypatch):
     assert get_tracker("lazy").name == "lazy"
 
 
-def test_an_unknown_name_gets_the_nearest_one():
+def test_the_error_for_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match="'colour_segmentation'. Did you mean 'color_segmentation'"):
         get_tracker("colour_segmentation")
 
@@ -47,7 +47,7 @@ def test_an_unknown_name_gets_the_nearest_one():
 @pytest.mark.parametrize(
     ("wrong", "message"), [(SilentTracker, r"pass SilentTracker\(\)"), (object(), "method track")]
 )
-def test_what_cannot_track_is_refused(wrong, message):
+def test_objects_that_cannot_track_are_refused(wrong, message):
     with pytest.raises(TypeError, match=message):
         get_tracker(wrong)
 
@@ -61,6 +61,13 @@ class Lazy:
 class Open(Lazy):
     def __init__(self, **options):
         self.options = options
+class Grouped(Lazy):
+    option_names = ("label_mode",)
+    def __init__(self, detector=None):
+        self.detector = detector
+    @classmethod
+    def from_options(cls, **options):
+        return cls(detector=options)
 """
 
 
@@ -70,20 +77,24 @@ def lazy_trackers(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(TRACKERS, "lazy", "trackers_with_options:Lazy")
     monkeypatch.setitem(TRACKERS, "open", "trackers_with_options:Open")
+    monkeypatch.setitem(TRACKERS, "grouped", "trackers_with_options:Grouped")
 
 
 def test_options_reach_a_named_tracker(lazy_trackers):
     assert get_tracker("lazy", cache_dir="here").cache_dir == "here"
     assert get_tracker("open", anything=1).options == {"anything": 1}
+    assert get_tracker("grouped", label_mode="span").detector == {"label_mode": "span"}
 
 
-def test_an_unknown_option_gets_the_nearest_one(lazy_trackers):
+def test_the_error_for_an_unknown_option_suggests_the_nearest(lazy_trackers):
     with pytest.raises(TypeError, match="tracker 'lazy' has no option 'cache'. Did you mean 'cache_dir'"):
         get_tracker("lazy", cache="here")
+    with pytest.raises(TypeError, match="tracker 'grouped' has no option 'detector'"):
+        get_tracker("grouped", detector={})
     with pytest.raises(TypeError, match="'color_segmentation' has no option 'device'"):
         get_tracker("color_segmentation", device="cpu")
 
 
-def test_options_of_an_object_are_set_where_it_is_made():
+def test_options_are_refused_with_an_object():
     with pytest.raises(TypeError, match="options cache_dir, device are for a tracker given by name"):
         get_tracker(SilentTracker(), cache_dir="here", device="cpu")

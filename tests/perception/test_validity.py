@@ -1,3 +1,5 @@
+"""Test the rules that decide whether a clip can be scored: the authors' rules, thresholds, and the strict rules."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,13 +29,16 @@ LABELS = {
 }
 
 
-def found(letters: str) -> list[Detections]:
-    """Made-up detections, a letter of `LABELS` a frame."""
-    return [Detections(np.zeros((len(LABELS[k]), 4)), np.ones(len(LABELS[k])), LABELS[k]) for k in letters]
+def detections_of(letters: str) -> list[Detections]:
+    """Return detections with the labels that each letter, one per frame, has in `LABELS`."""
+    return [
+        Detections(np.zeros((len(LABELS[letter]), 4)), np.ones(len(LABELS[letter])), LABELS[letter])
+        for letter in letters
+    ]
 
 
 def plain_rules(clip: list[Detections], animal: str, object: str, redundant=16, valid=20, run=4):
-    """The authors' rules as one loop over the frames: `(valid, missed, redundant, usable, prompt frame)`."""
+    """Apply the authors' rules in a loop over the frames: `(valid, missed, redundant, usable, prompt frame)`."""
     counts = {"valid": 0, "missed": 0, "redundant": 0}
     streak, first = [], None
     for frame, (_, _, labels) in enumerate(clip):
@@ -55,9 +60,9 @@ def summary(validity) -> tuple:
     return validity.valid, validity.missed, validity.redundant, validity.reason is None, validity.prompt_frame
 
 
-# Mostly valid, in stretches: letter by letter, a run of four in a clip of twenty valid frames would be rare.
-stretches = st.lists(st.tuples(st.sampled_from("vvvvwmcbrpx"), st.integers(1, 25)), max_size=12)
-letters = stretches.map(lambda parts: "".join(letter * count for letter, count in parts))
+# Draw runs of equal letters: with independent letters, valid clips (twenty valid frames, four in a row) would be rare.
+letter_runs = st.lists(st.tuples(st.sampled_from("vvvvwmcbrpx"), st.integers(1, 25)), max_size=12)
+letters = letter_runs.map(lambda parts: "".join(letter * count for letter, count in parts))
 
 
 # The authors' rules
@@ -66,35 +71,35 @@ letters = stretches.map(lambda parts: "".join(letter * count for letter, count i
 @settings(max_examples=300, deadline=None)
 @given(letters)
 def test_equals_the_authors_loop_on_clips_of_any_length(clip):
-    assert summary(assess(found(clip), "cat", "bench")) == plain_rules(found(clip), "cat", "bench")
+    assert summary(assess(detections_of(clip), "cat", "bench")) == plain_rules(detections_of(clip), "cat", "bench")
 
 
 @settings(max_examples=200, deadline=None)
 @given(letters, st.integers(0, 30), st.integers(0, 40), st.integers(1, 8))
 def test_equals_the_authors_loop_with_other_thresholds(clip, redundant, valid, run):
     rules = ValidityRules(redundant, valid, run)
-    assert summary(assess(found(clip), "cat", "bench", rules)) == plain_rules(
-        found(clip), "cat", "bench", redundant, valid, run
+    assert summary(assess(detections_of(clip), "cat", "bench", rules)) == plain_rules(
+        detections_of(clip), "cat", "bench", redundant, valid, run
     )
 
 
 @settings(max_examples=100, deadline=None)
 @given(letters)
-def test_the_two_words_may_trade_places(clip):
-    assert summary(assess(found(clip), "cat", "bench")) == summary(assess(found(clip), "bench", "cat"))
+def test_the_two_words_can_be_exchanged(clip):
+    assert summary(assess(detections_of(clip), "cat", "bench")) == summary(assess(detections_of(clip), "bench", "cat"))
 
 
 @settings(max_examples=100, deadline=None)
 @given(letters)
-def test_states_and_counts_tell_the_same(clip):
-    validity = assess(found(clip), "cat", "bench")
+def test_states_and_counts_agree(clip):
+    validity = assess(detections_of(clip), "cat", "bench")
     assert validity.states.shape == (len(clip),)
     assert [FrameState(state) for state in validity.states] == [
         FrameState.VALID if letter in "vw" else FrameState.MISSED if letter in "mcb" else FrameState.REDUNDANT
         for letter in clip
     ]
     assert validity.valid + validity.missed + validity.redundant == len(clip)
-    assert (validity.states == classify_frames(found(clip), "cat", "bench")).all()
+    assert (validity.states == classify_frames(detections_of(clip), "cat", "bench")).all()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def test_states_and_counts_tell_the_same(clip):
         ("v" * 64 + "x" * 17, False),
         ("v" * 20 + "m" * 61, True),
         ("v" * 19 + "m" * 62, False),
-        ("vvvm" * 20 + "v", False),  # 61 valid frames, and no run of four
+        ("vvvm" * 20 + "v", False),  # 61 valid frames, but no run of four
         ("vvvm" * 19 + "vvvvv", True),
         ("vvvm" * 6 + "vwvw" + "m" * 53, True),
         ("m" * 77 + "vvvv", False),
@@ -115,16 +120,16 @@ def test_states_and_counts_tell_the_same(clip):
     ],
 )
 def test_boundary_values(clip, usable):
-    assert (assess(found(clip), "cat", "bench").reason is None) is usable
+    assert (assess(detections_of(clip), "cat", "bench").reason is None) is usable
 
 
 def test_the_first_run_gives_the_prompt_frame_not_the_longest():
-    assert assess(found("m" * 5 + "vvvm" + "vvvv" + "m" * 10 + "v" * 40), "cat", "bench").prompt_frame == 9
-    assert assess(found("v" * 40), "cat", "bench").prompt_frame == 0
-    assert assess(found("vvvm" * 20 + "vvvv"), "cat", "bench").prompt_frame == 80
+    assert assess(detections_of("m" * 5 + "vvvm" + "vvvv" + "m" * 10 + "v" * 40), "cat", "bench").prompt_frame == 9
+    assert assess(detections_of("v" * 40), "cat", "bench").prompt_frame == 0
+    assert assess(detections_of("vvvm" * 20 + "vvvv"), "cat", "bench").prompt_frame == 80
 
 
-def test_labels_count_letter_by_letter():
+def test_labels_must_match_exactly():
     labels = [("cat", "fire hydrant"), ("cat", "hydrant"), ("Cat", "fire hydrant"), ("cat fire", "fire hydrant")]
     clip = [Detections(np.zeros((2, 4)), np.ones(2), pair) for pair in labels]
     assert classify_frames(clip, "cat", "fire hydrant").tolist() == [FrameState.VALID] + [FrameState.REDUNDANT] * 3
@@ -132,11 +137,11 @@ def test_labels_count_letter_by_letter():
 
 def test_equal_words_are_refused():
     with pytest.raises(ValueError, match="both 'cat'"):
-        assess(found("vvv"), "cat", "cat")
+        assess(detections_of("vvv"), "cat", "cat")
 
 
 @pytest.mark.parametrize(
-    ("clip", "told"),
+    ("clip", "reason"),
     [
         (
             "v" * 7 + "c" * 60 + "b" * 4 + "m" * 10,
@@ -163,8 +168,8 @@ def test_equal_words_are_refused():
         ),
     ],
 )
-def test_reasons_are_sentences_with_numbers(clip, told):
-    assert assess(found(clip), "cat", "bench").reason == told
+def test_reasons_are_sentences_with_numbers(clip, reason):
+    assert assess(detections_of(clip), "cat", "bench").reason == reason
 
 
 # Thresholds
@@ -173,7 +178,7 @@ def test_reasons_are_sentences_with_numbers(clip, told):
 @pytest.mark.parametrize(
     ("frames", "redundant", "valid"), [(81, 16, 20), (162, 32, 40), (49, 9, 13), (33, 6, 9), (13, 2, 4), (9, 1, 3)]
 )
-def test_thresholds_scale_with_the_clip_when_asked(frames, redundant, valid):
+def test_thresholds_scale_with_the_clip_on_request(frames, redundant, valid):
     fixed, scaled = ValidityRules(), ValidityRules(scale_to_length=True).for_length(frames)
     assert fixed.for_length(frames) == fixed
     assert (scaled.max_redundant, scaled.min_valid, scaled.min_run) == (redundant, valid, 4)
@@ -184,12 +189,12 @@ def test_thresholds_scale_with_the_clip_when_asked(frames, redundant, valid):
 @given(letters)
 def test_scaled_rules_are_the_authors_rules_with_other_numbers(clip):
     redundant, valid = 16 * len(clip) // 81, -(-20 * len(clip) // 81)
-    assert summary(assess(found(clip), "cat", "bench", ValidityRules(scale_to_length=True))) == plain_rules(
-        found(clip), "cat", "bench", redundant, valid
+    assert summary(assess(detections_of(clip), "cat", "bench", ValidityRules(scale_to_length=True))) == plain_rules(
+        detections_of(clip), "cat", "bench", redundant, valid
     )
 
 
-def test_scaled_valid_frames_are_those_that_the_score_needs():
+def test_the_scaled_number_of_valid_frames_is_what_the_score_requires():
     from spatialalign_rewards.dsr_score import required_frames
 
     for frames in range(9, 400):
@@ -210,36 +215,35 @@ def test_impossible_strict_rules_are_refused(wrong):
         StrictRules(**wrong)
 
 
-# The strict rules: one clip that passes, and one for each guard that fails only there
+# The strict rules: a clip that passes all of them, and clips that fail only one
 
 FRAMES, HEIGHT, WIDTH = 81, 90, 160
 BENCH = (70.0, 50.0, 90.0, 70.0)
 STRICT = ValidityRules(strict=StrictRules())
-# Pictures that are all distinct, for boxes whose own film would not be.
+# Distinct frames, for boxes whose own film would have repeated frames.
 NOISE = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
 def boxes_along(x: np.ndarray, y: np.ndarray | float = 50.0, size: np.ndarray | float = 20.0) -> np.ndarray:
-    """A cat of `size` whose left upper corner goes along `(x, y)`, and a bench that stays: `(T, 2, 4)`."""
+    """Return the boxes `(T, 2, 4)` of a cat whose upper left corner follows `(x, y)`, and of a bench that stays."""
     x, y, size = np.broadcast_arrays(np.asarray(x, float), y, size)
     cat = np.stack([x, y, x + size, y + size], axis=1)
     return np.stack([cat, np.broadcast_to(BENCH, cat.shape)], axis=1)
 
 
 def film(boxes: np.ndarray) -> np.ndarray:
-    """The boxes as filled rectangles before a textured wall."""
+    """Draw the boxes as filled rectangles in front of a textured wall."""
     wall = np.random.default_rng(0).integers(60, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     video = np.repeat(wall[None], len(boxes), axis=0)
-    for frame, things in zip(video, np.nan_to_num(boxes).astype(int), strict=True):
-        for (x1, y1, x2, y2), color in zip(things, ((250, 160, 20), (20, 40, 200)), strict=True):
+    for frame, frame_boxes in zip(video, np.nan_to_num(boxes).astype(int), strict=True):
+        for (x1, y1, x2, y2), color in zip(frame_boxes, ((250, 160, 20), (20, 40, 200)), strict=True):
             frame[y1:y2, x1:x2] = color
     return video
 
 
 def eased(start: float, end: float, frames: int, moving: slice) -> np.ndarray:
-    """Waits at `start`, moves within `moving` with a soft start and stop, waits at `end`."""
-    at = np.arange(frames)
-    share = np.clip((at - moving.start) / (moving.stop - moving.start), 0, 1)
+    """Return positions that wait at `start`, move smoothly to `end` during `moving`, and wait there."""
+    share = np.clip((np.arange(frames) - moving.start) / (moving.stop - moving.start), 0, 1)
     return start + (end - start) * share**2 * (3 - 2 * share)
 
 
@@ -250,7 +254,7 @@ def judge(boxes: np.ndarray, video: np.ndarray | None = None, rules: ValidityRul
     return strict_reason(film(boxes) if video is None else video, boxes, rules, animal="cat", object="bench")
 
 
-def test_a_walk_passes_and_parity_asks_for_nothing():
+def test_a_walk_passes_and_the_authors_rules_require_nothing():
     assert judge(WALK) is None
     assert judge(np.zeros((FRAMES, 2, 4)), rules=ValidityRules()) is None
 
@@ -263,7 +267,7 @@ def test_a_walk_passes_at_any_length(frames):
 
 @pytest.mark.parametrize("empty", [0.0, np.nan])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_thing_gone_for_the_last_third_is_refused(empty, which):
+def test_an_object_missing_in_the_last_third_is_refused(empty, which):
     boxes = WALK.copy()
     boxes[54:, which] = empty
     assert judge(boxes) == (
@@ -271,7 +275,7 @@ def test_a_thing_gone_for_the_last_third_is_refused(empty, which):
     )
 
 
-def test_a_thing_that_comes_late_is_refused():
+def test_an_object_that_appears_late_is_refused():
     boxes = WALK.copy()
     boxes[:7, 0] = 0
     assert "in 2 of the first 9 frames of 81" in judge(boxes)
@@ -279,17 +283,17 @@ def test_a_thing_that_comes_late_is_refused():
     assert judge(boxes) is None
 
 
-def test_boxes_count_as_the_score_counts_them():
+def test_boxes_are_counted_as_in_the_score():
     boxes = WALK.copy()
     boxes[-9:, 0, 2] = boxes[-9:, 0, 0]  # a mask one pixel wide
     assert "last 9 frames" in judge(boxes)
     boxes = WALK.copy()
-    boxes[-9:, 0, 1::2] = 60  # one pixel high beside a bench that is not
+    boxes[-9:, 0, 1::2] = 60  # the cat has zero height, the bench has not
     assert judge(boxes) is None
 
 
 def test_a_frozen_clip_whose_frames_repeat_is_refused():
-    boxes = WALK[np.arange(FRAMES) // 9 * 9]  # nine pictures, nine times each
+    boxes = WALK[np.arange(FRAMES) // 9 * 9]  # nine different frames, nine times each
     assert judge(boxes) == (
         "only 9 of the 81 frames that show the cat and the bench differ from each other; "
         "strict rules need 20 distinct frames"
@@ -319,7 +323,7 @@ def test_distinct_frames_of_nothing_and_of_frames_smaller_than_the_grid():
     assert distinct_frames(np.arange(7, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3) * 9) == 7
 
 
-def test_an_animal_that_stands_still_is_refused():
+def test_a_motionless_animal_is_refused():
     boxes = boxes_along(np.full(FRAMES, 5.0))
     assert judge(boxes, NOISE) == (
         "the cat moves only 0.0 pixels as seen from the bench; strict rules need 10.0 "
@@ -329,12 +333,12 @@ def test_an_animal_that_stands_still_is_refused():
     assert judge(boxes_along(np.linspace(5, 16, FRAMES)), NOISE) is None
 
 
-def test_a_camera_that_pans_moves_nothing():
+def test_the_pan_of_a_camera_is_no_motion():
     pan = boxes_along(np.full(FRAMES, 5.0)) + np.linspace(0, 60, FRAMES)[:, None, None] * [1, 0, 1, 0]
     assert "moves only 0.0 pixels" in judge(pan, NOISE)
 
 
-def test_one_wrong_frame_is_no_motion():
+def test_a_single_wrong_frame_is_no_motion():
     boxes = boxes_along(np.full(FRAMES, 5.0))
     boxes[40, 0] += [8, 8, 8, 8]
     assert "moves only 0.0 pixels" in judge(boxes, NOISE)
@@ -344,13 +348,13 @@ def test_the_jitter_of_a_small_box_is_no_motion():
     assert "0.02 of the frame's diagonal" in judge(boxes_along(np.arange(FRAMES) // 20 % 4 * 1.0, size=4.0), NOISE)
 
 
-def test_an_animal_that_comes_nearer_moves():
+def test_an_approaching_animal_moves():
     size = np.linspace(10, 40, FRAMES)
     assert judge(boxes_along(40 - size / 2, 60 - size / 2, size)) is None
 
 
 def teleport(frame: int = 40, frames: int = FRAMES) -> np.ndarray:
-    """Left of the bench, then right of it, with a little life on either side."""
+    """Return boxes of a cat that jumps from the left of the bench to the right, with a little motion on both sides."""
     x = np.where(np.arange(frames) < frame, 5.0, 130.0) + np.arange(frames) % frame * 0.2
     return boxes_along(x)
 
@@ -362,7 +366,7 @@ def test_a_one_frame_teleport_is_refused(frame):
 
 
 def test_a_teleport_is_refused_where_the_score_is_nearly_perfect():
-    """The clip that this rule is for: 0.5 would be "nothing happened", a walk has 1."""
+    """This is the clip that the rule is for. A motionless cat would score 0.5, a walk scores 1."""
     from spatialalign_rewards.dsr_score import score_tracks
 
     frames = [(k, ("cat", "bench"), pair) for k, pair in enumerate(teleport())]
@@ -389,13 +393,13 @@ def test_there_and_back_again_is_refused():
 def test_a_smooth_fast_run_is_accepted(moving):
     boxes = boxes_along(eased(5, 130, FRAMES, moving))
     steps = np.abs(np.diff(boxes[:, 0, 0])) / 20
-    assert steps.max() > 0.5  # faster than the threshold: it is the motion around that clears it
+    assert steps.max() > 0.5  # above the threshold, but similar to the steps around
     assert judge(boxes, NOISE) is None
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.floats(0.25, 4))
-def test_smoothness_is_measured_in_the_things_own_size(zoom):
+def test_steps_are_measured_in_sizes_of_the_object(zoom):
     assert "leaps" in judge(zoom * teleport(), NOISE)
     assert judge(zoom * WALK, NOISE) is None
 

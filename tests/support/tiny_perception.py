@@ -1,8 +1,8 @@
-"""Random detectors and trackers of the real transformers classes, small enough for unit tests, as local checkpoints.
+"""Build random detectors and trackers of the real transformers classes, small enough for unit tests.
 
-Every builder writes a folder that `from_pretrained` reads like a downloaded one: config, safetensors, processor and
-tokenizer. The configurations are the smallest that the classes take: Grounding DINO needs a width that 32 divides and
-two decoder layers (tied heads), SAM 2 a width above 64 (its memory has 64 channels).
+The `saved_` functions write a checkpoint folder that `from_pretrained` reads like a downloaded one: config,
+safetensors, processor and tokenizer. The configurations are the smallest that the classes accept: Grounding DINO needs
+a width divisible by 32 and two decoder layers (tied heads), SAM 2 needs a width above 64 (its memory has 64 channels).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from transformers import (
     SwinConfig,
 )
 
-# Grounding DINO's code cuts the text at these token ids, so the words must stand at the places of BERT's vocabulary.
+# Grounding DINO's code splits the text at these token ids of BERT's vocabulary, so the tiny one has to use them too.
 CLS, SEP, DOT, QUESTION = 101, 102, 1012, 1029
 WORDS = ["cat", "bench", "fire", "hydra", "##nt", "ham", "##ster", "fox", "stump", "box", "and"]
 
@@ -46,7 +46,7 @@ SAM2_IMAGE, SAM3_IMAGE = 128, 56
 
 
 def random_video(num_frames: int = 4, height: int = 48, width: int = 80, seed: int = 0) -> np.ndarray:
-    """Noise with a bright square that moves to the right."""
+    """Return a video of noise with a bright square that moves to the right."""
     generator = np.random.default_rng(seed)
     video = generator.integers(0, 90, (num_frames, height, width, 3), dtype=np.uint8)
     for k in range(num_frames):
@@ -55,7 +55,7 @@ def random_video(num_frames: int = 4, height: int = 48, width: int = 80, seed: i
 
 
 def bert_tokenizer() -> BertTokenizer:
-    """A WordPiece tokenizer in which "hydrant" and "hamster" fall into two pieces, as in BERT's own."""
+    """Build a WordPiece tokenizer that splits "hydrant" and "hamster" into two pieces, as BERT's does."""
     vocabulary = [f"[unused{k}]" for k in range(1100)]
     vocabulary[0], vocabulary[100], vocabulary[CLS], vocabulary[SEP] = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
     vocabulary[103], vocabulary[DOT], vocabulary[QUESTION] = "[MASK]", ".", "?"
@@ -129,7 +129,7 @@ def sam2_video(seed: int = 0) -> Sam2VideoModel:
 
 
 def edgetam_video(seed: int = 0) -> EdgeTamVideoModel:
-    """EdgeTAM with SAM 2's image encoder: its own one needs the package timm."""
+    """Build EdgeTAM with SAM 2's image encoder, because its own encoder needs the package timm."""
     config = EdgeTamVideoConfig(
         vision_config=_sam2_vision(),
         memory_attention_mlp_hidden_size=32,
@@ -142,13 +142,13 @@ def edgetam_video(seed: int = 0) -> EdgeTamVideoModel:
 
 
 def _always_present(model: PreTrainedModel) -> PreTrainedModel:
-    """Random weights would call the object absent now and then, and an absent object has an empty mask."""
+    """Make the model predict that the object is present: with random weights, some masks would be empty."""
     model.mask_decoder.pred_obj_score_head.proj_out.bias.data.fill_(10.0)
     return model
 
 
 def sam3_video(seed: int = 0) -> Sam3VideoModel:
-    """It finds one of whatever it is asked for: one query, and thresholds of 0, which random scores pass."""
+    """Build a SAM 3 that finds one object for each word: it has one query, and all scores pass its thresholds of 0."""
     vision = Sam3VisionConfig(
         backbone_config={
             "model_type": "sam3_vit_model",
@@ -206,8 +206,7 @@ def sam3_video(seed: int = 0) -> Sam3VideoModel:
 def _seeded(model_class: type[PreTrainedModel], config, seed: int) -> PreTrainedModel:
     with seeded(seed):
         model = model_class(config)
-        # The initial weights of a fresh model are so small that every output is nearly the same: nothing would be told
-        # apart, neither frames nor passes.
+        # Scale up the initial weights. They are so small that outputs would be nearly the same for all frames.
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.mul_(3.0)
@@ -215,34 +214,33 @@ def _seeded(model_class: type[PreTrainedModel], config, seed: int) -> PreTrained
 
 
 def saved_grounding_dino(folder: Path, seed: int = 0) -> str:
-    """Writes a checkpoint folder of the detector and returns its path."""
+    """Write a checkpoint folder of Grounding DINO and return its path."""
     grounding_dino(seed).save_pretrained(folder)
     images = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     GroundingDinoProcessor(images, bert_tokenizer()).save_pretrained(folder)
     return str(folder)
 
 
-def _sam2_processor() -> Sam2VideoProcessor:
+def _saved_with_processor(model: PreTrainedModel, folder: Path) -> str:
+    """Write a model with SAM 2's processor."""
     size = {"height": SAM2_IMAGE, "width": SAM2_IMAGE}
-    return Sam2VideoProcessor(Sam2ImageProcessor(size=size), Sam2VideoVideoProcessor(size=size))
+    model.save_pretrained(folder)
+    Sam2VideoProcessor(Sam2ImageProcessor(size=size), Sam2VideoVideoProcessor(size=size)).save_pretrained(folder)
+    return str(folder)
 
 
 def saved_sam2(folder: Path, seed: int = 0) -> str:
-    """Writes a checkpoint folder of SAM 2 and returns its path."""
-    sam2_video(seed).save_pretrained(folder)
-    _sam2_processor().save_pretrained(folder)
-    return str(folder)
+    """Write a checkpoint folder of SAM 2 and return its path."""
+    return _saved_with_processor(sam2_video(seed), folder)
 
 
 def saved_edgetam(folder: Path, seed: int = 0) -> str:
-    """Writes a checkpoint folder of EdgeTAM and returns its path."""
-    edgetam_video(seed).save_pretrained(folder)
-    _sam2_processor().save_pretrained(folder)
-    return str(folder)
+    """Write a checkpoint folder of EdgeTAM and return its path."""
+    return _saved_with_processor(edgetam_video(seed), folder)
 
 
 def saved_sam3(folder: Path, seed: int = 0) -> str:
-    """Writes a checkpoint folder of SAM 3 and returns its path."""
+    """Write a checkpoint folder of SAM 3 and return its path."""
     sam3_video(seed).save_pretrained(folder)
     size = {"height": SAM3_IMAGE, "width": SAM3_IMAGE}
     processor = Sam3VideoProcessor(Sam3ImageProcessor(size=size), Sam2VideoVideoProcessor(size=size), clip_tokenizer())

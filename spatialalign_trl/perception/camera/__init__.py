@@ -1,6 +1,6 @@
-"""Camera poses of a video relative to a recorded context.
+"""Estimate the camera poses of a video relative to a recorded context.
 
-`estimator` defines the protocol and finds an estimator by name; the other modules implement ours. Names are resolved
+`estimator` defines the protocol and looks up estimators by name; the other modules implement ours. Names are imported
 when they are first used.
 """
 

@@ -1,8 +1,8 @@
 """
-What kind of video it is, before anybody asks where its camera stood: static, a pan, blank, noise, or cut.
+Classify a video before estimating its camera: moving, turning, static, blank, noise, or cut.
 
-These look alike to a pose estimator, which finds nothing in all of them, or finds something that fits and means
-nothing (a still video has a perfect epipolar error). Frames are compared at a width of `THUMBNAIL` pixels.
+A pose estimator cannot distinguish the degenerate kinds: it finds no poses in any of them, or poses that fit and mean
+nothing (a static video has a perfect epipolar error). Changes are measured on frames `THUMBNAIL` pixels wide.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 64
 STILL = 0.4
-"""Grey levels by which neighbouring thumbnails differ at most where nothing moves; compression leaves less."""
+"""Largest mean change in grey levels between consecutive thumbnails of a static video; compression causes less."""
 CUT_RATIO = 6.0
-"""A step that changes the picture this many times as much as the others do is no movement."""
+"""A step that changes the frame by more than this many times the usual change is a cut, not motion."""
 LINKS = 6
-"""Pairs of frames, evenly spaced, whose geometry is looked at."""
+"""Number of evenly spaced pairs of frames whose geometry is estimated."""
 
 VideoKind = Literal["moving", "turning", "static", "blank", "noise", "cut"]
 
 
 class Diagnosis(NamedTuple):
     """
-    What kind of video it is.
+    The kind of a video.
 
     Args:
         kind (`str`):
-            `"moving"`: the camera moves. `"turning"`: it turns and does not move. `"static"`: nothing changes.
-            `"blank"`: frames without texture. `"noise"`: texture that has nothing to do with the next frame's.
-            `"cut"`: parts that show different things.
-        reason (`str`): In words, with numbers.
-        cut (`int`, *optional*): The first frame after the cut.
+            `"moving"`: the camera moves. `"turning"`: it only turns. `"static"`: nothing changes. `"blank"`: frames
+            have no texture. `"noise"`: the texture is unrelated to that of the next frame. `"cut"`: parts of the video
+            show different scenes.
+        reason (`str`):
+            An explanation with numbers.
+        cut (`int`, *optional*):
+            The first frame after the cut.
     """
 
     kind: VideoKind
@@ -53,44 +55,61 @@ class Diagnosis(NamedTuple):
 
 
 def steps(video: Video) -> np.ndarray:
-    """Mean absolute change from frame to frame `(frames - 1,)`, in grey levels of thumbnails."""
+    """Return the mean absolute change from frame to frame `(frames - 1,)`, in grey levels of thumbnails."""
     cv2 = opencv()
     height = max(8, round(THUMBNAIL * video.shape[1] / video.shape[2]))
-    small = [
+    thumbnails = [
         cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (THUMBNAIL, height), interpolation=cv2.INTER_AREA)
         for frame in video
     ]
-    return np.abs(np.diff(np.array(small, np.float32), axis=0)).mean(axis=(1, 2))
+    return np.abs(np.diff(np.array(thumbnails, np.float32), axis=0)).mean(axis=(1, 2))
 
 
 def moving_share(changes: np.ndarray) -> float:
-    """Share of the steps in which something moves."""
+    """Return the share of the steps with motion, from the changes returned by [`steps`]."""
     return float((changes > STILL).mean()) if len(changes) else 0.0
 
 
 def cut_factor(changes: np.ndarray) -> float:
     """
-    1 for a video in one piece, towards 0 the more one step stands out: `exp(-(ratio - 6) / 6)` where the largest step
-    is `ratio` times the median of those that move.
+    Return 1 for a video without cuts, and less the more the largest step stands out: `exp(-(ratio - 6) / 6)`, where
+    `ratio` is the largest step divided by the median of the steps with motion.
+
+    Args:
+        changes (`np.ndarray` of shape `(frames - 1,)`):
+            The result of [`steps`].
+
+    Returns:
+        `float`: in (0, 1].
     """
     moving = changes[changes > STILL]
     if not len(moving):
         return 1.0
-    # The largest steps themselves are left out of the median: a clip of few moving steps would excuse its own cut.
+    # Leave the largest step out of the median. Otherwise the cut of a clip with few moving steps would seem usual.
     usual = max(float(np.median(np.sort(moving)[: max(1, len(moving) - 1)])), 2 * STILL)
     return float(np.exp(-max(moving.max() / usual - CUT_RATIO, 0.0) / CUT_RATIO))
 
 
 def flat_share(video: Video, intrinsics: np.ndarray) -> float | None:
     """
-    How well one picture, shifted and enlarged, explains the video: of the keypoints that frames a third of the clip
-    apart share, the share that one 2-D similarity explains, the median over the pairs that differ by 1 % of the width.
+    Measure how well a single image, shifted and enlarged, explains the video.
 
-    Near 1 for a zoom into a still, which pose estimators take for a walk towards a wall. A camera that moves through a
-    room, or turns, bends and shears what it sees.
+    For pairs of frames a third of the clip apart that differ by at least 1 % of the width, this is the share of their
+    common keypoints that one 2-D similarity explains; the median over the pairs. It is near 1 for a zoom into a still
+    image, which pose estimators take for a camera that approaches a wall. A camera that moves through a room or turns
+    distorts the image more than a similarity can.
+
+    Args:
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
+            The clip.
+        intrinsics (`np.ndarray` of shape `(3, 3)`):
+            In pixels.
 
     Returns:
-        `float` or `None`: in [0, 1]; `None` where no pair moves, or shows the same things.
+        `float` or `None`: in [0, 1]; `None` if there is no pair with motion and common content.
+
+    Raises:
+        `ImportError`: when OpenCV is missing.
     """
     cv2 = opencv()
     picked = np.unique(np.linspace(0, len(video) - 1, 4).round().astype(int))
@@ -98,10 +117,10 @@ def flat_share(video: Video, intrinsics: np.ndarray) -> float | None:
     with repeatable():
         features = [find_features(video[frame]) for frame in picked]
         for first, second in zip(features, features[1:], strict=False):
-            found = relate(first, second, intrinsics, width)
-            if found is None or not found.holds or found.displacement < 0.01:
+            relation = relate(first, second, intrinsics, width)
+            if relation is None or not relation.holds or relation.displacement < 0.01:
                 continue
-            before, after = first.pixels[found.matches[:, 0]], second.pixels[found.matches[:, 1]]
+            before, after = first.pixels[relation.matches[:, 0]], second.pixels[relation.matches[:, 1]]
             _, inliers = cv2.estimateAffinePartial2D(before, after, ransacReprojThreshold=tolerance(width))
             shares.append(0.0 if inliers is None else float(inliers.mean()))
     return float(np.median(shares)) if shares else None
@@ -109,7 +128,7 @@ def flat_share(video: Video, intrinsics: np.ndarray) -> float | None:
 
 def diagnose(video: Video, intrinsics: np.ndarray) -> Diagnosis:
     """
-    Tell what kind of video it is.
+    Classify a video.
 
     Args:
         video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
@@ -127,22 +146,26 @@ def diagnose(video: Video, intrinsics: np.ndarray) -> Diagnosis:
     picked = np.unique(np.linspace(0, len(video) - 1, LINKS + 1).round().astype(int))
     with repeatable():
         features = {int(frame): find_features(video[frame]) for frame in picked}
-        most = max(len(one.pixels) for one in features.values())
+        # Blank and static videos need no geometry
+        most = max(len(frame_features.pixels) for frame_features in features.values())
         if most < MIN_MATCHES:
             return Diagnosis("blank", f"no frame has more than {most} keypoints")
         if moving_share(changes) == 0:
             return Diagnosis("static", f"no step changes the picture by more than {STILL} grey levels")
+        # Relate pairs of frames that span the video
         links, broken = [], []
         for first, last in zip(picked, picked[1:], strict=False):
             link = relate(features[int(first)], features[int(last)], intrinsics, video.shape[2])
             if link is None or not link.holds:
-                # A fast camera leaves little in common over several frames; a cut leaves nothing over one.
+                # With a fast camera, frames far apart have little in common. Only a cut separates consecutive frames.
                 step = int(first + changes[first:last].argmax())
                 pair = [find_features(video[frame]) for frame in (step, step + 1)]
                 link = relate(*pair, intrinsics, video.shape[2])
                 if link is None or not link.holds:
                     broken.append(step + 1)
             links.append(link if link is not None and link.holds else None)
+
+    # Choose the kind by the pairs that show the same scene
     holding = [link for link in links if link is not None]
     if len(holding) <= len(links) / 2:
         return Diagnosis("noise", f"of {len(links)} pairs of frames only {len(holding)} show the same things")

@@ -1,19 +1,19 @@
 """
-Where the camera stood: the protocol every pose estimator follows, and how to get one.
+Define the protocol of a camera pose estimator, and look up estimators by name.
 
-An estimator looks at the context frames and at the frames of a generated video, in one go, and says where all of them
-were taken, in a coordinate system and a unit of its own. [`CameraEstimate.aligned`] moves that system onto the known
-poses of the *context* cameras. The generated cameras have no say in it: a similarity that is fitted to them would
-forgive half the motion, or the wrong direction.
+An estimator receives the context frames and the frames of a generated video together, and returns the poses of all of
+them in a coordinate system and a unit of its choice. [`CameraEstimate.aligned`] maps that system onto the known poses
+of the *context* cameras. The generated cameras do not take part in the alignment: a similarity fitted to them would
+hide errors, such as half the motion or the wrong direction.
 
 | name | for | needs |
 |---|---|---|
 | `sift` | frames of 240 rows and more | OpenCV: the extra `camera` |
-| `colmap` | the same, slower and more exact | pycolmap: the extra `colmap` |
+| `colmap` | the same, slower and more accurate | pycolmap: the extra `colmap` |
 | `room_render_and_compare` | small frames of the tiny world's rooms | the column `room_seed` |
 
-Small frames of another scene that can be rendered: `render.py`. A network (VGGT, Depth Anything
-3) comes as a function, see [`CallableEstimator`].
+For small frames of another scene that can be rendered, see `render.py`. To use a network (VGGT, Depth Anything 3),
+pass a function, see [`CallableEstimator`].
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_ch
 import numpy as np
 
 from spatialalign_trl.perception.camera.geometry import Similarity, align, known, unknown_poses
-from spatialalign_trl.perception.tracks import make_named
+from spatialalign_trl.perception.tracks import get_named
 
 if TYPE_CHECKING:
     from spatialalign_trl.video import Video
 
-# Name -> "module:class", as TRACKERS.
+# Name -> "module:class", in the form of TRACKERS.
 POSE_ESTIMATORS: dict[str, str] = {
     "sift": "spatialalign_trl.perception.camera.map:SIFTEstimator",
     "colmap": "spatialalign_trl.perception.camera.colmap:ColmapEstimator",
@@ -42,20 +42,29 @@ ContextKind = Literal["moving", "turning", "unusable"]
 
 class Sightings(NamedTuple):
     """
-    Which points of the context a frame should show, and which of them it does show.
+    The points of the context that a frame should show, and which of them it does show.
 
     Args:
         pixels (`np.ndarray` of shape `(k, 2)`):
-            Where the points that lie in the frame's view belong.
+            Expected positions of the points inside the frame.
         seen (`np.ndarray` of shape `(k,)`, `bool`):
-            Whether the frame looks there as the context did.
+            Whether the frame shows there what the context showed.
     """
 
     pixels: np.ndarray
     seen: np.ndarray
 
     def share(self, box: np.ndarray | None = None) -> float | None:
-        """Share of the points, or of those in the box `x1, y1, x2, y2`, that are seen; `None` where none belong."""
+        """
+        Return the share of points that are seen.
+
+        Args:
+            box (`np.ndarray` of shape `(4,)`, *optional*):
+                Corners `x1, y1, x2, y2`; only points inside are counted. Defaults to the whole frame.
+
+        Returns:
+            `float` or `None`: in [0, 1]; `None` if there are no points.
+        """
         inside = np.ones(len(self.seen), bool)
         if box is not None:
             inside = ((self.pixels >= box[:2]) & (self.pixels <= box[2:])).all(axis=1)
@@ -65,27 +74,28 @@ class Sightings(NamedTuple):
 @dataclass
 class CameraEstimate:
     """
-    Where context and video were taken, in one coordinate system.
+    The camera poses of context and video, in one coordinate system.
 
     Args:
         context_poses (`np.ndarray` of shape `(n, 4, 4)`):
-            Camera to world of the context frames, in OpenCV's axes; NaN where unknown.
+            Camera-to-world matrices of the context frames, in OpenCV's axes; NaN where unknown.
         poses (`np.ndarray` of shape `(frames, 4, 4)`):
-            The same of the video's frames.
+            Camera-to-world matrices of the video's frames; NaN where unknown.
         support (`np.ndarray` of shape `(frames,)`):
-            How much of what a frame shares with the context fits its pose, in [0, 1]; 0 where the pose is unknown.
+            Share of the matches between a frame and the context that fit the frame's pose, in [0, 1]; 0 where the pose
+            is unknown.
         context_kind (`str`, *optional*, defaults to `"moving"`):
-            `"moving"`: positions and depths are known. `"turning"`: the context's camera only turned, so that
-            rotations are known and positions are not. `"unusable"`: neither, for a `reason`.
+            `"moving"`: positions and depths are known. `"turning"`: the context's camera only turns, so rotations are
+            known and positions are not. `"unusable"`: neither is known, see `reason`.
         reason (`str`, *optional*):
             Why the context is not `"moving"`.
         sightings (`list[Sightings]`, *optional*):
-            For every frame, which points of the context it shows; empty for a frame whose pose is unknown. `None` from
-            an estimator that has no points.
+            For every frame, which points of the context it shows; empty for a frame whose pose is unknown. `None` if
+            the estimator has no points.
         points (`np.ndarray` of shape `(k, 3)`, *optional*):
-            Points of the scene that the context showed.
+            Points of the scene that the context shows.
         distance (`float`, *optional*):
-            SD of the video (see `camera_distance`), from an estimator that measures it as it goes.
+            SD of the video (see `distance.py`), if the estimator measures it.
     """
 
     context_poses: np.ndarray
@@ -99,26 +109,28 @@ class CameraEstimate:
 
     def aligned(self, context_poses: np.ndarray) -> CameraEstimate | None:
         """
-        The estimate in the coordinate system, and the unit, of known context poses.
+        Transform the estimate to the coordinate system and the unit of known context poses.
 
         Args:
             context_poses (`np.ndarray` of shape `(n, 4, 4)`):
-                Camera to world of the context frames.
+                Camera-to-world matrices of the context frames.
 
         Returns:
-            [`CameraEstimate`] or `None`: `None` when fewer than two context cameras were found, or their positions
-            do not fit. Cameras of a context that only turned stand where it stood: what was found by turning alone
-            has no other place.
+            [`CameraEstimate`] or `None`: `None` if fewer than two context cameras were found, or their positions do
+            not fit. If the context's camera only turns, all cameras are placed at its position.
         """
         context_poses = np.asarray(context_poses, float)
-        found = align(self.context_poses, context_poses)
-        if found is None or not (np.isfinite(found.scale) or self.context_kind == "turning"):
+        similarity = align(self.context_poses, context_poses)
+        if similarity is None or not (np.isfinite(similarity.scale) or self.context_kind == "turning"):
             return None
         if self.context_kind == "turning":
-            found = Similarity(0.0, found.rotation, np.median(context_poses[:, :3, 3], axis=0))
-        points = None if self.points is None else found.points(self.points)
-        moved = found.poses(self.context_poses), found.poses(self.poses)
-        return replace(self, context_poses=moved[0], poses=moved[1], points=points)
+            similarity = Similarity(0.0, similarity.rotation, np.median(context_poses[:, :3, 3], axis=0))
+        return replace(
+            self,
+            context_poses=similarity.poses(self.context_poses),
+            poses=similarity.poses(self.poses),
+            points=None if self.points is None else similarity.points(self.points),
+        )
 
 
 @runtime_checkable
@@ -126,14 +138,14 @@ class PoseEstimator(Protocol):
     """
     Estimates camera poses.
 
-    `estimate` takes `n` context frames and the frames of a video (`uint8`, `(frames, height, width, 3)`, all of one
-    size), the intrinsics `(3, 3)` in pixels and, where they are known, the context's poses `(n, 4, 4)`, which it may
-    build on or not: the answer is aligned with them anyway. It returns a [`CameraEstimate`] and never raises for what
-    the frames show: a blank video has unknown poses, a context that says nothing is `"unusable"`.
+    `estimate` takes `n` context frames and the frames of a video (`uint8`, `(frames, height, width, 3)`, all of the
+    same size), the intrinsics `(3, 3)` in pixels and, if they are known, the context's poses `(n, 4, 4)`, which it may
+    ignore: the result is aligned with them in any case. It returns a [`CameraEstimate`] and never raises because of
+    the content of the frames: a blank video has unknown poses, a context without information is `"unusable"`.
 
-    More methods are used where they are there: `prepare()` refuses, before any work, what could not be loaded,
-    `release()` frees memory, `describe()` returns settings that JSON can hold, and `for_row(columns)` returns the
-    estimator for one row of a dataset, which may depend on its columns (the room that a row is about).
+    More methods are optional: `prepare()` raises, before anything is sampled, when something cannot be loaded,
+    `release()` frees memory, `describe()` returns JSON-serialisable settings, and `for_row(columns)` returns the
+    estimator for one row of a dataset, which may depend on its columns (such as the row's room).
     """
 
     name: str
@@ -144,44 +156,42 @@ class PoseEstimator(Protocol):
 
 
 def unusable(context: int, frames: int, reason: str) -> CameraEstimate:
-    """What is known where the context says nothing."""
+    """Return the estimate for an unusable context of `context` frames and a video of `frames` frames."""
     return CameraEstimate(unknown_poses(context), unknown_poses(frames), np.zeros(frames), "unusable", reason)
 
 
 def get_pose_estimator(estimator: str | PoseEstimator | Callable[..., Any], **options: Any) -> PoseEstimator:
     """
-    Give back a pose estimator, looking it up when it is named.
+    Return a pose estimator, looking it up if it is given by name.
 
     Args:
         estimator (`str`, `PoseEstimator` or callable):
-            A name in `POSE_ESTIMATORS`, an object with an `estimate` method, or a function as
-            [`CallableEstimator`] takes it.
+            A name in `POSE_ESTIMATORS`, an object with an `estimate` method, which is returned unchanged, or a
+            function for a [`CallableEstimator`].
         options:
             Arguments of the named estimator's constructor, or of [`CallableEstimator`].
 
     Raises:
         `ValueError`: when no estimator has that name.
-        `TypeError`: for an option that it does not take, a class instead of an instance, or what cannot estimate.
+        `TypeError`: for an option that the estimator does not take, options passed with an object, a class instead of
+            an instance, or an object that is neither callable nor has an `estimate` method.
     """
-    if isinstance(estimator, str):
-        return make_named(estimator, POSE_ESTIMATORS, kind="pose estimator", options=options)
-    if isinstance(estimator, type):
-        raise TypeError(f"A pose estimator must be an instance: pass {estimator.__name__}(), not the class.")
-    if callable(getattr(estimator, "estimate", None)):
-        if options:
-            raise TypeError(f"The options {', '.join(options)} are for a pose estimator given by name.")
-        return estimator
-    if callable(estimator):
+    has_method = callable(getattr(estimator, "estimate", None))
+    if callable(estimator) and not isinstance(estimator, type) and not has_method:
         return CallableEstimator(estimator, **options)
-    raise TypeError(
-        f"A pose estimator needs a method estimate(context, video, intrinsics); {estimator!r} has none. Pass such an "
-        f"object, a function, or one of the names {', '.join(sorted(POSE_ESTIMATORS))}."
+    return get_named(
+        estimator,
+        POSE_ESTIMATORS,
+        kind="pose estimator",
+        method="estimate(context, video, intrinsics)",
+        options=options,
+        accepted="an object that has it, a function",
     )
 
 
 class CallableEstimator:
     """
-    Poses from a function of your own, such as a network that takes all frames at once (VGGT, Depth Anything 3).
+    Estimates poses with a given function, such as a network that takes all frames at once (VGGT, Depth Anything 3).
 
     Example:
 
@@ -195,13 +205,13 @@ class CallableEstimator:
 
     Args:
         function (callable):
-            `function(frames, intrinsics)` gets all frames, context first, as `uint8` `(n, height, width, 3)`, and the
-            intrinsics `(3, 3)` in pixels. It returns camera-to-world matrices `(n, 4, 4)` in OpenCV's axes, in any
-            coordinate system and unit, or a mapping with these as `poses` and any of `support` `(n,)` in [0, 1] and
-            `points` `(k, 3)`. Poses that it does not know are NaN. Without `support` every known pose has 1.
+            `function(frames, intrinsics)` receives all frames, context first, as `uint8` `(n, height, width, 3)`, and
+            the intrinsics `(3, 3)` in pixels. It returns camera-to-world matrices `(n, 4, 4)` in OpenCV's axes, in any
+            coordinate system and unit, or a mapping with these as `poses` and optionally `support` `(n,)` in [0, 1]
+            and `points` `(k, 3)`. Unknown poses are NaN. Without `support`, every known pose has support 1.
         name (`str`, *optional*):
-            What it is called in settings; the function's name by default. Scores are kept under it: give two functions
-            two names.
+            Name in stored settings, defaults to the function's name. Scores are stored with it, so give different
+            functions different names.
     """
 
     def __init__(self, function: Callable[..., Any], name: str | None = None) -> None:
@@ -212,56 +222,64 @@ class CallableEstimator:
         self, context: Video, video: Video, intrinsics: np.ndarray, context_poses: np.ndarray | None = None
     ) -> CameraEstimate:
         """
-        See [`PoseEstimator`]; the function does not get `context_poses`.
+        Estimate poses, see [`PoseEstimator`]. The function does not receive `context_poses`.
 
         Raises:
-            `ValueError`: when the function returns arrays of other shapes, or matrices that are no poses.
+            `ValueError`: when the function returns arrays of other shapes, or matrices that are not poses.
         """
+        # 1. Call the function
         frames = np.concatenate([context, video])
-        answer = self.function(frames, intrinsics)
-        answer = answer if isinstance(answer, Mapping) else {"poses": answer}
-        if "poses" not in answer:
-            raise ValueError(f"{self.name} returned {sorted(answer)} and no 'poses'.")
-        poses = check_poses(answer["poses"], len(frames), f"the poses of {self.name}", unknown=True)
-        found = known(poses)
-        support = np.asarray(answer.get("support", found), float)
+        result = self.function(frames, intrinsics)
+        result = result if isinstance(result, Mapping) else {"poses": result}
+
+        # 2. Check its result
+        if "poses" not in result:
+            raise ValueError(
+                f"{self.name} returned {sorted(result)} and no 'poses'. Return the poses under this name."
+            )
+        poses = check_poses(result["poses"], len(frames), f"the poses of {self.name}", unknown=True)
+        is_known = known(poses)
+        support = np.asarray(result.get("support", is_known), float)
         if support.shape != (len(frames),) or not ((support >= 0) & (support <= 1)).all():
             raise ValueError(
-                f"{self.name}: support must be {len(frames)} numbers in [0, 1], one a frame; got {support.tolist()}."
+                f"{self.name}: support must be {len(frames)} numbers in [0, 1], one per frame; got {support.tolist()}."
             )
-        points, split = answer.get("points"), len(context)
+        points = result.get("points")
         if points is not None and np.asarray(points).shape[1:] != (3,):
             raise ValueError(f"{self.name}: points must have the shape (k, 3), got {np.shape(points)}.")
-        if found[:split].sum() < 2:
+
+        # 3. Split it into context and video
+        split = len(context)
+        if is_known[:split].sum() < 2:
             return unusable(split, len(video), f"{self.name} found fewer than two context cameras")
         return CameraEstimate(
             poses[:split],
             poses[split:],
-            np.where(found, support, 0.0)[split:],
+            np.where(is_known, support, 0.0)[split:],
             points=None if points is None else np.asarray(points, float),
         )
 
 
 def check_poses(poses: Any, count: int | None, name: str, unknown: bool = False) -> np.ndarray:
     """
-    Camera-to-world matrices as an array, after a look at them.
+    Convert camera-to-world matrices to an array and check them.
 
     Args:
         poses:
-            `(n, 4, 4)` or `(n, 3, 4)`, or both flattened, as an array or nested lists.
+            Shape `(n, 4, 4)` or `(n, 3, 4)`, or either flattened to two dimensions, as an array or nested lists.
         count (`int`, *optional*):
-            How many there must be.
+            Expected number of poses.
         name (`str`):
-            What they are; opens the message.
+            What the poses are, the first words of the error message.
         unknown (`bool`, *optional*, defaults to `False`):
-            Whether some may be NaN.
+            Whether poses may be NaN.
 
     Returns:
         `np.ndarray` of shape `(n, 4, 4)`.
 
     Raises:
-        `ValueError`: for another shape or number, values that are not finite, or a matrix whose left part is no
-            rotation; names the first one.
+        `ValueError`: for another shape or number, values that are not finite, or a matrix whose left part is not a
+            rotation. The message names the first such pose.
     """
     try:
         array = np.asarray(poses, float)
@@ -275,29 +293,34 @@ def check_poses(poses: Any, count: int | None, name: str, unknown: bool = False)
     if array.shape[1] == 3:
         bottom = np.broadcast_to([0.0, 0.0, 0.0, 1.0], (len(array), 1, 4))
         array = np.concatenate([array, bottom], axis=1)
-    bad = ~known(array[:, :3])
-    if bad.any() and not unknown:
-        raise ValueError(f"{name}: number {int(bad.argmax())} is not finite.")
-    rotations = array[~bad][:, :3, :3]
-    off = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2), initial=0)
-    wrong = (off > 1e-2) | (np.linalg.det(rotations) < 0)
+    not_finite = ~known(array[:, :3])
+    if not_finite.any() and not unknown:
+        raise ValueError(f"{name}: number {int(not_finite.argmax())} is not finite.")
+    rotations = array[~not_finite][:, :3, :3]
+    errors = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2), initial=0)
+    wrong = (errors > 1e-2) | (np.linalg.det(rotations) < 0)
     if wrong.any():
-        place = int(np.flatnonzero(~bad)[wrong.argmax()])
+        index = int(np.flatnonzero(~not_finite)[wrong.argmax()])
         raise ValueError(
-            f"{name}: number {place} is no pose, because its left 3x3 part is no rotation. Mirrored axes (OpenGL's, "
-            "say) must be turned into OpenCV's: x right, y down, z forward."
+            f"{name}: number {index} is no pose, because its left 3x3 part is not a rotation. Convert mirrored axes "
+            "(such as OpenGL's) to OpenCV's: x right, y down, z forward."
         )
-    array[bad] = np.nan
+    array[not_finite] = np.nan
     return array
 
 
 def check_intrinsics(intrinsics: Any, name: str = "intrinsics") -> np.ndarray:
     """
-    Intrinsics as a matrix `(3, 3)` in pixels.
+    Convert intrinsics to a matrix `(3, 3)` in pixels and check them.
 
     Args:
         intrinsics:
             The matrix, its 9 numbers, or `fx, fy, cx, cy`.
+        name (`str`, *optional*):
+            What the intrinsics are, the first words of the error message.
+
+    Returns:
+        `np.ndarray` of shape `(3, 3)`.
 
     Raises:
         `ValueError`: for another shape, numbers that are not finite, or a focal length that is not above 0.
@@ -307,8 +330,8 @@ def check_intrinsics(intrinsics: Any, name: str = "intrinsics") -> np.ndarray:
         fx, fy, cx, cy = array
         array = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
     array = array.reshape(3, 3) if array.size == 9 else array
-    fine = array.shape == (3, 3) and np.isfinite(array).all() and array[0, 0] > 0 and array[1, 1] > 0
-    if not fine:
+    is_valid = array.shape == (3, 3) and np.isfinite(array).all() and array[0, 0] > 0 and array[1, 1] > 0
+    if not is_valid:
         raise ValueError(
             f"{name} must be a 3x3 matrix in pixels or fx, fy, cx, cy, with focal lengths above 0; got "
             f"{np.asarray(intrinsics).tolist()}."

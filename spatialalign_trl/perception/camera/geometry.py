@@ -1,4 +1,4 @@
-"""Camera poses as numbers: angles, bearings, and the alignment of one coordinate system with another.
+"""Compute with camera poses: angles, bearings, projections, and the alignment of two coordinate systems.
 
 A pose is a camera-to-world matrix `(4, 4)` in OpenCV's axes: x right, y down, z forward. An unknown pose is all NaN.
 """
@@ -11,12 +11,16 @@ import numpy as np
 
 
 class Similarity(NamedTuple):
-    """`x -> scale * rotation @ x + translation`.
+    """
+    The similarity `x -> scale * rotation @ x + translation`.
 
     Args:
-        scale (`float`): Units of the target system per unit of the source; `NaN` where the cameras cannot tell.
-        rotation (`np.ndarray` of shape `(3, 3)`): A rotation.
-        translation (`np.ndarray` of shape `(3,)`): In units of the target system.
+        scale (`float`):
+            Units of the target system per unit of the source; NaN if the cameras do not determine it.
+        rotation (`np.ndarray` of shape `(3, 3)`):
+            A rotation.
+        translation (`np.ndarray` of shape `(3,)`):
+            In units of the target system.
     """
 
     scale: float
@@ -24,38 +28,39 @@ class Similarity(NamedTuple):
     translation: np.ndarray
 
     def points(self, points: np.ndarray) -> np.ndarray:
-        """Points `(..., 3)` moved into the target system."""
+        """Transform points `(..., 3)` to the target system."""
         return self.scale * points @ self.rotation.T + self.translation
 
     def poses(self, poses: np.ndarray) -> np.ndarray:
-        """Camera-to-world matrices `(..., 4, 4)` moved into the target system."""
-        moved = np.array(poses, float)
-        moved[..., :3, :3] = self.rotation @ moved[..., :3, :3]
-        moved[..., :3, 3] = self.points(moved[..., :3, 3])
-        return moved
+        """Transform camera-to-world matrices `(..., 4, 4)` to the target system."""
+        transformed = np.array(poses, float)
+        transformed[..., :3, :3] = self.rotation @ transformed[..., :3, :3]
+        transformed[..., :3, 3] = self.points(transformed[..., :3, 3])
+        return transformed
 
 
 def known(poses: np.ndarray) -> np.ndarray:
-    """Which of the poses `(n, 4, 4)` are known: `bool` `(n,)`."""
+    """Return which of the poses `(n, 4, 4)` are known, `bool` `(n,)`."""
     return np.isfinite(poses).all(axis=(1, 2))
 
 
 def unknown_poses(count: int) -> np.ndarray:
-    """`count` poses of which nothing is known."""
+    """Return `count` unknown poses."""
     return np.full((count, 4, 4), np.nan)
 
 
 def rotation_degrees(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Angle between rotations `(..., 3, 3)`, in degrees, in [0, 180].
+    """
+    Return the angles between rotations `(..., 3, 3)`, in degrees, in [0, 180].
 
-    By the chord, which is exact near 0, where the arc cosine of a trace loses half of the digits.
+    They are computed from the chord, which is accurate near 0, where the arc cosine of a trace loses half the digits.
     """
     chord = np.linalg.norm(first - second, axis=(-2, -1)) / np.sqrt(8)
     return np.degrees(2 * np.arcsin(np.clip(chord, 0, 1)))
 
 
 def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
-    """The rotations nearest to matrices `(..., 3, 3)` in the Frobenius norm."""
+    """Return the rotations nearest to matrices `(..., 3, 3)` in the Frobenius norm."""
     u, _, vt = np.linalg.svd(matrix)
     u[..., 2] *= np.sign(np.linalg.det(u @ vt))[..., None]
     return u @ vt
@@ -63,41 +68,42 @@ def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
 
 def align(source: np.ndarray, target: np.ndarray) -> Similarity | None:
     """
-    The similarity that moves the cameras `source` onto `target`.
+    Find the similarity that maps the cameras `source` onto `target`.
 
-    The rotation is the mean of what every camera says, not what the positions say: cameras on a line leave the turn
-    about the line open. Scale and translation are least squares of the positions.
+    The rotation is the mean over the cameras' orientations. It is not fitted to the positions, because cameras on a
+    line do not determine the rotation about that line. The scale is the least squares fit of the positions relative to
+    their medians.
 
     Args:
         source, target (`np.ndarray` of shape `(n, 4, 4)`):
             Poses of the same `n` cameras; unknown ones are left out.
 
     Returns:
-        [`Similarity`] or `None`: `None` when fewer than two cameras are known in both. The scale is NaN when the
-        positions of either are one point, or do not fit at all.
+        [`Similarity`] or `None`: `None` if fewer than two cameras are known in both. The scale is NaN if the positions
+        of either coincide, or do not fit at all.
     """
     both = known(source) & known(target)
     if both.sum() < 2:
         return None
     source, target = source[both], target[both]
     rotation = nearest_rotation((target[:, :3, :3] @ source[:, :3, :3].transpose(0, 2, 1)).sum(axis=0))
-    ours, theirs = source[:, :3, 3] @ rotation.T, target[:, :3, 3]
-    ours_mean, theirs_mean = np.median(ours, axis=0), np.median(theirs, axis=0)
-    ours, theirs = ours - ours_mean, theirs - theirs_mean
-    square = (ours**2).sum()
-    scale = (ours * theirs).sum() / square if square > 1e-12 else np.nan
-    if not scale > 0 or not (theirs**2).sum() > 1e-12:
+    rotated, wanted = source[:, :3, 3] @ rotation.T, target[:, :3, 3]
+    rotated_centre, wanted_centre = np.median(rotated, axis=0), np.median(wanted, axis=0)
+    rotated, wanted = rotated - rotated_centre, wanted - wanted_centre
+    square = (rotated**2).sum()
+    scale = (rotated * wanted).sum() / square if square > 1e-12 else np.nan
+    if not scale > 0 or not (wanted**2).sum() > 1e-12:
         scale = np.nan
-    return Similarity(scale, rotation, theirs_mean - scale * ours_mean)
+    return Similarity(scale, rotation, wanted_centre - scale * rotated_centre)
 
 
 def path_length(poses: np.ndarray) -> float:
-    """Length of the way through the camera centres of `(n, 4, 4)`."""
+    """Return the length of the path through the camera centres of poses `(n, 4, 4)`."""
     return float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
 
 
 def extent(poses: np.ndarray) -> float:
-    """Largest distance of two of the known camera centres of `(n, 4, 4)`; 0 with fewer than two."""
+    """Return the largest distance between two known camera centres of poses `(n, 4, 4)`; 0 with fewer than two."""
     centres = poses[known(poses), :3, 3]
     if len(centres) < 2:
         return 0.0
@@ -105,22 +111,25 @@ def extent(poses: np.ndarray) -> float:
 
 
 def bearings(pixels: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Unit directions `(n, 3)` in the camera's axes of pixels `(n, 2)`."""
+    """Return the unit directions `(n, 3)` of pixels `(n, 2)`, in the camera's axes."""
     rays = np.concatenate([pixels, np.ones((len(pixels), 1))], axis=1) @ np.linalg.inv(intrinsics).T
     return rays / np.linalg.norm(rays, axis=1, keepdims=True)
 
 
 def project(points: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Where a camera sees points of the world.
+    Project points to the pixels of a camera.
 
     Args:
-        points (`np.ndarray` of shape `(n, 3)`): In the world.
-        pose (`np.ndarray` of shape `(4, 4)`): Camera to world.
-        intrinsics (`np.ndarray` of shape `(3, 3)`): In pixels.
+        points (`np.ndarray` of shape `(n, 3)`):
+            In world coordinates.
+        pose (`np.ndarray` of shape `(4, 4)`):
+            Camera-to-world matrix.
+        intrinsics (`np.ndarray` of shape `(3, 3)`):
+            In pixels.
 
     Returns:
-        `(pixels (n, 2), depths (n,))`; pixels are NaN for points that are not in front of the camera.
+        `(pixels (n, 2), depths (n,))`: pixels are NaN for points that are not in front of the camera.
     """
     local = (points - pose[:3, 3]) @ pose[:3, :3]
     depths = local[:, 2]
@@ -131,29 +140,30 @@ def project(points: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> tup
 
 def triangulate(centres: np.ndarray, directions: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
-    The points nearest to their rays, in the least squares sense.
+    Find the points nearest to their rays, in the least squares sense.
 
     Args:
         centres, directions (`np.ndarray` of shape `(n, views, 3)`):
-            Rays in the world, of unit direction.
+            Origins and unit directions of the rays, in world coordinates.
         weights (`np.ndarray` of shape `(n, views)`):
-            0 for a ray that is not there.
+            0 for a missing ray.
 
     Returns:
-        `np.ndarray` of shape `(n, 3)`: NaN where the rays leave a point open.
+        `np.ndarray` of shape `(n, 3)`: NaN if the rays do not determine the point.
     """
-    across = np.eye(3) - directions[..., :, None] * directions[..., None, :]
-    across = across * weights[..., None, None]
-    normal = across.sum(axis=1)
-    right = (across @ centres[..., None]).sum(axis=1)
-    fine = np.linalg.det(normal) > 1e-9
+    # The distance to a ray is measured by the projection onto the plane across it: I - d d^T.
+    projections = np.eye(3) - directions[..., :, None] * directions[..., None, :]
+    projections = projections * weights[..., None, None]
+    left = projections.sum(axis=1)
+    right = (projections @ centres[..., None]).sum(axis=1)
+    solvable = np.linalg.det(left) > 1e-9
     points = np.full((len(centres), 3), np.nan)
-    points[fine] = np.linalg.solve(normal[fine], right[fine])[..., 0]
+    points[solvable] = np.linalg.solve(left[solvable], right[solvable])[..., 0]
     return points
 
 
 def scaled_intrinsics(intrinsics: np.ndarray, size: tuple[int, int], new_size: tuple[int, int]) -> np.ndarray:
-    """Intrinsics `(3, 3)` for frames of another `(height, width)`: the same picture, resized."""
-    across, down = new_size[1] / size[1], new_size[0] / size[0]
-    # Pixels' middles are whole numbers, so it is the picture's corner, at -0.5, that stays where it is.
-    return np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]]) @ intrinsics
+    """Return the intrinsics `(3, 3)` of frames resized from one `(height, width)` to another."""
+    scale_x, scale_y = new_size[1] / size[1], new_size[0] / size[0]
+    # Pixel centres have integer coordinates, so the fixed point of the scaling is the corner of the frame, at -0.5.
+    return np.array([[scale_x, 0, (scale_x - 1) / 2], [0, scale_y, (scale_y - 1) / 2], [0, 0, 1]]) @ intrinsics

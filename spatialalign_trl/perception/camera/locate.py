@@ -1,4 +1,4 @@
-"""Frames of a video found in a map of points that is there already, and is not changed by them."""
+"""Locate the frames of a video in an existing map of points, without changing the map."""
 
 from __future__ import annotations
 
@@ -23,24 +23,27 @@ if TYPE_CHECKING:
     from spatialalign_trl.video import Video
 
 MIN_INLIER_SHARE = 0.25
-SAME_LOOK = 280.0
-"""SIFT descriptors of one place, seen twice, differ by less (lengths are 512)."""
+MAX_DESCRIPTOR_DISTANCE = 280.0
+"""Largest distance between SIFT descriptors of the same point (their length is 512)."""
 REACHES = (0.35, 0.1)
-"""Widths of the frame by which what is seen moves at most from one frame that is looked at to the next, when the
-camera is fast, and when it is slow."""
+"""Largest motion of a point between neighbouring frames, in widths of the frame: for a fast and for a slow camera."""
 NEAR = 0.03
-"""The same, once a first pose is known."""
+"""Largest distance between a keypoint and its projected point once a first pose is known, in widths of the frame."""
 
 
 class Located(NamedTuple):
     """
-    A frame that was found.
+    A frame with a known pose.
 
     Args:
-        pose (`np.ndarray` of shape `(4, 4)`): Camera to world.
-        support (`float`): Share of what looked like the map that fits the pose.
-        features ([`~spatialalign_trl.perception.camera_features.Features`]): Its keypoints.
-        seen (`np.ndarray` of shape `(keypoints,)`): The point that each keypoint is, or -1.
+        pose (`np.ndarray` of shape `(4, 4)`):
+            Camera-to-world matrix.
+        support (`float`):
+            Share of the keypoints matched with the map that fit the pose, in [0, 1].
+        features ([`~spatialalign_trl.perception.camera.features.Features`]):
+            Its keypoints.
+        seen (`np.ndarray` of shape `(keypoints,)`):
+            Index of the point that each keypoint shows, or -1.
     """
 
     pose: np.ndarray
@@ -51,84 +54,98 @@ class Located(NamedTuple):
 
 class Locator:
     """
-    Finds frames in a map.
+    Locates frames in a map.
 
     Args:
-        points (`np.ndarray` of shape `(k, 3)`): Places; directions when there is a `centre`.
-        looks (`np.ndarray` of shape `(k, 128)`): Their SIFT descriptors.
-        intrinsics (`np.ndarray` of shape `(3, 3)`): Of the frames, in pixels.
-        size (tuple of 2 `int`): Height and width of the frames.
-        centre (`np.ndarray` of shape `(3,)`, *optional*): Where all cameras stand, when they only turn.
+        points (`np.ndarray` of shape `(k, 3)`):
+            Positions of the points, or their directions if there is a `centre`.
+        descriptors (`np.ndarray` of shape `(k, 128)`):
+            Their SIFT descriptors.
+        intrinsics (`np.ndarray` of shape `(3, 3)`):
+            Intrinsics of the frames, in pixels.
+        size (tuple of 2 `int`):
+            Height and width of the frames.
+        centre (`np.ndarray` of shape `(3,)`, *optional*):
+            Common position of all cameras, if they only turn.
     """
 
     def __init__(
         self,
         points: np.ndarray,
-        looks: np.ndarray,
+        descriptors: np.ndarray,
         intrinsics: np.ndarray,
         size: tuple[int, int],
         centre: np.ndarray | None = None,
     ) -> None:
-        self.points, self.looks, self.intrinsics, self.size, self.centre = points, looks, intrinsics, size, centre
+        self.points, self.descriptors = points, descriptors
+        self.intrinsics, self.size, self.centre = intrinsics, size, centre
         self.slack = tolerance(size[1])
 
     def locate(self, video: Video) -> list[Located | None]:
         """
-        Find where the frames of a video were taken.
+        Find the poses of a video's frames.
 
-        Every frame is looked for in the whole map; one that is not found, because it shows little and the room has
-        much that looks alike, is looked for again near where a neighbour was found. What the video shows adds nothing
-        to the map.
+        First, every frame is searched for in the whole map. A frame may not be found because it shows few points of a
+        scene in which many look alike; it is searched for again near the pose of a neighbouring frame. The points of
+        the video are not added to the map.
+
+        Args:
+            video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
+                The video.
+
+        Returns:
+            `list[Located | None]`: one per frame, `None` if it was not found.
         """
-        views = [find_features(frame) for frame in video]
-        found = [self._locate(view) for view in views]
-        for order, step in ((range(1, len(views)), -1), (range(len(views) - 2, -1, -1), 1)):
+        features = [find_features(frame) for frame in video]
+        located = [self._locate(frame_features) for frame_features in features]
+        # Spread found poses to later frames, then to earlier ones.
+        for order, step in ((range(1, len(features)), -1), (range(len(features) - 2, -1, -1), 1)):
             for frame in order:
-                if found[frame] is None and found[frame + step] is not None:
-                    found[frame] = self._locate(views[frame], found[frame + step])
-        return found
+                if located[frame] is None and located[frame + step] is not None:
+                    located[frame] = self._locate(features[frame], located[frame + step])
+        return located
 
     def _locate(self, features: Features, near: Located | None = None) -> Located | None:
-        """Where a frame was taken, anywhere or not far from a neighbour."""
+        """Find the pose of a frame, anywhere or near that of a neighbour."""
         if len(features.pixels) < MIN_MATCHES or len(self.points) < MIN_MATCHES:
             return None
-        distances = descriptor_distances(features.descriptors, self.looks)
+        distances = descriptor_distances(features.descriptors, self.descriptors)
         if near is None:
-            fitted = self._fit(features, self._look_alikes(distances))
+            fitted = self._fit(features, self._match_points(distances))
         else:
             fitted = self._fit_near(features, distances, near)
         if fitted is None:
             return None
         pose, support, seen = fitted
-        if self.centre is None:  # from there, more points are told apart
-            again = self._fit(
-                features, np.maximum(seen, self._look_alikes(self._within(NEAR, distances, features, pose)))
-            )
-            if again is not None and (again[2] >= 0).sum() > (seen >= 0).sum():
-                pose, _, seen = again
+        # Knowing the pose makes more matches unambiguous: match again near the projected points
+        if self.centre is None:
+            matches = self._match_points(self._within(NEAR, distances, features, pose))
+            refined = self._fit(features, np.maximum(seen, matches))
+            if refined is not None and (refined[2] >= 0).sum() > (seen >= 0).sum():
+                pose, _, seen = refined
         return Located(pose, support, features, seen)
 
     def _fit_near(
         self, features: Features, distances: np.ndarray, near: Located
     ) -> tuple[np.ndarray, float, np.ndarray] | None:
-        """As `_fit`, by the points that a neighbour saw too, and by look-alikes ever nearer to where it stood."""
+        """Fit a pose to the points that a neighbour saw too, and to matches near where the neighbour saw them."""
         pairs = match(features, near.features)
         shared = np.full(len(features.pixels), -1)
         shared[pairs[:, 0]] = near.seen[pairs[:, 1]]
         for reach in REACHES:
-            alike = self._look_alikes(self._within(reach, distances, features, near.pose))
-            fitted = self._fit(features, np.where(shared >= 0, shared, alike))
+            matches = self._match_points(self._within(reach, distances, features, near.pose))
+            fitted = self._fit(features, np.where(shared >= 0, shared, matches))
             if fitted is not None:
                 return fitted
         return None
 
     def _fit(self, features: Features, seen: np.ndarray) -> tuple[np.ndarray, float, np.ndarray] | None:
-        """The pose from which keypoints see points, the share of them that fits, and those alone."""
+        """Return the pose that fits most matches, the share that fits, and the matches without the outliers."""
         keypoints = np.flatnonzero(seen >= 0)
         if len(keypoints) < MIN_MATCHES:
             return None
         points, pixels = self.points[seen[keypoints]], features.pixels[keypoints]
-        if self.centre is not None:
+        if self.centre is not None:  # the camera only turns: points are directions
             slack = self.slack / self.intrinsics[0, 0]
             turn, inliers = find_turn(points, bearings(pixels, self.intrinsics), slack)
             pose = np.eye(4)
@@ -140,26 +157,27 @@ class Locator:
             pose, inliers = found
         if inliers.sum() < MIN_MATCHES or inliers.mean() < MIN_INLIER_SHARE:
             return None
-        fitting = seen.copy()
-        fitting[keypoints[~inliers]] = -1
-        return pose, float(inliers.mean()), fitting
+        inlier_matches = seen.copy()
+        inlier_matches[keypoints[~inliers]] = -1
+        return pose, float(inliers.mean()), inlier_matches
 
     def _within(self, reach: float, distances: np.ndarray, features: Features, pose: np.ndarray) -> np.ndarray:
-        """Distances of looks, infinite where a point is more than `reach` widths from a keypoint seen from a pose."""
+        """Set the descriptor distances of points to infinity that project more than `reach` widths from a keypoint."""
         points = self.points if self.centre is None else self.points + pose[:3, 3]
         pixels, _ = project(points, pose, self.intrinsics)
         away = np.linalg.norm(features.pixels[:, None] - pixels[None], axis=2)
-        return np.where(away < reach * self.size[1], distances, np.inf)  # NaN, behind the camera, is not
+        # The comparison is false for points behind the camera, whose pixels are NaN.
+        return np.where(away < reach * self.size[1], distances, np.inf)
 
-    def _look_alikes(self, distances: np.ndarray) -> np.ndarray:
-        """The point that each keypoint looks like, -1 for none: the nearest, unless another place looks nearly the
-        same."""
+    def _match_points(self, distances: np.ndarray) -> np.ndarray:
+        """Return the point with the nearest descriptor for each keypoint, or -1 if it is far or ambiguous."""
         rows, first = np.arange(len(distances)), distances.argmin(1)
         best = distances[rows, first]
         others = distances.copy()
         others[rows, first] = np.inf
         second = others.argmin(1)
         spread = np.ptp(self.points, axis=0).max()
-        # One place may be in the map twice: then the second nearest is no rival.
-        twin = np.linalg.norm(self.points[first] - self.points[second], axis=1) < 0.02 * spread
-        return np.where(((best < RATIO * others[rows, second]) | twin) & (best < SAME_LOOK), first, -1)
+        # The map may contain a point twice. Then the second nearest descriptor does not make the match ambiguous.
+        duplicate = np.linalg.norm(self.points[first] - self.points[second], axis=1) < 0.02 * spread
+        unambiguous = (best < RATIO * others[rows, second]) | duplicate
+        return np.where(unambiguous & (best < MAX_DESCRIPTOR_DISTANCE), first, -1)

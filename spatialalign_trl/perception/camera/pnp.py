@@ -1,4 +1,4 @@
-"""PnP: the camera that sees known points where they were seen."""
+"""Find the pose of a camera from known points and the pixels where they were seen (PnP)."""
 
 from __future__ import annotations
 
@@ -8,33 +8,37 @@ from spatialalign_trl.perception.camera.features import MIN_MATCHES, opencv
 from spatialalign_trl.perception.camera.geometry import nearest_rotation, project
 
 TRIALS = 2000
-"""Samples of 4 points: with 25 % of them right, 4 in 1000 samples are."""
+"""Number of RANSAC samples of 4 matches: if 25 % of the matches are right, about 4 in 1000 samples are."""
 
 
 def find_pose(
     points: np.ndarray, pixels: np.ndarray, intrinsics: np.ndarray, slack: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """
-    The camera that sees points where they were seen, by PnP with RANSAC.
+    Find the pose of a camera by PnP with RANSAC.
 
     Args:
-        points (`np.ndarray` of shape `(n, 3)`): In the world.
-        pixels (`np.ndarray` of shape `(n, 2)`): Where they were seen; some are wrong.
-        intrinsics (`np.ndarray` of shape `(3, 3)`): In pixels.
-        slack (`float`): Pixels; a point within twice that fits.
+        points (`np.ndarray` of shape `(n, 3)`):
+            In world coordinates.
+        pixels (`np.ndarray` of shape `(n, 2)`):
+            Where the points were seen; some may be wrong.
+        intrinsics (`np.ndarray` of shape `(3, 3)`):
+            In pixels.
+        slack (`float`):
+            Half of the largest reprojection error of an inlier, in pixels.
 
     Returns:
-        Pose `(4, 4)` and inliers `(n,)`; `None` when fewer than `MIN_MATCHES` fit.
+        The pose `(4, 4)` and the inliers `(n,)`, `bool`; `None` if fewer than `MIN_MATCHES` points fit.
     """
     cv2 = opencv()
     try:
-        fine, turn, shift, inliers = cv2.solvePnPRansac(
+        success, turn, shift, inliers = cv2.solvePnPRansac(
             points, pixels, intrinsics, None, iterationsCount=TRIALS, reprojectionError=2 * slack, confidence=0.999,
             flags=cv2.SOLVEPNP_AP3P,
         )  # fmt: skip
-    except cv2.error:  # the samples were all degenerate
+    except cv2.error:  # all samples were degenerate
         return None
-    if not fine or inliers is None or len(inliers) < MIN_MATCHES:
+    if not success or inliers is None or len(inliers) < MIN_MATCHES:
         return None
     pose = refine_pose(points[inliers[:, 0]], pixels[inliers[:, 0]], pose_of(turn, shift), intrinsics)
     within = np.linalg.norm(project(points, pose, intrinsics)[0] - pixels, axis=1) < 2 * slack
@@ -42,7 +46,7 @@ def find_pose(
 
 
 def refine_pose(points: np.ndarray, pixels: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """The pose after Levenberg-Marquardt on the distances in the picture."""
+    """Refine a pose by minimising the reprojection error with Levenberg-Marquardt."""
     cv2 = opencv()
     rotation = pose[:3, :3].T
     start = cv2.Rodrigues(rotation)[0], -rotation @ pose[:3, 3:]
@@ -51,12 +55,12 @@ def refine_pose(points: np.ndarray, pixels: np.ndarray, pose: np.ndarray, intrin
 
 
 def pose_of(turn: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Camera to world from OpenCV's rotation vector and translation of world to camera."""
+    """Convert OpenCV's rotation vector and translation (world to camera) to a camera-to-world matrix."""
     return inverse(opencv().Rodrigues(turn)[0], shift[:, 0])
 
 
 def inverse(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """Camera to world `(4, 4)` from world to camera."""
+    """Convert a world-to-camera rotation and translation to a camera-to-world matrix `(4, 4)`."""
     pose = np.eye(4)
     pose[:3, :3] = nearest_rotation(rotation).T
     pose[:3, 3] = -pose[:3, :3] @ translation

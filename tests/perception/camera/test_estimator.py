@@ -1,4 +1,4 @@
-"""Poses as numbers, the estimators by name or function, and SIFT on rooms."""
+"""Test computations with poses, the lookup of estimators, and the estimators on rendered rooms."""
 
 import cv2
 import numpy as np
@@ -48,10 +48,12 @@ def test_alignment_undoes_any_similarity(seed):
     np.testing.assert_allclose(found.translation, similarity.translation, atol=1e-9)
 
 
-def test_alignment_of_cameras_on_a_line_knows_the_turn_about_the_line():
+def test_alignment_of_cameras_on_a_line_finds_the_rotation_about_the_line():
     poses = np.stack([look((0, -1, 0.3 * k), 0) for k in range(4)])
-    turned = camera_geometry.Similarity(2.0, Rotation.from_euler("z", 50, degrees=True).as_matrix(), np.ones(3))
-    np.testing.assert_allclose(align(poses, turned.poses(poses)).rotation, turned.rotation, atol=1e-9)
+    rotation_error = camera_geometry.Similarity(
+        2.0, Rotation.from_euler("z", 50, degrees=True).as_matrix(), np.ones(3)
+    )
+    np.testing.assert_allclose(align(poses, rotation_error.poses(poses)).rotation, rotation_error.rotation, atol=1e-9)
 
 
 def test_alignment_of_a_turning_camera_gives_no_scale():
@@ -70,7 +72,7 @@ def test_resized_frames_keep_their_rays():
     np.testing.assert_allclose(larger, intrinsics_for((480, 832)))
 
 
-def test_triangulation_and_pnp_return_what_made_them():
+def test_triangulation_and_pnp_recover_points_and_pose():
     rng = np.random.default_rng(0)
     points, pose = rng.uniform(-1, 1, (60, 3)) + [0, 0, 5], look((0.3, -0.2, 0.1), 7, 3)
     pixels, _ = camera_geometry.project(points, pose, INTRINSICS)
@@ -97,20 +99,22 @@ def test_a_turn_is_found_among_wrong_matches():
 
 def test_estimators_by_name_object_and_function():
     assert isinstance(get_pose_estimator("sift"), PoseEstimator)
-    mine = CallableEstimator(lambda frames, intrinsics: None)
-    assert get_pose_estimator(mine) is mine
+    estimator = CallableEstimator(lambda frames, intrinsics: None)
+    assert get_pose_estimator(estimator) is estimator
     assert get_pose_estimator(lambda frames, intrinsics: None, name="vggt").name == "vggt"
     with pytest.raises(ValueError, match="no pose estimator named 'colmop'.*colmap"):
         get_pose_estimator("colmop")
     with pytest.raises(TypeError, match="no option 'minframes'"):
         get_pose_estimator("colmap", minframes=2)
-    with pytest.raises(TypeError, match="not the class"):
+    with pytest.raises(TypeError, match=r"must be an instance.*pass SIFTEstimator\(\)"):
         get_pose_estimator(SIFTEstimator)
-    with pytest.raises(TypeError, match="needs a method estimate"):
+    with pytest.raises(TypeError, match=r"needs a method estimate\(.*a function or one of the names colmap"):
         get_pose_estimator(3)
+    with pytest.raises(TypeError, match="options min_frames are for a pose estimator given by name"):
+        get_pose_estimator(estimator, min_frames=3)
 
 
-def test_a_function_of_ones_own():
+def test_poses_come_from_a_function():
     frames = np.zeros((3, 8, 8, 3), np.uint8)
     poses = random_poses(np.random.default_rng(0), 6)
     poses[4] = np.nan
@@ -125,7 +129,7 @@ def test_a_function_of_ones_own():
         )
 
 
-def test_what_is_no_pose_is_refused():
+def test_invalid_poses_and_intrinsics_are_refused():
     assert check_poses(np.eye(4).reshape(1, 16), 1, "poses").shape == (1, 4, 4)
     with pytest.raises(ValueError, match="number 1 is no pose.*OpenGL"):
         check_poses(np.stack([np.eye(4), np.diag([1, 1, -1, 1])]), None, "poses")
@@ -136,18 +140,18 @@ def test_what_is_no_pose_is_refused():
         check_intrinsics(np.zeros((3, 3)))
 
 
-def test_colmap_says_what_to_install(monkeypatch):
+def test_colmap_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pycolmap", None)
     with pytest.raises(ImportError, match=r"spatialalign-trl\[colmap\]"):
         ColmapEstimator().prepare()
 
 
-# On rooms.
+# On rendered rooms
 
 
 @pytest.fixture(scope="module")
 def recording() -> tuple[np.ndarray, np.ndarray]:
-    """Frames and poses of a camera that moves through a room and turns."""
+    """Return frames and poses of a camera that moves through a room and turns."""
     share = np.linspace(0, 1, 9)
     poses = np.stack([look((-1.8 + 1.6 * s, -1.4, -1.9 + 2.4 * s), 25 + 60 * s, -8) for s in share])
     return render(sample_room(SEED), poses, SIZE).frames, poses
@@ -155,14 +159,15 @@ def recording() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def pan() -> tuple[np.ndarray, np.ndarray]:
+    """Return frames and poses of a camera that only turns."""
     poses = np.stack([look((-1.0, -1.4, -1.0), yaw, -6) for yaw in np.linspace(20, 80, 7)])
     return render(sample_room(SEED), poses, SIZE).frames, poses
 
 
 def errors(found, poses, size) -> tuple[float, float]:
-    """Largest rotation error in degrees, and mean position error as a share of `size`."""
-    away = np.linalg.norm(found[:, :3, 3] - poses[:, :3, 3], axis=1)
-    return float(rotation_degrees(found[:, :3, :3], poses[:, :3, :3]).max()), float(away.mean() / size)
+    """Return the largest rotation error in degrees, and the mean position error as a share of `size`."""
+    distances = np.linalg.norm(found[:, :3, 3] - poses[:, :3, 3], axis=1)
+    return float(rotation_degrees(found[:, :3, :3], poses[:, :3, :3]).max()), float(distances.mean() / size)
 
 
 def test_sift_without_any_known_pose(recording):
@@ -171,20 +176,20 @@ def test_sift_without_any_known_pose(recording):
     estimate = SIFTEstimator().estimate(frames[context], frames[video], INTRINSICS)
     assert estimate.context_kind == "moving"
     aligned = estimate.aligned(poses[context])
-    turned, away = errors(aligned.poses, poses[video], extent(poses))
-    assert turned < 1.0
-    assert away < 0.01
+    rotation_error, position_error = errors(aligned.poses, poses[video], extent(poses))
+    assert rotation_error < 1.0
+    assert position_error < 0.01
     assert estimate.support.min() > 0.5
-    assert np.mean([one.share() for one in estimate.sightings]) > 0.3
+    assert np.mean([sightings.share() for sightings in estimate.sightings]) > 0.3
 
 
 def test_sift_with_known_context_poses_needs_no_alignment(recording):
     frames, poses = recording
     context, video = slice(0, None, 2), slice(1, None, 2)
     estimate = SIFTEstimator().estimate(frames[context], frames[video], INTRINSICS, poses[context])
-    turned, away = errors(estimate.poses, poses[video], extent(poses))
-    assert turned < 0.5
-    assert away < 0.01
+    rotation_error, position_error = errors(estimate.poses, poses[video], extent(poses))
+    assert rotation_error < 0.5
+    assert position_error < 0.01
 
 
 def test_the_same_frames_have_the_same_poses(recording):
@@ -210,7 +215,7 @@ def test_a_context_that_only_turns_gives_rotations(pan):
     ],
     ids=["black", "static", "noise"],
 )
-def test_a_context_that_says_nothing_says_so(recording, make, reason):
+def test_a_context_without_information_is_unusable_for_a_reason(recording, make, reason):
     frames = recording[0][::3]
     estimate = SIFTEstimator().estimate(make(frames), frames, INTRINSICS)
     assert estimate.context_kind == "unusable"
@@ -218,23 +223,23 @@ def test_a_context_that_says_nothing_says_so(recording, make, reason):
     assert not camera_geometry.known(estimate.poses).any()
 
 
-def test_kinds_of_video_are_told_apart(recording, pan):
+def test_kinds_of_video_are_distinguished(recording, pan):
     frames = recording[0]
     noise = np.random.default_rng(0).integers(0, 256, frames.shape, np.uint8)
     grey = np.full_like(frames, 90)
     cut = np.concatenate([frames[:4], cv2.flip(frames[-1], 0)[None].repeat(3, axis=0)])
     grain = np.random.default_rng(1).normal(0, 1.5, (9, *frames.shape[1:]))
     still = np.clip(frames[:1] + grain, 0, 255).astype(np.uint8)
-    found = {
+    kinds = {
         name: diagnose(video, INTRINSICS).kind
         for name, video in {
             "moving": frames, "turning": pan[0], "noise": noise, "blank": grey, "static": still, "cut": cut,
         }.items()
     }  # fmt: skip
-    assert found == {name: name for name in found}
+    assert kinds == {name: name for name in kinds}
 
 
-def test_a_cut_stands_out_and_a_rest_does_not():
+def test_a_cut_stands_out_and_a_pause_does_not():
     assert cut_factor(np.array([3.0, 3, 4, 3, 40, 3, 3])) < 0.5
     assert cut_factor(np.array([3.0, 4, 5, 0, 0, 0, 0])) == 1
     assert cut_factor(np.zeros(5)) == 1
@@ -246,16 +251,16 @@ def test_rendering_finds_the_camera_of_tiny_frames():
     share = np.linspace(0, 1, 4)
     context_poses = np.stack([look((-1.8 + 1.6 * s, -1.4, -1.9 + 2.4 * s), 25 + 60 * s, -8) for s in share])
     poses = np.stack([look((-1.3 + 1.0 * s, -1.3, -1.3 + 0.9 * s), 40 + 35 * s, -6) for s in np.linspace(0, 1, 3)])
-    context, video = (render(room, one, size, supersample=5).frames for one in (context_poses, poses))
+    context, video = (render(room, cameras, size, supersample=5).frames for cameras in (context_poses, poses))
     video = np.concatenate([video, np.random.default_rng(0).integers(0, 256, video[:1].shape, np.uint8)])
     estimator = RoomRenderAndCompare(climbs=1, places=2).for_row(row)
     found = estimator.estimate(context, video, intrinsics, context_poses)
     assert camera_geometry.known(found.poses).tolist() == [True, True, True, False]
-    turned, away = errors(found.poses[:3], poses, 1.0)
-    assert turned < 2
-    assert away < 0.08
-    assert np.mean([one.share() for one in found.sightings[:3]]) > 0.5
-    names = [one.name for one in room.objects]
+    rotation_error, position_error = errors(found.poses[:3], poses, 1.0)
+    assert rotation_error < 2
+    assert position_error < 0.08
+    assert np.mean([sightings.share() for sightings in found.sightings[:3]]) > 0.5
+    names = [room_object.name for room_object in room.objects]
     boxes = RoomObjects().for_row(row).detect_at(video, names, found.poses, intrinsics)
     assert len(boxes[0].labels) > 0
     assert boxes[3].labels == ()

@@ -1,4 +1,4 @@
-"""Frames in a map of points: found near a neighbour where the whole map looks alike, and nothing added to the map."""
+"""Test the localisation of frames in a map: near a neighbour if the map is ambiguous, and without changing the map."""
 
 import numpy as np
 import pytest
@@ -13,35 +13,35 @@ SIZE = (240, 416)
 INTRINSICS = intrinsics_for(SIZE)
 FIRST, SECOND = look((0, -1.4, 0), 0), look((0.1, -1.4, 0.05), 3)
 ALIKE = slice(40, None)
-"""Points of three walls with one pattern."""
+"""The points of three walls with the same pattern."""
 
 
-def random_looks(rng: np.random.Generator, count: int) -> np.ndarray:
-    looks = np.abs(rng.normal(size=(count, 128))).astype(np.float32)
-    return 512 * looks / np.linalg.norm(looks, axis=1, keepdims=True)
+def random_descriptors(rng: np.random.Generator, count: int) -> np.ndarray:
+    descriptors = np.abs(rng.normal(size=(count, 128))).astype(np.float32)
+    return 512 * descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True)
 
 
 @pytest.fixture
 def locator(monkeypatch) -> Locator:
-    """Of 40 points that look like no other, and 3 times 30 that look the same from wall to wall."""
+    """Return the locator of a map with 40 unique points, and 30 points that look the same on each of 3 walls."""
     rng = np.random.default_rng(0)
-    own = rng.uniform((-1.5, -2.2, 3), (1.5, -0.6, 5), (40, 3))
+    unique = rng.uniform((-1.5, -2.2, 3), (1.5, -0.6, 5), (40, 3))
     wall = rng.uniform((-0.4, -2.2, 3), (0.4, -0.6, 5), (30, 3))
-    points = np.concatenate([own, *(wall + (shift, 0, 0) for shift in (-1.5, 0.0, 1.5))])
-    looks = np.concatenate([random_looks(rng, 40), np.tile(random_looks(rng, 30), (3, 1))])
-    monkeypatch.setattr(camera_locate, "find_features", lambda frame: frame)  # frames are their keypoints here
-    return Locator(points, looks, INTRINSICS, SIZE)
+    points = np.concatenate([unique, *(wall + (shift, 0, 0) for shift in (-1.5, 0.0, 1.5))])
+    descriptors = np.concatenate([random_descriptors(rng, 40), np.tile(random_descriptors(rng, 30), (3, 1))])
+    monkeypatch.setattr(camera_locate, "find_features", lambda frame: frame)  # videos are lists of Features here
+    return Locator(points, descriptors, INTRINSICS, SIZE)
 
 
 def seen_from(locator: Locator, pose: np.ndarray, which: slice = slice(None)) -> Features:
     pixels, _ = project(locator.points[which], pose, INTRINSICS)
     inside = ((pixels >= 0) & (pixels < SIZE[::-1])).all(axis=1)
-    return Features(pixels[inside], locator.looks[which][inside])
+    return Features(pixels[inside], locator.descriptors[which][inside])
 
 
-def test_what_the_whole_map_does_not_tell_is_found_near_a_neighbour(locator):
+def test_a_frame_that_is_ambiguous_in_the_whole_map_is_found_near_a_neighbour(locator):
     known, lost = seen_from(locator, FIRST), seen_from(locator, SECOND, ALIKE)
-    before = locator.points.copy(), locator.looks.copy()
+    before = locator.points.copy(), locator.descriptors.copy()
     with repeatable():
         assert locator.locate([lost]) == [None]
         for video, place in (([known, lost, lost], 1), ([lost, lost, known], 0)):
@@ -49,14 +49,14 @@ def test_what_the_whole_map_does_not_tell_is_found_near_a_neighbour(locator):
             assert None not in found
             assert rotation_degrees(found[place].pose[:3, :3], SECOND[:3, :3]) < 0.3
             assert np.linalg.norm(found[place].pose[:3, 3] - SECOND[:3, 3]) < 0.02
-        assert locator.locate([lost]) == [None]  # what was found before is not remembered
+        assert locator.locate([lost]) == [None]  # poses of earlier videos are not remembered
     assert np.array_equal(locator.points, before[0])
-    assert np.array_equal(locator.looks, before[1])
+    assert np.array_equal(locator.descriptors, before[1])
 
 
-def test_a_frame_of_elsewhere_is_not_found_near_anything(locator):
+def test_a_frame_of_another_place_is_not_found_near_a_neighbour(locator):
     known = seen_from(locator, FIRST)
-    other = Features(known.pixels, random_looks(np.random.default_rng(1), len(known.pixels)))
+    other = Features(known.pixels, random_descriptors(np.random.default_rng(1), len(known.pixels)))
     with repeatable():
         found = locator.locate([known, other])
     assert found[0] is not None

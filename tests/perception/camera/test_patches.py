@@ -1,4 +1,4 @@
-"""What of a map a frame shows again: near or far, blurred or dark, but neither pasted in nor from another place."""
+"""Test which points of a map a frame shows: from near or far, blurred or dark, but not pasted in or misplaced."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from spatialalign_trl.tiny_world.rooms import intrinsics_for, look
 SIZE = (120, 208)
 INTRINSICS = intrinsics_for(SIZE)
 DEPTH, SCALE = 4.0, 60.0
-"""Metres to a painted wall, and pixels a metre of its picture."""
+"""Distance of a painted wall in metres, and pixels per metre of its picture."""
 
 
 def picture(seed: int) -> np.ndarray:
@@ -20,7 +20,7 @@ def picture(seed: int) -> np.ndarray:
 
 
 def view(wall: np.ndarray, place: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """What a camera at a place sees of the wall, and its pose."""
+    """Return the image of the wall from a camera at a place, and the camera's pose."""
     x, y, z = place
     zoom = INTRINSICS[0, 0] / (DEPTH - z) / SCALE
     shift = INTRINSICS[:2, 2] - zoom * (np.array([x, y]) * SCALE + (400, 300))
@@ -41,14 +41,14 @@ def patches() -> Patches:
     return Patches(points, frames, poses, [np.arange(len(points))] * len(frames), INTRINSICS)
 
 
-def test_the_same_wall_from_nearer_blurred_and_in_other_light(patches):
+def test_the_same_wall_is_seen_from_nearer_blurred_and_in_other_light(patches):
     frame, pose = view(picture(0), NEAR)
     assert patches.sightings(pose, frame).share() > 0.9
     worse = np.clip(0.8 * cv2.GaussianBlur(frame, (0, 0), 1.5) + 20, 0, 255).astype(np.uint8)
     assert patches.sightings(pose, worse).share() > 0.8
 
 
-def test_what_is_another_wall_or_stands_elsewhere_is_not_seen(patches):
+def test_another_wall_or_a_wrong_pose_is_not_seen(patches):
     frame, pose = view(picture(0), NEAR)
     assert patches.sightings(pose, view(picture(1), NEAR)[0]).share() < 0.15
     assert patches.sightings(view(picture(0), (0.3, -0.1, 1.4))[1], frame).share() < 0.15
@@ -56,7 +56,7 @@ def test_what_is_another_wall_or_stands_elsewhere_is_not_seen(patches):
     assert patches.sightings(pose, 255 - frame).share() < 0.15
 
 
-def test_a_box_that_is_pasted_in_is_not_seen_and_the_rest_is(patches):
+def test_a_pasted_box_is_not_seen_but_the_rest_is(patches):
     frame, pose = view(picture(0), NEAR)
     frame[30:90, 60:140] = frame[20:80, 120:200].copy()
     found, box = patches.sightings(pose, frame), np.array([60, 30, 140, 90])
@@ -65,7 +65,7 @@ def test_a_box_that_is_pasted_in_is_not_seen_and_the_rest_is(patches):
     assert found.seen[~inside].mean() > 0.8
 
 
-def test_of_a_camera_that_turned_directions_are_enough():
+def test_directions_are_enough_for_a_camera_that_turns():
     wall, rays = picture(0), np.stack([*np.meshgrid(np.linspace(-0.4, 0.4, 9), np.linspace(-0.2, 0.2, 5))], axis=-1)
     points = np.concatenate([rays.reshape(-1, 2), np.ones((45, 1))], axis=1)
     frame, pose = view(wall, (0.3, 0.2, 0))
