@@ -1,18 +1,17 @@
 """
-Classify a video before estimating its camera: moving, turning, static, blank, noise, or cut.
+Detect static videos, cuts, and zooms into a still image.
 
-A pose estimator cannot distinguish the degenerate kinds: it finds no poses in any of them, or poses that fit and mean
-nothing (a static video has a perfect epipolar error). Changes are measured on frames `THUMBNAIL` pixels wide.
+A pose estimator cannot detect them: it finds no poses, or poses that fit and mean nothing (a static video has a
+perfect epipolar error). Changes are measured on frames `THUMBNAIL` pixels wide.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spatialalign_trl.perception.camera.features import (
-    MIN_MATCHES,
     find_features,
     opencv,
     relate,
@@ -28,30 +27,6 @@ STILL = 0.4
 """Largest mean change in grey levels between consecutive thumbnails of a static video; compression causes less."""
 CUT_RATIO = 6.0
 """A step that changes the frame by more than this many times the usual change is a cut, not motion."""
-LINKS = 6
-"""Number of evenly spaced pairs of frames whose geometry is estimated."""
-
-VideoKind = Literal["moving", "turning", "static", "blank", "noise", "cut"]
-
-
-class Diagnosis(NamedTuple):
-    """
-    The kind of a video.
-
-    Args:
-        kind (`str`):
-            `"moving"`: the camera moves. `"turning"`: it only turns. `"static"`: nothing changes. `"blank"`: frames
-            have no texture. `"noise"`: the texture is unrelated to that of the next frame. `"cut"`: parts of the video
-            show different scenes.
-        reason (`str`):
-            An explanation with numbers.
-        cut (`int`, *optional*):
-            The first frame after the cut.
-    """
-
-    kind: VideoKind
-    reason: str
-    cut: int | None = None
 
 
 def steps(video: Video) -> np.ndarray:
@@ -124,53 +99,3 @@ def flat_share(video: Video, intrinsics: np.ndarray) -> float | None:
             _, inliers = cv2.estimateAffinePartial2D(before, after, ransacReprojThreshold=tolerance(width))
             shares.append(0.0 if inliers is None else float(inliers.mean()))
     return float(np.median(shares)) if shares else None
-
-
-def diagnose(video: Video, intrinsics: np.ndarray) -> Diagnosis:
-    """
-    Classify a video.
-
-    Args:
-        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
-            The clip.
-        intrinsics (`np.ndarray` of shape `(3, 3)`):
-            In pixels.
-
-    Returns:
-        [`Diagnosis`].
-
-    Raises:
-        `ImportError`: when OpenCV is missing.
-    """
-    changes = steps(video)
-    picked = np.unique(np.linspace(0, len(video) - 1, LINKS + 1).round().astype(int))
-    with repeatable():
-        features = {int(frame): find_features(video[frame]) for frame in picked}
-        # Blank and static videos need no geometry
-        most = max(len(frame_features.pixels) for frame_features in features.values())
-        if most < MIN_MATCHES:
-            return Diagnosis("blank", f"no frame has more than {most} keypoints")
-        if moving_share(changes) == 0:
-            return Diagnosis("static", f"no step changes the picture by more than {STILL} grey levels")
-        # Relate pairs of frames that span the video
-        links, broken = [], []
-        for first, last in zip(picked, picked[1:], strict=False):
-            link = relate(features[int(first)], features[int(last)], intrinsics, video.shape[2])
-            if link is None or not link.holds:
-                # With a fast camera, frames far apart have little in common. Only a cut separates consecutive frames.
-                step = int(first + changes[first:last].argmax())
-                pair = [find_features(video[frame]) for frame in (step, step + 1)]
-                link = relate(*pair, intrinsics, video.shape[2])
-                if link is None or not link.holds:
-                    broken.append(step + 1)
-            links.append(link if link is not None and link.holds else None)
-
-    # Choose the kind by the pairs that show the same scene
-    holding = [link for link in links if link is not None]
-    if len(holding) <= len(links) / 2:
-        return Diagnosis("noise", f"of {len(links)} pairs of frames only {len(holding)} show the same things")
-    if broken:
-        return Diagnosis("cut", f"frame {broken[0]} has nothing to do with the one before", broken[0])
-    if all(link.translation is None for link in holding):
-        return Diagnosis("turning", f"a turn of the camera alone explains all {len(holding)} pairs of frames")
-    return Diagnosis("moving", f"{len(holding)} of {len(links)} pairs of frames show one rigid scene")

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 from spatialalign_trl.perception.camera import features as camera_features
 from spatialalign_trl.perception.camera import geometry as camera_geometry
 from spatialalign_trl.perception.camera.colmap import ColmapEstimator
-from spatialalign_trl.perception.camera.diagnosis import cut_factor, diagnose
+from spatialalign_trl.perception.camera.diagnosis import cut_factor, moving_share, steps
 from spatialalign_trl.perception.camera.estimator import (
     CallableEstimator,
     PoseEstimator,
@@ -223,20 +223,19 @@ def test_a_context_without_information_is_unusable_for_a_reason(recording, make,
     assert not camera_geometry.known(estimate.poses).any()
 
 
-def test_kinds_of_video_are_distinguished(recording, pan):
+def test_a_static_video_has_no_motion_though_it_has_grain(recording):
     frames = recording[0]
-    noise = np.random.default_rng(0).integers(0, 256, frames.shape, np.uint8)
-    grey = np.full_like(frames, 90)
-    cut = np.concatenate([frames[:4], cv2.flip(frames[-1], 0)[None].repeat(3, axis=0)])
     grain = np.random.default_rng(1).normal(0, 1.5, (9, *frames.shape[1:]))
-    still = np.clip(frames[:1] + grain, 0, 255).astype(np.uint8)
-    kinds = {
-        name: diagnose(video, INTRINSICS).kind
-        for name, video in {
-            "moving": frames, "turning": pan[0], "noise": noise, "blank": grey, "static": still, "cut": cut,
-        }.items()
-    }  # fmt: skip
-    assert kinds == {name: name for name in kinds}
+    static = np.clip(frames[:1] + grain, 0, 255).astype(np.uint8)
+    assert moving_share(steps(static)) == 0
+    assert moving_share(steps(frames)) > 0.9
+
+
+def test_a_cut_between_scenes_is_detected(recording):
+    first, other = recording[0][0], cv2.flip(recording[0][-1], 0)
+    slow_pan = np.stack([np.roll(first, shift, axis=1) for shift in range(8)])
+    with_a_cut = np.concatenate([slow_pan[:4], [np.roll(other, shift, axis=1) for shift in range(4)]])
+    assert cut_factor(steps(with_a_cut)) < 0.5 < cut_factor(steps(slow_pan))
 
 
 def test_a_cut_stands_out_and_a_pause_does_not():
