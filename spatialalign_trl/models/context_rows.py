@@ -126,7 +126,7 @@ class SceneRowsMixin:
         if target_poses is None:
             return scene
 
-        # 3. Pack the cameras, relative to that of the context's last frame
+        # 3. Pack the cameras, relative to that of the context's last frame (without context poses: of the first target)
         if row.get("intrinsics") is None:
             raise ValueError("camera_poses without intrinsics: a row with a trajectory needs both columns.")
         intrinsics = as_intrinsics(row["intrinsics"], *context.shape[1:3])

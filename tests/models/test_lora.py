@@ -4,25 +4,13 @@ import copy
 import json
 
 import pytest
-import tiny_pipelines
 import torch
 from diffusers import WanPipeline
 from peft import LoraConfig
 from safetensors import safe_open
 from tiny_wan import PROMPTS, SETTINGS, add_lora, inputs, randomise_lora
 
-from spatialalign_trl.models import WanVideoModel, load_video_model
-
-
-@pytest.fixture
-def model():
-    return WanVideoModel(tiny_pipelines.wan_pipeline())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_pipelines.saved_wan(tmp_path_factory.mktemp("wan"))
-
+from spatialalign_trl.models import load_video_model
 
 WAYS = ["wrapped and set", "wrapped in place", "add_adapter"]
 

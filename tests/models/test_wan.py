@@ -15,17 +15,6 @@ from tiny_wan import PROMPTS, SETTINGS, add_lora, inputs, random_videos, randomi
 
 from spatialalign_trl.models import SamplingSettings, WanVideoModel, load_video_model
 
-
-@pytest.fixture
-def model():
-    return WanVideoModel(tiny_pipelines.wan_pipeline())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_pipelines.saved_wan(tmp_path_factory.mktemp("wan"))
-
-
 # Encoders
 
 

@@ -16,16 +16,6 @@ from spatialalign_trl.models import SamplingSettings, WanVideoModel, load_video_
 from spatialalign_trl.models.wan import _take_turn
 
 
-@pytest.fixture
-def model():
-    return WanVideoModel(tiny_pipelines.wan_pipeline())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_pipelines.saved_wan(tmp_path_factory.mktemp("wan"))
-
-
 def without_weights(folder, *components):
     """Delete the weights of some components (all by default) from a pipeline folder, and return the folder."""
     for weights in folder.glob("**/*.safetensors"):
