@@ -126,7 +126,7 @@ class SceneRowsMixin:
         if target_poses is None:
             return scene
 
-        # 3. Pack the cameras, relative to that of the context's last frame (without context poses: of the first target)
+        # 3. Pack the cameras, relative to the context's last frame (or the first target, without context poses)
         if row.get("intrinsics") is None:
             raise ValueError("camera_poses without intrinsics: a row with a trajectory needs both columns.")
         intrinsics = as_intrinsics(row["intrinsics"], *context.shape[1:3])
