@@ -139,7 +139,7 @@ class ModelArguments:
     def _checked_efficiency(self, dtype: torch.dtype | None) -> dict[str, Any]:
         """Refuses what cannot work here before gigabytes are loaded; returns what loading has to know."""
         from spatialalign_trl.devices import default_device
-        from spatialalign_trl.models import efficiency
+        from spatialalign_trl.models import efficiency, quantization
 
         if self.attention_backend is not None:
             efficiency.check_attention_backend(self.attention_backend, default_device())
@@ -147,7 +147,7 @@ class ModelArguments:
             efficiency.check_compile(self.compile_blocks)
         if self.quantization is None:
             return {}
-        return {"quantization_config": efficiency.quantization_config(self.quantization, dtype)}
+        return {"quantization_config": quantization.quantization_config(self.quantization, dtype)}
 
     def _continue_from(self, path: str, model: VideoModel) -> None:
         """Loads the LoRA to go on from; it cannot be given another shape."""

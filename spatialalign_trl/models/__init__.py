@@ -1,6 +1,6 @@
-"""Video models: one file per family behind one small interface ([`VideoModel`]).
+"""Run text-to-video models: one file per family behind one small interface ([`VideoModel`]).
 
-Names are resolved when they are first used, so that importing this package needs no torch.
+Names are resolved when they are first used, so that importing this package does not import torch.
 """
 
 import lazy_loader

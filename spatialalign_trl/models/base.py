@@ -1,16 +1,16 @@
-"""The interface that a family of video models fills in, and what all families share.
+"""Define the interface that every family of video models implements, and what all families share.
 
-The library asks a model to encode prompts, encode and decode videos, draw a noised input and its target, predict,
-sample, name its legal sizes and its LoRA targets, save and load its LoRA, and compute as the reference. There is one
-transformer in memory: the reference is the same network with its adapters off. What all families share lies beside
-this file by subject (encoding, sampling, sizes, LoRA); a family fills in the methods that are abstract.
+Rollouts and trainers use a model through this interface: it encodes prompts, encodes and decodes videos, computes a
+noised input and its target, predicts, samples, names its legal sizes and its LoRA targets, saves and loads its LoRA,
+and computes as the reference. Only one transformer is in memory: the reference is the same network with its adapters
+off. The shared parts are in the files next to this one, by subject (encoding, sampling, sizes, LoRA). A family
+implements the abstract methods.
 """
 
 from __future__ import annotations
 
-import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from torch import Tensor, nn
 
 from spatialalign_trl.devices import default_device
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
 from spatialalign_trl.models.encoding import Conditioning, EncodingMixin
 from spatialalign_trl.models.lora import LoraMixin, base_network
-from spatialalign_trl.models.quantization import describe_quantization, for_pipeline
+from spatialalign_trl.models.quantization import describe_quantization, select_components
 from spatialalign_trl.models.sampling import SamplingMixin
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.models.sizes import SizesMixin
@@ -33,7 +34,7 @@ from spatialalign_trl.models.sources import read_model_index, resolve_source
 __all__ = ["Conditioning", "SamplingSettings", "VideoModel"]
 
 SETTINGS_FILE = "spatialalign.json"
-"""A pipeline folder may hold its default sampling settings in this file."""
+"""Optional file of a pipeline folder with its default sampling settings."""
 
 
 class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
@@ -44,25 +45,28 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         pipeline (`DiffusionPipeline`):
             The loaded pipeline. Its progress bar is switched off.
         name_or_path (`str`, *optional*):
-            The model's name for cards, caches and LoRA metadata; the pipeline's own by default.
+            The model's name in cards, caches and LoRA metadata. Defaults to the pipeline's own name.
         source (`str`, *optional*):
-            Folder or Hub id from which the encoders can be loaded again; `name_or_path` by default.
+            Folder or Hub id from which components can be loaded again. Defaults to `name_or_path`.
         revision (`str`, *optional*):
             Revision of `source`.
         quantization_config (`PipelineQuantizationConfig`, *optional*):
-            What the pipeline was quantised with, for the parts of it that are loaded later or again.
+            The configuration with which the pipeline was quantised. Components that are loaded later use it too.
     """
 
     family: ClassVar[str]
+    """Short name of the family, used in errors and configurations."""
     pipeline_class: ClassVar[str]
+    """Name of the diffusers class that the family runs, as in `model_index.json`."""
     default_lora_targets: ClassVar[tuple[str, ...]]
+    """Names of the modules that get an adapter by default: those where the prompt enters the transformer."""
     lora_full_rank: Mapping[str, int] = MappingProxyType({})
-    """Modules whose adapter by default is the whole layer, by their rank: small ones that only a task brought in."""
+    """Module -> rank, for small modules that a task added: by default their adapter has full rank."""
     options: ClassVar[tuple[str, ...]] = ()
     """Keyword arguments of the class that [`load_video_model`] passes on."""
     num_train_timesteps: ClassVar[int] = 1000
     trained_component: str = "transformer"
-    """The pipeline's component that is trained; a family with several transformers picks one a run."""
+    """The component of the pipeline that is trained. A family with several transformers trains one of them per run."""
 
     def __init__(
         self,
@@ -76,7 +80,7 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         self.pipeline = pipeline
         self.quantization_config = quantization_config
         self.computation: dict[str, Any] = {}
-        """What was set of how the model computes, where it changes numbers, under the names of `ModelArguments`."""
+        """Settings that change the numbers the model computes, under the names of `ModelArguments`."""
         if quantization_config is not None:
             self.computation["quantization"] = describe_quantization(quantization_config)
         if revision is not None:
@@ -84,9 +88,8 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         self.name_or_path = name_or_path or str(pipeline.config.get("_name_or_path") or "")
         self.revision = revision
         self._source = source or self.name_or_path
-        self._network: torch.nn.Module = self.base_transformer
-        self._dtype_witness: tuple[Callable[[], Any], Callable[[], Any]] = (lambda: None, lambda: None)
-        self._offloaded: dict[str, torch.nn.Module] = {}
+        self._network: nn.Module = self.base_transformer
+        self._offloaded: dict[str, nn.Module] = {}
         self._encoder_dtypes = {
             name: getattr(pipeline, name).dtype for name in self.encoder_names if getattr(pipeline, name) is not None
         }
@@ -110,38 +113,44 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
             name_or_path (`str`):
                 `"tiny"`, a pipeline folder or a Hub id.
             torch_dtype (`torch.dtype`, *optional*):
-                Of the transformer and the text encoder; bfloat16 on a GPU, float32 on the CPU. The VAE always computes
-                in float32.
+                Type of the transformer and of the text encoder. Defaults to bfloat16 on a GPU and float32 on the CPU.
+                The VAE always computes in float32.
             device (`str` or `torch.device`, *optional*):
-                This process's GPU if there is one.
+                Where the model computes. Defaults to this process's GPU if there is one.
             revision (`str`, *optional*):
                 Branch, tag or commit on the Hub.
             quantization_config (`PipelineQuantizationConfig`, *optional*):
-                diffusers' configuration of a quantised base; see [`efficiency.quantization_config`].
+                diffusers' configuration of a quantised base; see [`quantization.quantization_config`].
             options:
-                What this family alone knows: the keyword arguments of its class.
+                Keyword arguments that only this family's class accepts.
+
+        Returns:
+            [`VideoModel`]: the loaded model.
 
         Raises:
-            FileNotFoundError: when there is no such folder or repository.
-            ConnectionError: when the Hub cannot be reached and the model is not in the cache.
-            ValueError: when the pipeline is not one of this family, or the family has no such option.
+            FileNotFoundError: if there is no such folder or repository.
+            ConnectionError: if the Hub cannot be reached and the model is not in the cache.
+            OSError: if the folder or repository has an index, but its weights cannot be loaded.
+            ValueError: if the pipeline does not belong to this family, or the family has no such option.
         """
+        # 1. Check the options and the index, before any weights are loaded
         cls._check_options(options)
         source = resolve_source(name_or_path)
         index = read_model_index(source, revision)
         if index.get("_class_name") != cls.pipeline_class:
             raise ValueError(
-                f"{name_or_path!r} is a {index.get('_class_name')}, and {cls.__name__} runs a {cls.pipeline_class}; "
-                "use "
-                "load_video_model, which picks the adapter."
+                f"{name_or_path!r} is a {index.get('_class_name')}, but {cls.__name__} runs a {cls.pipeline_class}. "
+                "Use load_video_model, which picks the adapter."
             )
         cls._check_index(index, str(name_or_path))
+
+        # 2. Load the pipeline
         if quantization_config is not None:
-            quantization_config = for_pipeline(quantization_config, index)
+            quantization_config = select_components(quantization_config, index)
         device = torch.device(device) if device is not None else default_device()
         dtype = torch_dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         try:
-            # The class itself: DiffusionPipeline does not know which components its subclasses can do without.
+            # The family's own class: DiffusionPipeline does not know which components its subclasses can do without.
             pipeline = getattr(diffusers, cls.pipeline_class).from_pretrained(
                 source,
                 revision=revision,
@@ -152,6 +161,8 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
             )
         except OSError as error:
             raise OSError(f"{name_or_path!r} has an index, but its weights could not be loaded: {error}") from error
+
+        # 3. Wrap it in the adapter
         return cls(
             pipeline.to(device),
             str(name_or_path),
@@ -170,34 +181,33 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
 
     @classmethod
     def _check_index(cls, index: dict, name: str) -> None:
-        """Refuse a variant of the family that the adapter does not run, before any weights are loaded."""
+        """Refuse a variant of the family that the adapter cannot run, before any weights are loaded."""
 
     @classmethod
     def _loaded_later(cls, index: dict, options: dict[str, Any]) -> tuple[str, ...]:
-        """Components of the pipeline that are read when they are first needed, and not with the others."""
+        """Return the components that are loaded when they are first needed instead of with the pipeline."""
         return ()
 
-    # What the model is
+    # The network and its defaults
 
     @property
-    def transformer(self) -> torch.nn.Module:
-        """The network that is trained: the pipeline's transformer, or the `PeftModel` around it once that was set."""
+    def transformer(self) -> nn.Module:
+        """The network that is trained: the pipeline's transformer, or the `PeftModel` around it once that is set."""
         return self._network
 
     @property
-    def base_transformer(self) -> torch.nn.Module:
-        """The transformer that is trained, as the pipeline holds it: without the `PeftModel` around it."""
+    def base_transformer(self) -> nn.Module:
+        """The trained transformer as the pipeline holds it, without a `PeftModel` around it."""
         return getattr(self.pipeline, self.trained_component)
 
     @transformer.setter
-    def transformer(self, network: torch.nn.Module) -> None:
+    def transformer(self, network: nn.Module) -> None:
         base = base_network(network)
         expected = type(self.base_transformer)
         if not isinstance(base, expected):
             raise TypeError(
-                f"transformer must be a {expected.__name__} or a PeftModel around one, got {type(base).__name__}; "
-                "unwrap it "
-                "first (accelerator.unwrap_model)."
+                f"transformer must be a {expected.__name__} or a PeftModel around one, got {type(base).__name__}. "
+                "Unwrap it first (accelerator.unwrap_model)."
             )
         if base is not self.base_transformer:
             setattr(self.pipeline, self.trained_component, base)
@@ -205,27 +215,22 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer is."""
+        """The device that the transformer is on."""
         return self.base_transformer.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The base transformer's floating point type; adapters and the layers that stay in float32 are not asked."""
-        # diffusers walks the whole network to say it, 3 ms for one of 30 blocks, and a training step asks four times.
-        # Where a cast changes it, it changes the type of the tensor that is asked here instead, too.
-        network = self.base_transformer
-        of, witness = (reference() for reference in self._dtype_witness)
-        if of is network and witness is not None:
-            return witness.dtype
-        dtype = network.dtype
-        same = [parameter for parameter in network.parameters() if parameter.dtype == dtype]
-        if same:  # else hooks cast the layers, and no tensor says it; what is kept in float32, or adapts, is small
-            largest = max(same, key=torch.Tensor.numel)
-            self._dtype_witness = weakref.ref(network), weakref.ref(largest)
-        return dtype
+        """
+        The floating point type of the base transformer, whatever the types of its adapters and of the layers that
+        stay in float32.
+
+        diffusers walks through all modules of the network to find it (about 5 ms for 30 blocks), so read it once per
+        prediction.
+        """
+        return self.base_transformer.dtype
 
     def default_settings(self) -> SamplingSettings:
-        """The sampling settings the pipeline's folder carries (spatialalign.json), else the family's."""
+        """Return the sampling settings of the pipeline's folder (`spatialalign.json`), or else the family's."""
         path = Path(self._source) / SETTINGS_FILE
         if self._source and path.is_file():
             return SamplingSettings.from_dict(read_json(path))
@@ -233,27 +238,33 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
 
     @abstractmethod
     def _family_settings(self) -> SamplingSettings:
-        """The sampling settings of the family's published checkpoints."""
+        """Return the sampling settings of the family's published checkpoints."""
 
     # Flow matching
 
-    def train_as_sampled(self, settings: SamplingSettings) -> None:  # noqa: B027 (most families have nothing to do)
+    def train_as_sampled(self, settings: SamplingSettings) -> None:  # noqa: B027 (most families need nothing here)
         """
-        Let training ask the transformer for what sampling with these settings asks it for: a family whose transformer
-        is told a sampling setting takes it from here.
+        Train at the settings with which videos are sampled. Only a family with a transformer that takes a sampling
+        setting as an input (such as the guidance scale) needs this.
+
+        Args:
+            settings ([`SamplingSettings`]):
+                The settings with which the training videos are sampled.
 
         Raises:
-            ValueError: when the model was told otherwise when it was loaded.
+            ValueError: if the model was loaded with another value of that setting.
         """
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """Noise levels in `[low, high]` that the trained transformer sees in sampling; training on others is lost."""
+        """
+        Noise levels in `[low, high]` that the trained transformer sees in sampling. Training on others is wasted.
+        """
         return 0.0, 1.0
 
-    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def add_noise(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """
-        `x_s = (1 - s) * x0 + s * noise` (rectified flow), in fp32.
+        Return `x_s = (1 - s) * x0 + s * noise` (rectified flow), in fp32.
 
         Args:
             x0 (`torch.Tensor` of shape (batch, ...)):
@@ -266,29 +277,31 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         sigma = sigma.float().reshape(-1, *[1] * (x0.ndim - 1))
         return (1.0 - sigma) * x0.float() + sigma * noise.float()
 
-    def target(self, x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """`u = noise - x0`, what the transformer is to predict, in fp32. Arguments as in [`~VideoModel.add_noise`]."""
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """
+        Return `u = noise - x0`, which the transformer learns to predict, in fp32. For the arguments see
+        [`~VideoModel.add_noise`].
+        """
         return noise.float() - x0.float()
 
     @abstractmethod
     def predict(
-        self,
-        noisy: torch.Tensor,
-        sigma: torch.Tensor,
-        conditioning: Conditioning,
-        transformer: torch.nn.Module | None = None,
-    ) -> torch.Tensor:
+        self, noisy: Tensor, sigma: Tensor, conditioning: Conditioning, transformer: nn.Module | None = None
+    ) -> Tensor:
         """
-        The transformer's prediction of the target.
+        Return the transformer's prediction of the target.
 
         Args:
             noisy (`torch.Tensor` of shape (batch, channels, frames, height, width)):
                 Noised latents; cast to the transformer's type.
             sigma (`torch.Tensor` of shape (batch,)):
-                Noise levels in [0, 1]. The timestep 1000 * sigma reaches the transformer in fp32: bf16 holds only 294
-                of 1000 timesteps.
+                Noise levels in [0, 1]. The timestep 1000 * sigma reaches the transformer in fp32: bf16 can represent
+                only 294 of 1000 timesteps.
             conditioning (`dict[str, torch.Tensor]`):
                 From [`~VideoModel.encode_prompts`].
             transformer (`torch.nn.Module`, *optional*):
-                The module to call, for one that a trainer has wrapped; the model's own by default.
+                The module to call, if a trainer has wrapped it. Defaults to the model's own.
+
+        Returns:
+            `torch.Tensor` of the shape of `noisy`, in the transformer's type.
         """

@@ -1,4 +1,4 @@
-"""What a row of a dataset says of a scene, as conditioning: context latents and their places in time, and cameras."""
+"""Turn the rows of a scene dataset into conditioning: context latents, their positions in time, and cameras."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ CAMERAS, CONTEXT_CAMERAS = "cameras", "context_cameras"
 
 class SceneRowsMixin:
     """
-    Rows with a context and a trajectory to conditioning tensors, for a model that puts context frames before its own.
+    Encoding of rows with a context and a trajectory, for a model that puts context frames before its own.
 
-    The columns of a row that condition it beside `prompt`, all of them optional:
+    The columns of a row that condition the model in addition to `prompt`, all optional:
 
-        context            the recording: a video's path, bytes or undecoded `Video`, or its frames; as high
-                           and wide as the video that is asked for
-        context_indices    frame number in the recording of each of its frames; 0, 1, 2, ... by default
-        camera_poses       one camera-to-world matrix a frame of the video that is asked for
+        context            the recording: a video's path, bytes or undecoded `Video`, or its frames; of the height
+                           and width of the requested video
+        context_indices    number in the recording of each of the context's frames; 0, 1, 2, ... by default
+        camera_poses       one camera-to-world matrix per frame of the requested video
         intrinsics         3x3 or (fx, fy, cx, cy), in pixels of the context's frames
-        context_poses      one camera-to-world matrix a frame of the context; without them, the trajectory counts from
-                           its own first camera
+        context_poses      one camera-to-world matrix per frame of the context; without it, the trajectory is relative
+                           to its own first camera
 
     Conditioning tensors (batch first): `context_latents` (C, K, h, w), `context_positions` (K), `context_sigma` (K; 0
     is clean, 1 is noise), `cameras` (frames, 16), and with `context_cameras` (K, 16).
@@ -54,10 +54,11 @@ class SceneRowsMixin:
         return self._vae_strides()[0]
 
     def _row_options(self) -> dict[str, Any]:
-        """What of the model's options decides how a row is encoded."""
+        """Return the options of the model that decide how a row is encoded."""
         return {"frames": self.context_frames, "layout": self.context_layout, "cameras": self.context_cameras}
 
     def row_content(self, row: Mapping[str, Any]) -> bytes:
+        """Return bytes that identify the encoding of a row. See [`VideoModel.row_content`]."""
         content = super().row_content(row)
         if all(row.get(name) is None for name in self.conditioning_columns):
             return content
@@ -65,38 +66,54 @@ class SceneRowsMixin:
 
     def encode_rows(self, rows: Sequence[Mapping[str, Any]]) -> Conditioning:
         """
-        See [`VideoModel.encode_rows`]; the columns are those of the class.
+        Embed the prompts and scenes of rows. See [`VideoModel.encode_rows`]; the class lists the columns.
+
+        Args:
+            rows (`list[dict]`):
+                At least one row, each with a `prompt` and the same of the other columns.
+
+        Returns:
+            `dict[str, torch.Tensor]`: the conditioning tensors that the class lists, and those of the prompts.
 
         Raises:
-            ValueError: a column is not what it should be, or the rows do not have the same of them.
+            ValueError: if a column has the wrong content, or the rows have different columns.
         """
         encoded = [{**self.encode_prompts([row["prompt"]]), **self._encode_scene(row)} for row in rows]
-        for one in encoded[1:]:
-            if set(one) != set(encoded[0]):
+        for conditioning in encoded[1:]:
+            if set(conditioning) != set(encoded[0]):
                 raise ValueError(
-                    f"rows of one batch have to have the same columns, but they differ in "
-                    f"{sorted(set(one) ^ set(encoded[0]))}."
+                    f"the rows of a batch must have the same columns, but they differ in "
+                    f"{sorted(set(conditioning) ^ set(encoded[0]))}. Encode rows with different columns separately."
                 )
-        return {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}
+        return {name: torch.cat([conditioning[name] for conditioning in encoded]) for name in encoded[0]}
 
     def _encode_scene(self, row: Mapping[str, Any]) -> Conditioning:
-        """What a row says beside its prompt, with a batch dimension of 1, on the CPU."""
+        """Return the conditioning of a row apart from its prompt, with a batch dimension of 1, on the CPU."""
+        # 1. Read the context and the poses
         scene: Conditioning = {}
         context = None if row.get("context") is None else frames_of(row["context"], "context")
         if context is None and row.get("camera_poses") is None:
             return scene
         if context is None:
-            raise ValueError("camera_poses without context: the size of its frames says what the intrinsics mean")
-        known = row.get("context_poses")
-        known = None if known is None else as_poses(known, "context_poses", len(context))
-        target = row.get("camera_poses")
-        target = None if target is None else as_poses(target, "camera_poses")
-        chosen = choose_context_frames(len(context), self.context_frames, known, target)
+            raise ValueError(
+                "camera_poses without context: the intrinsics are in pixels of the context's frames. Add the column "
+                "context."
+            )
+        context_poses = row.get("context_poses")
+        context_poses = None if context_poses is None else as_poses(context_poses, "context_poses", len(context))
+        target_poses = row.get("camera_poses")
+        target_poses = None if target_poses is None else as_poses(target_poses, "camera_poses")
+
+        # 2. Choose and encode the context frames
+        chosen = choose_context_frames(len(context), self.context_frames, context_poses, target_poses)
         if self.context_layout != "none":
             numbers = row.get("context_indices")
             numbers = list(range(len(context))) if numbers is None else [int(number) for number in numbers]
             if len(numbers) != len(context):
-                raise ValueError(f"context_indices: {len(numbers)} numbers for {len(context)} frames of context")
+                raise ValueError(
+                    f"context_indices: {len(numbers)} numbers for {len(context)} frames of context. Pass one number "
+                    "per frame."
+                )
             positions = context_positions(
                 [numbers[i] for i in chosen],
                 self._frames_per_latent,
@@ -106,17 +123,19 @@ class SceneRowsMixin:
             scene[LATENTS] = latents.transpose(0, 2).cpu()
             scene[POSITIONS] = torch.tensor([positions])
             scene[SIGMA] = torch.zeros(1, len(chosen))
-        if target is None:
+        if target_poses is None:
             return scene
+
+        # 3. Pack the cameras, relative to the context's last frame (or the first target, without context poses)
         if row.get("intrinsics") is None:
-            raise ValueError("camera_poses without intrinsics: a row with a trajectory needs both")
+            raise ValueError("camera_poses without intrinsics: a row with a trajectory needs both columns.")
         intrinsics = as_intrinsics(row["intrinsics"], *context.shape[1:3])
-        origin = target[0] if known is None else known[-1]
-        scene[CAMERAS] = pack_cameras(target, intrinsics, origin)[None]
+        origin = target_poses[0] if context_poses is None else context_poses[-1]
+        scene[CAMERAS] = pack_cameras(target_poses, intrinsics, origin)[None]
         if self.context_cameras and self.context_layout != "none":
-            if known is None:
-                raise ValueError("context_cameras needs the column context_poses")
-            scene[CONTEXT_CAMERAS] = pack_cameras(known[chosen], intrinsics, origin)[None]
+            if context_poses is None:
+                raise ValueError("context_cameras=True: needs the column context_poses. Add it, or set it to False.")
+            scene[CONTEXT_CAMERAS] = pack_cameras(context_poses[chosen], intrinsics, origin)[None]
         return scene
 
     def nulled(
@@ -129,17 +148,20 @@ class SceneRowsMixin:
         context: torch.Tensor,
     ) -> Conditioning:
         """
-        Conditioning in which some rows have no instruction, or no context: the null branches of guidance.
+        Remove the instruction or the context from some rows, for the null branches of guidance.
 
         Args:
             conditioning (`dict[str, torch.Tensor]`):
                 From [`~SceneRowsMixin.encode_rows`].
             null (`dict[str, torch.Tensor]`):
-                The null prompt's embedding, once or one a row.
+                The null prompt's embedding, either once or once per row.
             noise (`torch.Tensor` of the shape of `conditioning["context_latents"]`):
-                Takes the place of the context that is left out, at diffusion time 1.
+                Replaces the removed context, at diffusion time 1.
             instruction, context (`torch.Tensor` of shape `(batch,)`, `bool`):
-                The rows that have none.
+                The rows from which the instruction or the context is removed.
+
+        Returns:
+            `dict[str, torch.Tensor]`: the changed conditioning, in a new dict.
         """
         changed = dict(conditioning)
         for name, tensor in null.items():
@@ -150,10 +172,11 @@ class SceneRowsMixin:
             changed[LATENTS] = _where(context, noise.to(conditioning[LATENTS]), conditioning[LATENTS])
             changed[SIGMA] = _where(context, torch.ones_like(conditioning[SIGMA]), conditioning[SIGMA])
         if CONTEXT_CAMERAS in conditioning:
-            own = conditioning[CONTEXT_CAMERAS]
-            changed[CONTEXT_CAMERAS] = _where(context, torch.zeros_like(own), own)
+            cameras = conditioning[CONTEXT_CAMERAS]
+            changed[CONTEXT_CAMERAS] = _where(context, torch.zeros_like(cameras), cameras)
         return changed
 
 
-def _where(rows: torch.Tensor, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
-    return torch.where(rows.to(no.device).reshape(-1, *[1] * (no.ndim - 1)), yes, no)
+def _where(rows: torch.Tensor, replacement: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Replace the values of some rows."""
+    return torch.where(rows.to(values.device).reshape(-1, *[1] * (values.ndim - 1)), replacement, values)

@@ -1,8 +1,8 @@
-"""LoRA on a diffusers transformer, whichever way it got there.
+"""Switch, save and load the LoRA of a diffusers transformer, whichever library added it.
 
 `peft.get_peft_model` and diffusers' `add_adapter` both put PEFT's layers into the transformer in place, but each has
-its own switches, which do not work for the other. What is here works on the layers themselves, so for both, and does
-nothing on a transformer without adapters.
+its own switches, which do not work for the other. The functions here work on the layers themselves, so they work for
+both, and do nothing on a transformer without adapters.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ if TYPE_CHECKING:
 
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+"""The name under which diffusers looks for a LoRA."""
 
 
 def base_network(network: torch.nn.Module) -> torch.nn.Module:
-    """The transformer inside a `PeftModel` (which PEFT changed in place), or the transformer itself."""
+    """Return the transformer inside a `PeftModel` (which PEFT changed in place), or the transformer itself."""
     return network.get_base_model() if isinstance(network, PeftModel) else network
 
 
 def _adapter_layers(network: torch.nn.Module) -> list[torch.nn.Module]:
-    return [m for m in network.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    return [layer for layer in network.modules() if isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
 
 def active_adapters(network: torch.nn.Module) -> list[str]:
-    """Names of the adapters whose effect the network's output shows."""
+    """Return the names of the adapters that affect the output of the network, wrapped in a `PeftModel` or not."""
     names: dict[str, None] = {}
     for layer in _adapter_layers(network):
         if not layer.disable_adapters:
@@ -53,20 +54,25 @@ def active_adapters(network: torch.nn.Module) -> list[str]:
 @contextmanager
 def adapter_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> Iterator[None]:
     """
-    Let the network compute with other weights of its adapter for the length of the block.
+    Replace the weights of the network's adapter for the length of the block.
+
+    The storage is swapped, not copied: nothing is allocated, and a graph that autograd recorded before stays valid as
+    long as the block runs without gradients.
 
     Args:
         network (`torch.nn.Module`):
-            The transformer, wrapped in a `PeftModel` or not; it has one active adapter.
+            The transformer, wrapped in a `PeftModel` or not, with one active adapter.
         weights (`dict[str, torch.Tensor]`):
-            As [`lora_state_dict`] names them.
+            The other weights, named as by [`lora_state_dict`].
 
-    The storage is swapped, not copied: nothing is allocated, and what autograd recorded before stays valid as long as
-    the block runs without gradients.
+    Raises:
+        RuntimeError: if the transformer does not have exactly one active adapter.
     """
     base = base_network(network)
     infix = f".{_single_adapter(base)}."
-    swapped = [(p, weights[n.replace(infix, ".")]) for n, p in base.named_parameters() if infix in n]
+    swapped = [
+        (parameter, weights[name.replace(infix, ".")]) for name, parameter in base.named_parameters() if infix in name
+    ]
     originals = [parameter.data for parameter, _ in swapped]
     for parameter, value in swapped:
         parameter.data = value.to(parameter.data)
@@ -80,10 +86,14 @@ def adapter_weights(network: torch.nn.Module, weights: dict[str, torch.Tensor]) 
 @contextmanager
 def adapters_off(network: torch.nn.Module) -> Iterator[None]:
     """
-    Switch all adapters off for the length of the block: the network computes what its base computes, bit for bit.
+    Switch all adapters off for the length of the block, so that the network equals its base bit for bit.
 
-    PEFT's switches also freeze the adapters, and switching on again makes every active adapter trainable, even one
-    that was loaded frozen. So what was trainable is noted and put back.
+    PEFT's switches also freeze the adapters, and switching them on again makes every active adapter trainable, even
+    one that was loaded frozen. Therefore this restores which parameters were trainable.
+
+    Args:
+        network (`torch.nn.Module`):
+            The transformer, wrapped in a `PeftModel` or not.
     """
     layers = [layer for layer in _adapter_layers(network) if not layer.disable_adapters]
     trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
@@ -99,10 +109,11 @@ def adapters_off(network: torch.nn.Module) -> Iterator[None]:
 
 
 def _single_adapter(network: torch.nn.Module) -> str:
+    """Return the name of the only active adapter, or raise a `RuntimeError`."""
     names = active_adapters(network)
     if len(names) != 1:
         raise RuntimeError(
-            f"the transformer has {len(names)} active adapters ({', '.join(names) or 'none'}), and one was expected. "
+            f"the transformer has {len(names)} active adapters ({', '.join(names) or 'none'}), but it must have one. "
             "Add one with peft.get_peft_model or transformer.add_adapter, or activate one with set_adapter."
         )
     return names[0]
@@ -110,18 +121,22 @@ def _single_adapter(network: torch.nn.Module) -> str:
 
 def lora_state_dict(network: torch.nn.Module, state_dict: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
     """
-    The LoRA's weights under diffusers' names (`blocks.0.attn2.to_k.lora_A.weight`).
+    Return the LoRA's weights under diffusers' names (`blocks.0.attn2.to_k.lora_A.weight`).
 
     Args:
         network (`torch.nn.Module`):
             The transformer, wrapped in a `PeftModel` or not.
         state_dict (`dict`, *optional*):
-            A state dict gathered elsewhere (FSDP gathers it from the ranks), of the `PeftModel` or of the transformer.
+            A state dict of the `PeftModel` or of the transformer, if it was gathered already (FSDP gathers it from the
+            ranks).
+
+    Raises:
+        RuntimeError: if the transformer does not have exactly one active adapter.
     """
     base = base_network(network)
     if state_dict is not None:
         state_dict = {key.removeprefix("base_model.model."): value for key, value in state_dict.items()}
-    # "auto" would look for the base model's config on the Hub; a video transformer has no word embeddings.
+    # The default, "auto", looks for the base model's config on the Hub. Video transformers have no word embeddings.
     return get_peft_model_state_dict(
         base, state_dict=state_dict, adapter_name=_single_adapter(base), save_embedding_layers=False
     )
@@ -129,13 +144,16 @@ def lora_state_dict(network: torch.nn.Module, state_dict: dict[str, Any] | None 
 
 def lora_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     """
-    Names a policy by its LoRA's weights, so that samples of two policies never meet.
+    Return a hash of a LoRA's weights that identifies the policy, so that samples of two policies are never mixed.
 
-    The file's own bytes will not do: safetensors writes its metadata in no fixed order.
+    A hash of the file's bytes would not do, because safetensors writes its metadata in no fixed order.
 
     Args:
         weights (`dict[str, torch.Tensor]`):
-            As [`lora_state_dict`] names them, or as a saved file does, with the transformer's name before each.
+            The weights, named as by [`lora_state_dict`] or as in a saved file (prefixed with `transformer.`).
+
+    Returns:
+        `str`: 16 hexadecimal digits.
     """
     digest = hashlib.sha256()
     named = {f"transformer.{name.removeprefix('transformer.')}": tensor for name, tensor in weights.items()}
@@ -144,7 +162,7 @@ def lora_fingerprint(weights: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     # Sets have no JSON form and no fixed order.
@@ -153,25 +171,28 @@ def _plain(value: Any) -> Any:
 
 def lora_metadata(network: torch.nn.Module, base_model: str | None = None) -> dict[str, Any]:
     """
-    The LoRA's configuration as JSON can hold it. Without it in the file, a loader takes alpha to be the rank.
+    Return the LoRA's configuration in values that JSON can store. A file without it loads with the rank as alpha.
 
-    Settings at their default are left out: PEFT adds new ones with every version, and an older PEFT that meets one it
-    does not know cannot load the file at all.
+    Settings with their default value are left out: every version of PEFT adds some, and an older PEFT cannot load a
+    file with a setting that it does not know.
 
     Args:
         network (`torch.nn.Module`):
             The transformer, wrapped in a `PeftModel` or not.
         base_model (`str`, *optional*):
-            Name of the model the LoRA belongs to. PEFT's own guess is a local path of the machine it was trained on.
+            Name of the model that the LoRA belongs to. PEFT's guess is a local path on the training machine.
+
+    Raises:
+        RuntimeError: if the transformer does not have exactly one active adapter.
     """
     base = base_network(network)
     config = base.peft_config[_single_adapter(base)]
     defaults = type(config)().to_dict()
     always = {"r", "lora_alpha", "target_modules"}
-    # auto_mapping names a Python class of the training machine; of no use to a loader.
+    # auto_mapping names a Python class on the training machine, which is of no use to a loader.
     never = {"auto_mapping", "base_model_name_or_path", "inference_mode", "task_type"}
     kept = {
-        key: _plain(value)
+        key: _jsonable(value)
         for key, value in config.to_dict().items()
         if key not in never and (key in always or value != defaults.get(key))
     }
@@ -179,10 +200,10 @@ def lora_metadata(network: torch.nn.Module, base_model: str | None = None) -> di
 
 
 class LoraMixin:
-    """Reference, saving and loading of the transformer's LoRA."""
+    """The reference, and saving and loading of the transformer's LoRA."""
 
     lora_load_options: Mapping[str, Any] = MappingProxyType({})
-    """What `pipe.load_lora_weights` of diffusers needs beside the file, to load this model's LoRA."""
+    """Arguments, in addition to the file, with which diffusers' `pipe.load_lora_weights` loads this model's LoRA."""
 
     pipeline: DiffusionPipeline
     transformer: torch.nn.Module
@@ -193,45 +214,61 @@ class LoraMixin:
 
     def reference(self) -> AbstractContextManager[None]:
         """
-        A context in which the network computes as the reference: exactly what its base does, whatever adapters it
-        carries, or the policy that [`~LoraMixin.set_reference_to_policy`] kept.
+        Return a context in which the network computes as the reference.
+
+        The reference is the base, bit for bit and whatever adapters it has, or the policy that
+        [`~LoraMixin.set_reference_to_policy`] has kept.
         """
         if self._reference_weights is None:
             return adapters_off(self.transformer)
         return adapter_weights(self.transformer, self._reference_weights)
 
     def set_reference_to_base(self) -> None:
-        """The reference is the base without its adapter (the default)."""
+        """Make the base without its adapter the reference. This is the default."""
         self._reference_weights = None
 
     def set_reference_to_policy(self) -> None:
-        """The reference is the policy as it is now: a copy of the adapter is kept, the base is shared."""
+        """Make the present policy the reference. It keeps a copy of the adapter and shares the base."""
         self._reference_weights = {name: value.detach().clone() for name, value in self.lora_state_dict().items()}
 
     @property
     def reference_weights(self) -> dict[str, torch.Tensor] | None:
-        """The reference's adapter under diffusers' names; `None` while the reference is the base."""
+        """The adapter weights of the reference under diffusers' names; `None` while the reference is the base."""
         return self._reference_weights
 
     def set_reference_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """The reference is the base with an adapter of these weights, named as [`~LoraMixin.lora_state_dict`] does."""
+        """
+        Make the base with the given adapter weights the reference.
+
+        Args:
+            weights (`dict[str, torch.Tensor]`):
+                Adapter weights, named as by [`~LoraMixin.lora_state_dict`].
+
+        Raises:
+            ValueError: if the names are not those of the policy's adapter.
+        """
         names = set(self.lora_state_dict())
         if names != set(weights):
-            odd = sorted(names ^ set(weights))
-            raise ValueError(f"the reference's adapter is another one than the policy's: they differ in {odd[:3]}.")
+            differing = sorted(names ^ set(weights))
+            raise ValueError(
+                f"the reference's adapter does not match the policy's: they differ in {differing[:3]}. Load weights "
+                "of an adapter with the same targets."
+            )
         self._reference_weights = {name: value.detach().clone() for name, value in weights.items()}
 
     def update_reference(self, alpha: float) -> None:
         """
         Mix the policy into the reference: `reference = alpha * policy + (1 - alpha) * reference`.
 
-        The adapter's factors A and B are mixed, as every moving average of a LoRA does; that is the average of the
-        weights as long as the two lie close together. The base, from which the first mix starts, is `B = 0`, and that
-        mix is exact.
+        It mixes the adapter's factors A and B, as moving averages of a LoRA commonly do. That approximates the average
+        of the weights while the two adapters are close. The first mix starts from the base (`B = 0`) and is exact.
 
         Args:
             alpha (`float`):
-                In (0, 1]; 1 is [`~LoraMixin.set_reference_to_policy`].
+                Weight of the policy, in (0, 1]. 1 is the same as [`~LoraMixin.set_reference_to_policy`].
+
+        Raises:
+            ValueError: if the reference is the base, and the adapter is not a plain LoRA.
         """
         if alpha == 1:
             self.set_reference_to_policy()
@@ -239,10 +276,11 @@ class LoraMixin:
         policy = {name: value.detach() for name, value in self.lora_state_dict().items()}
         reference = self._reference_weights
         if reference is None:
-            odd = [name for name in policy if "lora_A" not in name and "lora_B" not in name]
-            if odd:
+            unsupported = [name for name in policy if "lora_A" not in name and "lora_B" not in name]
+            if unsupported:
                 raise ValueError(
-                    f"{odd[0]!r} is not a plain LoRA's weight, so the base cannot be mixed in: use alpha=1."
+                    f"alpha={alpha}: {unsupported[0]!r} is not a weight of a plain LoRA, so the base cannot be mixed "
+                    "in. Use alpha=1."
                 )
             reference = {
                 name: torch.zeros_like(value) if "lora_B" in name else value for name, value in policy.items()
@@ -252,19 +290,26 @@ class LoraMixin:
         }
 
     def lora_state_dict(self, state_dict: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
-        """The LoRA's weights under diffusers' names; `state_dict` is one gathered elsewhere (FSDP)."""
+        """
+        Return the LoRA's weights under diffusers' names.
+
+        Args:
+            state_dict (`dict`, *optional*):
+                A state dict that was gathered already (FSDP).
+        """
         return lora_state_dict(self.transformer, state_dict)
 
     def save_lora(self, directory: str | os.PathLike, state_dict: dict[str, Any] | None = None) -> Path:
         """
-        Save the LoRA as `pipe.load_lora_weights` reads it, with its configuration in the file's metadata: a file
-        without it loses alpha.
+        Save the LoRA in the format that `pipe.load_lora_weights` reads.
+
+        The file's metadata holds the LoRA's configuration. A file without it loses alpha.
 
         Args:
             directory (`str` or `os.PathLike`):
-                Gets the file `pytorch_lora_weights.safetensors`.
+                The folder for the file `pytorch_lora_weights.safetensors`.
             state_dict (`dict`, *optional*):
-                A state dict gathered elsewhere (FSDP).
+                A state dict that was gathered already (FSDP).
 
         Returns:
             `Path`: the file.
@@ -291,16 +336,18 @@ class LoraMixin:
                 A folder with `pytorch_lora_weights.safetensors`, a safetensors file, or a Hub id.
 
         Raises:
-            FileNotFoundError: when there is no such file or repository.
-            ConnectionError: when the Hub cannot be asked for it, and the cache does not hold it.
-            RuntimeError: when the transformer already carries an adapter.
-            ValueError: when nothing in the file fits the transformer.
+            FileNotFoundError: if there is no such file or repository.
+            ConnectionError: if the Hub cannot be reached and the file is not in the cache.
+            RuntimeError: if the transformer already carries an adapter.
+            ValueError: if nothing in the file fits the transformer.
         """
         present = active_adapters(self.transformer)
         if present:
             raise RuntimeError(
-                f"the transformer already carries the adapter {present[0]!r}; call unload_lora() first."
+                f"the transformer already carries the adapter {present[0]!r}. Call unload_lora() first."
             )
+
+        # 1. Find the file
         path: str | Path = Path(source)
         if path.is_file():
             path, name = path.parent, path.name
@@ -308,37 +355,39 @@ class LoraMixin:
             name = LORA_FILE
             if not (path / name).is_file():
                 raise FileNotFoundError(
-                    f"{path} holds no {LORA_FILE}, but "
-                    f"{', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}. "
-                    "A file named adapter_model.safetensors is PEFT's, for resuming; save_lora writes the other kind."
+                    f"{path} contains no {LORA_FILE}, but "
+                    f"{', '.join(sorted(file.name for file in path.iterdir())) or 'nothing'}. Pass a folder that "
+                    "save_lora wrote; a file named adapter_model.safetensors is PEFT's, for resuming."
                 )
         elif len(path.parts) == 2 and not path.is_absolute():
             path, name = _published_lora(os.fspath(source))
         else:
             raise FileNotFoundError(f"there is no LoRA file or folder {os.fspath(source)!r}.")
+
+        # 2. Load it, and check that it had an effect
         misfit = f"nothing in {os.fspath(source)!r} fits the transformer: its keys are not this model's."
         try:
             self.pipeline.load_lora_weights(str(path), weight_name=name, **self.lora_load_options)
-        except ValueError as error:  # PEFT's, which names no file
+        except ValueError as error:  # PEFT's message does not name the file
             raise ValueError(f"{misfit} {error}") from error
-        # Keys under other names are only warned about by diffusers, and the base would be taken for the aligned model.
+        # diffusers only warns about keys under other names, and the base would be mistaken for the aligned model.
         if not active_adapters(self.transformer):
             raise ValueError(misfit)
 
     def unload_lora(self) -> None:
-        """Take all adapters out of the transformer, which is then the base again, and the reference too."""
+        """Remove all adapters from the transformer. Both the policy and the reference are then the base."""
         self.set_reference_to_base()
         self._network = self.base_transformer
         self.base_transformer.unload_lora()
 
 
 def _published_lora(name: str) -> tuple[str | Path, str | None]:
-    """Where diffusers finds a repository's LoRA, and the file; `None`: the only safetensors file that is there."""
+    """Return where diffusers finds a repository's LoRA, and the file's name (`None`: its only safetensors file)."""
     with explain_hub_errors(name):
         try:
             file = Path(hf_hub_download(name, LORA_FILE))
-        except LocalEntryNotFoundError:  # the Hub was not asked
+        except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError, but it means that the Hub was not reached
             raise
-        except EntryNotFoundError:  # another trainer's repository
+        except EntryNotFoundError:  # another trainer wrote the repository, under another file name
             return name, None
     return file.parent, file.name

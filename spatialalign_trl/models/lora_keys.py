@@ -1,13 +1,13 @@
-"""LoRA files under other programs' names: the original Wan code's, and ComfyUI's, which are the same with a prefix.
+"""Convert LoRA files between the key names of diffusers, of the original Wan code, and of ComfyUI.
 
-Three formats of one LoRA, here of one module:
+The three formats of a LoRA, shown for one module:
 
     diffusers   transformer.blocks.0.attn2.to_k.lora_A.weight        alpha in the file's metadata
     original    blocks.0.cross_attn.k.lora_A.weight                  alpha folded into lora_B
     comfyui     diffusion_model.blocks.0.cross_attn.k.lora_A.weight  alpha folded into lora_B
 
-`alpha / r` is multiplied into `lora_B`, because nobody agrees on where alpha stands in such a file (diffusers refuses
-`text_embedding.0.alpha`, for one); that is exact when `alpha / r` is a power of two, and else rounds once.
+`alpha / r` is multiplied into `lora_B`, because programs disagree on where such a file stores alpha (diffusers refuses
+`text_embedding.0.alpha`, for example). That is exact if `alpha / r` is a power of two, and rounds once otherwise.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from spatialalign_trl.files import write_atomic
 from spatialalign_trl.models.lora import LORA_FILE
 
 FORMATS = ("original", "comfyui", "diffusers")
+"""The formats that can be read and written."""
 
 COMFYUI_PREFIX = "diffusion_model."
 
 _METADATA = "lora_adapter_metadata"
 _TRANSFORMERS = ("transformer", "transformer_2")
 
-# diffusers -> original, of modules outside the blocks and of those inside one.
+# Module names in diffusers -> in the original code, outside the transformer blocks and inside a block.
 _OUTSIDE = {
     "condition_embedder.text_embedder.linear_1": "text_embedding.0",
     "condition_embedder.text_embedder.linear_2": "text_embedding.2",
@@ -47,18 +48,18 @@ _OUTSIDE = {
 }
 _INSIDE = {
     **{
-        f"{attention}.{ours}": f"{theirs}.{letter}"
-        for attention, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
-        for ours, letter in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+        f"{attention}.{projection}": f"{original_attention}.{letter}"
+        for attention, original_attention in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+        for projection, letter in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
     },
     "ffn.net.0.proj": "ffn.0",
     "ffn.net.2": "ffn.2",
 }
 _TO_ORIGINAL = {**_OUTSIDE, **_INSIDE}
-_TO_DIFFUSERS = {theirs: ours for ours, theirs in _TO_ORIGINAL.items()}
+_TO_DIFFUSERS = {original: name for name, original in _TO_ORIGINAL.items()}
 
 _BLOCK = re.compile(r"^(blocks\.\d+\.)(.+)$")
-# DiffSynth keeps PEFT's adapter name in the key; kohya's trainers say down and up.
+# DiffSynth keeps PEFT's adapter name in the key. kohya's trainers write down and up.
 _WEIGHT = re.compile(r"^(?P<module>.+)\.(?:lora_(?P<side>A|B|down|up)(?:\.default)?\.weight|(?P<alpha>alpha))$")
 _SIDES = {"A": "A", "down": "A", "B": "B", "up": "B"}
 
@@ -66,14 +67,14 @@ _SIDES = {"A": "A", "down": "A", "B": "B", "up": "B"}
 @dataclass(frozen=True)
 class LoraWeights:
     """
-    A LoRA as numbers: the module's output gains `B @ (A @ x)`.
+    The weights of a LoRA, which adds `B @ (A @ x)` to the output of a module.
 
     Args:
         modules (`dict[str, tuple[torch.Tensor, torch.Tensor]]`):
-            For every adapted module, under diffusers' name, `A` of shape (r, in) and `B` of shape (out, r) with
-            `alpha / r` already in it.
+            Adapted module, under diffusers' name -> `A` of shape (r, in), and `B` of shape (out, r) already multiplied
+            by `alpha / r`.
         format (`str`):
-            Which of `FORMATS` the file had.
+            The file's format, one of `FORMATS`.
     """
 
     modules: dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -82,15 +83,24 @@ class LoraWeights:
 
 def lora_file(source: str | os.PathLike) -> Path:
     """
-    The LoRA file that a path means: the file itself, or the one in a trainer's or a run's folder.
+    Find the LoRA file of a path.
+
+    Args:
+        source (`str` or `os.PathLike`):
+            The file itself, or the folder of a trainer or a run that contains it.
+
+    Returns:
+        `Path`: the file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: if there is no such file.
     """
     path = Path(source)
     if path.is_dir():
         if not (path / LORA_FILE).is_file():
-            raise FileNotFoundError(f"{path} holds no {LORA_FILE}: name the folder that training wrote, or the file.")
+            raise FileNotFoundError(
+                f"{path} contains no {LORA_FILE}. Pass the folder that training wrote, or the file itself."
+            )
         return path / LORA_FILE
     if not path.is_file():
         raise FileNotFoundError(f"there is no LoRA file or folder {path}.")
@@ -105,10 +115,13 @@ def read_lora(source: str | os.PathLike) -> LoraWeights:
         source (`str` or `os.PathLike`):
             A folder with `pytorch_lora_weights.safetensors`, or a safetensors file.
 
+    Returns:
+        [`LoraWeights`]: the weights under diffusers' module names, and the file's format.
+
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a LoRA, not one of a Wan transformer, or one with parts that other programs read differently
-            (DoRA, biases).
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a LoRA of a Wan transformer, or has parts that programs read differently (DoRA,
+            biases).
     """
     path = lora_file(source)
     try:
@@ -119,29 +132,36 @@ def read_lora(source: str | os.PathLike) -> LoraWeights:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     lora_format = _format_of(tensors, path)
     prefix = _prefix_of(tensors, lora_format, path)
+
+    # 1. Group the tensors by module, under diffusers' names
     sides: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         match = _WEIGHT.match(key.removeprefix(prefix))
         if match is None:
             raise ValueError(
-                f"{path}: the key {key!r} is no plain LoRA weight (DoRA and LoRA biases have no form that all readers "
-                "share); only lora_A and lora_B can be converted."
+                f"{path}: the key {key!r} is not a plain LoRA weight. Only lora_A and lora_B can be converted: DoRA "
+                "and LoRA biases have no form that all programs share."
             )
         module = match["module"] if lora_format == "diffusers" else _renamed(match["module"], _TO_DIFFUSERS, path)
         sides.setdefault(module, {})[_SIDES.get(match["side"], "alpha")] = tensor
+
+    # 2. Multiply alpha / r into B
     config = {key.partition(".")[2]: value for key, value in metadata.items()}
     modules = {}
-    for module, found in sides.items():
-        if not {"A", "B"} <= set(found):
-            raise ValueError(f"{path}: {module} has {' and '.join(sorted(found))}, but a LoRA has lora_A and lora_B.")
-        scale = _scale(module, found, config)
-        modules[module] = (found["A"], found["B"] if scale == 1 else found["B"] * scale)
+    for module, tensors_of_module in sides.items():
+        if not {"A", "B"} <= set(tensors_of_module):
+            raise ValueError(
+                f"{path}: {module} has {' and '.join(sorted(tensors_of_module))}, but a LoRA has lora_A and lora_B."
+            )
+        scale = _scale(module, tensors_of_module, config)
+        factor_a, factor_b = tensors_of_module["A"], tensors_of_module["B"]
+        modules[module] = (factor_a, factor_b if scale == 1 else factor_b * scale)
     return LoraWeights(modules, lora_format)
 
 
 def to_keys(lora: LoraWeights, lora_format: str) -> dict[str, torch.Tensor]:
     """
-    The LoRA's tensors under the keys of a format.
+    Return the LoRA's tensors under the keys of a format.
 
     Args:
         lora ([`LoraWeights`]):
@@ -150,8 +170,8 @@ def to_keys(lora: LoraWeights, lora_format: str) -> dict[str, torch.Tensor]:
             `"original"`, `"comfyui"` or `"diffusers"`.
 
     Raises:
-        ValueError: an unknown format; a module that the original Wan code does not have; or a LoRA without a module in
-            a block, which diffusers cannot read back.
+        ValueError: if the format is unknown, a module does not exist in the original Wan code, or the LoRA adapts no
+            module in a block, so that diffusers could not read it back.
     """
     _check_format(lora_format)
     if lora_format == "diffusers":
@@ -161,8 +181,8 @@ def to_keys(lora: LoraWeights, lora_format: str) -> dict[str, torch.Tensor]:
         names = {module: prefix + _renamed(module, _TO_ORIGINAL) for module in lora.modules}
         if not any(_BLOCK.match(module) for module in lora.modules):
             raise ValueError(
-                f"this LoRA adapts {', '.join(sorted(lora.modules))} and no transformer block: readers of the "
-                f"{lora_format} format, diffusers among them, fail on such a file. Keep it in the diffusers format."
+                f"this LoRA adapts {', '.join(sorted(lora.modules))} and no transformer block. Programs that read the "
+                f"{lora_format} format, including diffusers, fail on such a file. Keep it in the diffusers format."
             )
     return {
         f"{name}.lora_{side}.weight": tensor.contiguous()
@@ -173,7 +193,7 @@ def to_keys(lora: LoraWeights, lora_format: str) -> dict[str, torch.Tensor]:
 
 def export_lora(source: str | os.PathLike, output: str | os.PathLike, lora_format: str = "comfyui") -> Path:
     """
-    Write a LoRA in another format.
+    Convert a LoRA file to another format.
 
     Args:
         source (`str` or `os.PathLike`):
@@ -187,26 +207,33 @@ def export_lora(source: str | os.PathLike, output: str | os.PathLike, lora_forma
         `Path`: the file.
 
     Raises:
-        FileNotFoundError, ValueError: see [`read_lora`] and [`to_keys`]; `output` does not end in `.safetensors`.
+        FileNotFoundError: if there is no such file.
+        ValueError: if `output` does not end in `.safetensors`; see also [`read_lora`] and [`to_keys`].
     """
     _check_format(lora_format)
     output = Path(output)
     if output.suffix != ".safetensors":
-        raise ValueError(f"{output}: the file must end in .safetensors, or its readers will not take it for one.")
+        raise ValueError(f"{output}: the file name must end in .safetensors, or other programs will not recognise it.")
     lora = read_lora(source)
-    if lora.format == lora_format == "diffusers":  # nothing to convert, and alpha stays where it was
+    if lora.format == lora_format == "diffusers":  # copy the file, so that alpha stays in its metadata
         return write_atomic(output, lora_file(source).read_bytes())
     return write_atomic(output, save(to_keys(lora, lora_format), metadata={"format": "pt"}))
 
 
 def refuse_other_names(source: str | os.PathLike) -> None:
     """
+    Refuse a local LoRA in the original format, which a pipeline cannot load.
+
+    Args:
+        source (`str` or `os.PathLike`):
+            A LoRA file, a folder, or a Hub id (which is not checked).
+
     Raises:
-        ValueError: `source` is a file or folder on this machine whose LoRA a pipeline cannot load under its names.
+        ValueError: if the LoRA has the key names of the original Wan code, or the file is damaged.
     """
     path = Path(source)
     if not path.exists() or (path.is_dir() and not (path / LORA_FILE).is_file()):
-        return  # a Hub id, or something that loading has an error for
+        return  # a Hub id, or a path for which loading raises its own error
     path = lora_file(path)
     try:
         with safe_open(path, "pt") as file:
@@ -215,7 +242,7 @@ def refuse_other_names(source: str | os.PathLike) -> None:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     if lora_format == "original":
         raise ValueError(
-            f"{path} holds a LoRA under the names of the original Wan code, which diffusers cannot load. Convert it: "
+            f"{path} has the key names of the original Wan code, which diffusers cannot load. Convert it with "
             f"spatialalign export-lora {path} --format diffusers -o {LORA_FILE}"
         )
 
@@ -226,8 +253,9 @@ def _check_format(lora_format: str) -> None:
 
 
 def _format_of(keys: Mapping[str, Any], path: Path) -> str:
+    """Recognise the format by the prefix that all keys share."""
     if not any(_WEIGHT.match(key) for key in keys):
-        raise ValueError(f"{path} holds no LoRA weights, but {', '.join(sorted(keys)[:3]) or 'nothing'}.")
+        raise ValueError(f"{path} contains no LoRA weights, but {', '.join(sorted(keys)[:3]) or 'nothing'}.")
     if all(key.startswith(tuple(f"{name}." for name in _TRANSFORMERS)) for key in keys):
         return "diffusers"
     return "comfyui" if all(key.startswith(COMFYUI_PREFIX) for key in keys) else "original"
@@ -236,34 +264,38 @@ def _format_of(keys: Mapping[str, Any], path: Path) -> str:
 def _prefix_of(keys: Mapping[str, Any], lora_format: str, path: Path) -> str:
     if lora_format != "diffusers":
         return COMFYUI_PREFIX if lora_format == "comfyui" else ""
-    owners = sorted({key.partition(".")[0] for key in keys})
-    if len(owners) > 1:
-        raise ValueError(f"{path} holds LoRAs of {' and '.join(owners)}: other programs take one file an expert.")
-    return f"{owners[0]}."
+    transformers = sorted({key.partition(".")[0] for key in keys})
+    if len(transformers) > 1:
+        raise ValueError(
+            f"{path} contains LoRAs of {' and '.join(transformers)}. Other programs need one file per expert: save "
+            "them separately."
+        )
+    return f"{transformers[0]}."
 
 
 def _renamed(module: str, names: Mapping[str, str], path: Path | None = None) -> str:
+    """Translate a module's name; `path` is for errors."""
     match = _BLOCK.match(module)
-    block, rest = match.groups() if match else ("", module)
-    if rest not in names or (rest in _INSIDE or rest in _INSIDE.values()) != bool(block):
+    block, layer = match.groups() if match else ("", module)
+    if layer not in names or (layer in _INSIDE or layer in _INSIDE.values()) != bool(block):
         where = f"{path}: " if path else ""
         raise ValueError(
-            f"{where}{module!r} is no linear layer of a Wan transformer, and names of other families' original code "
-            "are not known here. Keep such a LoRA in the diffusers format."
+            f"{where}{module!r} is not a linear layer of a Wan transformer, and the names in other families' original "
+            "code are unknown here. Keep such a LoRA in the diffusers format."
         )
-    return block + names[rest]
+    return block + names[layer]
 
 
-def _scale(module: str, found: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> float:
-    """`alpha / r` of a module: from a key beside its weights, from the metadata, or 1 as loaders take it then."""
-    rank = found["A"].shape[0]
-    if "alpha" in found:
-        return found["alpha"].item() / rank
+def _scale(module: str, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> float:
+    """Return `alpha / r` of a module, from its alpha key or the metadata. Without either it is 1, as for loaders."""
+    rank = tensors["A"].shape[0]
+    if "alpha" in tensors:
+        return tensors["alpha"].item() / rank
     if not config:
         return 1.0
     alpha = config.get("lora_alpha", rank)
     for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):  # as PEFT matches them
+        if re.match(rf"(.*\.)?({pattern})$", module):  # PEFT's matching
             alpha = value
             break
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,4 +1,4 @@
-"""Quantise the frozen base, and refuse what needs bitsandbytes where it is not installed."""
+"""Quantise the frozen base, and refuse settings that need bitsandbytes where it is not installed."""
 
 from __future__ import annotations
 
@@ -16,27 +16,33 @@ if TYPE_CHECKING:
 
 
 QUANTIZATIONS = ("bitsandbytes_8bit", "bitsandbytes_4bit")
+"""Names of the quantisations, as diffusers' pipelines call their backends."""
 
 
 def quantization_config(name: str, dtype: torch.dtype | None = None) -> PipelineQuantizationConfig:
     """
-    diffusers' configuration of a quantised base (QLoRA): the linear layers of the transformer, or of both experts, and
-    of the text encoder. The LoRA stays in fp32, and the reference is the quantised base.
+    Build diffusers' configuration of a quantised base (QLoRA).
+
+    It quantises the linear layers of the transformer (of both experts, if there are two) and of the text encoder. The
+    LoRA stays in fp32, and the reference is the quantised base.
 
     Args:
         name (`str`):
             One of `QUANTIZATIONS`.
         dtype (`torch.dtype`, *optional*):
-            In which 4-bit layers compute; bfloat16 by default.
+            The type in which 4-bit layers compute. Defaults to bfloat16.
+
+    Returns:
+        `PipelineQuantizationConfig`: for the `from_pretrained` of a pipeline or of a [`VideoModel`].
 
     Raises:
-        ValueError: an unknown name, or no CUDA GPU.
-        ImportError: bitsandbytes is missing.
+        ValueError: if the name is unknown, or there is no CUDA GPU.
+        ImportError: if bitsandbytes is not installed.
     """
     if name not in QUANTIZATIONS:
-        raise ValueError(f"quantization={name!r}. {near_miss(name, QUANTIZATIONS)}")
+        raise ValueError(f"quantization={name!r}: unknown. {near_miss(name, QUANTIZATIONS)}")
     if not torch.cuda.is_available():
-        raise ValueError(f"quantization={name!r} needs a CUDA GPU, and there is none here. Leave it out.")
+        raise ValueError(f"quantization={name!r}: needs a CUDA GPU, and this machine has none. Leave it out.")
     require_bitsandbytes(f"quantization={name!r}")
     from diffusers import PipelineQuantizationConfig
 
@@ -54,15 +60,18 @@ def quantization_config(name: str, dtype: torch.dtype | None = None) -> Pipeline
     )
 
 
-def for_pipeline(config: PipelineQuantizationConfig, index: Mapping[str, Any]) -> PipelineQuantizationConfig:
+def select_components(config: PipelineQuantizationConfig, index: Mapping[str, Any]) -> PipelineQuantizationConfig:
     """
-    A quantisation for the components that a pipeline has; diffusers warns about those that it has not.
+    Restrict a quantisation to the components that a pipeline has, because diffusers warns about any others.
 
     Args:
         config (`PipelineQuantizationConfig`):
-            It is not changed.
+            The quantisation; it is not changed.
         index (`dict`):
             The pipeline's `model_index.json`.
+
+    Returns:
+        `PipelineQuantizationConfig`: a copy, or `config` itself if it names no components.
     """
     if not config.components_to_quantize:
         return config
@@ -72,9 +81,19 @@ def for_pipeline(config: PipelineQuantizationConfig, index: Mapping[str, Any]) -
 
 
 def describe_quantization(config: PipelineQuantizationConfig) -> dict[str, Any]:
-    """What a quantisation is made of, as JSON can hold it: the backend and its options, or those of each component."""
+    """
+    Describe a quantisation in values that JSON can store, so that two runs can be compared.
+
+    Args:
+        config (`PipelineQuantizationConfig`):
+            The quantisation.
+
+    Returns:
+        `dict`: the backend, its options and the components; or component -> its configuration as text, if every
+        component has its own.
+    """
     if config.quant_mapping is not None:
-        return {name: str(one) for name, one in config.quant_mapping.items()}
+        return {component: str(options) for component, options in config.quant_mapping.items()}
     options = {
         name: value if isinstance(value, (bool, int, float)) else str(value)
         for name, value in config.quant_kwargs.items()
@@ -84,29 +103,32 @@ def describe_quantization(config: PipelineQuantizationConfig) -> dict[str, Any]:
 
 def require_bitsandbytes(setting: str) -> None:
     """
+    Check that bitsandbytes is installed.
+
     Args:
         setting (`str`):
-            What asks for it, for the message.
+            The setting that needs it, as the message shows it, such as `"optim='adamw_8bit'"`.
 
     Raises:
-        ImportError: bitsandbytes is not installed.
+        ImportError: if bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError(
-            f"{setting} needs bitsandbytes, which is not installed: pip install 'spatialalign-trl[bitsandbytes]'"
+            f"{setting}: needs bitsandbytes, which is not installed. "
+            "Install it with pip install 'spatialalign-trl[bitsandbytes]'."
         )
 
 
 def check_optimizer(optim: str) -> None:
     """
-    Refuse an 8-bit or paged optimizer that cannot be made here; transformers would say so after all rollouts.
+    Refuse an 8-bit or paged optimizer that cannot be created here. transformers would notice only after all rollouts.
 
     Args:
         optim (`str`):
             As `TrainingArguments.optim` names it, such as `adamw_8bit`.
 
     Raises:
-        ImportError: bitsandbytes is missing.
+        ImportError: if bitsandbytes is not installed.
     """
     if "8bit" in optim or "bnb" in optim or optim.startswith("paged_"):
         require_bitsandbytes(f"optim={optim!r}")

@@ -1,13 +1,15 @@
-"""Sampling through the pipeline's own call, with a noise that depends on nothing but the sample's seed."""
+"""Sample latents through the pipeline's own call, from a noise that depends only on the sample's seed."""
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from spatialalign_trl.models.encoding import Conditioning
 from spatialalign_trl.models.settings import SamplingSettings
@@ -18,49 +20,81 @@ if TYPE_CHECKING:
 
 def shift_name(scheduler_config: dict[str, Any]) -> str:
     """
-    What a scheduler calls its flow shift: the Euler one of diffusers says `shift`, the others `flow_shift`.
+    Return the key of a scheduler's flow shift: `shift` in diffusers' Euler scheduler, `flow_shift` in the others.
+
+    Args:
+        scheduler_config (`dict`):
+            The scheduler's configuration.
 
     Raises:
-        ValueError: when it is no flow-matching scheduler.
+        ValueError: if it is not a flow-matching scheduler.
     """
     for name in ("flow_shift", "shift"):
         if scheduler_config.get(name) is not None:
             return name
     raise ValueError(
-        f"the scheduler {scheduler_config.get('_class_name', '')} has no flow shift; use a flow-matching scheduler "
+        f"the scheduler {scheduler_config.get('_class_name', '')} has no flow shift. Use a flow-matching scheduler "
         "(FlowMatchEulerDiscreteScheduler, or UniPCMultistepScheduler with use_flow_sigmas=True)."
     )
 
 
+def generator_from_noise(noise: Tensor, byteorder: Literal["little", "big"]) -> torch.Generator:
+    """
+    Seed a generator with a sample's first noise, so that further noise depends only on the sample's seed.
+
+    Args:
+        noise (`torch.Tensor` of shape (channels, frames, height, width)):
+            The noise of one sample, from [`~SamplingMixin.initial_noise`].
+        byteorder (`"little"` or `"big"`):
+            How the hash is read as a number. Families differ, and their samples must stay what they are.
+
+    Returns:
+        `torch.Generator`: on the CPU.
+    """
+    digest = hashlib.sha256(noise.detach().float().cpu().contiguous().numpy().tobytes()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], byteorder) >> 1)
+
+
 class SamplingMixin:
-    """Sampling latents; a family fills in the call of its pipeline."""
+    """Sampling of latents. A family implements the call of its pipeline."""
 
     has_two_guidance_scales: bool = False
 
     pipeline: DiffusionPipeline
-    transformer: torch.nn.Module
+    transformer: nn.Module
 
     @property
     def flow_shift(self) -> float:
-        """k in `sigma = k * u / (1 + (k - 1) * u)` of the pipeline's scheduler."""
+        """k in `sigma = k * u / (1 + (k - 1) * u)`, the shift of the pipeline's scheduler."""
         config = self.pipeline.scheduler.config
         return float(config[shift_name(config)])
 
     def uses_negative_prompt(self, settings: SamplingSettings) -> bool:
-        """Whether sampling has an unconditional branch: not without guidance, nor where a network embeds its scale."""
+        """
+        Return whether sampling has an unconditional branch. It has none without guidance, nor if the guidance scale is
+        an input of the transformer.
+        """
         return settings.guidance_scale > 1.0
 
-    def initial_noise(self, seeds: Sequence[int], settings: SamplingSettings) -> torch.Tensor:
+    def initial_noise(self, seeds: Sequence[int], settings: SamplingSettings) -> Tensor:
         """
-        The noise that sampling starts from: one generator a seed, on the CPU, so that neither the batch nor the device
-        changes it.
+        Draw the noise that sampling starts from.
+
+        Every seed has its own generator on the CPU, so that a sample's noise depends neither on the rest of its batch
+        nor on the device.
+
+        Args:
+            seeds (`list[int]`):
+                One noise seed per sample.
+            settings ([`SamplingSettings`]):
+                The size of the videos.
 
         Returns:
             `torch.Tensor` of shape (batch, channels, frames, height, width), fp32, on the CPU.
         """
         shape = self.latent_shape(settings.num_frames, settings.height, settings.width)
         generators = [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-        return torch.stack([torch.randn(shape, generator=one, dtype=torch.float32) for one in generators])
+        return torch.stack([torch.randn(shape, generator=generator, dtype=torch.float32) for generator in generators])
 
     def sample(
         self,
@@ -68,17 +102,18 @@ class SamplingMixin:
         negative_conditioning: Conditioning | None,
         seeds: Sequence[int],
         settings: SamplingSettings,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """
         Sample latents through the pipeline's own call.
 
         Args:
             conditioning (`dict[str, torch.Tensor]`):
-                Embedded prompts, one a sample.
+                Embedded prompts, one per sample.
             negative_conditioning (`dict[str, torch.Tensor]`, *optional*):
-                The embedded negative prompt, once or one a sample. Needed, and used, when `guidance_scale > 1`.
+                The embedded negative prompt, either once or once per sample. Required if `guidance_scale > 1`, and
+                ignored otherwise.
             seeds (`list[int]`):
-                One noise seed a sample.
+                One noise seed per sample.
             settings ([`SamplingSettings`]):
                 How to sample.
 
@@ -86,31 +121,36 @@ class SamplingMixin:
             `torch.Tensor` of shape (batch, channels, frames, height, width): normalised latents, fp32.
 
         Raises:
-            ValueError: when the size is not legal, the numbers of prompts and seeds differ, or guidance lacks its
-                negative prompt.
+            ValueError: if the size is not legal, the numbers of prompts and seeds differ, or guidance has no negative
+                prompt.
         """
+        # 1. Check that the settings fit the model and the prompts
         self.check_size(settings.num_frames, settings.height, settings.width)
         for name, tensor in conditioning.items():
             if len(tensor) != len(seeds):
                 raise ValueError(
-                    f"{name} holds {len(tensor)} prompts, but there are {len(seeds)} seeds; give one each."
+                    f"{name} holds {len(tensor)} prompts, but there are {len(seeds)} seeds. Pass one seed per prompt."
                 )
         if settings.guidance_scale_2 is not None and not self.has_two_guidance_scales:
             raise ValueError(
-                f"guidance_scale_2 is {settings.guidance_scale_2}, but {self.name_or_path or 'this model'} has one "
-                "guidance scale; leave it out."
+                f"guidance_scale_2={settings.guidance_scale_2}: {self.name_or_path or 'this model'} has only one "
+                "guidance scale. Leave it out."
             )
+
+        # 2. Bring the negative prompt to the size of the batch
         if not self.uses_negative_prompt(settings):
             negative_conditioning = None
         elif negative_conditioning is None:
             raise ValueError(
-                f"guidance_scale is {settings.guidance_scale}, which needs the negative prompt: pass "
+                f"guidance_scale={settings.guidance_scale}: needs the negative prompt. Pass "
                 "negative_conditioning=model.encode_prompts([settings.negative_prompt])."
             )
         else:
             negative_conditioning = {
                 name: tensor.expand(len(seeds), *tensor.shape[1:]) for name, tensor in negative_conditioning.items()
             }
+
+        # 3. Run the pipeline
         noise = self.initial_noise(seeds, settings)
         with torch.no_grad(), self._evaluation_mode(), self._scheduler_for(settings):
             latents = self._run_pipeline(noise, conditioning, negative_conditioning, settings)
@@ -118,26 +158,19 @@ class SamplingMixin:
 
     @abstractmethod
     def _run_pipeline(
-        self,
-        noise: torch.Tensor,
-        conditioning: Conditioning,
-        negative_conditioning: Conditioning | None,
-        settings: SamplingSettings,
-    ) -> torch.Tensor:
-        """Call the pipeline with given noise and embeddings; returns its latents."""
+        self, noise: Tensor, conditioning: Conditioning, negative: Conditioning | None, settings: SamplingSettings
+    ) -> Tensor:
+        """Call the pipeline with the given noise and embeddings, and return its latents."""
 
     def _embeddings(
-        self,
-        conditioning: Conditioning,
-        negative_conditioning: Conditioning | None,
-        dtype: torch.dtype | None = None,
+        self, conditioning: Conditioning, negative: Conditioning | None, dtype: torch.dtype | None = None
     ) -> Conditioning:
-        """The tensors as the pipeline's call takes them, under its names; `dtype`: cast them."""
-        negative = {f"negative_{name}": tensor for name, tensor in (negative_conditioning or {}).items()}
-        return {name: tensor.to(self.device, dtype) for name, tensor in (conditioning | negative).items()}
+        """Return the embeddings under the argument names of the pipeline's call, cast to `dtype` if it is given."""
+        renamed = {f"negative_{name}": tensor for name, tensor in (negative or {}).items()}
+        return {name: tensor.to(self.device, dtype) for name, tensor in (conditioning | renamed).items()}
 
     def _call_settings(self, settings: SamplingSettings) -> dict[str, Any]:
-        """What every family's call is told in the same words."""
+        """Return the arguments that the calls of all pipelines share."""
         return {
             "num_frames": settings.num_frames,
             "height": settings.height,
@@ -149,7 +182,7 @@ class SamplingMixin:
 
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
-        # A fresh PeftModel is in training mode, and LoRA dropout would act while sampling.
+        # A fresh PeftModel is in training mode, so LoRA dropout would be active while sampling.
         was_training = self.transformer.training
         self.transformer.eval()
         try:
@@ -158,16 +191,17 @@ class SamplingMixin:
             self.transformer.train(was_training)
 
     def _shifted(self, flow_shift: float) -> dict[str, Any]:
-        """What a scheduler's configuration holds that shifts by `flow_shift`."""
+        """Return the scheduler settings for a flow shift."""
         return {shift_name(self.pipeline.scheduler.config): flow_shift}
 
     @contextmanager
     def _scheduler_for(self, settings: SamplingSettings) -> Iterator[None]:
-        own = self.pipeline.scheduler
-        wanted = {} if settings.flow_shift is None else self._shifted(settings.flow_shift)
-        if any(own.config.get(name) != value for name, value in wanted.items()):
-            self.pipeline.scheduler = type(own).from_config(own.config, **wanted)
+        """Replace the scheduler for the length of the block if the settings have another flow shift."""
+        scheduler = self.pipeline.scheduler
+        changes = {} if settings.flow_shift is None else self._shifted(settings.flow_shift)
+        if any(scheduler.config.get(name) != value for name, value in changes.items()):
+            self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
         try:
             yield
         finally:
-            self.pipeline.scheduler = own
+            self.pipeline.scheduler = scheduler

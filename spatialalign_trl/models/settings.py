@@ -1,4 +1,4 @@
-"""How videos are sampled: the part of a sample's identity that is not its prompt or its seed."""
+"""Hold the settings with which videos are sampled: a sample's identity is these, its prompt and its seed."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from spatialalign_trl.errors import near_miss
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
     """
-    How videos are sampled. Part of a sample's identity: two samples with different settings are different samples.
+    The settings with which videos are sampled.
+
+    They are part of a sample's identity: two samples with different settings are different samples.
 
     Args:
         num_frames (`int`):
-            Frames of the video.
+            Number of frames of the video.
         height (`int`):
             Height in pixels.
         width (`int`):
             Width in pixels.
         num_inference_steps (`int`):
-            Steps of the sampler.
+            Number of steps of the sampler.
         guidance_scale (`float`):
-            Weight w of classifier-free guidance, `uncond + w * (cond - uncond)`; 1 or less runs without guidance.
+            Weight w of classifier-free guidance, `uncond + w * (cond - uncond)`. At 1 or less there is no guidance.
         flow_shift (`float`, *optional*):
-            k in `sigma = k * u / (1 + (k - 1) * u)`, the shift of the sampler's noise levels. `None` = the pipeline's
-            own.
+            k in `sigma = k * u / (1 + (k - 1) * u)`, the shift of the sampler's noise levels. `None`: the shift of the
+            pipeline's scheduler.
         negative_prompt (`str`, *optional*, defaults to `""`):
             The text of the unconditional branch.
         fps (`float`, *optional*, defaults to `16.0`):
             Frames per second of the written video.
         guidance_scale_2 (`float`, *optional*):
-            Weight of the guidance at low noise, for a model with two experts (Wan 2.2 A14B). `None` =
+            Weight of the guidance at low noise, for a model with two experts (Wan 2.2 A14B). `None`: the same as
             `guidance_scale`.
 
     Raises:
-        ValueError: when a value is out of range.
+        ValueError: if a value is out of range.
     """
 
     num_frames: int
@@ -54,9 +56,9 @@ class SamplingSettings:
         for name in ("num_frames", "height", "width", "num_inference_steps"):
             value = getattr(self, name)
             if int(value) != value or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+                raise ValueError(f"{name}={value!r}: must be a whole number of at least 1.")
             object.__setattr__(self, name, int(value))
-        # 3 and 3.0 are the same setting, and must give the same sample id.
+        # 3 and 3.0 are the same setting and must give the same sample id.
         for name in ("guidance_scale", "guidance_scale_2", "flow_shift", "fps"):
             value = getattr(self, name)
             if value is not None:
@@ -64,16 +66,25 @@ class SamplingSettings:
         for name in ("flow_shift", "fps"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0.")
+                raise ValueError(f"{name}={value}: must be above 0.")
         if self.guidance_scale <= 1 < (self.guidance_scale_2 or 0):
             raise ValueError(
-                f"guidance_scale is {self.guidance_scale}, which switches guidance off altogether, and "
-                f"guidance_scale_2 is {self.guidance_scale_2}; set both above 1, or leave guidance_scale_2 out."
+                f"guidance_scale={self.guidance_scale}: switches guidance off for both experts, but guidance_scale_2 "
+                f"is {self.guidance_scale_2}. Set both above 1, or leave guidance_scale_2 out."
             )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SamplingSettings:
-        """Build settings from a dict; an unknown name is an error that says which name is near."""
+        """
+        Build settings from a dict.
+
+        Args:
+            values (`dict`):
+                Setting -> value, as [`~SamplingSettings.to_dict`] returns them.
+
+        Raises:
+            ValueError: if a setting is unknown (the message suggests the nearest name) or out of range.
+        """
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
@@ -81,30 +92,46 @@ class SamplingSettings:
         return cls(**values)
 
     def updated(self, values: dict[str, Any]) -> SamplingSettings:
-        """The same settings with those of `values` that are not `None`."""
+        """
+        Return a copy with some settings changed.
+
+        Args:
+            values (`dict`):
+                Setting -> new value; `None` keeps the present value.
+        """
         return self.from_dict(self.to_dict() | {name: value for name, value in values.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as a dict that JSON can hold; what one model alone has is left out where it is not set."""
+        """Return the settings as a dict that JSON can store. `guidance_scale_2` is left out if it is not set."""
         values = dataclasses.asdict(self)
-        # Samples are told apart by this dict: those of before this setting existed keep their names.
+        # Sample ids are made from this dict: samples from before guidance_scale_2 existed must keep their ids.
         return {name: value for name, value in values.items() if (name, value) != ("guidance_scale_2", None)}
 
 
 @dataclass
 class SamplingArguments:
-    """What every model is sampled with; what is not set is the model's own."""
+    """The sampling settings that exist for every model, as arguments. An unset one takes the model's default."""
 
-    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. None: the model's default."})
-    height: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
-    width: int | None = field(default=None, metadata={"help": "Pixels. None: the model's default."})
+    num_frames: int | None = field(
+        default=None, metadata={"help": "Number of frames of a video. None: the model's default."}
+    )
+    height: int | None = field(default=None, metadata={"help": "Height in pixels. None: the model's default."})
+    width: int | None = field(default=None, metadata={"help": "Width in pixels. None: the model's default."})
     num_inference_steps: int | None = field(
-        default=None, metadata={"help": "Steps of the sampler. None: the model's default."}
+        default=None, metadata={"help": "Number of steps of the sampler. None: the model's default."}
     )
     guidance_scale: float | None = field(
-        default=None, metadata={"help": "w of uncond + w*(cond - uncond). None: the model's default."}
+        default=None,
+        metadata={"help": "Weight w of the guidance, uncond + w*(cond - uncond). None: the model's default."},
     )
 
     def sampling_settings(self, default: SamplingSettings) -> SamplingSettings:
-        """The model's default settings with what is set here."""
-        return default.updated({one.name: getattr(self, one.name) for one in dataclasses.fields(SamplingArguments)})
+        """
+        Return the model's settings with the arguments that are set.
+
+        Args:
+            default ([`SamplingSettings`]):
+                The model's default settings.
+        """
+        names = [argument.name for argument in dataclasses.fields(SamplingArguments)]
+        return default.updated({name: getattr(self, name) for name in names})

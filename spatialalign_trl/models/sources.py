@@ -21,7 +21,13 @@ _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 def resolve_source(name_or_path: str | os.PathLike) -> str:
-    """Where the weights come from: an embedded model's folder for its name, else the name or path as it is."""
+    """
+    Return where to load a model from: the folder of an embedded model, else the name or path itself.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            The name of an embedded model, a folder (`~` is expanded) or a Hub id.
+    """
     if name_or_path in EMBEDDED_MODELS:
         return str(tiny_model_path(name_or_path))
     return os.path.expanduser(os.fspath(name_or_path))
@@ -29,18 +35,19 @@ def resolve_source(name_or_path: str | os.PathLike) -> str:
 
 def optional_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """
-    A file of a pipeline's folder or repository that not every one has.
+    Find a file that a pipeline's folder or repository may have.
 
     Args:
         source (`str`):
             A folder or a Hub id; anything else has no files.
         name (`str`):
-            The file.
+            The file's name.
         revision (`str`, *optional*):
             Branch, tag or commit on the Hub.
 
     Returns:
-        `Path`: `None` where there is none, or where the Hub cannot be asked and the cache does not hold it.
+        `Path`: the local file. `None` if there is no such file, or if the Hub cannot be reached and the file is not in
+        the cache.
     """
     if os.path.isdir(source):
         path = Path(source) / name
@@ -50,7 +57,9 @@ def optional_file(source: str, name: str, revision: str | None = None) -> Path |
     try:
         return Path(hf_hub_download(source, name, revision=revision))
     except LocalEntryNotFoundError:
-        logger.warning("the Hub could not be asked whether %s holds %s; it is taken to hold none.", source, name)
+        logger.warning(
+            "The Hub could not be reached to look for %s in %s. Going on as if the file did not exist.", name, source
+        )
     except (EntryNotFoundError, RepositoryNotFoundError):
         pass
     return None
@@ -70,14 +79,14 @@ def read_model_index(source: str, revision: str | None = None) -> dict:
         `dict`: the index.
 
     Raises:
-        FileNotFoundError: when there is no such folder, repository or revision.
-        PermissionError: when the repository is gated.
-        ConnectionError: when the Hub cannot be reached and the index is not in the cache.
-        ValueError: when it is not a diffusers pipeline.
+        FileNotFoundError: if there is no such folder, repository or revision.
+        PermissionError: if the repository is gated.
+        ConnectionError: if the Hub cannot be reached and the index is not in the cache.
+        ValueError: if it is not a diffusers pipeline.
     """
     not_a_pipeline = (
         "it has no model_index.json, so it is not a diffusers pipeline. Pass the pipeline's own folder or repository "
-        "(checkpoints in the authors' format usually have a sister repository ending in '-Diffusers')."
+        "(checkpoints in the authors' format usually have a sister repository with a name ending in '-Diffusers')."
     )
     if os.path.isdir(source):
         path = Path(source) / "model_index.json"
@@ -85,22 +94,28 @@ def read_model_index(source: str, revision: str | None = None) -> dict:
             raise ValueError(f"{source!r} cannot be loaded: {not_a_pipeline}")
         return read_json(path)
     if os.path.exists(source):
-        raise ValueError(f"{source!r} is a file; pass the folder of a diffusers pipeline.")
+        raise ValueError(f"{source!r} is a file. Pass the folder of a diffusers pipeline.")
     if not _HUB_ID.match(source):
         raise FileNotFoundError(
-            f"there is no folder {source!r}, it is no Hub id (owner/name) either, and of the embedded models none is "
-            f"called so. {near_miss(source, EMBEDDED_MODELS)}"
+            f"there is no folder {source!r}, and it is neither a Hub id (owner/name) nor the name of an embedded "
+            f"model. {near_miss(source, EMBEDDED_MODELS)}"
         )
     with explain_hub_errors(source, revision):
         try:
             return read_json(hf_hub_download(source, "model_index.json", revision=revision))
-        except LocalEntryNotFoundError:  # the Hub was not asked
+        except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError, but it means that the Hub was not reached
             raise
         except EntryNotFoundError as error:
             raise ValueError(f"{source!r} cannot be loaded: {not_a_pipeline}") from error
 
 
 def hub_id(name_or_path: str) -> str | None:
-    """`name_or_path` if it can be a Hub repository (`owner/name`, and no folder of that name here), else `None`."""
+    """
+    Return `name_or_path` if it can be a Hub repository, else `None`.
+
+    Args:
+        name_or_path (`str`):
+            A model's name or path. It can be a repository if it has the form `owner/name` and no such folder exists.
+    """
     looks_like_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     return name_or_path if looks_like_id and not os.path.exists(name_or_path) else None

@@ -1,25 +1,24 @@
-"""Wan that continues a recording of a scene: clean context frames and noisy targets in one transformer.
+"""Continue a recording of a scene with Wan: clean context frames and noisy targets go through one transformer.
 
-Source: Video4Spatial (arXiv 2512.03040). It has no public code; what here is our reading of it says so:
+Source: Video4Spatial (arXiv 2512.03040). It has no public code. "Our reading" marks what the paper leaves open:
 
-- *Context.* Its latents, at diffusion time 0, are put before the noisy target latents in time, and both go through the
-  same transformer, every token with its own timestep. (Ours: each context frame is encoded alone, as a video of one
-  frame, so that frames which are not neighbours never share a latent.)
-- *Positions.* Context frames keep the gaps in time of the recording ([`context.context_positions`]).
-- *Instructions.* The prompt, and a trajectory of cameras. (Ours: Pluecker rays through the patches, the four frames of
-  a latent frame side by side, through a linear map that begins as zero, added to the patch embeddings of the targets;
-  poses count from the camera of the context's last frame. The network sees no pose of the context, unless
-  `context_cameras` asks for it, which the paper does without.)
-- *Guidance.* `v = v(null, z) + w*(v(g, x) - v(null, z))`: instruction g and context x against no instruction and a
-  context z of pure noise. (Ours: the noise has diffusion time 1, at which a context says nothing; the null instruction
-  is the negative prompt and no camera.)
-- *Auxiliary box* of object grounding: [`context.draw_boxes`]; it is part of the videos that are learned from.
+- *Context.* The context latents, at diffusion time 0, precede the noisy target latents in time. Both go through the
+  same transformer, and every token has its own timestep. (Our reading: each context frame is encoded alone, as a video
+  of one frame, so that frames that are not neighbours never share a latent.)
+- *Positions.* Context frames keep the time gaps of the recording ([`context.context_positions`]).
+- *Instructions.* The prompt, and a camera trajectory. (Our reading: Pluecker rays through the patches, with the four
+  frames of a latent frame as channels, go through a linear map that starts at zero and are added to the patch
+  embeddings of the targets. Poses are relative to the camera of the context's last frame. The network does not see the
+  poses of the context, as in the paper, unless `context_cameras` is set.)
+- *Guidance.* `v = v(null, z) + w*(v(g, x) - v(null, z))`, with instruction g and context x, against no instruction and
+  a context z of pure noise. (Our reading: the noise has diffusion time 1, at which a context carries no information.
+  The null instruction is the negative prompt and no camera.)
+- *Auxiliary box* of object grounding: [`context.draw_boxes`]. It is part of the training videos.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import write_atomic
@@ -42,37 +42,39 @@ from spatialalign_trl.models.context_rows import (
     SceneRowsMixin,
 )
 from spatialalign_trl.models.encoding import Conditioning
+from spatialalign_trl.models.sampling import generator_from_noise
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.models.sources import optional_file
 from spatialalign_trl.models.wan import WanVideoModel
 
 CONTEXT_MODULES_FILE = "context_modules.safetensors"
-"""A pipeline folder may hold the weights of the modules that the context adds, where they were trained in full."""
+"""Optional file of a pipeline folder with the weights of the modules that the context adds, if trained in full."""
 
 Guidance = Literal["joint", "instruction"]
 
 
 @dataclass
 class _Call:
-    """What the transformer's hooks need to know of the call that is running."""
+    """What the transformer's hooks need to know about the current call."""
 
     context_frames: int = 0
-    positions: torch.Tensor | None = None
-    rays: torch.Tensor | None = None
+    positions: Tensor | None = None
+    rays: Tensor | None = None
 
 
 class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
     """
-    Wan 2.1 or Wan 2.2 TI2V-5B, conditioned on a recording of a scene and on a camera trajectory beside the prompt.
+    Wan 2.1 or Wan 2.2 TI2V-5B, conditioned on a recording of a scene and on a camera trajectory as well as the prompt.
 
-    Without context and cameras it is [`WanVideoModel`], bit for bit; so it is with cameras, until it was trained. What
-    is trained is a LoRA; the linear map of the rays is part of it, with an adapter of full rank, so that one file of
-    [`~VideoModel.save_lora`] holds everything and adapters off ([`~VideoModel.reference`]) is the base. After a
-    supervised stage the reference of preference training should be that stage's model: `load_lora`, then
-    `set_reference_to_policy()`. A checkpoint trained in full keeps the map in `context_modules.safetensors` beside its
-    `model_index.json` ([`~WanContextVideoModel.save_context_modules`]), and its reference then is that checkpoint.
+    Without context and cameras it equals [`WanVideoModel`] bit for bit. With cameras it does so until it is trained.
 
-    Its columns and conditioning tensors are those of [`SceneRowsMixin`].
+    Training changes a LoRA. The linear map of the rays belongs to it, with an adapter of full rank, so one file of
+    [`~VideoModel.save_lora`] holds everything, and the model without adapters ([`~VideoModel.reference`]) is the base.
+    After a supervised stage, the reference of preference training should be the model of that stage: `load_lora`, then
+    `set_reference_to_policy()`. A checkpoint trained in full keeps the map in `context_modules.safetensors` next to
+    its `model_index.json` ([`~WanContextVideoModel.save_context_modules`]); its reference is that checkpoint.
+
+    [`SceneRowsMixin`] lists the columns and conditioning tensors.
 
     Args:
         pipeline (`DiffusionPipeline`):
@@ -80,23 +82,23 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
         name_or_path (`str`, *optional*):
             As in [`VideoModel`].
         context_frames (`int`, *optional*):
-            How many frames of a context are used ([`context.choose_context_frames`]); `None`: all, and then all
-            contexts of a batch need the same number. It may be larger than in training.
+            Number of context frames to use ([`context.choose_context_frames`]). `None`: all, and then all contexts of
+            a batch must have the same number. It may be larger than in training.
         context_layout (`"non_contiguous"`, `"contiguous"` or `"none"`, *optional*, defaults to `"non_contiguous"`):
-            Time indices of the context; the others are the paper's ablations, `"none"` leaves the context out.
+            Time indices of the context. The other two are the paper's ablations; `"none"` leaves the context out.
         guidance (`"joint"` or `"instruction"`, *optional*, defaults to `"joint"`):
-            `"instruction"` keeps the context in both branches, the paper's ablation:
+            `"instruction"` keeps the context in both branches, as in the paper's ablation:
             `v = v(null, x) + w*(v(g, x) - v(null, x))`.
         context_cameras (`bool`, *optional*, defaults to `False`):
-            Whether the network is told the poses of the context too.
+            Whether the network sees the poses of the context as well.
         kwargs:
             As in [`VideoModel`].
 
     Raises:
-        ValueError: for an unknown option, or a pipeline with two experts.
+        ValueError: if an option has an unknown value, or the pipeline has two experts.
     """
 
-    # Beside the text's way into the network, attention among the frames: nothing else reads the context.
+    # In addition to where the text enters: the attention between frames, the only part that reads the context.
     default_lora_targets: ClassVar[tuple[str, ...]] = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_k", "attn2.to_v", "camera_projection",
     )  # fmt: skip
@@ -113,21 +115,21 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
         context_cameras: bool = False,
         **kwargs: Any,
     ) -> None:
-        for name, value, known in (
-            ("context_layout", context_layout, ContextLayout),
-            ("guidance", guidance, Guidance),
+        for name, value, choices in (
+            ("context_layout", context_layout, get_args(ContextLayout)),
+            ("guidance", guidance, get_args(Guidance)),
         ):
-            if value not in get_args(known):
-                raise ValueError(f"{name} is {value!r}. {near_miss(str(value), get_args(known))}")
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: unknown. {near_miss(str(value), choices)}")
         if context_frames is not None and context_frames < 1:
-            raise ValueError(f"context_frames is {context_frames}; it must be at least 1, or None for all.")
+            raise ValueError(f"context_frames={context_frames}: must be at least 1, or None for all frames.")
         super().__init__(pipeline, name_or_path, **kwargs)
         self._check_index(dict(pipeline.config), self.name_or_path or "this pipeline")
         self.context_frames = context_frames
         self.context_layout = context_layout
         self.guidance = guidance
         self.context_cameras = context_cameras
-        # What training and sampling depend on, so that runs of two layouts are not taken for one.
+        # Training and sampling depend on these, so runs with different layouts must not be confused.
         self.computation["context"] = {**self._row_options(), "guidance": guidance}
         self._call = _Call()
         self._add_modules()
@@ -136,8 +138,8 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
     def _check_index(cls, index: dict, name: str) -> None:
         if index.get("boundary_ratio") is not None:
             raise ValueError(
-                f"{name!r} has two experts, and only one transformer can be told of a context here; use Wan 2.1 or "
-                "Wan 2.2 TI2V-5B."
+                f"{name!r} has two experts, but a context needs a model with one transformer. Use Wan 2.1 or Wan 2.2 "
+                "TI2V-5B."
             )
         super()._check_index(index, name)
 
@@ -145,10 +147,11 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
 
     @property
     def lora_full_rank(self) -> Mapping[str, int]:
-        """The map of the rays has few inputs: an adapter of their number is the whole map."""
+        """The map of the rays has few inputs: an adapter whose rank is their number can represent any map."""
         return {"camera_projection": self.base_transformer.camera_projection.in_features}
 
     def _add_modules(self) -> None:
+        """Add the map of the rays to the transformer, and the hooks that add positions and rays."""
         network = self.base_transformer
         inner = network.patch_embedding.out_channels
         projection = torch.nn.Linear(RAY_CHANNELS * self._frames_per_latent, inner, bias=False)
@@ -163,22 +166,32 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
 
     @property
     def sees_cameras(self) -> bool:
-        """Whether cameras have an effect, or can get one: their map is not zero, or carries an adapter."""
+        """Whether cameras have an effect or can learn one: their map is not zero, or it has an adapter."""
         projection = self.base_transformer.camera_projection
         return not isinstance(projection, torch.nn.Linear) or bool(projection.weight.any())
 
     def save_context_modules(self, directory: str | Path) -> Path:
-        """Save what the context adds to the transformer, where it was trained in full, beside `model_index.json`."""
+        """
+        Save the modules that the context adds to the transformer, if they were trained in full.
+
+        Args:
+            directory (`str` or `Path`):
+                The pipeline's folder, which contains `model_index.json`.
+
+        Returns:
+            `Path`: the file.
+        """
         weight = self.base_transformer.camera_projection.weight.detach().cpu().contiguous()
         return write_atomic(Path(directory) / CONTEXT_MODULES_FILE, save({"camera_projection.weight": weight}))
 
-    def _only_targets(self, module: torch.nn.Module, args: tuple) -> tuple:
+    def _only_targets(self, module: nn.Module, args: tuple) -> tuple:
+        """Compute the transformer's own positions for the targets alone."""
         return (args[0][:, :, self._call.context_frames :],)
 
     def _add_context_positions(
-        self, module: torch.nn.Module, args: tuple, output: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, ...] | None:
-        """Puts the context's rotations, `exp(i p theta^(-2j/d))` at any real p, before the targets' own."""
+        self, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...] | None:
+        """Prepend the context's rotations, `exp(i p theta^(-2j/d))` at any real position p, to the targets'."""
         positions = self._call.positions
         if positions is None:
             return None
@@ -188,21 +201,22 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
         exponents = torch.arange(0, module.t_dim, 2, dtype=torch.float64, device=positions.device) / module.t_dim
         angles = positions.double()[..., None] * (1.0 / 10000.0**exponents)
         tables = []
-        for table, of in zip(output, (torch.cos, torch.sin), strict=True):
+        for table, function in zip(output, (torch.cos, torch.sin), strict=True):
             space = table.unflatten(1, (targets, -1))[:, :1, :, :, module.t_dim :]
-            time = of(angles).repeat_interleave(2, dim=-1).to(table)[:, :, None, None]
+            time = function(angles).repeat_interleave(2, dim=-1).to(table)[:, :, None, None]
             shape = batch, frames, space.shape[2], 1
             context = torch.cat([time.expand(*shape, -1), space.expand(*shape, -1)], dim=-1)
             tables.append(torch.cat([context.flatten(1, 2), table.expand(batch, -1, -1, -1)], dim=1))
         return tuple(tables)
 
-    def _add_rays(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+    def _add_rays(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Add the embedded rays of the current call to the patch embeddings."""
         rays, projection = self._call.rays, self.base_transformer.camera_projection
         if rays is None and not torch.is_grad_enabled():
             return None
-        if rays is None:  # the map takes part all the same: DDP waits for a gradient of every weight
+        if rays is None:  # run the map on zeros: DDP waits for a gradient of every weight
             rays = output.new_zeros(1, 1, 1, 1, projection.in_features)
-        # An adapter in float32 would give float32, and the blocks expect the patches' type.
+        # An adapter in float32 returns float32, but the blocks expect the type of the patches.
         added = projection(rays.to(self.dtype)).to(output.dtype)
         return output + added.permute(0, 4, 1, 2, 3)
 
@@ -217,13 +231,9 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
     # Transformer
 
     def predict(
-        self,
-        noisy: torch.Tensor,
-        sigma: torch.Tensor,
-        conditioning: Conditioning,
-        transformer: torch.nn.Module | None = None,
-    ) -> torch.Tensor:
-        """See [`VideoModel.predict`]; the prediction is that of the targets alone."""
+        self, noisy: Tensor, sigma: Tensor, conditioning: Conditioning, transformer: nn.Module | None = None
+    ) -> Tensor:
+        """Return the prediction for the target frames alone. See [`VideoModel.predict`]."""
         context = conditioning.get(LATENTS)
         frames = 0 if context is None else context.shape[2]
         call = _Call(frames, rays=self._rays(noisy, conditioning, frames))
@@ -232,65 +242,56 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
                 return super().predict(noisy, sigma, conditioning, transformer)
         if context.shape[3:] != noisy.shape[3:]:
             raise ValueError(
-                f"the context's latents are {tuple(context.shape[3:])} high and wide and the video's "
-                f"{tuple(noisy.shape[3:])}; bring both to one size."
+                f"the context's latents have height and width {tuple(context.shape[3:])}, but the video's have "
+                f"{tuple(noisy.shape[3:])}. Bring both to one size."
             )
+
+        # Every token has a timestep: that of its context frame (0 if clean), or that of the targets.
         call.positions = conditioning[POSITIONS].to(noisy.device)
-        times = torch.cat(
+        sigmas = torch.cat(
             [conditioning[SIGMA].to(noisy.device).float(), sigma.float()[:, None].expand(-1, noisy.shape[2])], dim=1
         )
         _, rows, columns = self._tokens(noisy.shape[2:])
-        network = self.transformer if transformer is None else transformer
+        timesteps = (sigmas * self.num_train_timesteps).repeat_interleave(rows * columns, dim=1)
+        latents = torch.cat([context.to(noisy), noisy], dim=2)
         with self._calling(call):
-            prediction = network(
-                hidden_states=torch.cat([context.to(noisy), noisy], dim=2).to(self.dtype),
-                timestep=(times * self.num_train_timesteps).repeat_interleave(rows * columns, dim=1),
-                encoder_hidden_states=conditioning["prompt_embeds"].to(noisy.device, self.dtype),
-                return_dict=False,
-            )[0]
-        return prediction[:, :, frames:]
+            return self._call_transformer(transformer, latents, timesteps, conditioning)[:, :, frames:]
 
-    def _rays(self, noisy: torch.Tensor, conditioning: Conditioning, context_frames: int) -> torch.Tensor | None:
-        """`(batch, latent frames, rows, columns, channels)`, context first; `None` where there is no camera."""
+    def _rays(self, noisy: Tensor, conditioning: Conditioning, context_frames: int) -> Tensor | None:
+        """Return rays `(batch, latent frames, rows, columns, channels)`, context first; `None` without cameras."""
         cameras = conditioning.get(CAMERAS)
         if cameras is None:
             return None
         frames, rows, columns = self._tokens(noisy.shape[2:])
-        asked, made = cameras.shape[1], (frames - 1) * self._frames_per_latent + 1
-        if asked != made:
-            raise ValueError(f"camera_poses has {asked} poses, and the video has {made} frames; give one a frame.")
+        num_poses, num_frames = cameras.shape[1], (frames - 1) * self._frames_per_latent + 1
+        if num_poses != num_frames:
+            raise ValueError(
+                f"camera_poses has {num_poses} poses, but the video has {num_frames} frames. Pass one pose per frame."
+            )
         stacked = latent_cameras(cameras.to(noisy.device), self._frames_per_latent)
         if context_frames:
-            of_context = conditioning.get(CONTEXT_CAMERAS)
-            if of_context is None:
-                of_context = stacked.new_zeros(len(stacked), context_frames, stacked.shape[-1])
-            repeated = of_context.to(stacked)[:, :, None].expand(-1, -1, stacked.shape[2], -1)
+            context_cameras = conditioning.get(CONTEXT_CAMERAS)
+            if context_cameras is None:
+                context_cameras = stacked.new_zeros(len(stacked), context_frames, stacked.shape[-1])
+            repeated = context_cameras.to(stacked)[:, :, None].expand(-1, -1, stacked.shape[2], -1)
             stacked = torch.cat([repeated, stacked], dim=1)
         return pluecker_rays(stacked, rows, columns).permute(0, 1, 3, 4, 2, 5).flatten(4)
 
     # Sampling
 
     def _run_pipeline(
-        self,
-        noise: torch.Tensor,
-        conditioning: Conditioning,
-        negative_conditioning: Conditioning | None,
-        settings: SamplingSettings,
-    ) -> torch.Tensor:
+        self, noise: Tensor, conditioning: Conditioning, negative: Conditioning | None, settings: SamplingSettings
+    ) -> Tensor:
         if LATENTS not in conditioning and CAMERAS not in conditioning:
-            return super()._run_pipeline(noise, conditioning, negative_conditioning, settings)
-        return self._denoise(noise, conditioning, negative_conditioning, settings)
+            return super()._run_pipeline(noise, conditioning, negative, settings)
+        return self._denoise(noise, conditioning, negative, settings)
 
     def _denoise(
-        self,
-        noise: torch.Tensor,
-        conditioning: Conditioning,
-        negative_conditioning: Conditioning | None,
-        settings: SamplingSettings,
-    ) -> torch.Tensor:
-        """The pipeline's own loop, with the guidance of the module's docstring."""
+        self, noise: Tensor, conditioning: Conditioning, negative: Conditioning | None, settings: SamplingSettings
+    ) -> Tensor:
+        """Run the pipeline's denoising loop, with the guidance described in the module's docstring."""
         conditioning = {name: tensor.to(self.device) for name, tensor in conditioning.items()}
-        null = None if negative_conditioning is None else self._null_branch(noise, conditioning, negative_conditioning)
+        null = None if negative is None else self._null_branch(noise, conditioning, negative)
         scheduler = self.pipeline.scheduler
         scheduler.set_timesteps(settings.num_inference_steps, device=self.device)
         scheduler.set_begin_index(0)
@@ -304,24 +305,18 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
         return latents
 
-    def _null_branch(self, noise: torch.Tensor, conditioning: Conditioning, negative: Conditioning) -> Conditioning:
-        everywhere = torch.ones(len(noise), dtype=torch.bool, device=self.device)
-        context = conditioning.get(LATENTS)
-        null_context = None if context is None else _noise_of(noise, context.shape[1:])
+    def _null_branch(self, noise: Tensor, conditioning: Conditioning, negative: Conditioning) -> Conditioning:
+        """Return the conditioning without instruction and, for joint guidance, with noise as context."""
+        all_rows = torch.ones(len(noise), dtype=torch.bool, device=self.device)
+        null_context = None
+        if LATENTS in conditioning:
+            shape = conditioning[LATENTS].shape[1:]
+            generators = [generator_from_noise(sample_noise, "big") for sample_noise in noise]
+            null_context = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         return self.nulled(
             conditioning,
             negative,
             null_context,
-            instruction=everywhere,
-            context=everywhere if self.guidance == "joint" else ~everywhere,
+            instruction=all_rows,
+            context=all_rows if self.guidance == "joint" else ~all_rows,
         )
-
-
-def _noise_of(samples: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Noise for a context, from a generator that each sample's own noise seeds: it depends on nothing else."""
-    noises = []
-    for sample in samples:
-        digest = hashlib.sha256(sample.detach().float().cpu().contiguous().numpy().tobytes()).digest()
-        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        noises.append(torch.randn(tuple(shape), generator=generator))
-    return torch.stack(noises)

@@ -1,4 +1,4 @@
-"""What is CogVideoX's alone: the schedule, v, its positions and its padded latents. The rest: test_contract.py."""
+"""Test what only CogVideoX has: its schedule, v, positions and padded latents. test_contract.py tests the rest."""
 
 import numpy as np
 import pytest
@@ -64,14 +64,14 @@ def test_noise_and_v_are_the_plain_formulas(model):
     noisy, target = model.add_noise(x0, noise, GRID), model.target(x0, noise, GRID)
     torch.testing.assert_close(noisy, (signal * x0 + spread * noise).float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(target, (signal * noise - spread * x0).float(), rtol=1e-4, atol=1e-5)
-    # Together they hold the clean latents and the noise, and at the last timestep nothing but noise is left.
+    # Together they determine the clean latents and the noise. At the last timestep only noise is left.
     torch.testing.assert_close((signal * noisy - spread * target).float(), x0, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close((spread * noisy + signal * target).float(), noise, rtol=1e-4, atol=1e-4)
     assert torch.equal(noisy[-1], noise[-1]) and torch.equal(target[-1], -x0[-1])
 
 
 def test_noise_and_v_are_fp32_whatever_the_latents_are(model_2b):
-    x0, noise = (one.bfloat16() for one in pair(2))
+    x0, noise = (tensor.bfloat16() for tensor in pair(2))
     sigma = torch.tensor([0.3, 1.0])
     assert model_2b.add_noise(x0, noise, sigma).dtype == model_2b.target(x0, noise, sigma).dtype == torch.float32
 
@@ -83,20 +83,20 @@ def test_snr_shifts_differ_between_2b_and_5b(model_2b):
     assert not torch.allclose(model_2b.add_noise(x0, noise, sigma), other.add_noise(x0, noise, sigma), atol=0.05)
 
 
-def test_the_error_of_v_is_the_errors_of_noise_and_of_clean_latents_in_one(model_2b):
-    """What the module says that the loss means."""
+def test_the_error_of_v_is_the_sum_of_the_errors_of_noise_and_clean_latents(model_2b):
+    """Check the meaning of the loss that the module's docstring derives."""
     x0, noise = pair()
     signal, spread = coefficients(model_2b)
     noisy, target = model_2b.add_noise(x0, noise, GRID).double(), model_2b.target(x0, noise, GRID).double()
     predicted = target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(1)).double()
     error = per_sample_mse(predicted, target)
-    of_clean = per_sample_mse(signal * noisy - spread * predicted, signal * noisy - spread * target)
-    of_noise = per_sample_mse(spread * noisy + signal * predicted, spread * noisy + signal * target)
-    torch.testing.assert_close(of_clean + of_noise, error)
-    torch.testing.assert_close(of_clean, spread.flatten() ** 2 * error)
+    clean_error = per_sample_mse(signal * noisy - spread * predicted, signal * noisy - spread * target)
+    noise_error = per_sample_mse(spread * noisy + signal * predicted, spread * noisy + signal * target)
+    torch.testing.assert_close(clean_error + noise_error, error)
+    torch.testing.assert_close(clean_error, spread.flatten() ** 2 * error)
     # The same error of the clean latents, in units of a flow model's velocity at the same SNR.
     sigma = (spread / (signal + spread)).flatten()
-    ratio = of_clean / sigma**2 / error
+    ratio = clean_error / sigma**2 / error
     torch.testing.assert_close(ratio, (signal + spread).flatten() ** 2)
     assert 1 <= ratio.min() and ratio.max() <= 2 + 1e-6
 
@@ -120,13 +120,13 @@ def test_the_preference_loss_works_on_v(model):
 def test_another_prediction_type_is_refused(predicts):
     pipeline = cogvideox_pipeline()
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=predicts)
-    with pytest.raises(ValueError, match=f"prediction_type '{predicts}'.*predicts v"):
+    with pytest.raises(ValueError, match=f"prediction_type='{predicts}'.*predicts v"):
         CogVideoXVideoModel(pipeline)
 
 
 def test_a_flow_shift_is_refused(model_2b):
     settings = SamplingSettings(NUM_FRAMES, HEIGHT, WIDTH, 1, guidance_scale=1.0, flow_shift=5.0)
-    with pytest.raises(ValueError, match="flow_shift is 5.0, and CogVideoX is no flow model"):
+    with pytest.raises(ValueError, match="flow_shift=5.0: CogVideoX is not a flow model"):
         model_2b.sample(model_2b.encode_prompts(["a fox"]), None, [0], settings)
 
 
@@ -134,7 +134,7 @@ def test_a_flow_shift_is_refused(model_2b):
 
 
 def test_a_sample_does_not_depend_on_its_batch_even_where_the_sampler_draws_noise():
-    """CogVideoXDPMScheduler adds noise at every step, which has to come from the sample's seed as well."""
+    """CogVideoXDPMScheduler adds noise at every step. It must come from the sample's seed as well."""
     model = CogVideoXVideoModel(cogvideox_pipeline(rotary=True, dpm=True))
     conditioning, negative = model.encode_prompts(["a fox", "the meadow"]), model.encode_prompts([""])
     together = model.sample(conditioning, negative, [5, 6], SETTINGS)
@@ -156,8 +156,8 @@ def test_a_bf16_model_samples_and_predicts():
 # Sizes and latents
 
 
-def test_every_legal_number_of_frames_is_decoded_again(model):
-    """4 frames a latent frame would allow more numbers, but the VAE decodes an even number of them to another one."""
+def test_every_legal_number_of_frames_survives_decoding(model):
+    """The VAE's stride of 4 would allow more lengths, but an even number of latent frames decodes to another."""
     for frames in (1, 9, 17):
         model.check_size(frames, 16, 16)
         latents = torch.zeros(1, *model.latent_shape(frames, 16, 16))
@@ -168,11 +168,11 @@ def test_every_legal_number_of_frames_is_decoded_again(model):
 
 def test_the_default_size_is_the_checkpoints_own(model):
     settings = model.default_settings()
-    newer = model.pipeline.transformer.config.patch_size_t is not None
-    expected = (81, 768, 1360, 16) if newer else (49, 480, 720, 8)
+    is_version_15 = model.pipeline.transformer.config.patch_size_t is not None
+    expected = (81, 768, 1360, 16) if is_version_15 else (49, 480, 720, 8)
     assert (settings.num_frames, settings.height, settings.width, settings.fps) == expected
     model.check_size(*expected[:3])
-    assert model.latent_shape(*expected[:3]) == ((4, 22, 96, 170) if newer else (4, 13, 60, 90))
+    assert model.latent_shape(*expected[:3]) == ((4, 22, 96, 170) if is_version_15 else (4, 13, 60, 90))
 
 
 def test_latents_are_scaled_and_padded_as_the_pipeline_reads_them(model):

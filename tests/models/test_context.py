@@ -1,4 +1,4 @@
-"""Which context frames, where in time, along which cameras."""
+"""Test the choice of context frames, their positions in time, and the cameras."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from spatialalign_trl.models.context import (
 )
 
 
-def test_frames_are_spread_and_end_with_the_last():
+def test_frames_are_spread_evenly_and_include_the_last():
     assert choose_context_frames(4) == [0, 1, 2, 3]
     assert choose_context_frames(9, 3) == [0, 4, 8]
     assert choose_context_frames(9, 1) == [8]
@@ -26,10 +26,10 @@ def test_frames_are_spread_and_end_with_the_last():
         choose_context_frames(3, 0)
 
 
-def test_with_poses_the_frames_that_see_what_is_asked_for_are_taken():
+def test_with_poses_the_frames_nearest_to_the_target_are_chosen():
     poses = np.array(walk(12))
     assert choose_context_frames(12, 3, poses, poses[2:4]) == [2, 3, 11]
-    # all cameras at one place: the angle alone decides
+    # With all cameras at one place, only the angle matters.
     turning = poses.copy()
     turning[:, :3, 3] = 0
     assert choose_context_frames(12, 2, turning, turning[5:6]) == [5, 11]
@@ -56,7 +56,7 @@ def test_rays_go_through_the_pixels_of_their_camera():
     for pose, ray in zip(relative, rays, strict=True):
         point = (
             pose[:3, :3] @ np.array([(4 - 16) / 20, (4 - 8) / 20, 1]) * 3 + pose[:3, 3]
-        )  # the middle of patch (0, 0)
+        )  # the centre of patch (0, 0)
         torch.testing.assert_close(
             torch.linalg.cross(torch.tensor(point).float(), ray[0, 0, :3]), ray[0, 0, 3:], atol=1e-5, rtol=0
         )
@@ -75,8 +75,8 @@ def test_rays_do_not_depend_on_the_world_s_axes():
     poses = np.array(walk(6))
     moved = np.array(walk(9))[8] @ poses
     intrinsics = as_intrinsics([[20, 0, 15.5], [0, 20, 7.5], [0, 0, 1]], 16, 32)
-    one, other = (pack_cameras(some, intrinsics, some[0]) for some in (poses, moved))
-    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    original, transformed = (pack_cameras(cameras, intrinsics, cameras[0]) for cameras in (poses, moved))
+    torch.testing.assert_close(original, transformed, atol=1e-5, rtol=0)
 
 
 def test_four_frames_share_a_latent_frame_and_the_first_has_its_own():
@@ -84,13 +84,13 @@ def test_four_frames_share_a_latent_frame_and_the_first_has_its_own():
     assert latent_cameras(cameras, 4)[0, :, :, 0].tolist() == [[0, 0, 0, 0], [1, 2, 3, 4], [5, 6, 7, 8]]
 
 
-def test_poses_in_all_forms_and_none_that_is_broken():
+def test_poses_are_read_in_all_forms_and_broken_ones_refused():
     poses = np.array(walk(3))
     for form in (poses, poses[:, :3], poses.reshape(3, 16), poses[:, :3].reshape(3, 12).tolist()):
         np.testing.assert_allclose(as_poses(form, "camera_poses"), poses)
     with pytest.raises(ValueError, match="camera_poses: 3 poses for 4 frames"):
         as_poses(poses, "camera_poses", 4)
-    with pytest.raises(ValueError, match="no rotation"):
+    with pytest.raises(ValueError, match="not a rotation"):
         as_poses(2 * poses, "camera_poses")
     with pytest.raises(ValueError, match="expected finite"):
         as_poses(poses * np.nan, "camera_poses")
@@ -98,7 +98,7 @@ def test_poses_in_all_forms_and_none_that_is_broken():
         as_intrinsics([1, 2, 3], 16, 32)
 
 
-def test_boxes_are_outlines_on_their_frames_alone():
+def test_boxes_are_outlines_on_their_frames_only():
     video = np.zeros((3, 60, 80, 3), np.uint8)
     drawn = draw_boxes(video, [None, (10, 20, 30, 50), (-5, -5, 200, 1)])
     assert not video.any() and not drawn[0].any() and not drawn[2].any()

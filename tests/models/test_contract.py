@@ -1,6 +1,6 @@
-"""What every family of video models has to do, on a tiny random pipeline of its real classes.
+"""Test what every family of video models must do, on a tiny random pipeline of its real classes.
 
-A new family joins with a [`TinyFamily`] in `FAMILIES`; its own test file holds what is its alone.
+A new family joins with a [`TinyFamily`] in `FAMILIES`. Its own test file tests what only this family has.
 """
 
 import math
@@ -58,7 +58,7 @@ def sample(model: VideoModel, settings: SamplingSettings, seed: int = 1) -> np.n
 
 
 def plain_call(pipe: DiffusionPipeline, loaded: Loaded, settings: SamplingSettings, seed: int = 1) -> np.ndarray:
-    """The pipeline as a user without this library calls it, from the noise that a seed stands for here."""
+    """Call the pipeline as a user without this library would, from the noise that the seed gives here."""
     model = loaded.model()
     pipe.set_progress_bar_config(disable=True)
     arguments = {
@@ -78,14 +78,14 @@ def plain_call(pipe: DiffusionPipeline, loaded: Loaded, settings: SamplingSettin
     return (frames * 255).round().astype(np.uint8)
 
 
-def test_from_a_rollout_over_a_step_to_a_lora_that_anyone_can_load(loaded, tmp_path: Path):
+def test_rollout_training_and_a_lora_that_loads_without_this_library(loaded, tmp_path: Path):
     """Rollout -> pairs -> two steps -> LoRA -> the same video bit for bit, through our adapter and without it."""
     settings = loaded.settings()
     model = loaded.model()
     base = sample(model, settings)
     store = SampleStore(tmp_path / "samples")
     rollout = roll_out(model, [{"prompt_id": "p", "prompt": PROMPT}], [0, 1], settings, store, batch_size=2)
-    chosen, rejected = (save({"latents": store.latents(one.sample_id).contiguous()}) for one in rollout)
+    chosen, rejected = (save({"latents": store.latents(rolled_out.sample_id).contiguous()}) for rolled_out in rollout)
     alone = model.sample(model.encode_prompts([PROMPT]), model.encode_prompts([""]), [noise_seed(0, "p")], settings)
     torch.testing.assert_close(store.latents(rollout[0].sample_id), alone[0], rtol=1e-3, atol=1e-3)
 
@@ -123,10 +123,10 @@ def test_illegal_sizes_are_refused_with_the_nearest_legal_ones(loaded):
     model = loaded.model()
     model.check_size(*loaded.family.size)
     assert loaded.family.illegal_sizes
-    for size, said in loaded.family.illegal_sizes.items():
-        with pytest.raises(ValueError, match=said):
+    for size, message in loaded.family.illegal_sizes.items():
+        with pytest.raises(ValueError, match=message):
             model.check_size(*size)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             model.sample(model.encode_prompts([PROMPT]), None, [0], SamplingSettings(*size, 1, 1.0))
 
 
@@ -139,13 +139,13 @@ def test_a_video_is_encoded_and_decoded_to_its_size(loaded):
     assert latents.dtype == torch.float32
     assert torch.equal(latents, model.encode_video([video]))
     assert model.decode_latents(latents)[0].shape == video.shape
-    # the default size has to be a legal one, too
+    # The default size must be legal too.
     settings = model.default_settings()
     model.latent_shape(settings.num_frames, settings.height, settings.width)
 
 
 def test_sampling_with_a_perfect_prediction_gives_the_clean_latents(loaded):
-    """Noise and target belong to the pipeline's own scheduler: what solves the one solves the other."""
+    """Noise and target match the pipeline's scheduler: a perfect prediction leads to the clean latents."""
     model = loaded.model()
     settings = loaded.settings(num_inference_steps=4, guidance_scale=1.0, guidance_scale_2=None)
     noise = model.initial_noise([3], settings)
@@ -162,21 +162,21 @@ def test_sampling_with_a_perfect_prediction_gives_the_clean_latents(loaded):
         latents = model.sample(model.encode_prompts([PROMPT]), None, [3], settings)
     assert len(seen) == 4
     torch.testing.assert_close(latents, x0, rtol=1e-4, atol=1e-4)
-    for sigma, noisy in seen:  # some samplers round the timestep down to a whole number, hence the tolerance
+    for sigma, noisy in seen:  # the tolerance is for samplers that round the timestep down
         expected = loaded.family.pack(model, model.add_noise(x0, noise, sigma))
         torch.testing.assert_close(noisy, expected, rtol=0, atol=5e-3)
 
 
-def test_training_asks_the_transformer_what_sampling_asks_it(loaded):
+def test_training_calls_the_transformer_as_sampling_does(loaded):
     model = loaded.model()
     settings = loaded.settings(num_inference_steps=2, guidance_scale=1.0, guidance_scale_2=None)
     conditioning = model.encode_prompts([PROMPT])
     calls = []
 
-    def note(module, args, kwargs, output):
+    def record(module, args, kwargs, output):
         calls.append((kwargs, output[0]))
 
-    with_hook = model.transformer.register_forward_hook(note, with_kwargs=True)
+    hook = model.transformer.register_forward_hook(record, with_kwargs=True)
     model.sample(conditioning, None, [5], settings)
     sampled, calls = calls, []
     low, high = model.sigma_range
@@ -186,15 +186,15 @@ def test_training_asks_the_transformer_what_sampling_asks_it(loaded):
             sigma = loaded.family.sigma_of(model, kwargs["timestep"].flatten()[:1].float())
             assert low <= sigma <= high
             model.predict(model.initial_noise([5], settings), sigma, conditioning)
-            asked, _ = calls[-1]
-            assert asked["timestep"].shape == kwargs["timestep"].shape
-            answer = model.transformer(**{**asked, "hidden_states": kwargs["hidden_states"]})[0]
-            torch.testing.assert_close(answer, output, rtol=1e-4, atol=1e-5)
-    with_hook.remove()
+            training_arguments, _ = calls[-1]
+            assert training_arguments["timestep"].shape == kwargs["timestep"].shape
+            repeated = model.transformer(**{**training_arguments, "hidden_states": kwargs["hidden_states"]})[0]
+            torch.testing.assert_close(repeated, output, rtol=1e-4, atol=1e-5)
+    hook.remove()
 
 
-def test_the_lora_lies_where_the_prompt_enters(loaded):
-    """All default targets exist, so that a LoRA is never smaller than its recipe says."""
+def test_all_default_lora_targets_exist(loaded):
+    """A LoRA must not be smaller than its recipe says."""
     model = loaded.model()
     names = [name for name, _ in model.transformer.named_modules()]
     for target in model.default_lora_targets:

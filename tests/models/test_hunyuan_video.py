@@ -1,4 +1,7 @@
-"""What is HunyuanVideo's alone: guidance, prompt templates and masks, one VAE batch. The rest: test_contract.py."""
+"""Test what only HunyuanVideo has: guidance, prompt templates, masks, batches of its VAE.
+
+test_contract.py tests the rest.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -34,7 +37,7 @@ def noisy(model, batch: int = 2) -> torch.Tensor:
 
 
 def calls_of(network: torch.nn.Module) -> tuple[list[dict], SimpleNamespace]:
-    """What a transformer is asked from now on; `.remove()` ends it."""
+    """Record the arguments of a transformer's calls, until `.remove()` of the hook."""
     calls: list[dict] = []
     hook = network.register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
     return calls, hook
@@ -43,7 +46,7 @@ def calls_of(network: torch.nn.Module) -> tuple[list[dict], SimpleNamespace]:
 # HunyuanVideo: embedded guidance
 
 
-def test_training_tells_the_transformer_the_guidance_of_sampling(model):
+def test_training_uses_the_guidance_of_sampling(model):
     conditioning = model.encode_prompts(PROMPTS)
     calls, hook = calls_of(model.transformer)
     model.sample(conditioning, None, [1, 2], SETTINGS)
@@ -54,7 +57,7 @@ def test_training_tells_the_transformer_the_guidance_of_sampling(model):
     assert torch.equal(calls[-1]["guidance"], calls[0]["guidance"]) and calls[0]["guidance"].tolist() == [6000, 6000]
 
 
-def test_the_embedded_guidance_can_be_set_and_acts():
+def test_the_embedded_guidance_can_be_set_and_has_an_effect():
     other = HunyuanVideoModel(hunyuan_video_pipeline(), embedded_guidance=1)
     model = HunyuanVideoModel(hunyuan_video_pipeline())
     assert (other.embedded_guidance, model.embedded_guidance) == (1.0, 6.0)
@@ -68,7 +71,7 @@ def test_the_guidance_in_training_is_that_of_the_samples():
     at_6 = reference_fingerprint(model)
     model.train_as_sampled(replace(SETTINGS, guidance_scale=3.0))
     assert model.embedded_guidance == 3.0
-    assert reference_fingerprint(model) != at_6  # its predictions are not kept for those at another scale
+    assert reference_fingerprint(model) != at_6  # predictions at another scale are not reused
     assert model.computation == {"embedded_guidance": 3.0}
     conditioning = model.encode_prompts(PROMPTS)
     calls, hook = calls_of(model.transformer)
@@ -81,16 +84,16 @@ def test_the_guidance_in_training_is_that_of_the_samples():
     assert model.embedded_guidance == 6.0 and model.computation == {} and reference_fingerprint(model) == at_6
 
 
-def test_another_guidance_that_was_asked_for_is_refused_where_videos_are_sampled():
+def test_a_given_guidance_that_differs_from_sampling_is_refused():
     model = HunyuanVideoModel(hunyuan_video_pipeline(), embedded_guidance=1)
-    with pytest.raises(ValueError, match="embedded_guidance is 1.0, .* guidance_scale 6.0.*Leave embedded"):
+    with pytest.raises(ValueError, match="embedded_guidance=1.0: .* guidance_scale 6.0.*Leave embedded"):
         model.train_as_sampled(SETTINGS)
     model.train_as_sampled(replace(SETTINGS, guidance_scale=1.0))
     plain = HunyuanVideoModel(hunyuan_video_pipeline(guidance_embeds=False), embedded_guidance=1)
-    plain.train_as_sampled(SETTINGS)  # its transformer is told no scale
+    plain.train_as_sampled(SETTINGS)  # its transformer takes no scale
 
 
-def test_the_loop_tells_the_model_at_which_guidance_it_samples(tmp_path):
+def test_the_loop_sets_the_guidance_at_which_it_samples(tmp_path):
     model = HunyuanVideoModel(hunyuan_video_pipeline(), name_or_path="tiny-hunyuan")
     size = {"num_frames": NUM_FRAMES, "height": HEIGHT, "width": WIDTH}
     args = OnlineSpatialAlignConfig(str(tmp_path), guidance_scale=2.5, use_cpu=True, report_to="none", **size)
@@ -112,7 +115,7 @@ def test_a_model_without_guidance_embedding_needs_a_negative_prompt():
     assert not torch.allclose(guided, model.sample(conditioning, None, [1], plain))
 
 
-def test_the_flow_shift_is_the_checkpoints(model, model_15):
+def test_the_flow_shift_is_that_of_the_checkpoint(model, model_15):
     assert (model.flow_shift, model_15.flow_shift) == (7.0, 5.0)
     assert model.default_settings().flow_shift is None and model_15.default_settings().flow_shift is None
 
@@ -121,7 +124,7 @@ def test_the_flow_shift_is_the_checkpoints(model, model_15):
 
 
 @pytest.mark.parametrize("which", ["model", "model_15"])
-def test_embeddings_are_those_of_the_pipelines_call(which, request):
+def test_embeddings_equal_those_of_the_pipelines_call(which, request):
     model = request.getfixturevalue(which)
     prompt = PROMPTS[0] + ' says "left"'
     calls, hook = calls_of(model.transformer)
@@ -136,10 +139,10 @@ def test_embeddings_are_those_of_the_pipelines_call(which, request):
 
 
 def test_the_template_is_cut_off_and_padding_is_masked(model, model_15):
-    """The tiny tokenizers know the published templates as exactly as many tokens as the pipelines cut off."""
+    """The tiny tokenizers split the published templates into exactly as many tokens as the pipelines cut off."""
     mask = model.encode_prompts(["fox"])["prompt_attention_mask"]
     letters = len(model.pipeline.tokenizer("fox", add_special_tokens=False).input_ids)
-    assert mask.shape == (1, 256) and letters <= mask.sum() <= letters + 1  # and the end of the user's turn
+    assert mask.shape == (1, 256) and letters <= mask.sum() <= letters + 1  # plus the end of the user's turn
     short, long = (model_15.encode_prompts([p])["prompt_embeds_mask"].sum() for p in ("fox", "foxes"))
     assert long - short == 2
     quoted = model_15.encode_prompts(['a sign "A"', "a sign"])["prompt_embeds_mask_2"].sum(1)
@@ -147,7 +150,7 @@ def test_the_template_is_cut_off_and_padding_is_masked(model, model_15):
 
 
 @pytest.mark.parametrize("which", ["model", "model_15"])
-def test_what_is_masked_does_not_act(which, request):
+def test_masked_tokens_have_no_effect(which, request):
     model = request.getfixturevalue(which)
     conditioning = model.encode_prompts(PROMPTS)
     arguments = noisy(model), torch.tensor([0.3, 0.9])
@@ -167,9 +170,9 @@ def test_what_is_masked_does_not_act(which, request):
 # HunyuanVideo 1.5
 
 
-def test_guidance_15_is_the_guiders_and_is_put_back(model_15):
+def test_guidance_15_is_set_in_the_guider_and_restored(model_15):
     assert model_15.default_settings().guidance_scale == 6.0
-    own = model_15.pipeline.guider
+    guider = model_15.pipeline.guider
     conditioning, negative = model_15.encode_prompts(PROMPTS[:1]), model_15.encode_prompts([""])
     samples = {}
     for scale, passes in ((1.0, 2), (3.0, 4)):
@@ -178,19 +181,19 @@ def test_guidance_15_is_the_guiders_and_is_put_back(model_15):
         samples[scale] = model_15.sample(conditioning, negative if scale > 1 else None, [1], settings)
         hook.remove()
         assert len(calls) == passes
-        assert model_15.pipeline.guider is own
+        assert model_15.pipeline.guider is guider
     assert not torch.allclose(samples[1.0], samples[3.0])
     with pytest.raises(ValueError, match="needs the negative prompt"):
         model_15.sample(conditioning, None, [1], SETTINGS)
 
 
-def test_timesteps_15_stay_apart_in_bf16():
+def test_timesteps_15_stay_distinct_in_bf16():
     model = HunyuanVideo15Model(hunyuan_video_15_pipeline().to(dtype=torch.bfloat16))
     embedder = model.transformer.time_embed
     seen = []
     embedder.time_proj.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
     conditioning = {name: tensor.expand(8, *tensor.shape[1:]) for name, tensor in model.encode_prompts(["a"]).items()}
-    sigma = torch.arange(993, 1001) / 1000  # bf16 knows two of these timesteps
+    sigma = torch.arange(993, 1001) / 1000  # bf16 can represent two of these timesteps
     with torch.no_grad():
         prediction = model.predict(noisy(model, 8), sigma, conditioning)
     timesteps, embedded = seen[0]
@@ -199,7 +202,7 @@ def test_timesteps_15_stay_apart_in_bf16():
     assert not embedder.timestep_embedder._forward_pre_hooks
 
 
-def test_several_videos_15_go_through_the_vae(model_15):
+def test_the_vae_15_takes_several_videos(model_15):
     latents = noisy(model_15, 3)
     videos = model_15.decode_latents(latents, batch_size=3)
     assert len(videos) == 3 and videos[0].shape == (NUM_FRAMES, HEIGHT, WIDTH, 3)

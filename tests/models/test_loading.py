@@ -1,3 +1,5 @@
+"""Test finding and loading pipelines, and the sampling settings."""
+
 import json
 import subprocess
 import sys
@@ -20,7 +22,7 @@ def test_load_video_model_picks_the_adapter_of_a_folder(tmp_path):
         assert model.dtype == torch.float32
 
 
-def test_unknown_pipeline_classes_list_the_known(tmp_path):
+def test_unknown_pipeline_classes_list_the_known_classes(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipelin"}))
     with pytest.raises(ValueError, match="'WanPipelin'.*Did you mean 'WanPipeline'.*Known: "):
         load_video_model(str(tmp_path))
@@ -30,11 +32,11 @@ def test_unknown_pipeline_classes_list_the_known(tmp_path):
 
 def test_image_pipelines_are_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
-    with pytest.raises(ValueError, match="'StableDiffusionPipeline', and no adapter for a text-to-video pipeline"):
+    with pytest.raises(ValueError, match="'StableDiffusionPipeline', and no adapter runs text-to-video pipelines"):
         load_video_model(str(tmp_path))
 
 
-def test_folders_that_are_no_pipeline(tmp_path):
+def test_folders_without_a_pipeline_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no model_index\.json.*-Diffusers"):
         load_video_model(str(tmp_path))
     file = tmp_path / "weights.safetensors"
@@ -44,7 +46,7 @@ def test_folders_that_are_no_pipeline(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such/folder", "a/b/c"])
-def test_missing_folders_are_said_to_be_missing(name):
+def test_missing_folders_are_named(name):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load_video_model(name)
 
@@ -66,7 +68,7 @@ def test_missing_weights_name_the_model(tmp_path):
         load_video_model(folder)
 
 
-def test_the_embedded_model_or_its_remedy():
+def test_the_embedded_model_loads_or_its_error_names_the_remedy():
     try:
         path = tiny_model_path()
     except FileNotFoundError as error:
@@ -83,7 +85,7 @@ def test_importing_the_package_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_settings_are_the_same_whatever_the_type_of_a_number():
+def test_settings_do_not_depend_on_the_type_of_a_number():
     whole = SamplingSettings(9, 16, 16, 4, 3, 5, fps=8).to_dict()
     assert json.dumps(whole) == json.dumps(SamplingSettings(9, 16, 16, 4, 3.0, 5.0, fps=8.0).to_dict())
     settings = SamplingSettings(9, 16, 16, 4, 3.0)
@@ -92,21 +94,21 @@ def test_settings_are_the_same_whatever_the_type_of_a_number():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"num_frames": 0}, "num_frames is 0"),
-        ({"height": 16.5}, "height is 16.5"),
-        ({"num_inference_steps": -1}, "num_inference_steps is -1"),
-        ({"flow_shift": 0.0}, "flow_shift is 0.0"),
-        ({"fps": -8}, "fps is -8"),
+        ({"num_frames": 0}, "num_frames=0:"),
+        ({"height": 16.5}, "height=16.5:"),
+        ({"num_inference_steps": -1}, "num_inference_steps=-1:"),
+        ({"flow_shift": 0.0}, "flow_shift=0.0:"),
+        ({"fps": -8}, "fps=-8.0:"),
     ],
 )
-def test_settings_out_of_range(change, said):
+def test_settings_out_of_range(change, message):
     values = {"num_frames": 9, "height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 3.0}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         SamplingSettings(**{**values, **change})
 
 
-def test_unknown_settings_name_the_near_miss():
+def test_unknown_settings_suggest_the_nearest_name():
     with pytest.raises(ValueError, match="'frames'.*Did you mean 'num_frames'"):
         SamplingSettings.from_dict({"frames": 9})

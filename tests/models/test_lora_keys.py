@@ -1,4 +1,4 @@
-"""LoRA files in other programs' names: diffusers reads them back to the same video, and what is unsafe is refused."""
+"""Test the conversion of LoRA files: diffusers reads them back to the same video, and unsafe files are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POWER_OF_TWO, ODD = (4, 8), (4, 12)
 
 
 def saved_lora(folder: Path, rank: tuple[int, int] = POWER_OF_TWO, targets="all-linear", **options) -> WanVideoModel:
-    """A random LoRA on every linear layer the recipes may touch, saved as training saves it."""
+    """Save a random LoRA on every linear layer that the recipes may train, as training saves it."""
     model = WanVideoModel(wan_pipeline(), "tiny-random-wan")
     plain = default_lora_config(model, r=rank[0], alpha=rank[1], targets=targets)
     names = sorted({*plain.target_modules, "condition_embedder.time_proj", "proj_out"})
@@ -48,8 +48,9 @@ def loaded(file: Path) -> WanPipeline:
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     assert pipe.get_active_adapters()
-    for parameter in pipe.transformer.parameters():  # safetensors maps the file, and BLAS rounds otherwise where the
-        parameter.data = parameter.data.clone()  # memory is not aligned: that is not what is tested here
+    # safetensors maps the file, and BLAS rounds differently if the memory is not aligned. That is not tested here.
+    for parameter in pipe.transformer.parameters():
+        parameter.data = parameter.data.clone()
     return pipe
 
 
@@ -86,25 +87,25 @@ def test_the_original_names_are_those_of_comfyui_without_the_prefix(tmp_path):
     ],
     ids=["alpha 2r", "alpha 3r", "rank stabilised", "patterns"],
 )
-def test_there_and_back_is_the_same_lora(tmp_path, lora_format, rank, options, atol):
-    """Whatever alpha is: a reader that knows nothing of it computes what the trained model computes."""
+def test_converting_back_gives_the_same_lora(tmp_path, lora_format, rank, options, atol):
+    """For any alpha, a program that ignores alpha computes what the trained model computes."""
     model = saved_lora(tmp_path, rank, **options)
-    there = export_lora(tmp_path, tmp_path / "there.safetensors", lora_format)
-    back = export_lora(there, tmp_path / "back" / LORA_FILE, "diffusers")
+    converted = export_lora(tmp_path, tmp_path / "converted.safetensors", lora_format)
+    back = export_lora(converted, tmp_path / "back" / LORA_FILE, "diffusers")
     torch.testing.assert_close(video(loaded(back)), video(model.pipeline), rtol=0, atol=atol)
-    one, other = read_lora(tmp_path).modules, read_lora(back).modules
-    assert one.keys() == other.keys()
-    assert all(torch.equal(a, b) for name in one for a, b in zip(one[name], other[name], strict=True))
+    expected, found = read_lora(tmp_path).modules, read_lora(back).modules
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(a, b) for name in expected for a, b in zip(expected[name], found[name], strict=True))
 
 
 def test_diffsynth_and_kohya_spellings_are_read(tmp_path):
     saved_lora(tmp_path)
     original = load_file(export_lora(tmp_path, tmp_path / "o.safetensors", "original"))
-    spelt = {key.replace(".weight", ".default.weight"): value for key, value in original.items()}
-    save_file(spelt, tmp_path / "diffsynth.safetensors")
-    down = {key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for key, v in original.items()}
-    down |= {f"{key.split('.lora_')[0]}.alpha": torch.tensor(8.0) for key in original}  # twice the rank
-    save_file(down, tmp_path / "kohya.safetensors")
+    diffsynth = {key.replace(".weight", ".default.weight"): value for key, value in original.items()}
+    save_file(diffsynth, tmp_path / "diffsynth.safetensors")
+    kohya = {key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for key, v in original.items()}
+    kohya |= {f"{key.split('.lora_')[0]}.alpha": torch.tensor(8.0) for key in original}  # twice the rank
+    save_file(kohya, tmp_path / "kohya.safetensors")
     expected = read_lora(tmp_path).modules
     for name, scale in (("diffsynth", 1), ("kohya", 2)):
         found = read_lora(tmp_path / f"{name}.safetensors").modules
@@ -112,7 +113,7 @@ def test_diffsynth_and_kohya_spellings_are_read(tmp_path):
         assert all(torch.equal(found[module][1], scale * expected[module][1]) for module in expected)
 
 
-def test_diffusers_to_diffusers_keeps_alpha_in_its_place(tmp_path):
+def test_diffusers_to_diffusers_copies_the_file(tmp_path):
     saved_lora(tmp_path, ODD)
     file = export_lora(tmp_path, tmp_path / "copy.safetensors", "diffusers")
     assert file.read_bytes() == (tmp_path / LORA_FILE).read_bytes()
@@ -125,17 +126,17 @@ def pair(module: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        (pair("transformer.transformer_blocks.0.attn1.to_k"), "no linear layer of a Wan transformer"),
-        (pair("transformer.attn2.to_k"), "'attn2.to_k' is no linear layer of a Wan transformer"),
+        (pair("transformer.transformer_blocks.0.attn1.to_k"), "not a linear layer of a Wan transformer"),
+        (pair("transformer.attn2.to_k"), "'attn2.to_k' is not a linear layer of a Wan transformer"),
         (pair("transformer.condition_embedder.text_embedder.linear_1"), "no transformer block"),
         ({"transformer.blocks.0.attn2.to_k.lora_A.weight": torch.ones(2, 3)}, "has A, but a LoRA has lora_A and"),
         (
             pair("transformer.blocks.0.attn2.to_k")
             | {"transformer.blocks.0.attn2.to_k.lora_magnitude_vector": torch.ones(3)},
-            "no plain LoRA weight",
+            "not a plain LoRA weight",
         ),
-        (pair("transformer.blocks.0.attn2.to_k") | pair("transformer_2.blocks.0.attn2.to_k"), "one file an expert"),
-        ({"blocks.0.attn2.to_k.weight": torch.ones(2)}, "holds no LoRA weights"),
+        (pair("transformer.blocks.0.attn2.to_k") | pair("transformer_2.blocks.0.attn2.to_k"), "one file per expert"),
+        ({"blocks.0.attn2.to_k.weight": torch.ones(2)}, "contains no LoRA weights"),
     ],
 )
 def test_what_another_program_would_misread_is_refused(tmp_path, tensors, message):
@@ -146,7 +147,7 @@ def test_what_another_program_would_misread_is_refused(tmp_path, tensors, messag
 
 
 def test_bad_paths_and_formats_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no pytorch_lora_weights.safetensors"):
+    with pytest.raises(FileNotFoundError, match="contains no pytorch_lora_weights.safetensors"):
         export_lora(tmp_path, tmp_path / "out.safetensors")
     with pytest.raises(FileNotFoundError, match="there is no LoRA file or folder"):
         export_lora(tmp_path / "nowhere", tmp_path / "out.safetensors")

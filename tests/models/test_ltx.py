@@ -1,4 +1,4 @@
-"""What is LTX-Video's alone; the contract that all families keep is in test_contract.py."""
+"""Test what only LTX-Video has. test_contract.py tests the contract that all families keep."""
 
 import math
 
@@ -28,7 +28,7 @@ def settings(**changes):
 def test_the_prompt_is_embedded_with_its_mask(model):
     conditioning = model.encode_prompts(PROMPTS)
     assert set(conditioning) == {"prompt_embeds", "prompt_attention_mask"}
-    assert conditioning["prompt_attention_mask"].sum(1).tolist() == [10, 3]  # words and the end's token
+    assert conditioning["prompt_attention_mask"].sum(1).tolist() == [10, 3]  # words and the end token
     noisy = torch.randn(2, *model.latent_shape(*tiny_ltx.SIZE), generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.3, 0.9])
     with torch.no_grad():
@@ -39,21 +39,21 @@ def test_the_prompt_is_embedded_with_its_mask(model):
     assert before.shape == noisy.shape
 
 
-def test_positions_depend_on_the_frame_rate_which_is_the_models(model):
+def test_positions_depend_on_the_frame_rate_of_the_model(model):
     other = LTXVideoModel(model.pipeline, frame_rate=8)
     assert (model.frame_rate, other.frame_rate) == (25.0, 8.0)
     assert other.default_settings().fps == 8.0
     conditioning = model.encode_prompts(PROMPTS[:1])
     noisy = torch.randn(1, *model.latent_shape(*tiny_ltx.SIZE), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        one, two = (each.predict(noisy, torch.tensor([0.5]), conditioning) for each in (model, other))
-    assert not torch.allclose(one, two)
-    with pytest.raises(ValueError, match="fps is 8.0, but .* frame rate of 25.0.*frame_rate=8"):
+        at_25, at_8 = (m.predict(noisy, torch.tensor([0.5]), conditioning) for m in (model, other))
+    assert not torch.allclose(at_25, at_8)
+    with pytest.raises(ValueError, match="fps=8.0: .* frame rate of 25.0.*frame_rate=8"):
         model.sample(conditioning, None, [0], settings(fps=8.0))
 
 
 def test_the_shift_is_the_schedulers_own_at_the_size(model):
-    """`sigma = k * u / (1 + (k - 1) * u)` with our k is the scheduler's shift by exp(mu), before the stretch."""
+    """`sigma = k * u / (1 + (k - 1) * u)` with our k equals the scheduler's shift by exp(mu), before the stretch."""
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(model.pipeline.scheduler.config, shift_terminal=None)
     _, frames, rows, columns = model.latent_shape(161, 512, 704)
     slope = (2.05 - 0.95) / (4096 - 1024)
@@ -68,13 +68,15 @@ def test_the_shift_is_the_schedulers_own_at_the_size(model):
 def test_a_shift_in_the_settings_replaces_the_dynamic_one(model):
     conditioning = model.encode_prompts(PROMPTS[:1])
     k = model.shift_at(*tiny_ltx.SIZE)
-    own = model.sample(conditioning, None, [0], settings())
-    torch.testing.assert_close(model.sample(conditioning, None, [0], settings(flow_shift=k)), own, rtol=0, atol=1e-4)
-    assert not torch.allclose(model.sample(conditioning, None, [0], settings(flow_shift=9.0)), own, atol=1e-4)
+    dynamic = model.sample(conditioning, None, [0], settings())
+    torch.testing.assert_close(
+        model.sample(conditioning, None, [0], settings(flow_shift=k)), dynamic, rtol=0, atol=1e-4
+    )
+    assert not torch.allclose(model.sample(conditioning, None, [0], settings(flow_shift=9.0)), dynamic, atol=1e-4)
     assert model.pipeline.scheduler.config.use_dynamic_shifting
 
 
-def test_a_vae_that_denoises_gives_a_latent_one_video_whatever_is_decoded_with_it():
+def test_a_video_from_a_denoising_vae_does_not_depend_on_its_batch():
     model = LTXVideoModel(tiny_ltx.ltx_pipeline(timestep_conditioning=True))
     latents = torch.randn(2, *model.latent_shape(*tiny_ltx.SIZE), generator=torch.Generator().manual_seed(0))
     alone = model.decode_latents(latents[1:])[0].astype(int)
@@ -82,7 +84,7 @@ def test_a_vae_that_denoises_gives_a_latent_one_video_whatever_is_decoded_with_i
     np.testing.assert_array_equal(model.decode_latents(latents[1:])[0], alone)
 
 
-def test_defaults_are_the_authors(model):
+def test_defaults_are_those_of_the_authors(model):
     found = model.default_settings()
     model.check_size(found.num_frames, found.height, found.width)
     assert (found.num_frames, found.height, found.width, found.fps) == (161, 512, 704, 25.0)

@@ -1,4 +1,4 @@
-"""A LoRA from the Hub: under our name, under another, from the cache without a network, and the errors."""
+"""Test LoRAs on the Hub: under our file name or another, from the cache without a network, and the errors."""
 
 import pytest
 import tiny_pipelines
@@ -11,7 +11,7 @@ from spatialalign_trl.models import WanVideoModel
 
 @pytest.fixture(scope="module")
 def trained() -> WanVideoModel:
-    """A model that carries a LoRA which does something."""
+    """A model with a LoRA that changes its output."""
     model = WanVideoModel(tiny_pipelines.wan_pipeline())
     model.transformer.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"], init_lora_weights=False))
     return model
@@ -28,7 +28,7 @@ def publish(model: WanVideoModel, folder, name: str = "pytorch_lora_weights.safe
 
 
 @pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "another_trainers.safetensors"])
-def test_it_is_the_one_that_was_published(trained, plain, tmp_path, loopback_client, name):
+def test_the_published_lora_is_loaded(trained, plain, tmp_path, loopback_client, name):
     publish(trained, tmp_path / "lora", name)
     plain.load_lora("tester/lora")
     published, expected = plain.lora_state_dict(), trained.lora_state_dict()
@@ -36,7 +36,7 @@ def test_it_is_the_one_that_was_published(trained, plain, tmp_path, loopback_cli
     assert all(torch.equal(published[key], expected[key]) for key in expected)
 
 
-def test_what_the_cache_holds_needs_no_network(trained, plain, tmp_path, loopback_client, monkeypatch):
+def test_a_cached_lora_needs_no_network(trained, plain, tmp_path, loopback_client, monkeypatch):
     publish(trained, tmp_path / "lora")
     plain.load_lora("tester/lora")
     plain.unload_lora()
@@ -48,6 +48,6 @@ def test_what_the_cache_holds_needs_no_network(trained, plain, tmp_path, loopbac
         plain.load_lora("tester/other")
 
 
-def test_what_the_hub_does_not_have_is_told_in_a_line(plain, loopback_client):
+def test_a_missing_repository_is_named(plain, loopback_client):
     with pytest.raises(FileNotFoundError, match="no folder 'tester/none', and no repository with that id on the Hub"):
         plain.load_lora("tester/none")

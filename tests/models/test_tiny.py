@@ -1,4 +1,4 @@
-"""The embedded models: small, real classes, the same loading code as any other checkpoint."""
+"""Test the embedded models: small, of real classes, loaded by the same code as any other checkpoint."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def folder(request):
     return tiny_model_path(request.param)
 
 
-def test_it_fits_into_git_and_holds_no_pickle_and_no_path_of_another_machine(folder):
+def test_its_files_are_small_and_contain_no_pickle_and_no_local_path(folder):
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8 * 2**20
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
@@ -42,13 +42,13 @@ def test_it_fits_into_git_and_holds_no_pickle_and_no_path_of_another_machine(fol
 def test_weights_are_half_precision(folder):
     for path in folder.rglob("*.safetensors"):
         if path.name == CONTEXT_MODULES_FILE:
-            continue  # a few thousand weights
+            continue  # only a few thousand weights
         with safe_open(path, "pt") as weights:
             dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
         assert dtypes <= {"F16", "BF16"}, path
 
 
-def test_it_is_made_of_the_real_classes_and_loads_as_any_pipeline(model):
+def test_it_has_the_real_classes_and_loads_like_any_pipeline(model):
     assert type(model) is WanVideoModel
     pipe = WanPipeline.from_pretrained(tiny_model_path())
     assert isinstance(pipe.transformer, WanTransformer3DModel)
@@ -57,7 +57,7 @@ def test_it_is_made_of_the_real_classes_and_loads_as_any_pipeline(model):
     assert model.name_or_path == "tiny"
 
 
-def test_its_settings_are_the_worlds(model):
+def test_its_settings_are_those_of_the_tiny_world(model):
     settings = model.default_settings()
     assert (settings.num_frames, settings.height, settings.width) == (NUM_FRAMES, HEIGHT, WIDTH)
     assert settings.fps == FPS
@@ -69,18 +69,18 @@ def test_every_word_of_the_world_is_a_token(model):
     tokenizer = model.pipeline.tokenizer
     words = " ".join([*SCENES, *ANIMALS, *ANIMAL_COLORS, *OBJECTS, *VERBS]).split()
     for word in words:
-        assert len(tokenizer(word).input_ids) == 2, word  # the word and the end
+        assert len(tokenizer(word).input_ids) == 2, word  # the word and the end token
     for split in ("train", "validation", "test"):
         for row in load_prompts(PROMPTS, split):
             assert len(tokenizer(row["prompt"]).input_ids) <= tokenizer.model_max_length == 32
 
 
-def test_its_vae_has_no_dead_channels_blown_up(model):
+def test_its_vae_amplifies_no_dead_channels(model):
     std = torch.tensor(model.pipeline.vae.config.latents_std)
     assert (std > std.median() / 8).all()
 
 
-def test_the_rooms_model_continues_a_recording_and_looks_into_it():
+def test_the_rooms_model_uses_the_recording_that_it_continues():
     model = load_video_model("tiny_rooms", variant="context", device="cpu", context_frames=8)
     assert type(model) is WanContextVideoModel and model.sees_cameras
     settings = model.default_settings()
@@ -103,4 +103,4 @@ def test_the_rooms_model_continues_a_recording_and_looks_into_it():
 def test_every_word_of_the_rooms_is_a_token():
     tokenizer = load_video_model("tiny_rooms", variant="context", device="cpu").pipeline.tokenizer
     for word in " ".join(room_phrases()).split():
-        assert len(tokenizer(word).input_ids) == 2, word  # the word and the end
+        assert len(tokenizer(word).input_ids) == 2, word  # the word and the end token

@@ -1,4 +1,4 @@
-"""Wan with a context: nothing changes without one, and with one its clean frames are part of what is attended to."""
+"""Test Wan with a context: without one nothing changes, and with one the model attends to its clean frames."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ SIGMA = torch.tensor([0.3, 0.8])
 
 
 def trained(model: WanContextVideoModel, seed: int = 0) -> WanContextVideoModel:
-    """With a LoRA that does something."""
+    """Attach a LoRA that changes the output."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in attach_lora(model).parameters():
         if parameter.requires_grad:
@@ -39,7 +39,7 @@ def test_without_context_it_is_the_base_bit_for_bit():
     text = {"prompt_embeds": conditioning["prompt_embeds"]}
     expected = base.predict(noisy(), SIGMA, text)
     assert torch.equal(model.predict(noisy(), SIGMA, text), expected)
-    # the new map is zero, with and without a fresh adapter
+    # The new map is zero, with and without a fresh adapter.
     cameras = {**text, "cameras": conditioning["cameras"]}
     assert torch.equal(model.predict(noisy(), SIGMA, cameras), expected)
     attach_lora(model)
@@ -52,8 +52,8 @@ def test_without_context_it_is_the_base_bit_for_bit():
 
 
 @torch.no_grad()
-def test_a_context_right_before_the_video_is_a_longer_video_with_timesteps_of_its_own():
-    """The transformer itself, asked for context and targets as one video of shifted positions, says the same."""
+def test_a_context_right_before_the_video_acts_as_a_longer_video_with_its_own_timesteps():
+    """The plain transformer predicts the same from context and targets as one video at shifted positions."""
     model, plain = context_model(), wan_pipeline().transformer
     conditioning = model.encode_rows([scene_row(0, 3), scene_row(1, 3)])
     conditioning = {**conditioning, "context_positions": torch.tensor([[-3.0, -2.0, -1.0]]).expand(2, -1)}
@@ -65,7 +65,8 @@ def test_a_context_right_before_the_video_is_a_longer_video_with_timesteps_of_it
     ]
     actual = model.predict(noisy(), SIGMA, conditioning)
     assert actual.shape == noisy().shape
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)  # attention sees differences of positions
+    # Attention depends only on differences of positions.
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     conditioning["context_positions"] = conditioning["context_positions"] * 3
     assert (model.predict(noisy(), SIGMA, conditioning) - expected).abs().max() > 1e-4
 
@@ -81,34 +82,35 @@ def test_each_row_has_its_own_context_and_positions():
 
 
 @torch.no_grad()
-def test_cameras_and_context_matter_once_trained_and_the_reference_does_not_see_the_map():
+def test_cameras_have_an_effect_once_trained_but_not_in_the_reference():
     model = trained(context_model())
     conditioning = model.encode_rows([scene_row(0), scene_row(1)])
     elsewhere = model.encode_rows([scene_row(0, camera_poses=walk(NUM_FRAMES)), scene_row(1)])
-    one, other = (model.predict(noisy(), SIGMA, some) for some in (conditioning, elsewhere))
-    assert not torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    predicted, predicted_elsewhere = (model.predict(noisy(), SIGMA, cameras) for cameras in (conditioning, elsewhere))
+    assert not torch.equal(predicted[0], predicted_elsewhere[0])
+    assert torch.equal(predicted[1], predicted_elsewhere[1])
     fresh = context_model()
     with model.reference():
         assert torch.equal(model.predict(noisy(), SIGMA, conditioning), fresh.predict(noisy(), SIGMA, conditioning))
     model.set_reference_to_policy()
     with model.reference():
-        assert torch.equal(model.predict(noisy(), SIGMA, conditioning), one)
+        assert torch.equal(model.predict(noisy(), SIGMA, conditioning), predicted)
 
 
 @torch.no_grad()
-def test_saved_and_loaded_bit_for_bit(tmp_path: Path):
+def test_a_saved_lora_loads_bit_for_bit(tmp_path: Path):
     model = trained(context_model())
     conditioning = model.encode_rows([scene_row(0), scene_row(1)])
     model.save_lora(tmp_path)
     again = context_model()
     again.load_lora(tmp_path)
     assert "camera_projection.lora_A.weight" in again.lora_state_dict()
-    assert again.lora_state_dict()["camera_projection.lora_B.weight"].shape[1] == 24  # of full rank
+    assert again.lora_state_dict()["camera_projection.lora_B.weight"].shape[1] == 24  # full rank
     assert torch.equal(again.predict(noisy(), SIGMA, conditioning), model.predict(noisy(), SIGMA, conditioning))
 
 
 @torch.no_grad()
-def test_a_map_trained_in_full_lies_beside_the_pipeline(tmp_path: Path):
+def test_a_map_trained_in_full_is_saved_in_the_pipelines_folder(tmp_path: Path):
     model = context_model()
     torch.nn.init.normal_(model.base_transformer.camera_projection.weight, std=0.1)
     wan_pipeline().save_pretrained(tmp_path)
@@ -121,7 +123,7 @@ def test_a_map_trained_in_full_lies_beside_the_pipeline(tmp_path: Path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", ["joint", "instruction"])
-def test_guidance_is_between_what_is_asked_for_and_the_null(guidance: str):
+def test_guidance_compares_with_the_null_branch(guidance: str):
     model = trained(context_model(guidance=guidance))
     conditioning, negative = model.encode_rows([scene_row(0)]), model.encode_prompts(["blurry"])
     calls = []
@@ -129,11 +131,11 @@ def test_guidance_is_between_what_is_asked_for_and_the_null(guidance: str):
     model.predict = lambda *args: calls.append((args, predict(*args))) or calls[-1][1]
     one_step = SamplingSettings(NUM_FRAMES, HEIGHT, WIDTH, num_inference_steps=1, guidance_scale=3.0)
     latents = model.sample(conditioning, negative, [5], one_step)
-    (asked, v), (nulled, v_null) = calls
+    (guided, v), (nulled, v_null) = calls
     noise = model.initial_noise([5], one_step)
     torch.testing.assert_close(latents, noise - (v_null + 3 * (v - v_null)))  # one Euler step from sigma 1 to 0
     null = nulled[2]
-    assert torch.equal(asked[2]["context_latents"], conditioning["context_latents"])
+    assert torch.equal(guided[2]["context_latents"], conditioning["context_latents"])
     assert torch.equal(null["prompt_embeds"], negative["prompt_embeds"]) and not null["cameras"].any()
     kept = torch.equal(null["context_latents"], conditioning["context_latents"])
     assert kept == (guidance == "instruction") and (null["context_sigma"] == 0).all() == kept
@@ -142,7 +144,7 @@ def test_guidance_is_between_what_is_asked_for_and_the_null(guidance: str):
 
 
 @torch.no_grad()
-def test_a_sample_depends_on_its_row_and_seed_alone():
+def test_a_sample_depends_only_on_its_row_and_seed():
     model = trained(context_model())
     rows, negative = [scene_row(0), scene_row(1)], model.encode_prompts([""])
     both = model.sample(model.encode_rows(rows), negative, [1, 2], SETTINGS)
@@ -152,19 +154,19 @@ def test_a_sample_depends_on_its_row_and_seed_alone():
 
 
 @torch.no_grad()
-def test_its_own_loop_is_the_pipeline_s():
+def test_its_denoising_loop_equals_the_pipelines():
     for pipeline in (wan_pipeline(), wan_pipeline(kind="unipc")):
         model = WanContextVideoModel(pipeline)
         text, negative = model.encode_prompts([PROMPT]), model.encode_prompts(["blurry"])
         settings = SamplingSettings(NUM_FRAMES, HEIGHT, WIDTH, num_inference_steps=4, guidance_scale=3.0)
         expected = model.sample(text, negative, [1], settings)
         noise = model.initial_noise([1], settings)
-        # sigma and back to a timestep may round
+        # Converting a timestep to sigma and back may round.
         torch.testing.assert_close(model._denoise(noise, text, negative, settings), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_a_timestep_a_token_as_wan_2_2_has_it():
+def test_timesteps_per_token_of_wan_2_2_work():
     model = WanContextVideoModel(token_timestep_pipeline(), context_cameras=True)
     row = scene_row(0, 2, context=np.zeros((2, 32, 64, 3), np.uint8), camera_poses=walk(5))
     conditioning = model.encode_rows([row])
@@ -174,7 +176,7 @@ def test_a_timestep_a_token_as_wan_2_2_has_it():
 
 
 @torch.no_grad()
-def test_longer_contexts_than_in_training_and_frames_that_are_chosen():
+def test_long_contexts_run_and_frames_are_chosen():
     long = trained(context_model(context_frames=40))
     few = context_model(context_frames=2)
     row = scene_row(0, 60)
@@ -188,7 +190,7 @@ def test_longer_contexts_than_in_training_and_frames_that_are_chosen():
     ]
 
 
-def test_a_row_is_named_by_what_it_holds(tmp_path: Path):
+def test_a_row_is_identified_by_its_content(tmp_path: Path):
     model = context_model()
     files = [tmp_path / name for name in ("a.mp4", "b.mp4")]
     for file in files:
@@ -225,16 +227,16 @@ def test_a_row_is_named_by_what_it_holds(tmp_path: Path):
         ({"context": 3}, "context: expected a video as bytes or a path, got 3"),
     ],
 )
-def test_rows_that_are_refused(changes: dict, message: str):
+def test_broken_rows_are_refused(changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         context_model().encode_rows([scene_row(**changes)])
 
 
-def test_options_and_sizes_that_are_refused():
+def test_bad_options_and_sizes_are_refused():
     for options, message in (
         ({"context_layout": "contigous"}, "contiguous"),
-        ({"guidance": "text"}, "guidance is 'text'"),
-        ({"context_frames": 0}, "context_frames is 0"),
+        ({"guidance": "text"}, "guidance='text'"),
+        ({"context_frames": 0}, "context_frames=0"),
     ):
         with pytest.raises(ValueError, match=message):
             context_model(**options)
@@ -244,7 +246,7 @@ def test_options_and_sizes_that_are_refused():
         load_video_model("tiny", variant="contxt")
     model = context_model()
     conditioning = model.encode_rows([scene_row()])
-    with pytest.raises(ValueError, match="9 poses, and the video has 5 frames"):
+    with pytest.raises(ValueError, match="9 poses, but the video has 5 frames"):
         model.predict(noisy(1, 2), SIGMA[:1], conditioning)
-    with pytest.raises(ValueError, match="bring both to one size"):
+    with pytest.raises(ValueError, match="Bring both to one size"):
         model.predict(torch.zeros(1, 4, 3, 4, 4), SIGMA[:1], {**conditioning, "cameras": conditioning["cameras"]})

@@ -178,7 +178,7 @@ def test_mistakes_are_named_before_anything_is_sampled(model, store, rows, seeds
 
 
 def test_illegal_sizes_fail_first(model, store):
-    with pytest.raises(ValueError, match="num_frames is 6"):
+    with pytest.raises(ValueError, match="num_frames=6:"):
         roll_out(model, ROWS, SEEDS, SamplingSettings(6, 16, 16, 2, 1.0), store)
 
 

@@ -1,10 +1,9 @@
-"""Random CogVideoX and HunyuanVideo pipelines of the real diffusers classes, built without a network."""
+"""Build random CogVideoX and HunyuanVideo pipelines of real diffusers classes, without a network."""
 
 from __future__ import annotations
 
 import inspect
 import string
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +44,17 @@ NUM_FRAMES, HEIGHT, WIDTH = 9, 16, 32
 PROMPT_TOKENS = 64
 
 
-def _seeded(build: Callable[..., Any]) -> Callable[..., Any]:
-    """The same weights at every call."""
-
-    def build_seeded(*args: Any, seed: int = 0, **kwargs: Any) -> Any:
-        with seeded(seed):
-            return build(*args, **kwargs)
-
-    return build_seeded
-
-
 # CogVideoX
 
 
-@_seeded
+@seeded(0)
 def cogvideox_pipeline(rotary: bool = False, patch_size_t: int | None = None, dpm: bool = False) -> CogVideoXPipeline:
     """
-    A pipeline like CogVideoX-2B's (sinusoidal positions, SNR shift 3).
+    Build a pipeline like CogVideoX-2B's (sinusoidal positions, SNR shift 3).
 
     Args:
-        rotary (`bool`): rotary positions and SNR shift 1, as 5B.
-        patch_size_t (`int`): latent frames in pairs for 2, as 1.5.
+        rotary (`bool`): rotary positions and SNR shift 1, as in 5B.
+        patch_size_t (`int`): 2 takes latent frames in pairs, as 1.5 does.
         dpm (`bool`): the solver that adds noise at every step.
     """
     tokens = t5_tokenizer()
@@ -110,9 +99,20 @@ def cogvideox_pipeline(rotary: bool = False, patch_size_t: int | None = None, dp
 
 # HunyuanVideo
 
+# Sizes of the language models and of the transformers that both versions have in common.
+_LANGUAGE_MODEL = {"hidden_size": T5_DIM, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 3}
+_DUAL_STREAM = {
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 10,
+    "num_refiner_layers": 1,
+    "text_embed_dim": T5_DIM,
+    "rope_axes_dim": (2, 4, 4),
+}
+
 
 def _chunks(text: str, count: int) -> list[str]:
-    """Cut a text into `count` pieces: equally long ones, and a last one with the rest."""
+    """Cut a text into `count` pieces of equal length; the last one also gets the rest."""
     length = len(text) // count
     return [text[i * length : (i + 1) * length] for i in range(count - 1)] + [text[(count - 1) * length :]]
 
@@ -123,8 +123,8 @@ def _add_tokens(tokens: PreTrainedTokenizerBase, texts: list[str]) -> None:
 
 def _llama_tokenizer() -> LlamaTokenizer:
     """
-    Knows every letter, and the pipeline's prompt template as the 95 tokens (with the one at the start) that the
-    pipeline cuts off: so the published template and its crop are what the tests run.
+    Build a tokenizer that knows every letter, and splits the pipeline's prompt template into the 95 tokens (including
+    the start token) that the pipeline cuts off, so that tests run the published template and its crop.
     """
     special = ["<unk>", "<s>", "</s>", "<pad>"]
     letters = ["▁", *sorted(set(string.printable) - set("\x0b\x0c"))]
@@ -137,19 +137,16 @@ def _llama_tokenizer() -> LlamaTokenizer:
     return tokens
 
 
-@_seeded
+@seeded(0)
 def hunyuan_video_pipeline(guidance_embeds: bool = True) -> HunyuanVideoPipeline:
-    """A pipeline like HunyuanVideo's; `guidance_embeds=False`: one that was not distilled from guidance."""
+    """Build a pipeline like HunyuanVideo's, or with `guidance_embeds=False` one without distilled guidance."""
     llama = _llama_tokenizer()
     clip = clip_tokenizer(string.ascii_lowercase + string.digits + ".,!?'-", max_length=77)
     return HunyuanVideoPipeline(
         tokenizer=llama,
         text_encoder=LlamaModel(
             LlamaConfig(
-                hidden_size=T5_DIM,
-                intermediate_size=24,
-                num_attention_heads=2,
-                num_hidden_layers=3,
+                **_LANGUAGE_MODEL,
                 vocab_size=len(llama),
                 bos_token_id=1,
                 eos_token_id=2,
@@ -174,17 +171,12 @@ def hunyuan_video_pipeline(guidance_embeds: bool = True) -> HunyuanVideoPipeline
             latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2
         ).eval(),
         transformer=HunyuanVideoTransformer3DModel(
+            **_DUAL_STREAM,
             in_channels=4,
-            out_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=10,
             num_layers=1,
             num_single_layers=1,
-            num_refiner_layers=1,
             guidance_embeds=guidance_embeds,
-            text_embed_dim=T5_DIM,
             pooled_projection_dim=8,
-            rope_axes_dim=(2, 4, 4),
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
     )
@@ -200,7 +192,7 @@ _CHAT_TEMPLATE = (
 
 
 def _qwen_tokenizer(system_message: str, crop_start: int) -> Qwen2Tokenizer:
-    """As [`_llama_tokenizer`]: every letter, and the conversation before the prompt as the tokens that are cut off."""
+    """Build a tokenizer that splits the conversation before the prompt into the tokens that the pipeline cuts off."""
     letters = sorted(set(string.printable) - set(string.whitespace))
     pieces = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "Ġ", "Ċ"]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
@@ -212,9 +204,9 @@ def _qwen_tokenizer(system_message: str, crop_start: int) -> Qwen2Tokenizer:
     return tokens
 
 
-@_seeded
+@seeded(0)
 def hunyuan_video_15_pipeline(guidance_scale: float = 6.0) -> HunyuanVideo15Pipeline:
-    """A pipeline like HunyuanVideo 1.5's text-to-video at 480p."""
+    """Build a pipeline like HunyuanVideo 1.5's for text-to-video at 480p."""
     embed = inspect.signature(HunyuanVideo15Pipeline._get_mllm_prompt_embeds).parameters
     qwen = _qwen_tokenizer(embed["system_message"].default, embed["crop_start"].default)
     byt5 = ByT5Tokenizer(model_max_length=PROMPT_TOKENS)
@@ -222,11 +214,8 @@ def hunyuan_video_15_pipeline(guidance_scale: float = 6.0) -> HunyuanVideo15Pipe
         tokenizer=qwen,
         text_encoder=Qwen2_5_VLTextModel(
             Qwen2_5_VLTextConfig(
-                hidden_size=T5_DIM,
-                intermediate_size=24,
-                num_attention_heads=2,
+                **_LANGUAGE_MODEL,
                 num_key_value_heads=2,
-                num_hidden_layers=3,
                 vocab_size=len(qwen),
                 rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
             )
@@ -239,16 +228,11 @@ def hunyuan_video_15_pipeline(guidance_scale: float = 6.0) -> HunyuanVideo15Pipe
             layers_per_block=1,
         ).eval(),
         transformer=HunyuanVideo15Transformer3DModel(
+            **_DUAL_STREAM,
             in_channels=9,
-            out_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=10,
             num_layers=2,
-            num_refiner_layers=1,
-            text_embed_dim=T5_DIM,
             text_embed_2_dim=T5_DIM,
             image_embed_dim=8,
-            rope_axes_dim=(2, 4, 4),
             task_type="t2v",
         ).eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
@@ -256,11 +240,11 @@ def hunyuan_video_15_pipeline(guidance_scale: float = 6.0) -> HunyuanVideo15Pipe
     )
 
 
-# For the contract test
+# Families for the contract test
 
 
 def _load_adapter(pipe: HunyuanVideo15Pipeline, folder: Path) -> None:
-    """diffusers gave this pipeline no `load_lora_weights`."""
+    """Load the LoRA into the transformer, because this pipeline of diffusers has no `load_lora_weights`."""
     pipe.transformer.load_lora_adapter(
         str(folder), weight_name="pytorch_lora_weights.safetensors", use_safetensors=True
     )
@@ -276,9 +260,9 @@ def _cogvideox(name: str, **kwargs: Any) -> TinyFamily:
         build=lambda: cogvideox_pipeline(**kwargs),
         size=(NUM_FRAMES, HEIGHT, WIDTH),
         illegal_sizes={
-            (13, 16, 32): "num_frames is 13.*a multiple of 8 plus 1; use 9 or 17",
-            (9, 24, 32): "height is 24.*use 16 or 32",
-            (9, 16, 8): "width is 8.*use 16",
+            (13, 16, 32): "num_frames=13:.*a multiple of 8 plus 1.*Use 9 or 17",
+            (9, 24, 32): "height=24:.*Use 16 or 32",
+            (9, 16, 8): "width=8:.*Use 16",
         },
         call={"output_type": "np"},
         pack=_frames_first,
@@ -286,9 +270,9 @@ def _cogvideox(name: str, **kwargs: Any) -> TinyFamily:
     )
 
 
-_FOUR = {
-    (8, 16, 32): "num_frames is 8.*a multiple of 4 plus 1; use 5 or 9",
-    (9, 16, 40): "width is 40.*use 32 or 48",
+_HUNYUAN_SIZES = {
+    (8, 16, 32): "num_frames=8:.*a multiple of 4 plus 1.*Use 5 or 9",
+    (9, 16, 40): "width=40:.*Use 32 or 48",
 }
 
 FAMILIES = [
@@ -299,7 +283,7 @@ FAMILIES = [
         name="hunyuan-video",
         build=hunyuan_video_pipeline,
         size=(NUM_FRAMES, HEIGHT, WIDTH),
-        illegal_sizes={**_FOUR, (9, 24, 32): "height is 24.*use 16 or 32"},
+        illegal_sizes={**_HUNYUAN_SIZES, (9, 24, 32): "height=24:.*Use 16 or 32"},
         options={"embedded_guidance": 1.0},  # the scale at which the test compares training with sampling
         call={"output_type": "np", "max_sequence_length": None},
     ),
@@ -307,7 +291,7 @@ FAMILIES = [
         name="hunyuan-video-1.5",
         build=hunyuan_video_15_pipeline,
         size=(NUM_FRAMES, HEIGHT, WIDTH),
-        illegal_sizes={**_FOUR, (9, 8, 32): "height is 8.*use 16"},
+        illegal_sizes={**_HUNYUAN_SIZES, (9, 8, 32): "height=8:.*Use 16"},
         settings={"guidance_scale": 6.0},
         call={"output_type": "np", "max_sequence_length": None, "guidance_scale": None},
         latents_of=lambda hidden_states: hidden_states[:, :4],

@@ -1,4 +1,4 @@
-"""What the contract test has to be told of a family of video models: how to build a tiny random pipeline of it."""
+"""Describe a family of video models to the contract test, including how to build a tiny random pipeline of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from spatialalign_trl.models import VideoModel
 
 
-def as_it_is(model: VideoModel, latents: torch.Tensor) -> torch.Tensor:
+def unchanged(model: VideoModel, latents: torch.Tensor) -> torch.Tensor:
     return latents
 
 
@@ -21,7 +21,7 @@ def flow_sigma(model: VideoModel, timestep: torch.Tensor) -> torch.Tensor:
     return timestep / model.num_train_timesteps
 
 
-def whole(hidden_states: torch.Tensor) -> torch.Tensor:
+def all_channels(hidden_states: torch.Tensor) -> torch.Tensor:
     return hidden_states
 
 
@@ -36,30 +36,30 @@ class TinyFamily:
 
     Args:
         name (`str`):
-            The test's id.
+            The id of the test.
         build (`Callable[[], DiffusionPipeline]`):
-            Builds the pipeline: real classes, random weights, the same at every call, and a scheduler of the kind that
-            the published checkpoints have.
+            Builds the pipeline, of real classes, with the same random weights at every call, and with a scheduler
+            like that of the published checkpoints.
         size (`tuple[int, int, int]`):
-            Legal (frames, height, width), as small as the family allows; no two equal where that is possible.
+            Legal (frames, height, width), as small as the family allows, and all different if possible.
         illegal_sizes (`dict[tuple[int, int, int], str]`):
-            Sizes that have to be refused -> regular expression for the message, with the nearest legal values.
+            Size that must be refused -> regular expression for the message, with the nearest legal values.
         options (`dict`, *optional*):
-            For `load_video_model`.
+            Options for `load_video_model`.
         settings (`dict`, *optional*):
-            For `SamplingSettings`, beside the size.
+            Arguments for `SamplingSettings` in addition to the size.
         call (`dict`, *optional*):
-            For the plain call of the pipeline with a prompt, beside what all pipelines take; `None` leaves out what
-            this one does not take.
+            Arguments for the plain call of the pipeline with a prompt, in addition to those that all pipelines take.
+            `None` leaves out an argument that this pipeline does not take.
         pack (`Callable`, *optional*):
-            `(model, latents of shape (batch, channels, frames, height, width)) -> latents` as the pipeline's call and
-            its transformer hold them.
+            `(model, latents of shape (batch, channels, frames, height, width)) -> latents` in the layout of the
+            pipeline's call and its transformer.
         sigma_of (`Callable`, *optional*):
-            `(model, timestep) -> sigma`, the noise level at which training asks the transformer for this timestep.
+            `(model, timestep) -> sigma`, the noise level at which training calls the transformer with this timestep.
         latents_of (`Callable`, *optional*):
-            The latents in the transformer's `hidden_states`, where it takes more beside them.
+            `hidden_states -> latents`, for a transformer that takes further channels with the latents.
         load_lora (`Callable`, *optional*):
-            `(pipeline, folder, **options)`: how a user without this library loads the LoRA.
+            `(pipeline, folder, **options)`: loads the LoRA as a user without this library would.
     """
 
     name: str
@@ -69,7 +69,7 @@ class TinyFamily:
     options: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
-    pack: Callable[[VideoModel, torch.Tensor], torch.Tensor] = as_it_is
+    pack: Callable[[VideoModel, torch.Tensor], torch.Tensor] = unchanged
     sigma_of: Callable[[VideoModel, torch.Tensor], torch.Tensor] = flow_sigma
-    latents_of: Callable[[torch.Tensor], torch.Tensor] = whole
+    latents_of: Callable[[torch.Tensor], torch.Tensor] = all_channels
     load_lora: Callable[..., None] = load_lora_weights

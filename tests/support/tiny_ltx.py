@@ -1,4 +1,4 @@
-"""Random LTX-Video pipelines of real classes."""
+"""Build random LTX-Video pipelines of real classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = (9, 32, 64)
 
 
 def ltx_pipeline(timestep_conditioning: bool = False) -> LTXPipeline:
-    """A pipeline like LTX-Video 0.9's; with `timestep_conditioning`, like 0.9.1's. VAE stride 8x32x32."""
+    """Build a pipeline like LTX-Video 0.9's, or with `timestep_conditioning` like 0.9.1's. VAE stride 8x32x32."""
     with seeded(0):
         tokens = t5_tokenizer()
         vae = AutoencoderKLLTXVideo(
@@ -40,7 +40,7 @@ def ltx_pipeline(timestep_conditioning: bool = False) -> LTXPipeline:
             encoder_causal=True,
             decoder_causal=False,
         ).eval()
-        # Not 0 and 1, so that a test sees when they are forgotten.
+        # Not 0 and 1, so that tests notice if they are not applied.
         vae.latents_mean.copy_(torch.linspace(-0.2, 0.3, 4))
         vae.latents_std.copy_(torch.linspace(0.5, 1.5, 4))
         return LTXPipeline(
@@ -72,9 +72,9 @@ def packed(model: VideoModel, latents: torch.Tensor) -> torch.Tensor:
 
 
 _ILLEGAL_SIZES = {
-    (16, 32, 64): "num_frames is 16.*use 9 or 17",
-    (9, 48, 64): "height is 48.*use 32 or 64",
-    (9, 32, 16): "width is 16.*use 32",
+    (16, 32, 64): "num_frames=16:.*Use 9 or 17",
+    (9, 48, 64): "height=48:.*Use 32 or 64",
+    (9, 32, 16): "width=16:.*Use 32",
 }
 
 FAMILIES = [

@@ -1,4 +1,4 @@
-"""Random pipelines of real diffusers classes, small enough for unit tests and built without a network."""
+"""Build random Wan pipelines of real diffusers classes, small enough for unit tests and without a network."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ def transformer(channels: int = 4) -> WanTransformer:
     ).eval()
 
 
-def vae(channels: int = 4) -> AutoencoderKLWan:
-    """Stride 4x8x8. Means and deviations are not 0 and 1, so that a test sees when they are forgotten."""
+def vae(channels: int, temporal_downsample: list[bool], *, is_residual: bool = False) -> AutoencoderKLWan:
+    """Build a VAE. Means and deviations are not 0 and 1, so that tests notice if they are not applied."""
     return AutoencoderKLWan(
         base_dim=4,
         z_dim=channels,
-        dim_mult=[1, 1, 1],
+        dim_mult=[1] * (len(temporal_downsample) + 1),
         num_res_blocks=1,
-        temperal_downsample=[True, True],
+        temperal_downsample=temporal_downsample,
+        is_residual=is_residual,
         in_channels=12,
         out_channels=12,
         patch_size=2,
-        scale_factor_spatial=8,
+        scale_factor_spatial=2 * 2 ** len(temporal_downsample),
         latents_mean=[0.1 * i - 0.2 for i in range(channels)],
         latents_std=[0.5 + 0.3 * i for i in range(channels)],
     ).eval()
@@ -53,45 +54,32 @@ def scheduler(kind: str = "euler", shift: float = 3.0):
 
 
 def wan_pipeline(seed: int = 0, kind: str = "euler", shift: float = 3.0) -> WanPipeline:
-    """A pipeline like Wan 2.1's."""
+    """Build a pipeline like Wan 2.1's, with a VAE of stride 4x8x8."""
     with seeded(seed):
         tokens = t5_tokenizer()
         return WanPipeline(
             tokenizer=tokens,
             text_encoder=t5_encoder(len(tokens), multilingual=True),
-            vae=vae(),
+            vae=vae(4, [True, True]),
             scheduler=scheduler(kind, shift),
             transformer=transformer(),
         )
 
 
 def two_expert_pipeline() -> WanPipeline:
-    """A pipeline like Wan 2.2 A14B's: one transformer for high noise, one for low."""
-    one = wan_pipeline()
+    """Build a pipeline like Wan 2.2 A14B's: one transformer for high noise, one for low."""
+    pipeline = wan_pipeline()
     with seeded(1):
-        return WanPipeline(**{**one.components, "transformer_2": transformer()}, boundary_ratio=0.875)
+        return WanPipeline(**{**pipeline.components, "transformer_2": transformer()}, boundary_ratio=0.875)
 
 
 def token_timestep_pipeline() -> WanPipeline:
-    """A pipeline like Wan 2.2 TI2V-5B's: a timestep for every token, and a residual VAE of stride 4x16x16."""
-    one = wan_pipeline(kind="unipc", shift=5.0)
+    """Build a pipeline like Wan 2.2 TI2V-5B's: one timestep per token, and a residual VAE of stride 4x16x16."""
+    pipeline = wan_pipeline(kind="unipc", shift=5.0)
     with seeded(2):
-        residual_vae = AutoencoderKLWan(
-            base_dim=4,
-            z_dim=6,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            is_residual=True,
-            in_channels=12,
-            out_channels=12,
-            patch_size=2,
-            scale_factor_spatial=16,
-            latents_mean=[0.1 * i - 0.2 for i in range(6)],
-            latents_std=[0.5 + 0.3 * i for i in range(6)],
-        ).eval()
-        parts = {"vae": residual_vae, "transformer": transformer(channels=6)}
-        return WanPipeline(**{**one.components, **parts}, expand_timesteps=True)
+        residual_vae = vae(6, [False, True, True], is_residual=True)
+        replaced = {"vae": residual_vae, "transformer": transformer(channels=6)}
+        return WanPipeline(**{**pipeline.components, **replaced}, expand_timesteps=True)
 
 
 def saved_wan(folder: Path, **kwargs) -> str:
@@ -101,9 +89,9 @@ def saved_wan(folder: Path, **kwargs) -> str:
 
 
 _WAN_SIZES = {
-    (8, 16, 32): "num_frames is 8.*use 5 or 9",
-    (9, 24, 32): "height is 24.*use 16 or 32",
-    (9, 16, 8): "width is 8.*use 16",
+    (8, 16, 32): "num_frames=8:.*Use 5 or 9",
+    (9, 24, 32): "height=24:.*Use 16 or 32",
+    (9, 16, 8): "width=8:.*Use 16",
 }
 
 FAMILIES = [
@@ -132,9 +120,9 @@ FAMILIES = [
         token_timestep_pipeline,
         (5, 32, 64),
         illegal_sizes={
-            (8, 32, 32): "num_frames is 8.*use 5 or 9",
-            (9, 48, 32): "height is 48.*use 32 or 64",
-            (9, 32, 16): "width is 16.*use 32",
+            (8, 32, 32): "num_frames=8:.*Use 5 or 9",
+            (9, 48, 32): "height=48:.*Use 32 or 64",
+            (9, 32, 16): "width=16:.*Use 32",
         },
     ),
 ]

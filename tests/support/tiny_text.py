@@ -1,4 +1,4 @@
-"""Tokenizers and text encoders of the tiny pipelines, made from a few letters: nothing is downloaded."""
+"""Build tokenizers and text encoders for the tiny pipelines from a few letters, without any download."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ _WORDS = ["in", "a", "the", "meadow", "fox", "stump", "is", "on", "left", "right
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The same random numbers whatever was drawn before; the caller's random state is left alone."""
+    """
+    Draw the same random numbers whatever was drawn before, and leave the caller's random state unchanged.
+
+    Also a decorator: `@seeded(0)`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """A unigram tokenizer that knows a few words and every letter."""
+    """Build a unigram tokenizer that knows a few words and every letter."""
     pieces = ["<pad>", "</s>", "<unk>", "▁", *("▁" + word for word in _WORDS)]
     pieces += [character for character in string.ascii_letters + string.digits + ".,"]
     vocabulary = [(piece, -float(i)) for i, piece in enumerate(dict.fromkeys(pieces))]
@@ -40,13 +44,13 @@ def t5_tokenizer() -> T5Tokenizer:
 
 
 def t5_encoder(vocabulary_size: int, *, multilingual: bool = False) -> PreTrainedModel:
-    """T5's encoder, or UMT5's, which is Wan's."""
+    """Build an encoder like T5's, or like UMT5's, which Wan uses."""
     config, encoder = (UMT5Config, UMT5EncoderModel) if multilingual else (T5Config, T5EncoderModel)
     sizes = {"d_model": T5_DIM, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
     return encoder(config(vocab_size=vocabulary_size, **sizes)).eval()
 
 
 def clip_tokenizer(letters: str = string.ascii_lowercase, max_length: int = 32) -> CLIPTokenizer:
-    """A tokenizer that knows these letters, within words and at their ends."""
+    """Build a tokenizer that knows these letters, within words and at their ends."""
     pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], model_max_length=max_length)

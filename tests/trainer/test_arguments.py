@@ -90,7 +90,7 @@ def test_arguments_that_cannot_work_are_refused_with_a_remedy(tmp_path: Path) ->
         spatialalign_trainer(tmp_path, model=wan_model().pipeline)
     with pytest.raises(ValueError, match="train_dataset is missing"):
         SpatialAlignTrainer(wan_model(), args=spatialalign_config(tmp_path))
-    with pytest.raises(ValueError, match="train_dataset row 1, column 'chosen': num_frames is 7"):
+    with pytest.raises(ValueError, match="train_dataset row 1, column 'chosen': num_frames=7:"):
         bad = [video_pairs(1), video_pairs(1, num_frames=7)]
         spatialalign_trainer(tmp_path, train_dataset=datasets.concatenate_datasets(bad))
 

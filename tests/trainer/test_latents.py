@@ -134,7 +134,7 @@ def test_latents_of_another_model_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"bytes": random_mp4(0, num_frames=8), "path": "a.mp4"}, "num_frames is 8.*5 or 9"),
+        ({"bytes": random_mp4(0, num_frames=8), "path": "a.mp4"}, "num_frames=8:.*5 or 9"),
         (
             {"bytes": random_mp4(0, num_frames=5), "path": "a.mp4"},
             r"shape \(4, 2, 2, 4\).*same number of frames and the same size",
