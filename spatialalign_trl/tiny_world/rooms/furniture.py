@@ -1,7 +1,7 @@
-"""The things that stand in rooms and gardens: how large each kind is, where it may stand, and what it is built of.
+"""The objects in rooms and gardens: size, position and surfaces of each kind.
 
-A builder returns quads around the origin of the floor, front towards -z. Their textures have names with a meaning:
-`main` is the object's own colour, the others are the same on every object of the kind.
+A builder returns the quads of an object that stands on the floor at the origin, with its front towards -z. The texture
+`main` has the object's own colour; the other textures are the same on all objects of the kind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spatialalign_trl.tiny_world.rooms.surfaces import Quad, cuboid, frustum
 from spatialalign_trl.tiny_world.rooms.textures import Color
 
 Builder = Callable[[float, float, float, np.random.Generator], list[Quad]]
-"""Width, height, depth in metres and a generator -> quads."""
+"""`builder(width, height, depth, rng) -> quads`, with sizes in metres."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,18 @@ class Kind:
     """A kind of object.
 
     Attributes:
-        build: Its builder.
-        size: Width, height and depth, metres; objects differ from it by up to 12 %.
-        stands: `"wall"` (its back against one), `"corner"` or `"free"`.
-        main: The texture function of its own colour.
-        colors: The colours it comes in.
-        others: Further textures of the kind: name -> (texture function, colour).
+        build (`Builder`):
+            Function that builds the object.
+        size (tuple of 3 `float`):
+            Width, height and depth in metres. Objects differ from it by up to 12 %.
+        stands (`str`):
+            Where it stands: `"wall"` (with its back against a wall), `"corner"` or `"free"`.
+        main (`str`):
+            Texture function for the object's own colour.
+        colors (tuple of `str`):
+            Colours that the kind comes in.
+        others (`dict[str, tuple[str, Color]]`):
+            Further textures of the kind: name -> (texture function, colour).
     """
 
     build: Builder
@@ -71,7 +77,7 @@ def stool(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def seat_with_arms(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
-    """Sofas and armchairs."""
+    """Build a sofa or an armchair; the width sets the number of cushions."""
     x, z, arm, back, seat = width / 2, depth / 2, 0.16, 0.2, 0.45 * height
     quads = cuboid((-x + arm, -seat, -z), (x - arm, 0.0, z - back), "main")
     quads += cuboid((-x, -height, z - back), (x, 0.0, z), "main")
@@ -236,4 +242,4 @@ OUTDOOR: dict[str, Kind] = {
 }  # fmt: skip
 
 FRONTS: dict[str, str] = {"bookshelf": "books", "cabinet": "cabinet_front", "box": "painting", "mailbox": "painting"}
-"""Texture functions of fitted fronts."""
+"""Kind -> texture function of its front, for kinds whose front has a picture of its own."""
