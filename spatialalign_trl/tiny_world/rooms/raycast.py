@@ -4,9 +4,9 @@ Two functions of a quad are linear in the pixel coordinates: the inverse depth o
 on which the pixel's ray passes. A row of pixels therefore meets a quad in one interval, and visibility costs a few
 array operations per quad. Colours are looked up once per pixel, or once per ray where several quads share a pixel.
 
-Pixels follow OpenCV: the centre of the top left pixel is (0, 0), and the camera looks along its z axis with x right and
-y down. A pose is a 4x4 camera-to-world matrix: `world = pose[:3, :3] @ camera + pose[:3, 3]`. A *fine* pixel is the
-part of a pixel that one ray samples, see `supersample`.
+Pixels follow OpenCV: the centre of the top left pixel is (0, 0), and the camera looks along its z axis with x right
+and y down. A pose is a 4x4 camera-to-world matrix: `world = pose[:3, :3] @ camera + pose[:3, 3]`. A *fine* pixel is
+the part of a pixel that one ray samples, see `supersample`.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _mip_levels(image: np.ndarray) -> list[np.ndarray]:
 
 
 class _Camera:
-    """Renders one scene from any pose, with fixed intrinsics."""
+    """A camera with fixed intrinsics that renders one scene from any pose."""
 
     def __init__(self, scene: _Scene, size: tuple[int, int], intrinsics: np.ndarray, supersample: int) -> None:
         self.scene, self.size, self.supersample = scene, size, supersample
@@ -293,7 +293,7 @@ class _Camera:
         return kept[visible], plane[visible], low[visible], high[visible]
 
     def _intervals(self, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return, for every quad and fine row, the first and last fine column where all its lines a*x + b*y + c are >= 0."""
+        """Return the first and last fine column on every fine row where all lines a*x + b*y + c of a quad are >= 0."""
         slope = lines[..., 0, None]
         rest = lines[..., 1, None] * self.y + lines[..., 2, None]
         flat = np.abs(slope) < 1e-12
@@ -353,7 +353,7 @@ class _Camera:
 
     def _look_up(self, ids: np.ndarray, x: np.ndarray, y: np.ndarray, kept: np.ndarray, table: np.ndarray,
                  spacing: np.float32) -> np.ndarray:  # fmt: skip
-        """Return the colours where rays meet quads, interpolated in the copy of the texture that fits their spacing."""
+        """Return the colours where rays meet quads, from texture copies whose texels are as far apart as the rays."""
         scene = self.scene
 
         # 1. Texel coordinates and depth of every ray.
@@ -387,8 +387,8 @@ class _Camera:
         upper_row, lower_row = (start + np.clip(rows + i, 0, sizes[:, 0] - 1) * sizes[:, 1] for i in (0, 1))
         color = np.zeros((len(ids), 4), np.float32)
         for line, down_share in ((upper_row, 1 - lower), (lower_row, lower)):
-            for column, right_share in ((left_column, 1 - right), (right_column, right)):
-                texels = atlas[line + column].view(np.uint8).reshape(-1, 4)
+            for offset, right_share in ((left_column, 1 - right), (right_column, right)):
+                texels = atlas[line + offset].view(np.uint8).reshape(-1, 4)
                 color += texels * (down_share * right_share)[:, None]
         shade = np.where(ids >= 0, scene.shades[quads], 0.0)
         return color[:, :3] * shade[:, None]
