@@ -49,6 +49,7 @@ def main() -> None:
         types = [DSR_TYPES[k % len(DSR_TYPES)] for k in range(videos)]
         animals, objects = ["fox"] * videos, ["stump"] * videos
         ratios, batch_times = [], []
+        # Alternate, so that a change of the machine's speed affects both ways.
         for _ in range(options.turns):
             start = time.process_time()
             batched = score_tracks_batch(tracks, animals, objects, types)

@@ -66,6 +66,7 @@ class PlainStep:
         """Compute the loss of a batch with given draws."""
         s = sigma.view(-1, 1, 1, 1, 1)
         errors, reference_errors, anchor = {}, {}, 0.0
+        # The anchor keeps the policy near the reference on chosen and rejected videos alike.
         for side in ("chosen", "rejected"):
             noisy = (1 - s) * batch[side] + s * noise[side]
             target = noise[side] - batch[side]

@@ -62,6 +62,8 @@ class Step:
         items = [self.trainer.train_dataset[row] for row in range(options.pairs)]
         self.batch = self.trainer._prepare_inputs(collate_pairs(items))
         self.reference_seconds: list[float] = []
+
+        # The reference has no method of its own, so time the calls without gradients.
         predict_pair = self.trainer._predict_pair
 
         def timed(*args: Any) -> Any:
@@ -121,7 +123,7 @@ class Step:
 
 @contextlib.contextmanager
 def new_step(options: argparse.Namespace) -> Iterator[Step]:
-    """Build a step whose files are in a temporary folder."""
+    """Build a step with a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         yield Step(options, folder)
 

@@ -253,7 +253,7 @@ def measure(options: argparse.Namespace, folder: str) -> None:
     peaks = {way: peak_in_own_process(way) for way in (PLAIN, TRAINER, PRECOMPUTED)}
     for way in (TRAINER, PRECOMPUTED):
         added = f"({peaks[way] / 2**20:.0f} / {peaks[PLAIN] / 2**20:.0f} MiB)"
-        print(f"{f'peak beside weights, {way} / plain':42}{peaks[way] / peaks[PLAIN]:7.2f} {added}")
+        print(f"{f'peak without weights, {way} / plain':42}{peaks[way] / peaks[PLAIN]:7.2f} {added}")
         whole = peaks[way] + weights[TRAINER], peaks[PLAIN] + weights[PLAIN]
         sizes = f"({whole[0] / 2**20:.0f} / {whole[1] / 2**20:.0f} MiB)"
         print(f"{f'peak with weights, {way} / plain':42}{whole[0] / whole[1]:7.2f} {sizes}")

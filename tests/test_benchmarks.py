@@ -72,7 +72,7 @@ def test_training(repo_root):
     printed = output(repo_root, "training.py", *SMALL_WAN, "--pairs", "1", "--steps", "2", "--turns", "1")
     for way in ("trainer", "precomputed"):
         assert f"losses of 3 steps agree, plain and {way}" in printed
-        assert re.search(rf"peak beside weights, {way} / plain +\d+\.\d\d \(", printed), printed
+        assert re.search(rf"peak without weights, {way} / plain +\d+\.\d\d \(", printed), printed
     for measure in ("time, trainer / plain", "time, precomputed / plain", "trainer - bare, ms a step"):
         assert re.search(rf"{measure} +-?\d+\.\d\d \[", printed), printed
     # One network and its adapter, compared with two networks.

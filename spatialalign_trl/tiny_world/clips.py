@@ -1,4 +1,4 @@
-"""Captioned training clips whose motion follows the caption only in some of them.
+"""Draws captioned training clips; only in some of them the motion follows the caption.
 
 The embedded model must leave alignment something to improve, so its training data is imperfect on purpose. A share of
 `OBEY_SHARE` of the clips shows the relation in the caption; in the others the animal does not move, turns back
@@ -118,6 +118,7 @@ def sample_scene(rng: np.random.Generator, *, obedient: bool = False) -> Caption
     Returns:
         `CaptionedScene`: the caption and the scene.
     """
+    # The order of the draws is part of the data: another order gives other clips for the same seed.
     pretraining, _ = split_combinations()
     scene, color, animal, object = pretraining[rng.integers(len(pretraining))]
     type = str(rng.choice(DSR_TYPES))

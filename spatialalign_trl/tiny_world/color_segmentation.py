@@ -87,6 +87,7 @@ def largest_blobs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         tuple of 2 `np.ndarray`: the boxes, `(frames, 4)`, as x1, y1, x2, y2 in pixels, NaN where no blob is
         acceptable; and the blobs, `(frames, height, width)`, `bool`.
     """
+    # Label all frames at once. A blob never spans frames, so it belongs to the frame where its extent starts.
     labels, count = ndimage.label(mask, structure=_IN_PLANE)
     boxes, blobs = np.full((len(mask), 4), np.nan), np.zeros_like(mask)
     if not count:
@@ -97,6 +98,7 @@ def largest_blobs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for index, extent in enumerate(extents):
         by_frame.setdefault(extent[0].start, []).append(index)
     for frame, indices in by_frame.items():
+        # Reject frames without a clear winner: nothing large enough, or two blobs of similar size.
         first, *others = sorted(indices, key=lambda index: -sizes[index])
         if sizes[first] < MIN_PIXELS or (others and sizes[others[0]] > SECOND_BLOB_SHARE * sizes[first]):
             continue

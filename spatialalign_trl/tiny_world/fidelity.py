@@ -100,7 +100,7 @@ def video_features(video: Video, rows: int = 4, columns: int = 6, moments: int =
         rows, columns (`int`, *optional*, defaults to `4` and `6`):
             Cells of the grid. Remaining pixels at the lower and right borders are ignored.
         moments (`int`, *optional*, defaults to `5`):
-            Number of frames, at equal distances, whose values are averaged.
+            Number of frames, at equal distances, to average over.
 
     Returns:
         `np.ndarray` of shape `(2 * rows * columns * 3,)`, `float64`: means, then standard deviations, in [0, 1].

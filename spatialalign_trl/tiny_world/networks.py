@@ -20,7 +20,7 @@ def new_tokenizer(phrases: Iterable[str]) -> T5Tokenizer:
 
     Args:
         phrases (iterable of `str`):
-            Texts whose words become one token each. All other words are spelt in single letters.
+            Texts with the words that become one token each. All other words are split into letters.
 
     Returns:
         `T5Tokenizer`: the tokenizer.
@@ -91,6 +91,7 @@ def export_pipeline(
         fps (`int`):
             Frames per second of the videos.
     """
+    # Converting to fp16 changes the modules in place, so convert a copy.
     copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     for file in folder.glob("*/config.json"):
         config = json.loads(file.read_text())

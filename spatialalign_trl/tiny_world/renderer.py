@@ -130,6 +130,7 @@ def _trajectory(scene: Scene, num_frames: int) -> np.ndarray:
 
 def _draw(canvas: np.ndarray, name: str, color: tuple[int, int, int], left: float, top: float, mirrored: bool) -> None:
     """Composite a sprite onto a float canvas in place; its box starts at `(left, top)` and may cross the borders."""
+    # The whole pixels of the position select the place on the canvas, the rest selects the shifted sprite.
     fine_x, fine_y = round(left * SUPERSAMPLING), round(top * SUPERSAMPLING)
     (column, offset_x), (row, offset_y) = divmod(fine_x, SUPERSAMPLING), divmod(fine_y, SUPERSAMPLING)
     sprite = stamp(name, mirrored, offset_x, offset_y)
@@ -142,6 +143,7 @@ def _draw(canvas: np.ndarray, name: str, color: tuple[int, int, int], left: floa
 
 
 def _background(scene: str) -> np.ndarray:
+    """Return a frame with the two tones of a scene, above and below the horizon."""
     above, ground = (np.asarray(color, np.float32) for color in SCENES[scene])
     share = np.clip(np.arange(HEIGHT, dtype=np.float32) + 1.0 - HORIZON, 0.0, 1.0)[:, None, None]
     return np.broadcast_to(above * (1.0 - share) + ground * share, (HEIGHT, WIDTH, 3)).copy()

@@ -63,14 +63,17 @@ class _Pen:
         return [value * self._unit[index % 2] for index, value in enumerate(values)]
 
     def ellipse(self, x0: float, y0: float, x1: float, y1: float, layer: int = BODY) -> None:
+        """Draw the ellipse that fills a box."""
         a, b, c, d = self._scale(x0, y0, x1, y1)
         self.draw.ellipse([a, b, c - 1, d - 1], fill=layer)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, layer: int = BODY) -> None:
+        """Draw a filled box."""
         a, b, c, d = self._scale(x0, y0, x1, y1)
         self.draw.rectangle([a, b, c - 1, d - 1], fill=layer)
 
     def shape(self, *points: tuple[float, float], layer: int = BODY) -> None:
+        """Draw a filled polygon."""
         self.draw.polygon([tuple(self._scale(*point)) for point in points], fill=layer)
 
     def dome(self, x0: float, y0: float, x1: float, y1: float, layer: int = BODY) -> None:
@@ -187,6 +190,7 @@ class Stamp:
 
     @property
     def alpha(self) -> np.ndarray:
+        """Share of each pixel that the sprite covers, `(height, width)`, in [0, 1]."""
         return self.body + self.shade + self.dark
 
     def paint(self, color: tuple[int, int, int]) -> np.ndarray:
@@ -223,6 +227,7 @@ def stamp(name: str, mirrored: bool = False, offset_x: int = 0, offset_y: int = 
     Returns:
         `Stamp`: one pixel wider and higher than `SIZES[name]`, so that every offset fits.
     """
+    # One more pixel in each direction leaves space for the shift.
     width, height = SIZES[name]
     canvas = np.zeros(((height + 1) * SUPERSAMPLING, (width + 1) * SUPERSAMPLING), np.uint8)
     canvas[offset_y : offset_y + height * SUPERSAMPLING, offset_x : offset_x + width * SUPERSAMPLING] = _labels(

@@ -109,6 +109,7 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tens
         `torch.Tensor` of shape `(B, 3, frames, height, width)`: the pixels, about in [-1, 1].
     """
     vae.clear_cache()
+    # Decode latent frame by latent frame with a cache, as `vae.decode` does.
     hidden, frames = vae.post_quant_conv(latents), []
     for index in range(latents.shape[2]):
         vae._conv_idx = [0]
@@ -154,7 +155,7 @@ def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) 
     """
     torch.manual_seed(args.seed)
     vae = new_vae(args)
-    forget_time(vae)
+    forget_time(vae)  # the first stage sees single frames only
     loop = TrainingLoop(
         out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6
     )
@@ -162,6 +163,7 @@ def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) 
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         frames = (1, 5, num_frames)[int(np.searchsorted(first_steps, step, side="right")) - 1]
+        # Clips and posterior noise depend on seed and step only, so that a resumed run equals an uninterrupted one.
         pixels, weights = clips(rng_of(args.seed, 1, step), args.vae_batch_size, frames)
         torch.manual_seed(step)
         posterior = vae.encode(pixels).latent_dist

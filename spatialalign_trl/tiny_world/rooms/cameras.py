@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spatialalign_trl.video import Video
 
 KEPT_ROOMS = 4
-"""Number of rooms whose views are cached (10 MB each at 32x48), so that samples of a few prompts may alternate."""
+"""Number of rooms with cached views (10 MB each at 32x48), so that samples of a few prompts may alternate."""
 
 
 @lru_cache(maxsize=KEPT_ROOMS)
@@ -77,7 +77,7 @@ class RoomRenderAndCompare:
         key = int(columns["room_seed"]), str(columns.get("style") or "indoor")
         if key not in self._estimators:
             self._estimators[key] = self._new_estimator(*key)
-            if len(self._estimators) > KEPT_ROOMS:
+            if len(self._estimators) > KEPT_ROOMS:  # drop the least recently used room
                 self._estimators.popitem(last=False)
         self._estimators.move_to_end(key)
         return self._estimators[key]
@@ -90,6 +90,7 @@ class RoomRenderAndCompare:
         from spatialalign_trl.tiny_world.rooms import look, render
 
         room = _room(seed, style)
+        # Search from all free points of a grid at eye height.
         x, z = (np.linspace(-half + 0.5, half - 0.5, self.places) for half in room.layout.half)
         grid = np.array([(grid_x, -1.4, grid_z) for grid_x in x for grid_z in z])
         free = grid[room.clearance(grid) > 0.2]

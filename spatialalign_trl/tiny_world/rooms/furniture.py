@@ -51,6 +51,7 @@ STEEL: Color = (150, 154, 160)
 
 
 def _legs(width: float, depth: float, height: float, thick: float, texture: str, inset: float = 0.03) -> list[Quad]:
+    """Build four square legs of `thick` metres, `inset` metres from the edges."""
     quads = []
     for x in (-width / 2 + inset, width / 2 - inset - thick):
         for z in (-depth / 2 + inset, depth / 2 - inset - thick):
@@ -59,6 +60,7 @@ def _legs(width: float, depth: float, height: float, thick: float, texture: str,
 
 
 def chair(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a chair."""
     seat = 0.5 * height
     x, z = width / 2, depth / 2
     quads = _legs(width, depth, seat, 0.05, "legs", 0.0)
@@ -70,6 +72,7 @@ def chair(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def stool(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a stool with a round seat."""
     radius = min(width, depth) / 2
     return _legs(1.3 * radius, 1.3 * radius, height - 0.06, 0.045, "legs", 0.0) + frustum(
         radius, radius, -height + 0.09, -height, "main", lid="main"
@@ -92,6 +95,7 @@ def seat_with_arms(width: float, height: float, depth: float, rng: np.random.Gen
 
 
 def table(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a table."""
     x, z = width / 2, depth / 2
     return _legs(width, depth, height - 0.05, 0.07, "main") + cuboid(
         (-x, -height, -z), (x, -height + 0.06, z), "main", bottom=True
@@ -99,10 +103,12 @@ def table(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def lamp(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a floor lamp."""
     radius = min(width, depth) / 2
     shade = 0.72 * height
     quads = frustum(0.75 * radius, 0.7 * radius, 0.0, -0.04, "stand", lid="stand")
     quads += frustum(0.022, 0.022, -0.04, -shade, "stand", sides=6)
+    # The shade is open, so its inside is visible, too.
     return quads + [
         Quad(quad.corners, quad.texture, two_sided=True)
         for quad in frustum(radius, 0.6 * radius, -shade, -height, "main", sides=12)
@@ -110,15 +116,18 @@ def lamp(width: float, height: float, depth: float, rng: np.random.Generator) ->
 
 
 def bookshelf(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a bookshelf with books on its front."""
     return cuboid((-width / 2, -height, -depth / 2), (width / 2, 0.0, depth / 2), "main", front="front")
 
 
 def cabinet(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a cabinet on a plinth."""
     quads = cuboid((-width / 2, -height, -depth / 2), (width / 2, -0.06, depth / 2), "main", front="front")
     return quads + cuboid((-width / 2 + 0.04, -0.06, -depth / 2 + 0.04), (width / 2 - 0.04, 0.0, depth / 2), "plinth")
 
 
 def bed(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a bed with two pillows."""
     x, z, top = width / 2, depth / 2, 0.5
     quads = cuboid((-x, -0.28, -z), (x, 0.0, z - 0.08), "frame")
     quads += cuboid((-x + 0.02, -top, -z + 0.02), (x - 0.02, -0.28, z - 0.08), "main")
@@ -129,10 +138,12 @@ def bed(width: float, height: float, depth: float, rng: np.random.Generator) -> 
 
 
 def box(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a box with a picture on its front."""
     return cuboid((-width / 2, -height, -depth / 2), (width / 2, 0.0, depth / 2), "main", front="front")
 
 
 def vase(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a vase with an open top."""
     radius = min(width, depth) / 2
     return [
         *frustum(0.55 * radius, radius, 0.0, -0.45 * height, "main", sides=12),
@@ -142,6 +153,7 @@ def vase(width: float, height: float, depth: float, rng: np.random.Generator) ->
 
 
 def plant(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a potted plant."""
     pot, radius = 0.32 * height, min(width, depth) / 2
     quads = frustum(0.4 * radius, 0.6 * radius, 0.0, -pot, "pot", lid="soil")
     number = 26
@@ -159,6 +171,7 @@ def plant(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def tree(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a tree with three crowns above each other."""
     radius = min(width, depth) / 2
     quads = frustum(0.09 * height / 2, 0.07 * height / 2, 0.0, -0.35 * height, "trunk", sides=8)
     for low, high, wide in ((0.25, 0.55, 1.0), (0.45, 0.78, 0.75), (0.68, 1.0, 0.5)):
@@ -170,6 +183,7 @@ def tree(width: float, height: float, depth: float, rng: np.random.Generator) ->
 
 
 def bush(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a round bush."""
     radius = min(width, depth) / 2
     return [
         *frustum(0.75 * radius, radius, 0.0, -0.4 * height, "main"),
@@ -179,6 +193,7 @@ def bush(width: float, height: float, depth: float, rng: np.random.Generator) ->
 
 
 def bench(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a bench with slats."""
     x, z, seat = width / 2, depth / 2, 0.5 * height
     quads = _legs(width, depth, seat, 0.07, "legs", 0.06)
     for i in range(3):
@@ -193,6 +208,7 @@ def bench(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def barrel(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a barrel with a hoop."""
     radius = min(width, depth) / 2
     return [
         *frustum(0.85 * radius, radius, 0.0, -0.45 * height, "main", sides=12),
@@ -202,12 +218,14 @@ def barrel(width: float, height: float, depth: float, rng: np.random.Generator) 
 
 
 def mailbox(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a mailbox on a post."""
     x, z = width / 2, depth / 2
     return cuboid((-0.05, -0.65 * height, -0.05), (0.05, 0.0, 0.05), "post") + cuboid(
         (-x, -height, -z), (x, -0.65 * height, z), "main", front="front", bottom=True
     )
 
 
+# Textures that several kinds share.
 _LEGS = {"legs": ("wood", BROWN)}
 _PAINTED = ("red", "green", "blue", "yellow", "white", "black", "orange", "purple")
 _CLOTH = {"cushion": ("fabric", (206, 196, 178))}
@@ -242,4 +260,4 @@ OUTDOOR: dict[str, Kind] = {
 }  # fmt: skip
 
 FRONTS: dict[str, str] = {"bookshelf": "books", "cabinet": "cabinet_front", "box": "painting", "mailbox": "painting"}
-"""Kind -> texture function of its front, for kinds whose front has a picture of its own."""
+"""Kind -> texture function of its front, for kinds with a separate front texture."""

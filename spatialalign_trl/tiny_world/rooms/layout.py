@@ -61,6 +61,7 @@ class Place:
 
     @property
     def name(self) -> str:
+        """Colour and kind, such as `"green plant"`."""
         return f"{self.color} {self.kind}"
 
     def half_extent(self) -> tuple[float, float]:
@@ -140,6 +141,7 @@ def sample_layout(seed: int, style: str = "indoor") -> Layout:
             f"seed={seed}: a training seed, but outdoor rooms are only for tests outside the training domain. "
             f"Use a seed from {SPLIT_SEEDS['validation'].start} on."
         )
+    # Splits get their layouts by rejection, so rooms of all splits have the same distribution.
     rng = np.random.default_rng([seed, STYLES.index(style)])
     while True:
         layout = _draw(rng, style)
@@ -149,16 +151,21 @@ def sample_layout(seed: int, style: str = "indoor") -> Layout:
 
 def _draw(rng: np.random.Generator, style: str) -> Layout:
     """Draw one layout, whatever its split."""
+    # 1. The shell of the room.
     indoor = style == "indoor"
     low, high = (9, 14) if indoor else (18, 25)  # in half metres
     half = tuple(float(size) * GRID / 2 for size in rng.integers(low, high, 2))
     height = float(rng.integers(25, 31)) / 10 if indoor else 4.0
     partition = _partition(rng, half) if indoor and rng.random() < 0.4 else None
+
+    # 2. A random order of kinds: all of them once, then some again.
     kinds = INDOOR if indoor else OUTDOOR
     number = int(rng.integers(6, 10))
     names = [*rng.permutation(list(kinds)), *rng.choice(list(kinds), 4)]
     if rng.random() < 0.5:  # have two objects of one kind, which differ in colour only
         names.insert(int(rng.integers(1, 4)), names[0])
+
+    # 3. Place objects in this order until there are enough. Kinds that do not fit are skipped.
     places: list[Place] = []
     for name in names:
         if len(places) == number:

@@ -121,7 +121,7 @@ def render_geometry(room: Room, poses: np.ndarray, size: tuple[int, int] = (240,
                     intrinsics: np.ndarray | None = None) -> Geometry:  # fmt: skip
     """Render depth, objects and boxes without colours, with the arguments of `render` and one ray per pixel.
 
-    It takes a tenth of the time of `render` in a room whose textures are not painted yet.
+    It takes a tenth of the time of `render` if the textures of the room are not painted yet.
     """
     camera = _camera(room, poses, size, intrinsics, 1)
     return _geometry(room, camera, [camera.measure(pose) for pose in np.asarray(poses, np.float64)])
@@ -353,7 +353,7 @@ class _Camera:
 
     def _look_up(self, ids: np.ndarray, x: np.ndarray, y: np.ndarray, kept: np.ndarray, table: np.ndarray,
                  spacing: np.float32) -> np.ndarray:  # fmt: skip
-        """Return the colours where rays meet quads, from texture copies whose texels are as far apart as the rays."""
+        """Return the colours where rays meet quads, from texture copies with texels as far apart as the rays."""
         scene = self.scene
 
         # 1. Texel coordinates and depth of every ray.

@@ -122,6 +122,7 @@ class Room:
         """
         painted = {}
         for index, (name, paint) in enumerate(self.paints.items()):
+            # A separate generator per texture, so that a change of one texture leaves the others as they are.
             rng = np.random.default_rng([self.seed, 78, index])
             image = TEXTURES[paint.function](rng, paint.height, paint.width, paint.color)
             if paint.shadows == "wall":
@@ -198,6 +199,7 @@ def sample_room(seed: int, style: str = "indoor") -> Room:
     Raises:
         ValueError: If the style is unknown, or if it has no such seed.
     """
+    # The layout has its own generator, because the number of draws until one belongs to the split varies.
     layout = sample_layout(seed, style)
     rng = np.random.default_rng([seed, 77])
     builder = _Builder(layout, rng)

@@ -2,7 +2,7 @@
 
 A row consists of numbers and words from which its videos can be rendered at any size and length, so no video has to
 be stored. The context is a subset of the frames of a recording, a walk around the room, and includes the last frame.
-The target continues from the last camera. In navigation it follows a path whose views the context covers. In grounding
+The target continues from the last camera. In navigation the context covers the views of its path. In grounding
 it goes to a named object that is visible in the context, but not in its last frame.
 """
 
@@ -57,7 +57,7 @@ def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12,
             drawing a row, and the room is cached for the next row.
         min_familiar (`float`, *optional*, defaults to `0.0`):
             Smallest allowed value of `familiar`, in [0, 1]. Use 0.5 if poses are estimated from keypoints; drawing a
-            row then takes several times as long. Small frames, whose poses are estimated by rendering, do not need it.
+            row then takes several times as long. Small frames do not need it: their poses are estimated by rendering.
 
     Returns:
         `dict`: the row, with the columns listed in the dataset's card.
@@ -103,7 +103,7 @@ def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12,
         if coverage >= MIN_COVERAGE:
             return _row(room, task, variant, context, indices, path, name, coverage)
     raise RuntimeError(
-        f"room {seed} has no {task} task of variant {variant} whose views the context covers. "
+        f"room {seed} has no {task} task of variant {variant} with views that the context covers. "
         "Use another seed or variant."
     )
 
