@@ -43,7 +43,7 @@ def random_tracks(videos: int, frames: int) -> list[Tracks]:
 def main() -> None:
     """Time both ways on every batch size and print the ratios."""
     options = arguments()
-    print(f"{options.frames} frames a video, numpy {np.__version__}")
+    print(f"{options.frames} frames per video, numpy {np.__version__}")
     for videos in options.videos:
         tracks = random_tracks(videos, options.frames)
         types = [DSR_TYPES[k % len(DSR_TYPES)] for k in range(videos)]
@@ -62,7 +62,7 @@ def main() -> None:
         per_video = 1e6 * median(batch_times) / videos
         print(
             f"{videos:6} videos: one by one / batched {median(ratios):5.2f} [{low:.2f}, {high:.2f}]   "
-            f"({per_video:.0f} us a video, batched)"
+            f"({per_video:.0f} us per video, batched)"
         )
 
 

@@ -11,8 +11,8 @@ in `plain_geometry.py` and with the library. The boxes are given as lists of `Fr
 order, some frames without the pair), which both have to sort, or as one ordered array (NaN where there is no pair).
 All ways must agree to 1e-12.
 
-    NumPy a frame      a loop with small arrays for each frame: the usual implementation
-    floats a frame     a loop with Python numbers: the fastest loop
+    NumPy per frame      a loop with small arrays for each frame: the usual implementation
+    floats per frame     a loop with Python numbers: the fastest loop
 
 tracking: sends one clip through detector and follower. *plain* gives the detector one frame at a time and uses one
 session of the follower for each direction. *library* is `GroundingDINODetector.detect` and `SAM2Follower.follow`. Both
@@ -137,7 +137,7 @@ def measure_geometry(options: argparse.Namespace) -> None:
     loops = {
         (source, name): lambda source=source, offset=offset: loop(source, offset)
         for source in library
-        for name, offset in (("NumPy a frame", offset_numpy), ("floats a frame", offset_floats))
+        for name, offset in (("NumPy per frame", offset_numpy), ("floats per frame", offset_floats))
     }
 
     # 1. All ways must agree.
@@ -154,7 +154,7 @@ def measure_geometry(options: argparse.Namespace) -> None:
     seconds = in_turns({name: timed(way, now) for name, way in (loops | library).items()}, options.turns)
     for source, name in loops:
         medians = f"{1e3 * median(seconds[source, name]):.1f} / {1e3 * median(seconds[source]):.1f} ms"
-        print(f"  {source:10}  {name:14} / library {ratio(seconds[source, name], seconds[source])}   ({medians})")
+        print(f"  {source:10}  {name:16} / library {ratio(seconds[source, name], seconds[source])}   ({medians})")
 
 
 # Tracking

@@ -42,7 +42,7 @@ def random_video_model(options: argparse.Namespace, folder: str) -> VideoModel:
     return load_video_model(folder, torch_dtype=getattr(torch, options.dtype), device=options.device)
 
 
-def tokens_a_video(options: argparse.Namespace) -> int:
+def tokens_per_video(options: argparse.Namespace) -> int:
     """Return the number of tokens per video, of 2x2 latent pixels each."""
     frames, height, width = options.latent_size
     return frames * height * width // 4

@@ -130,7 +130,7 @@ def main() -> None:
         now = clock(options.device)
         seconds = in_turns({PLAIN: timed(ways.plain, now), LIBRARY: timed(ways.library, now)}, options.turns)
         for way in (PLAIN, LIBRARY):
-            print(f"{f'{way}, a video':26}{1000 * median(seconds[way]) / count:7.0f} ms")
+            print(f"{f'{way}, per video':26}{1000 * median(seconds[way]) / count:7.0f} ms")
         print(f"{'time, plain / library':26}{ratio(seconds[PLAIN], seconds[LIBRARY])}")
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from measuring import clock, with_quartiles
-from random_wan import add_size_arguments, random_pairs, random_video_model, tokens_a_video
+from random_wan import add_size_arguments, random_pairs, random_video_model, tokens_per_video
 
 from spatialalign_trl.trainer import SpatialAlignConfig, SpatialAlignTrainer
 from spatialalign_trl.trainer.latents import collate_pairs
@@ -162,7 +162,7 @@ def main() -> None:
     with new_step(options) as step:
         weights = sum(weight.numel() for weight in step.base.parameters()) / 1e6
         print(
-            f"{weights:.1f} M weights with LoRA, {options.pairs} pairs of {tokens_a_video(options)} tokens, "
+            f"{weights:.1f} M weights with LoRA, {options.pairs} pairs of {tokens_per_video(options)} tokens, "
             f"{options.device}, {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         )
         take_turns(step, options.turns, print)

@@ -44,7 +44,7 @@ from measuring import (
 )
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from plain_step import Batch, PlainStep
-from random_wan import add_size_arguments, random_pairs, random_video_model, tokens_a_video
+from random_wan import add_size_arguments, random_pairs, random_video_model, tokens_per_video
 from transformers import PrinterCallback, TrainerCallback
 
 from spatialalign_trl.models.base import VideoModel
@@ -226,7 +226,7 @@ def measure(options: argparse.Namespace, folder: str) -> None:
     plain = ways.plain()
     weights = {TRAINER: weight_bytes(trainers[TRAINER].model.parameters()), PLAIN: weight_bytes(plain.parameters())}
     print(
-        f"{weights[TRAINER] / 2**20:.0f} MiB of weights with LoRA, {options.pairs} pairs of {tokens_a_video(options)} "
+        f"{weights[TRAINER] / 2**20:.0f} MiB of weights with LoRA, {options.pairs} pairs of {tokens_per_video(options)} "
         f"tokens, {options.device}, {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
 
@@ -238,11 +238,11 @@ def measure(options: argparse.Namespace, folder: str) -> None:
     # 2. Times.
     seconds = in_turns(clocked(ways, trainers, plain), options.turns)
     for way in (PLAIN, TRAINER, PRECOMPUTED, BARE):
-        print(f"{f'{way}, a step':32}{1000 * median(seconds[way]):7.1f} ms")
+        print(f"{f'{way}, one step':32}{1000 * median(seconds[way]):7.1f} ms")
     for above, below in ((TRAINER, PLAIN), (PRECOMPUTED, PLAIN), (TRAINER, BARE)):
         print(f"{f'time, {above} / {below}':32}{ratio(seconds[above], seconds[below])}")
     overhead = [1000 * (trainer - bare) for trainer, bare in zip(seconds[TRAINER], seconds[BARE], strict=True)]
-    print(f"{'trainer - bare, ms a step':32}{with_quartiles(overhead)}")
+    print(f"{'trainer - bare, ms per step':32}{with_quartiles(overhead)}")
 
     # 3. Memory.
     share = weights[TRAINER] / weights[PLAIN]

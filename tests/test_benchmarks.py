@@ -31,7 +31,7 @@ def test_perception_geometry(repo_root):
     printed = output(repo_root, "perception.py", *size)
     assert "7 videos of 30 frames" in printed
     for source in ("FrameBoxes", "one array"):
-        for name in ("NumPy a frame", "floats a frame"):
+        for name in ("NumPy per frame", "floats per frame"):
             assert re.search(rf"{source} +{name} +/ library +\d+\.\d\d \[", printed), printed
 
 
@@ -73,7 +73,7 @@ def test_training(repo_root):
     for way in ("trainer", "precomputed"):
         assert f"losses of 3 steps agree, plain and {way}" in printed
         assert re.search(rf"peak without weights, {way} / plain +\d+\.\d\d \(", printed), printed
-    for measure in ("time, trainer / plain", "time, precomputed / plain", "trainer - bare, ms a step"):
+    for measure in ("time, trainer / plain", "time, precomputed / plain", "trainer - bare, ms per step"):
         assert re.search(rf"{measure} +-?\d+\.\d\d \[", printed), printed
     # One network and its adapter, compared with two networks.
     share = float(re.search(r"resident weights, trainer / plain +(\d\.\d+)", printed)[1])

@@ -25,7 +25,7 @@ from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
 from spatialalign_trl.tiny_world.rooms.textures import COLORS
 from spatialalign_trl.tiny_world.rooms.trajectories import Trajectory
 
-ROOMS_A_FILE = 10
+ROOMS_PER_FILE = 10
 """Number of rooms per file."""
 
 NUM_CONTEXT = 24
@@ -147,14 +147,14 @@ def render_examples(
         `int`: number of finished rooms, after every file.
     """
     first = SPLIT_SEEDS["train"].start
-    for start in range(0, rooms, ROOMS_A_FILE):
+    for start in range(0, rooms, ROOMS_PER_FILE):
         path = folder / f"{start:06d}.safetensors"
         if not path.exists():
-            seeds = range(first + start, first + min(start + ROOMS_A_FILE, rooms))
+            seeds = range(first + start, first + min(start + ROOMS_PER_FILE, rooms))
             rows = [row for seed in seeds for row in _rows(seed, variants)]
             examples = [example_of(render_row(seen_context(row, context_frames), size, num_frames)) for row in rows]
             write_atomic(path, _pack(examples))
-        yield min(start + ROOMS_A_FILE, rooms)
+        yield min(start + ROOMS_PER_FILE, rooms)
 
 
 def _rows(seed: int, variants: int) -> Iterator[dict]:

@@ -2,8 +2,8 @@
 
 A row consists of numbers and words from which its videos can be rendered at any size and length, so no video has to
 be stored. The context is a subset of the frames of a recording, a walk around the room, and includes the last frame.
-The target continues from the last camera. In navigation the context covers the views of its path. In grounding
-it goes to a named object that is visible in the context, but not in its last frame.
+The target continues from the last camera. In navigation it follows a path, and the context covers its views. In
+grounding it goes to a named object that is visible in the context, but not in its last frame.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIMILAR_VIEW = (40.0, 2.5)
 _MIN_OBJECT_SHARE = 0.004
 """Smallest share of a frame's pixels at which an object counts as shown."""
 
-_THUMBNAIL = (36, 64)
+_THUMBNAIL = (36, 64)  # height and width of the views in which coverage is measured
 _ATTEMPTS = 40
 
 

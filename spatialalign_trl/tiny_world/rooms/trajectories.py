@@ -22,11 +22,11 @@ Knot = tuple[float, float, float, float, float]
 CLEARANCE = 0.25
 """Smallest distance, in metres, between a camera and walls, floor, ceiling or objects."""
 
-_ATTEMPTS = 300
+_ATTEMPTS = 300  # draws of a path before a room counts as too full
 _ATTEMPTS_FROM_START = 24
 """Fewer attempts if the start is given, because the caller can try another start."""
 
-_THUMBNAIL = (30, 52)
+_THUMBNAIL = (30, 52)  # height and width of the views in which paths are checked
 _GAZE = 18.0
 """Largest angle, in degrees to either side, at which a camera counts as looking at an object."""
 
