@@ -226,8 +226,9 @@ def measure(options: argparse.Namespace, folder: str) -> None:
     plain = ways.plain()
     weights = {TRAINER: weight_bytes(trainers[TRAINER].model.parameters()), PLAIN: weight_bytes(plain.parameters())}
     print(
-        f"{weights[TRAINER] / 2**20:.0f} MiB of weights with LoRA, {options.pairs} pairs of {tokens_per_video(options)} "
-        f"tokens, {options.device}, {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{weights[TRAINER] / 2**20:.0f} MiB of weights with LoRA, "
+        f"{options.pairs} pairs of {tokens_per_video(options)} tokens, "
+        f"{options.device}, {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
 
     # 1. Both trainers and plain must have the same losses.
