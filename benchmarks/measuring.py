@@ -1,4 +1,7 @@
-"""What the benchmarks measure with: a clock, ways that take turns, medians with quartiles, peaks of memory."""
+"""Shared tools of the benchmarks: clocks, alternating measurements, medians with quartiles, and peak memory.
+
+A *way* is one of the implementations that a benchmark compares.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,15 @@ from statistics import median, quantiles
 from typing import Any
 
 PEAK_RESET = Path("/proc/self/clear_refs")
-"""Linux: a 5 written to it makes the process's peak memory begin anew."""
+"""Linux only: writing a 5 to this file resets the peak memory of the process."""
 
 
 def clock(device: str) -> Callable[[], float]:
-    """On a CPU the processor time of this process, which other jobs do not add to; else the time, synchronised."""
+    """Return a function that reads the clock for a device.
+
+    On a CPU it is the processor time of this process, which does not include other jobs. On an accelerator it is the
+    wall time after synchronisation.
+    """
     if device == "cpu":
         return time.process_time
 
@@ -32,7 +39,7 @@ def clock(device: str) -> Callable[[], float]:
 
 
 def timed(work: Callable[[], Any], now: Callable[[], float]) -> Callable[[], float]:
-    """A way for `in_turns`: does the work and returns the seconds it took."""
+    """Wrap some work into a function that does it and returns the seconds it took, for `in_turns`."""
 
     def seconds() -> float:
         start = now()
@@ -43,7 +50,17 @@ def timed(work: Callable[[], Any], now: Callable[[], float]) -> Callable[[], flo
 
 
 def in_turns(ways: dict[Any, Callable[[], float]], turns: int) -> dict[Any, list[float]]:
-    """The seconds that every way returns, `turns` times, the ways taking turns."""
+    """Run all ways alternately, so that a change of the machine's speed affects all of them.
+
+    Args:
+        ways (`dict`):
+            Name of a way -> function that runs it and returns its seconds.
+        turns (`int`):
+            Number of times each way runs.
+
+    Returns:
+        `dict`: name of a way -> its seconds in every turn.
+    """
     seconds: dict[Any, list[float]] = {name: [] for name in ways}
     for _ in range(turns):
         for name, way in ways.items():
@@ -52,12 +69,12 @@ def in_turns(ways: dict[Any, Callable[[], float]], turns: int) -> dict[Any, list
 
 
 def ratio(above: list[float], below: list[float]) -> str:
-    """Median and quartiles of the ratio in each turn."""
-    return with_quartiles([one / other for one, other in zip(above, below, strict=True)])
+    """Format the median and the quartiles of the ratio in each turn."""
+    return with_quartiles([numerator / denominator for numerator, denominator in zip(above, below, strict=True)])
 
 
 def with_quartiles(values: list[float]) -> str:
-    """Their median, and their quartiles in brackets; of a single one, itself."""
+    """Format the median of some values, followed by the quartiles in brackets."""
     if len(values) == 1:
         return f"{values[0]:7.2f} [one turn]"
     low, _, high = quantiles(values, n=4)
@@ -68,12 +85,24 @@ def with_quartiles(values: list[float]) -> str:
 
 
 def can_measure_peak(device: str) -> bool:
-    """On a CPU it takes Linux."""
+    """Return whether peak memory can be measured. On a CPU this needs Linux."""
     return device != "cpu" or PEAK_RESET.exists()
 
 
 def added_peak(work: Callable[[], Any], device: str) -> int:
-    """Bytes that some work adds at its peak to what is in use before it. Warm up first: some buffers are made once."""
+    """Measure how much memory some work needs at its peak, in addition to the memory in use before it.
+
+    Run the work once before, because some buffers are allocated only once.
+
+    Args:
+        work (callable):
+            The work to measure.
+        device (`str`):
+            `"cpu"` or an accelerator.
+
+    Returns:
+        `int`: bytes.
+    """
     gc.collect()
     if device != "cpu":
         import torch
@@ -83,7 +112,7 @@ def added_peak(work: Callable[[], Any], device: str) -> int:
         work()
         return torch.accelerator.memory.max_memory_allocated() - before
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)  # else what was freed, and is kept, counts as in use before
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory that malloc keeps counts as in use
     PEAK_RESET.write_text("5")
     before = memory("VmRSS")
     work()
@@ -91,20 +120,23 @@ def added_peak(work: Callable[[], Any], device: str) -> int:
 
 
 def memory(field: str) -> int:
-    """A line of Linux's account of this process, in bytes. Not getrusage: that counts the parent before the start."""
+    """Read a memory field of `/proc/self/status`, in bytes.
+
+    `getrusage` is no alternative, because its peak includes the parent process before the start of this one.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
 
 
 def peak_in_own_process(way: str) -> int:
-    """Runs this script again with `--peak_of way`, which prints what [`added_peak`] returned as JSON."""
+    """Run this script in a new process with `--peak_of way`, and return the bytes that `report_peak` prints there."""
     command = [sys.executable, *sys.argv, "--peak_of", way]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{process.stderr}")
+    return json.loads(process.stdout.splitlines()[-1])["peak_bytes"]
 
 
 def report_peak(peak: int) -> None:
-    """What [`peak_in_own_process`] reads."""
+    """Print the peak for [`peak_in_own_process`]."""
     print(json.dumps({"peak_bytes": peak}))

@@ -1,4 +1,4 @@
-"""What DSR-Score's geometry, and the way to its boxes, cost beside a plain arrangement, as ratios from one run.
+"""Compares DSR-Score's geometry and tracking with plain implementations.
 
     python benchmarks/perception.py
     python benchmarks/perception.py --parts geometry --videos 1000 --frames 81 --turns 9
@@ -6,21 +6,21 @@
     python benchmarks/perception.py --parts tracking --device cuda --clip_frames 81 --clip_size 480 832 --turns 3 \
         --detector IDEA-Research/grounding-dino-tiny --follower facebook/sam2.1-hiera-large
 
-geometry: from the boxes of many videos to scores, components and curves, by the loops over videos and frames in
-`plain_geometry.py` and by the library. The boxes come as lists of `FrameBoxes` (shuffled, labels in either order, some
-frames without the pair), which the loop and the library have to sort out, or as one array in order (NaN where there is
-no pair). All ways must agree to 1e-12.
+geometry: computes scores, components and curves from the boxes of many videos, with the loops over videos and frames
+in `plain_geometry.py` and with the library. The boxes are given as lists of `FrameBoxes` (shuffled, labels in either
+order, some frames without the pair), which both have to sort, or as one ordered array (NaN where there is no pair).
+All ways must agree to 1e-12.
 
-    NumPy a frame      a loop with small arrays for each frame: the usual way to write it
-    floats a frame     a loop with bare Python numbers: as fast as a loop gets
+    NumPy per frame      a loop with small arrays for each frame: the usual implementation
+    floats per frame     a loop with Python numbers: the fastest loop
 
-tracking: one clip through detector and follower. *plain* gives the detector one frame at a time and the follower a
-session for each direction; *library* is `GroundingDINODetector.detect` and `SAM2Follower.follow`. Both use the same
-loaded models: random ones of the real classes, unless checkpoints are given. Passes are counted by hooks on the
-encoders. Peak memory is measured in a process for each, and is what the work adds to the loaded models.
+tracking: sends one clip through detector and follower. *plain* gives the detector one frame at a time and uses one
+session of the follower for each direction. *library* is `GroundingDINODetector.detect` and `SAM2Follower.follow`. Both
+use the same loaded models, tiny random ones of the real classes unless checkpoints are given. Hooks on the encoders
+count the passes. Peak memory is measured in a new process for each way, and excludes the loaded models.
 
-A ratio is the median over the turns, with the quartiles beside it. On a CPU the clock is the processor time of this
-process, which other jobs do not add to; on a GPU it is the time from start to synchronised end.
+A ratio is the median over the turns, followed by the quartiles in brackets. On a CPU, times are processor times of
+this process, which do not include other jobs. On a GPU they are wall times until synchronisation.
 """
 
 from __future__ import annotations
@@ -60,20 +60,23 @@ TOLERANCE = 1e-12
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=["geometry", "tracking"], default=["geometry", "tracking"])
-    parser.add_argument("--turns", type=int, default=7, help="how often every way is timed")
+    parser.add_argument("--turns", type=int, default=7, help="number of times every way is timed")
     geometry = parser.add_argument_group("geometry")
     geometry.add_argument("--videos", type=int, default=1000)
     geometry.add_argument("--frames", type=int, default=81)
     tracking = parser.add_argument_group("tracking")
     tracking.add_argument("--clip_frames", type=int, default=81)
     tracking.add_argument("--clip_size", type=int, nargs=2, default=[120, 208], metavar=("HEIGHT", "WIDTH"))
-    tracking.add_argument("--batch_size", type=int, help="of the detector in the library's way; default: its own")
-    tracking.add_argument("--detector", help="checkpoint; default: a tiny random one")
-    tracking.add_argument("--follower", help="checkpoint; default: a tiny random one")
+    tracking.add_argument("--batch_size", type=int, help="batch size of the library's detector; default: its own")
+    tracking.add_argument("--detector", help="checkpoint; default: a tiny random model")
+    tracking.add_argument("--follower", help="checkpoint; default: a tiny random model")
     tracking.add_argument("--device", default="cpu")
-    tracking.add_argument("--peak_of", choices=[PLAIN, LIBRARY], help=argparse.SUPPRESS)  # the process of its own
+    tracking.add_argument(
+        "--peak_of", choices=[PLAIN, LIBRARY], help=argparse.SUPPRESS
+    )  # set in the process that measures the peak
     return parser.parse_args()
 
 
@@ -81,20 +84,20 @@ def arguments() -> argparse.Namespace:
 
 
 def from_results(results: list[DSRResult]) -> list[tuple]:
-    """As `plain_score` returns it."""
+    """Convert the library's results to the tuples that `plain_score` returns."""
     names = ("initial_score", "initial_gap", "final_score", "final_gap")
     return [
         (
-            one.score,
-            [] if one.score is None else [getattr(one, name) for name in names],
-            [one.initial_curve, one.final_curve],
+            result.score,
+            [] if result.score is None else [getattr(result, name) for name in names],
+            [result.initial_curve, result.final_curve],
         )
-        for one in results
+        for result in results
     ]
 
 
 def from_arrays(result: BoxScores) -> list[tuple]:
-    """As `plain_score` returns it."""
+    """Convert the library's arrays to the tuples that `plain_score` returns."""
     return [
         (
             None if np.isnan(result.scores[k]) else result.scores[k],
@@ -105,10 +108,10 @@ def from_arrays(result: BoxScores) -> list[tuple]:
     ]
 
 
-def largest_difference(ones: list[tuple], others: list[tuple]) -> float:
-    """Between two ways' scores, components and curves; infinite when they call other videos INVALID."""
+def largest_difference(first: list[tuple], second: list[tuple]) -> float:
+    """Return the largest difference of scores, components and curves; infinite if INVALID videos differ."""
     worst = 0.0
-    for (score, components, curves), (other_score, other_components, other_curves) in zip(ones, others, strict=True):
+    for (score, components, curves), (other_score, other_components, other_curves) in zip(first, second, strict=True):
         if (score is None) != (other_score is None):
             return math.inf
         pairs = [(components, other_components), *zip(curves, other_curves, strict=True)]
@@ -118,13 +121,14 @@ def largest_difference(ones: list[tuple], others: list[tuple]) -> float:
 
 
 def measure_geometry(options: argparse.Namespace) -> None:
+    """Check that all ways of scoring agree, time them and print the ratios."""
     boxes = random_boxes(options.videos, options.frames)
     tracks, types = as_tracks(boxes), [DSR_TYPES[k % len(DSR_TYPES)] for k in range(options.videos)]
     animals, objects = [ANIMAL] * options.videos, [OBJECT] * options.videos
 
     def loop(source: str, offset: Callable) -> list[tuple]:
         videos = boxes if source == ARRAY else map(pairs_in_order, tracks)
-        return [plain_score(one, options.frames, code, offset) for one, code in zip(videos, types, strict=True)]
+        return [plain_score(pairs, options.frames, code, offset) for pairs, code in zip(videos, types, strict=True)]
 
     library = {
         FRAMES: lambda: score_tracks_batch(tracks, animals, objects, types),
@@ -133,8 +137,10 @@ def measure_geometry(options: argparse.Namespace) -> None:
     loops = {
         (source, name): lambda source=source, offset=offset: loop(source, offset)
         for source in library
-        for name, offset in (("NumPy a frame", offset_numpy), ("floats a frame", offset_floats))
+        for name, offset in (("NumPy per frame", offset_numpy), ("floats per frame", offset_floats))
     }
+
+    # 1. All ways must agree.
     plain, *others = (way() for way in loops.values())
     others += [from_results(library[FRAMES]()), from_arrays(library[ARRAY]())]
     worst = max(largest_difference(plain, other) for other in others)
@@ -142,29 +148,31 @@ def measure_geometry(options: argparse.Namespace) -> None:
     invalid = sum(score is None for score, *_ in plain)
     print(f"geometry: {options.videos} videos of {options.frames} frames ({invalid} INVALID), numpy {np.__version__}")
     print(f"  largest difference {worst:.1e}")
+
+    # 2. Time them.
     now = clock("cpu")
     seconds = in_turns({name: timed(way, now) for name, way in (loops | library).items()}, options.turns)
     for source, name in loops:
-        taken = f"{1e3 * median(seconds[source, name]):.1f} / {1e3 * median(seconds[source]):.1f} ms"
-        print(f"  {source:10}  {name:14} / library {ratio(seconds[source, name], seconds[source])}   ({taken})")
+        medians = f"{1e3 * median(seconds[source, name]):.1f} / {1e3 * median(seconds[source]):.1f} ms"
+        print(f"  {source:10}  {name:16} / library {ratio(seconds[source, name], seconds[source])}   ({medians})")
 
 
 # Tracking
 
 
 class TwoWays:
-    """One clip through detector and follower, in either way, on the same loaded models."""
+    """Sends one clip through detector and follower in either way, with the same loaded models."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         from spatialalign_trl.perception.grounding_dino import GroundingDINODetector
         from spatialalign_trl.perception.sam2 import SAM2Follower
 
         if not (options.detector and options.follower):
-            sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+            sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
             import tiny_perception
         detector = options.detector or tiny_perception.saved_grounding_dino(folder / "detector")
         follower = options.follower or tiny_perception.saved_sam2(folder / "follower")
-        # A random detector finds nothing, so every one of its boxes is taken; the frames' boxes are then compared.
+        # A random detector finds nothing, so accept all of its boxes to have some to compare.
         thresholds = {} if options.detector else {"box_threshold": 0.0, "text_threshold": 0.0}
         self.detector: GroundingDINODetector = GroundingDINODetector(
             detector, batch_size=options.batch_size, device=options.device, **thresholds
@@ -172,14 +180,14 @@ class TwoWays:
         self.follower: SAM2Follower = SAM2Follower(follower, device=options.device)
         frames, (height, width) = options.clip_frames, options.clip_size
         self.video = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-        # The boxes that the follower gets do not depend on what a random detector makes of noise.
+        # Give the follower fixed boxes, because those of a random detector are meaningless.
         self.boxes = np.array([[0.1, 0.3, 0.3, 0.6], [0.5, 0.4, 0.8, 0.8]]) * [width, height, width, height]
         self.prompt_frame = frames // 3
         self.passes: dict[str, list[int]] = {}
         self._count_passes()
 
     def _count_passes(self) -> None:
-        """From now on `passes[encoder]` holds the frames (texts) of each of its calls."""
+        """Record the number of frames (or texts) of every call of an encoder in `passes[encoder]`."""
         detector, _ = self.detector.pretrained.load()
         follower, _ = self.follower.pretrained.load()
         encoders = {
@@ -195,18 +203,19 @@ class TwoWays:
             module.register_forward_pre_hook(count, with_kwargs=True)
 
     def run(self, way: str) -> tuple[list, np.ndarray]:
-        """`(detections, followed boxes)`."""
+        """Return `(detections, followed boxes)` of one way."""
         if way == PLAIN:
             return self._detect_one_by_one(), self._follow_in_two_sessions()
         detections = self.detector.detect(self.video, [ANIMAL, OBJECT])
         return detections, self.follower.follow(self.video, self.boxes, self.prompt_frame)
 
     def _detect_one_by_one(self) -> list[tuple[np.ndarray, tuple[str, ...]]]:
+        """Detect with one call of the model per frame."""
         import torch
         from PIL import Image
 
         model, processor = self.detector.pretrained.load()
-        found = []
+        detections = []
         for frame in self.video:
             inputs = processor(
                 images=Image.fromarray(frame), text=f"{ANIMAL}. {OBJECT}.", return_tensors="pt"
@@ -220,17 +229,18 @@ class TwoWays:
                 text_threshold=self.detector.text_threshold,
                 target_sizes=[frame.shape[:2]],
             )[0]
-            found.append((result["boxes"].float().cpu().numpy(), result["scores"], result["text_labels"]))
-        return found
+            detections.append((result["boxes"].float().cpu().numpy(), result["scores"], result["text_labels"]))
+        return detections
 
     def _follow_in_two_sessions(self) -> np.ndarray:
+        """Follow the boxes with one session for each direction."""
         followed = np.zeros((len(self.video), len(self.boxes), 4))
         for backwards in (False, True):
             self._follow_in_a_session(backwards, followed)
         return followed
 
     def _follow_in_a_session(self, backwards: bool, followed: np.ndarray) -> None:
-        """Fills in the boxes on one side of the prompt frame; the session is freed at the end."""
+        """Fill in the boxes on one side of the prompt frame. The session is freed at the end."""
         import torch
 
         from spatialalign_trl.perception.sam2 import mask_boxes
@@ -250,36 +260,39 @@ class TwoWays:
                 followed[output.frame_idx] = mask_boxes(logits[:, 0] > 0)
 
     def passes_of(self, way: str) -> dict[str, list[int]]:
+        """Run one way and return the frames (or texts) of every encoder call."""
         self.passes.clear()
         self.run(way)
         return dict(self.passes)
 
 
-def agree(ones: np.ndarray, others: np.ndarray) -> bool:
-    """Whether two sets of boxes `(n, 4)` are the same to a tenth of a pixel, in any order."""
-    if len(ones) != len(others):
+def agree(first: np.ndarray, second: np.ndarray) -> bool:
+    """Return whether two sets of boxes `(n, 4)` are equal to a tenth of a pixel, in any order."""
+    if len(first) != len(second):
         return False
-    apart = np.abs(ones[:, None] - others).max(axis=2)
-    return bool((apart.min(axis=1, initial=np.inf) < 0.1).all() and (apart.min(axis=0, initial=np.inf) < 0.1).all())
+    distances = np.abs(first[:, None] - second).max(axis=2)
+    nearest = distances.min(axis=1, initial=np.inf), distances.min(axis=0, initial=np.inf)
+    return bool((nearest[0] < 0.1).all() and (nearest[1] < 0.1).all())
 
 
 def measure_tracking(options: argparse.Namespace, folder: Path) -> None:
+    """Compare results, encoder passes, time and peak memory of both ways, and print the ratios."""
     import torch
 
     ways = TwoWays(options, folder)
-    (plain_found, plain_followed), (found, followed) = ways.run(PLAIN), ways.run(LIBRARY)
-    same = sum(agree(one[0], other.boxes) for one, other in zip(plain_found, found, strict=True))
+    (plain_detections, plain_followed), (detections, followed) = ways.run(PLAIN), ways.run(LIBRARY)
+    same = sum(agree(plain[0], ours.boxes) for plain, ours in zip(plain_detections, detections, strict=True))
     print(
         f"tracking: {len(ways.video)} frames of {ways.video.shape[1]}x{ways.video.shape[2]} on {options.device}, "
         f"torch {torch.__version__}"
     )
-    print(f"  frames whose detections agree to a tenth of a pixel: {same} of {len(found)}")
+    print(f"  frames whose detections agree to a tenth of a pixel: {same} of {len(detections)}")
     print(f"  largest difference of followed boxes: {np.abs(plain_followed - followed).max():.1f} pixels")
     plain, library = ways.passes_of(PLAIN), ways.passes_of(LIBRARY)
     for name in plain:
         calls, frames = len(plain[name]) / len(library[name]), sum(plain[name]) / sum(library[name])
-        told = f"{len(plain[name])} / {len(library[name])}"
-        print(f"  {name}: calls, plain / library {calls:6.2f} ({told}); frames through it {frames:.3f}")
+        counts = f"{len(plain[name])} / {len(library[name])}"
+        print(f"  {name}: calls, plain / library {calls:6.2f} ({counts}); frames through it {frames:.3f}")
 
     now = clock(options.device)
     seconds = in_turns({way: timed(lambda way=way: ways.run(way), now) for way in (PLAIN, LIBRARY)}, options.turns)
@@ -288,20 +301,22 @@ def measure_tracking(options: argparse.Namespace, folder: Path) -> None:
         print("  peak memory: on a CPU it is measured on Linux only")
         return
     peaks = {way: peak_in_own_process(way) for way in (PLAIN, LIBRARY)}
-    told = ", ".join(f"{way} {peak / 2**20:.1f} MiB" for way, peak in peaks.items())
-    print(f"  peak memory, plain / library {peaks[PLAIN] / peaks[LIBRARY]:7.2f} ({told})")
+    sizes = ", ".join(f"{way} {peak / 2**20:.1f} MiB" for way, peak in peaks.items())
+    print(f"  peak memory, plain / library {peaks[PLAIN] / peaks[LIBRARY]:7.2f} ({sizes})")
 
 
 def measure_peak(options: argparse.Namespace, folder: Path) -> None:
-    """Prints the bytes that one way adds to the loaded models at its peak, as JSON."""
+    """Print the peak memory of one way in addition to the loaded models, as JSON."""
     ways = TwoWays(options, folder)
-    whole, ways.video = ways.video, ways.video[: ways.prompt_frame + 2]
-    ways.run(options.peak_of)  # buffers that are made once
-    ways.video = whole
+    # Warm up on a shorter clip, to allocate the buffers that are allocated only once.
+    whole_video, ways.video = ways.video, ways.video[: ways.prompt_frame + 2]
+    ways.run(options.peak_of)
+    ways.video = whole_video
     report_peak(added_peak(lambda: ways.run(options.peak_of), options.device))
 
 
 def main() -> None:
+    """Run the chosen parts."""
     options = arguments()
     with tempfile.TemporaryDirectory() as folder:
         if options.peak_of:

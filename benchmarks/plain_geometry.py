@@ -1,4 +1,4 @@
-"""DSR-Score by plain loops over frames, and random boxes for it: what `perception.py` measures the library against."""
+"""The reference for `perception.py`: DSR-Score with plain loops over frames, and random boxes for it."""
 
 from __future__ import annotations
 
@@ -15,34 +15,39 @@ DIRECTIONS = {"L": (-1, 0), "R": (1, 0), "T": (0, -1)}
 
 
 def random_boxes(videos: int, frames: int) -> np.ndarray:
-    """`(videos, frames, 2, 4)`: the pair anywhere, NaN on frames without one, some boxes empty, some videos sparse."""
+    """Draw boxes of both objects at random positions.
+
+    Returns:
+        `np.ndarray` of shape `(videos, frames, 2, 4)`: NaN on frames without the pair. Some boxes are empty, and in
+        one of five videos most frames lack the pair.
+    """
     generator = np.random.default_rng(0)
     corners = generator.uniform(0, 400, (videos, frames, 2, 2))
     boxes = np.concatenate([corners, corners + generator.uniform(10, 80, (videos, frames, 2, 2))], axis=-1)
     boxes[generator.random((videos, frames, 2)) < 0.02] = 0
-    seen = generator.random((videos, 1)) < 0.8  # the pair is on most frames of four in five videos, on few of the rest
-    boxes[generator.random((videos, frames)) > np.where(seen, 0.9, 0.2)] = np.nan
+    is_dense = generator.random((videos, 1)) < 0.8
+    boxes[generator.random((videos, frames)) > np.where(is_dense, 0.9, 0.2)] = np.nan
     return boxes
 
 
 def as_tracks(boxes: np.ndarray) -> list[Tracks]:
-    """The same boxes as trackers hand them on: frames in any order, labels in either, other labels without a pair."""
+    """Turn boxes into tracks as trackers return them: frames and labels in random order, one label without a pair."""
     generator, tracks = np.random.default_rng(1), []
-    for one in boxes:
+    for video in boxes:
         frames = []
-        for index in generator.permutation(len(one)).tolist():
-            if np.isnan(one[index]).any():
+        for index in generator.permutation(len(video)).tolist():
+            if np.isnan(video[index]).any():
                 frames.append(FrameBoxes(index, (ANIMAL,), np.ones((1, 4))))
             elif generator.random() < 0.5:
-                frames.append(FrameBoxes(index, (ANIMAL, OBJECT), one[index]))
+                frames.append(FrameBoxes(index, (ANIMAL, OBJECT), video[index]))
             else:
-                frames.append(FrameBoxes(index, (OBJECT, ANIMAL), one[index, ::-1]))
-        tracks.append(Tracks(frames, len(one)))
+                frames.append(FrameBoxes(index, (OBJECT, ANIMAL), video[index, ::-1]))
+        tracks.append(Tracks(frames, len(video)))
     return tracks
 
 
 def offset_numpy(animal: np.ndarray, thing: np.ndarray) -> np.ndarray:
-    """`(cos_x*d_x, cos_y*d_y)` of one frame, in small arrays."""
+    """Compute `(cos_x*d_x, cos_y*d_y)` of one frame with small arrays."""
     offset = (animal[:2] + animal[2:]) / 2 - (thing[:2] + thing[2:]) / 2
     reach = ((animal[2:] - animal[:2]) + (thing[2:] - thing[:2])) / 2
     distance = np.linalg.norm(offset)
@@ -51,7 +56,7 @@ def offset_numpy(animal: np.ndarray, thing: np.ndarray) -> np.ndarray:
 
 
 def offset_floats(animal: np.ndarray, thing: np.ndarray) -> tuple[float, float]:
-    """The same in bare numbers."""
+    """Compute the same as `offset_numpy` with Python numbers."""
     (ax1, ay1, ax2, ay2), (ox1, oy1, ox2, oy2) = animal.tolist(), thing.tolist()
     x, y = (ax1 + ax2) / 2 - (ox1 + ox2) / 2, (ay1 + ay2) / 2 - (oy1 + oy2) / 2
     distance = math.hypot(x, y)
@@ -63,8 +68,8 @@ def offset_floats(animal: np.ndarray, thing: np.ndarray) -> tuple[float, float]:
 
 
 def pairs_in_order(frames: Tracks) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The boxes of animal and object on the frames that are labelled so, in the order of time."""
-    for frame in sorted(frames, key=lambda one: one.frame_index):
+    """Yield the boxes of animal and object in order of time, from the frames that have both labels."""
+    for frame in sorted(frames, key=lambda frame: frame.frame_index):
         if len(frame.labels) == 2 and set(frame.labels) == {ANIMAL, OBJECT}:
             yield tuple(frame.boxes) if frame.labels[0] == ANIMAL else tuple(frame.boxes[::-1])
 
@@ -72,11 +77,25 @@ def pairs_in_order(frames: Tracks) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def plain_score(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_frames: int, dsr_type: str, offset: Callable
 ) -> tuple[float | None, list[float], list[list]]:
-    """`(score, components, curves)` of one video, frame by frame; the score is `None` with too few counted frames."""
+    """Score one video frame by frame.
+
+    Args:
+        pairs (iterable of 2 `np.ndarray` of shape `(4,)`):
+            Boxes of animal and object on every frame.
+        num_frames (`int`):
+            Number of frames in the video.
+        dsr_type (`str`):
+            DSR type, such as `"LR"`.
+        offset (callable):
+            `offset_numpy` or `offset_floats`.
+
+    Returns:
+        `tuple`: `(score, components, curves)`. The score is `None` if too few frames are valid.
+    """
     directions, curves = [DIRECTIONS[code] for code in dsr_type], [[], []]
     for animal, thing in pairs:
-        wide = animal[2] > animal[0] and thing[2] > thing[0]  # false for NaN, too
-        if not (wide and (animal[3] > animal[1] or thing[3] > thing[1])):
+        has_width = animal[2] > animal[0] and thing[2] > thing[0]  # false for NaN, too
+        if not (has_width and (animal[3] > animal[1] or thing[3] > thing[1])):
             continue
         x, y = offset(animal, thing)
         for curve, (along_x, along_y) in zip(curves, directions, strict=True):

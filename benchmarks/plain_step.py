@@ -1,7 +1,7 @@
-"""A step of zeroth-order regularised Diffusion-DPO on Wan as people write it: what `training.py` compares with.
+"""The reference for `training.py`: a plain step of zeroth-order regularised Diffusion-DPO on Wan.
 
-A copy of the whole transformer is the reference, and chosen and rejected go through the policy and through the
-reference one after the other: four forwards a step. Nothing of the library is used.
+The reference policy is a copy of the whole transformer. Chosen and rejected videos go through the policy and through
+the reference one after the other, so a step has four forward passes. Nothing of the library is used.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ Batch: TypeAlias = dict[str, Tensor]
 
 
 class PlainStep:
-    """
+    """A trainer with a copied reference network.
+
     Args:
-        transformer: gets the LoRA, after a copy of it was made.
-        lora: what to adapt.
-        learning_rate: of AdamW, which is torch's default one, without weight decay.
-        shift: `k` of `s = k*u / (1 + (k-1)*u)`.
-        autocast: compute in bfloat16.
+        transformer (`WanTransformer3DModel`):
+            Network to train. It is copied for the reference, then the LoRA is added.
+        lora (`LoraConfig`):
+            LoRA of the policy.
+        learning_rate (`float`):
+            Learning rate of torch's AdamW, without weight decay.
+        shift (`float`, *optional*, defaults to `5.0`):
+            `k` in `s = k*u / (1 + (k-1)*u)`.
+        autocast (`bool`, *optional*, defaults to `False`):
+            Compute in bfloat16.
     """
 
     beta, zeroth_order_weight, margin_clip, max_grad_norm = 1.0, 0.5, 5.0, 1.0
@@ -47,17 +53,20 @@ class PlainStep:
         self.new_optimizer()
 
     def new_optimizer(self) -> None:
+        """Replace the optimizer by a new one."""
         self.optimizer = torch.optim.AdamW(self.trainable, lr=self.learning_rate, weight_decay=0.0)
 
     def draw(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Noise levels, one a pair, and noise, one a video."""
+        """Draw a noise level for each pair and noise for each video."""
         u = torch.randint(1, 1001, (len(batch["chosen"]),), device=batch["chosen"].device) / 1000
         sigma = self.shift * u / (1 + (self.shift - 1) * u)
         return sigma, {side: torch.randn_like(batch[side]) for side in ("chosen", "rejected")}
 
     def loss(self, batch: Batch, sigma: Tensor, noise: dict[str, Tensor]) -> Tensor:
+        """Compute the loss of a batch with given draws."""
         s = sigma.view(-1, 1, 1, 1, 1)
         errors, reference_errors, anchor = {}, {}, 0.0
+        # The anchor keeps the policy near the reference on chosen and rejected videos alike.
         for side in ("chosen", "rejected"):
             noisy = (1 - s) * batch[side] + s * noise[side]
             target = noise[side] - batch[side]
@@ -74,6 +83,7 @@ class PlainStep:
         return (preference + self.zeroth_order_weight * anchor).mean()
 
     def predict(self, network: torch.nn.Module, noisy: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """Predict the velocity of noisy latents."""
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=self.autocast):
             velocity = network(
                 hidden_states=noisy.to(prompt_embeds.dtype),
@@ -84,7 +94,7 @@ class PlainStep:
         return velocity.float()
 
     def step(self, batch: Batch, draws: tuple[Tensor, dict[str, Tensor]] | None = None) -> Tensor:
-        """One optimizer step, at given or new noise; returns the loss before it."""
+        """Take one optimizer step with given or new draws, and return the loss before it."""
         loss = self.loss(batch, *(draws or self.draw(batch)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trainable, self.max_grad_norm)
@@ -93,5 +103,5 @@ class PlainStep:
         return loss.detach()
 
     def parameters(self) -> list[Tensor]:
-        """All that lie in memory."""
+        """Return the parameters of policy and reference."""
         return [*self.policy.parameters(), *self.reference.parameters()]

@@ -1,5 +1,4 @@
-"""A Wan pipeline of any size with random weights, built from configurations alone, and pairs of random latents for it:
-nothing is downloaded."""
+"""Builds a Wan pipeline of any size with random weights, and pairs of random latents for it. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -22,36 +21,40 @@ SIZES = {"layers": 4, "heads": 4, "head_dim": 32, "ffn_dim": 512, "text_tokens":
 
 
 def add_size_arguments(parser: argparse.ArgumentParser, **defaults: int) -> None:
-    """Flags for the size of the model and of the latents, and for where and in what type it computes."""
+    """Add flags for the sizes of the model and the latents, the device and the type of the weights."""
     parser.add_argument("--latent_size", type=int, nargs=3, default=[3, 8, 12], metavar=("FRAMES", "HEIGHT", "WIDTH"))
     for name, default in {**SIZES, **defaults}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the frozen base")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="type of the frozen base weights"
+    )
 
 
 def random_video_model(options: argparse.Namespace, folder: str) -> VideoModel:
-    """The model that `options` describe, by way of a folder: loading knows which parts stay in float32.
+    """Build the model that the flags describe.
 
-    What lies in the folder already is taken; of several processes the main one has to be first.
+    It is saved to a folder and loaded from there, because loading decides which parts stay in float32. An existing
+    folder is used as it is. With several processes, the main one must come first.
     """
     if not Path(folder).exists():
         random_wan(**{name: getattr(options, name) for name in SIZES}).save_pretrained(folder)
     return load_video_model(folder, torch_dtype=getattr(torch, options.dtype), device=options.device)
 
 
-def tokens_a_video(options: argparse.Namespace) -> int:
+def tokens_per_video(options: argparse.Namespace) -> int:
+    """Return the number of tokens per video, of 2x2 latent pixels each."""
     frames, height, width = options.latent_size
     return frames * height * width // 4
 
 
 def random_pairs(count: int, latent_size: list[int]) -> Dataset:
-    """Pairs of random latents, as training takes them."""
+    """Build a preference dataset of random latents."""
     generator = torch.Generator().manual_seed(0)
     columns: dict[str, list] = {"prompt": ["a fox is on the left of a stump"] * count}
     for side in ("chosen", "rejected"):
         latents = (torch.randn((CHANNELS, *latent_size), generator=generator) for _ in range(count))
-        columns[f"{side}_latents"] = [save({"latents": one}) for one in latents]
+        columns[f"{side}_latents"] = [save({"latents": tensor}) for tensor in latents]
     return Dataset.from_dict(columns)
 
 
@@ -65,13 +68,17 @@ def random_wan(
     text_tokens: int = 32,
     seed: int = 0,
 ) -> WanPipeline:
-    """Builds the pipeline; Wan2.1-T2V-1.3B has 30 layers, 12 heads of 128, ffn_dim 8960 and 512 text tokens.
+    """Build the pipeline. Wan2.1-T2V-1.3B has 30 layers, 12 heads of 128, ffn_dim 8960 and 512 text tokens.
 
     Args:
-        layers, heads, head_dim, ffn_dim: of the transformer.
-        channels: of the latents.
-        text_tokens: length of every prompt's embedding.
-        seed: of the weights.
+        layers, heads, head_dim, ffn_dim (`int`):
+            Size of the transformer.
+        channels (`int`, *optional*, defaults to `16`):
+            Channels of the latents.
+        text_tokens (`int`, *optional*, defaults to `32`):
+            Number of tokens in the embedding of every prompt.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

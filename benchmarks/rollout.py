@@ -1,17 +1,17 @@
-"""How much faster `roll_out` samples than a loop that calls the pipeline for every video, as ratios from one run.
+"""Compares `roll_out` with a loop that calls the pipeline for every video.
 
     python benchmarks/rollout.py
     python benchmarks/rollout.py --prompts 6 --seeds 5 --batch_size 30
     python benchmarks/rollout.py --device cuda --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --prompts 2 --seeds 2
 
-    plain          `pipe(prompt, generator=...)` for every prompt and seed, one after the other, and an mp4 of each
-    library        `roll_out` into an empty store: batches over prompts and seeds, every prompt embedded once; beside
-                   the mp4s it keeps latents, records and checksums
+    plain          calls `pipe(prompt, generator=...)` for every prompt and seed, and writes an mp4 of each video
+    library        calls `roll_out` with an empty store: it batches over prompts and seeds, embeds every prompt once,
+                   and writes latents, records and checksums in addition to the mp4s
 
-Both use the same loaded pipeline, settings and noise, and their videos must agree (`--tolerance`, in levels of 255: a
-batch is rounded differently). The ways take turns; a ratio is the median over the turns, with the quartiles beside it.
-On a CPU the clock is the processor time of this process, which other jobs do not add to; on a GPU it is the time from
-start to synchronised end.
+Both use the same loaded pipeline, settings and noise. Their videos must agree within `--tolerance` levels of 255,
+because batches of different sizes are rounded differently. The ways alternate in every turn. A ratio is the median
+over the turns, followed by the quartiles in brackets. On a CPU, times are processor times of this process, which do
+not include other jobs. On a GPU they are wall times until synchronisation.
 """
 
 from __future__ import annotations
@@ -39,20 +39,23 @@ PROMPTS = Path(__file__).resolve().parents[1] / "datasets" / "tiny_world_prompts
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="the embedded model, a pipeline folder or a Hub id")
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=4, help="videos a prompt")
-    parser.add_argument("--batch_size", type=int, default=16, help="of the library's way")
-    parser.add_argument("--crf", type=int, default=0, help="of the mp4s; 0: lossless, so that pixels can be compared")
-    parser.add_argument("--tolerance", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=5, help="how often both ways are timed")
+    parser.add_argument("--seeds", type=int, default=4, help="videos per prompt")
+    parser.add_argument("--batch_size", type=int, default=16, help="batch size of the library")
+    parser.add_argument(
+        "--crf", type=int, default=0, help="quality of the mp4s; 0 is lossless, so that pixels can be compared"
+    )
+    parser.add_argument("--tolerance", type=int, default=1, help="largest allowed difference of pixels")
+    parser.add_argument("--turns", type=int, default=5, help="number of times both ways are timed")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
 
 class TwoWays:
-    """The same videos in either way, each time in a folder of its own."""
+    """Samples the same videos in either way, each time into a new folder."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
@@ -62,7 +65,7 @@ class TwoWays:
         self.seeds = list(range(options.seeds))
 
     def plain(self) -> list[Path]:
-        """The mp4s, in the order of prompts and then seeds."""
+        """Call the pipeline once per video; return the mp4s, ordered by prompt and then by seed."""
         settings, pipe, paths = self.settings, self.model.pipeline, []
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         for row in self.rows:
@@ -84,7 +87,7 @@ class TwoWays:
         return paths
 
     def library(self) -> list[Path]:
-        """As `plain`."""
+        """Call `roll_out`; return the mp4s in the same order as `plain`."""
         store = SampleStore(tempfile.mkdtemp(dir=self.folder))
         options = self.options
         samples = roll_out(
@@ -99,15 +102,17 @@ class TwoWays:
         return [store.path(sample.sample_id, ".mp4") for sample in samples]
 
 
-def check_videos(ones: list[Path], others: list[Path], tolerance: int) -> dict[str, Any]:
-    """How far two ways' videos are apart; the same number of them, or an error."""
-    pairs = [(read_video(one).astype(int), read_video(other)) for one, other in zip(ones, others, strict=True)]
-    apart = np.concatenate([np.abs(one - other).ravel() for one, other in pairs])
-    assert apart.max() <= tolerance, f"videos of plain and library differ by {apart.max()} levels of 255"
-    return {"most": int(apart.max()), "equal": float((apart == 0).mean())}
+def check_videos(plain: list[Path], library: list[Path], tolerance: int) -> dict[str, Any]:
+    """Check that the videos of both ways agree; return the largest difference and the share of equal values."""
+    pairs = [(read_video(first).astype(int), read_video(second)) for first, second in zip(plain, library, strict=True)]
+    differences = np.concatenate([np.abs(first - second).ravel() for first, second in pairs])
+    largest = differences.max()
+    assert largest <= tolerance, f"videos of plain and library differ by {largest} levels of 255"
+    return {"largest": int(largest), "equal": float((differences == 0).mean())}
 
 
 def main() -> None:
+    """Check that both ways agree, time them and print the ratio."""
     options = arguments()
     with tempfile.TemporaryDirectory() as folder:
         ways = TwoWays(options, Path(folder))
@@ -117,12 +122,15 @@ def main() -> None:
             f"{settings.height}x{settings.width}, {settings.num_inference_steps} steps, {options.model} on "
             f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
         )
-        apart = check_videos(ways.plain(), ways.library(), options.tolerance)
-        print(f"videos agree: {apart['equal']:.3%} of values are equal, others differ by {apart['most']} at most")
+        agreement = check_videos(ways.plain(), ways.library(), options.tolerance)
+        print(
+            f"videos agree: {agreement['equal']:.3%} of values are equal, "
+            f"others differ by {agreement['largest']} at most"
+        )
         now = clock(options.device)
         seconds = in_turns({PLAIN: timed(ways.plain, now), LIBRARY: timed(ways.library, now)}, options.turns)
         for way in (PLAIN, LIBRARY):
-            print(f"{f'{way}, a video':26}{1000 * median(seconds[way]) / count:7.0f} ms")
+            print(f"{f'{way}, per video':26}{1000 * median(seconds[way]) / count:7.0f} ms")
         print(f"{'time, plain / library':26}{ratio(seconds[PLAIN], seconds[LIBRARY])}")
 
 

@@ -1,24 +1,24 @@
-"""What a step of `SpatialAlignTrainer.train` costs beside a plain one and beside no trainer at all, from one run.
+"""Compares a step of `SpatialAlignTrainer.train` with a plain step and with a loop without a trainer.
 
     python benchmarks/training.py
     python benchmarks/training.py --layers 4 --heads 2 --head_dim 32 --ffn_dim 256 --pairs 1 --latent_size 1 4 4 \
-        --steps 30 --turns 15                                                         # so small that the trainer shows
+        --steps 30 --turns 15                                                # small enough to show the overhead
     python benchmarks/training.py --device cuda --dtype bfloat16 --pairs 1 --latent_size 21 60 104 \
         --layers 30 --heads 12 --head_dim 128 --ffn_dim 8960 --text_tokens 512 --gradient_checkpointing  # Wan2.1-1.3B
 
-The ways, on the same random weights, pairs and LoRA:
+Four ways are compared, with the same random weights, pairs and LoRA:
 
-    plain          `plain_step.py`: a copied reference, four forwards a step, batches in memory
+    plain          `plain_step.py`: a copied reference, four forward passes per step, batches in memory
     trainer        the default: one network, chosen and rejected as one batch, the reference with the adapters off
-    precomputed    the trainer with `precompute_reference`; what it computes before the first step is not in the step
-    bare           the trainer's forwards, loss, backward, clipping and optimizer step in a loop, on noised inputs;
-                   trainer - bare is what the trainer itself costs: reading pairs, noise, metrics, callbacks
+    precomputed    the trainer with `precompute_reference`, without the time for precomputing
+    bare           a loop with the trainer's forward passes, loss, backward pass, clipping and optimizer step, on
+                   noised inputs; trainer - bare is the trainer's overhead: reading pairs, noise, metrics, callbacks
 
-First plain repeats some steps of both trainers, at their noise from their LoRA, and must get their losses. Then the
-ways take turns; a turn of a trainer is a call of `train()`, of which the steps after the first are timed, from the end
-of a step to the end of the next. A ratio is the median over the turns, with the quartiles beside it. On a CPU the
-clock is the processor time of this process, which other jobs do not add to; on a GPU it is the time from start to
-synchronised end. Peak memory is measured in a process for each way, and is what steps add to the loaded model.
+First, plain repeats some steps of both trainers with the same noise and LoRA, and must get the same losses. Then the
+ways alternate. A turn of a trainer is a call of `train()`; all steps but the first are timed, from the end of one step
+to the end of the next. A ratio is the median over the turns, followed by the quartiles in brackets. On a CPU, times
+are processor times of this process, which do not include other jobs. On a GPU they are wall times until
+synchronisation. Peak memory is measured in a new process for each way, and excludes the loaded model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from measuring import (
 )
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from plain_step import Batch, PlainStep
-from random_wan import add_size_arguments, random_pairs, random_video_model, tokens_a_video
+from random_wan import add_size_arguments, random_pairs, random_video_model, tokens_per_video
 from transformers import PrinterCallback, TrainerCallback
 
 from spatialalign_trl.models.base import VideoModel
@@ -56,22 +56,25 @@ from spatialalign_trl.trainer.losses import Pair, zeroth_order_dpo_loss
 PLAIN, TRAINER, PRECOMPUTED, BARE = "plain", "trainer", "precomputed", "bare"
 LEARNING_RATE = 1e-3
 TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
-"""Most by which losses of plain and trainer may differ, as a share: other batch sizes are rounded differently."""
+"""Largest allowed relative difference of plain's and the trainer's losses: their batch sizes round differently."""
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=2, help="pairs in a batch")
+    parser.add_argument("--pairs", type=int, default=2, help="pairs per batch")
     add_size_arguments(parser, layers=8, heads=4, head_dim=64, ffn_dim=1024)
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="in every way")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps in a turn")
-    parser.add_argument("--turns", type=int, default=7, help="how often every way is timed")
+    parser.add_argument(
+        "--gradient_checkpointing", action="store_true", help="use gradient checkpointing in every way"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per turn")
+    parser.add_argument("--turns", type=int, default=7, help="number of times every way is timed")
     parser.add_argument("--peak_of", choices=[PLAIN, TRAINER, PRECOMPUTED], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 class StepClock(TrainerCallback):
-    """Notes the time at the end of every step."""
+    """Records the time at the end of every step."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
@@ -84,12 +87,12 @@ class StepClock(TrainerCallback):
         self.ends.append(self.now())
 
     def seconds(self) -> float:
-        """Of a step, on average, without the first one."""
+        """Return the average time of a step, without the first one."""
         return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
 
 
 class Ways:
-    """One step of every kind; what a way needs is made when it is first used."""
+    """Builds the model, the pairs, and the trainers of the ways."""
 
     def __init__(self, options: argparse.Namespace, folder: str) -> None:
         self.options, self.folder = options, folder
@@ -101,9 +104,9 @@ class Ways:
         return random_video_model(self.options, f"{self.folder}/model")
 
     def trainer(self, way: str) -> SpatialAlignTrainer:
-        """Trainers share their network, as a second round's does with the first one's."""
+        """Build a trainer. All trainers share one network, as those of consecutive rounds do."""
         on_cpu = self.options.device == "cpu"
-        fixed = {"precompute_reference": True, "num_fixed_draws": 2} if way == PRECOMPUTED else {}
+        precompute = {"precompute_reference": True, "num_fixed_draws": 2} if way == PRECOMPUTED else {}
         args = SpatialAlignConfig(
             f"{self.folder}/{way}",
             use_cpu=on_cpu,
@@ -116,14 +119,14 @@ class Ways:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            **fixed,
+            **precompute,
         )
         trainer = SpatialAlignTrainer(self.model, args, self.pairs, callbacks=[StepClock(self.now)])
         trainer.remove_callback(PrinterCallback)
         return trainer
 
     def plain(self) -> PlainStep:
-        """On a network of its own."""
+        """Build the plain step on a separate network."""
         model = self._model()
         if self.options.gradient_checkpointing:
             model.base_transformer.enable_gradient_checkpointing()
@@ -132,17 +135,19 @@ class Ways:
         return PlainStep(model.base_transformer, lora, learning_rate=LEARNING_RATE, autocast=autocast)
 
     def batch(self, trainer: SpatialAlignTrainer) -> dict[str, Any]:
+        """Return the first batch of a trainer."""
         items = [trainer.train_dataset[row] for row in range(self.options.pairs)]
         return trainer._prepare_inputs(collate_pairs(items))
 
 
 def plain_batch(inputs: dict[str, Any]) -> Batch:
+    """Convert the inputs of a trainer to a batch for `PlainStep`."""
     return {side: inputs[side] for side in ("chosen", "rejected")} | inputs["conditioning"]
 
 
 @contextlib.contextmanager
 def recorded(trainer: SpatialAlignTrainer) -> Iterator[list[tuple]]:
-    """`(inputs, draws, loss)` of every step in the block."""
+    """Record `(inputs, draws, loss)` of every step that the trainer takes in the `with` block."""
     steps: list[tuple] = []
     compute, draw = trainer._example_losses, trainer._draw
 
@@ -163,23 +168,23 @@ def recorded(trainer: SpatialAlignTrainer) -> Iterator[list[tuple]]:
 
 
 def check_losses(trainer: SpatialAlignTrainer, plain: PlainStep, tolerance: float) -> float:
-    """The largest difference, as a share, between the trainer's losses and plain's in the same steps."""
+    """Repeat steps of the trainer with plain, and return the largest relative difference of the losses."""
     plain.new_optimizer()
     set_peft_model_state_dict(plain.policy, get_peft_model_state_dict(trainer.model))
     with recorded(trainer) as steps:
         trainer.train()
     worst = 0.0
     for inputs, draws, loss in steps:
-        own = plain.step(plain_batch(inputs), (draws.sigma, draws.noise._asdict())).item()
-        worst = max(worst, abs(own - loss) / loss)
+        plain_loss = plain.step(plain_batch(inputs), (draws.sigma, draws.noise._asdict())).item()
+        worst = max(worst, abs(plain_loss - loss) / loss)
     assert worst <= tolerance, f"the losses of plain and trainer differ by {worst:.1e}"
-    # At ln 2 nothing but the reference would be compared.
+    # At a loss of ln 2 policy and reference are equal, so the comparison would not cover the policy.
     assert max(abs(loss - math.log(2)) for *_, loss in steps) > 10 * tolerance, "the policy did not move"
     return worst
 
 
 def bare_step(trainer: SpatialAlignTrainer, inputs: dict[str, Any]) -> Callable[[], None]:
-    """The work of the trainer's step, with its network and its kind of optimizer, on one noised batch."""
+    """Build a function that does the work of the trainer's step on one noised batch."""
     network, model = trainer.model, trainer.video_model
     trainable = [weight for weight in network.parameters() if weight.requires_grad]
     defaults = trainer.optimizer.optimizer.defaults
@@ -206,29 +211,37 @@ def bare_step(trainer: SpatialAlignTrainer, inputs: dict[str, Any]) -> Callable[
 
 
 def weight_bytes(parameters: Any) -> int:
-    """Of distinct storages."""
+    """Return the bytes of parameters, counting shared storages once."""
     return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in parameters}.values())
 
 
 def measure(options: argparse.Namespace, folder: str) -> None:
+    """Compare losses, times, resident weights and peak memory of the ways, and print the ratios."""
     ways = Ways(options, folder)
     trainers = {way: ways.trainer(way) for way in (TRAINER, PRECOMPUTED)}
     plain = ways.plain()
     weights = {TRAINER: weight_bytes(trainers[TRAINER].model.parameters()), PLAIN: weight_bytes(plain.parameters())}
     print(
-        f"{weights[TRAINER] / 2**20:.0f} MiB of weights with LoRA, {options.pairs} pairs of {tokens_a_video(options)} "
-        f"tokens, {options.device}, {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{weights[TRAINER] / 2**20:.0f} MiB of weights with LoRA, "
+        f"{options.pairs} pairs of {tokens_per_video(options)} tokens, "
+        f"{options.device}, {options.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
+
+    # 1. Both trainers and plain must have the same losses.
     for way, trainer in trainers.items():
         worst = check_losses(trainer, plain, TOLERANCE[options.dtype])
         print(f"losses of {options.steps + 1} steps agree, plain and {way}: they differ by {worst:.1e} at most")
+
+    # 2. Times.
     seconds = in_turns(clocked(ways, trainers, plain), options.turns)
     for way in (PLAIN, TRAINER, PRECOMPUTED, BARE):
-        print(f"{f'{way}, a step':32}{1000 * median(seconds[way]):7.1f} ms")
+        print(f"{f'{way}, one step':32}{1000 * median(seconds[way]):7.1f} ms")
     for above, below in ((TRAINER, PLAIN), (PRECOMPUTED, PLAIN), (TRAINER, BARE)):
         print(f"{f'time, {above} / {below}':32}{ratio(seconds[above], seconds[below])}")
-    own = [1000 * (one - other) for one, other in zip(seconds[TRAINER], seconds[BARE], strict=True)]
-    print(f"{'trainer - bare, ms a step':32}{with_quartiles(own)}")
+    overhead = [1000 * (trainer - bare) for trainer, bare in zip(seconds[TRAINER], seconds[BARE], strict=True)]
+    print(f"{'trainer - bare, ms per step':32}{with_quartiles(overhead)}")
+
+    # 3. Memory.
     share = weights[TRAINER] / weights[PLAIN]
     print(f"{'resident weights, trainer / plain':32}{share:7.3f}")
     if not can_measure_peak(options.device):
@@ -237,19 +250,19 @@ def measure(options: argparse.Namespace, folder: str) -> None:
     peaks = {way: peak_in_own_process(way) for way in (PLAIN, TRAINER, PRECOMPUTED)}
     for way in (TRAINER, PRECOMPUTED):
         added = f"({peaks[way] / 2**20:.0f} / {peaks[PLAIN] / 2**20:.0f} MiB)"
-        print(f"{f'peak beside weights, {way} / plain':42}{peaks[way] / peaks[PLAIN]:7.2f} {added}")
+        print(f"{f'peak without weights, {way} / plain':42}{peaks[way] / peaks[PLAIN]:7.2f} {added}")
         whole = peaks[way] + weights[TRAINER], peaks[PLAIN] + weights[PLAIN]
-        told = f"({whole[0] / 2**20:.0f} / {whole[1] / 2**20:.0f} MiB)"
-        print(f"{f'peak with weights, {way} / plain':42}{whole[0] / whole[1]:7.2f} {told}")
+        sizes = f"({whole[0] / 2**20:.0f} / {whole[1] / 2**20:.0f} MiB)"
+        print(f"{f'peak with weights, {way} / plain':42}{whole[0] / whole[1]:7.2f} {sizes}")
 
 
 def clocked(ways: Ways, trainers: dict[str, SpatialAlignTrainer], plain: PlainStep) -> dict[str, Callable[[], float]]:
-    """Every way as the seconds that a step takes."""
+    """Build, for every way, a function that returns the seconds of a step."""
     inputs = ways.batch(trainers[TRAINER])
     bare, batch, now, steps = bare_step(trainers[TRAINER], inputs), plain_batch(inputs), ways.now, ways.options.steps
 
     def of_loop(step: Callable[[], Any]) -> float:
-        step()  # as in `train()`: the first one does not count
+        step()  # not timed, as the first step of `train()`
         start = now()
         for _ in range(steps):
             step()
@@ -257,7 +270,8 @@ def clocked(ways: Ways, trainers: dict[str, SpatialAlignTrainer], plain: PlainSt
 
     def of_trainer(trainer: SpatialAlignTrainer) -> float:
         trainer.train()
-        return next(one for one in trainer.callback_handler.callbacks if isinstance(one, StepClock)).seconds()
+        callbacks = trainer.callback_handler.callbacks
+        return next(callback for callback in callbacks if isinstance(callback, StepClock)).seconds()
 
     return {
         PLAIN: lambda: of_loop(lambda: plain.step(batch)),
@@ -268,7 +282,7 @@ def clocked(ways: Ways, trainers: dict[str, SpatialAlignTrainer], plain: PlainSt
 
 
 def measure_peak(options: argparse.Namespace, folder: str) -> None:
-    """Prints the bytes that steps of one way add to the loaded model, as JSON."""
+    """Print the peak memory of the steps of one way in addition to the loaded model, as JSON."""
     ways = Ways(options, folder)
     trainer = ways.trainer(options.peak_of if options.peak_of != PLAIN else TRAINER)
     work = trainer.train
@@ -281,11 +295,13 @@ def measure_peak(options: argparse.Namespace, folder: str) -> None:
             for _ in range(options.steps + 1):
                 plain.step(batch)
 
-    work()  # moments of AdamW, buffers that are made once, the precomputed reference
+    # Warm up: this allocates the moments of AdamW and other buffers, and precomputes the reference.
+    work()
     report_peak(added_peak(work, options.device))
 
 
 def main() -> None:
+    """Measure all ways, or the peak memory of one of them."""
     options = arguments()
     with tempfile.TemporaryDirectory() as folder:
         (measure_peak if options.peak_of else measure)(options, folder)

@@ -1,9 +1,9 @@
-"""Makes the prompt set `datasets/dsr_prompts` again, `train.jsonl` and `test.jsonl`, from its `words.yaml`.
+"""Makes the prompt set `datasets/dsr_prompts`, `train.jsonl` and `test.jsonl`, from its `words.yaml`.
 
-All combinations of a scene, an animal and an object that may stand in that scene are put in an order given by a hash
-of the seed and the words. The first ones become the test split, the next ones the training split: the splits share no
-combination, and asking for a larger training split changes neither the test prompts nor the earlier training prompts.
-The six types take turns, so both splits are balanced over them. The same seed and words give the same bytes.
+All combinations of a scene, an animal and an object that fits the scene are ordered by a hash of the seed and the
+words. The first ones become the test split, and the next ones the training split. The splits therefore share no
+combination, and a larger training split changes neither the test prompts nor the earlier training prompts. The six
+types alternate, so both splits are balanced over them. The same seed and words give the same bytes.
 
     python recipes/make_dsr_prompts.py --output datasets/dsr_prompts
 """
@@ -24,7 +24,7 @@ DATASET_FOLDER = Path(__file__).resolve().parent.parent / "datasets" / "dsr_prom
 
 
 class Combination(NamedTuple):
-    """What is shown, before it is known where the animal goes; no two prompts show the same."""
+    """The content of a prompt without its type. No two prompts have the same combination."""
 
     scene: str
     animal: str
@@ -32,12 +32,17 @@ class Combination(NamedTuple):
 
 
 def ordered_combinations(words: dict[str, Any], seed: int) -> list[tuple[bytes, Combination]]:
-    """All combinations with their digests, which order them and decide on the verb.
+    """Order all combinations by the digest of their words.
 
     Args:
-        words (`dict`): `animals` (animal -> verbs), `scenes` (setting -> scenes) and `objects` (setting or
-            `"anywhere"` -> objects).
-        seed (`int`): Another seed gives another order.
+        words (`dict`):
+            `animals` (animal -> verbs), `scenes` (setting -> scenes) and `objects` (setting or `"anywhere"` ->
+            objects).
+        seed (`int`):
+            Another seed gives another order.
+
+    Returns:
+        `list[tuple[bytes, Combination]]`: pairs of digest and combination. The digest also determines the verb.
     """
     combinations = [
         Combination(scene, animal, object)
@@ -50,15 +55,29 @@ def ordered_combinations(words: dict[str, Any], seed: int) -> list[tuple[bytes, 
 
 
 def make_prompts(words: dict[str, Any], *, seed: int, num_train: int, num_test: int) -> dict[str, list[DSRPrompt]]:
-    """The prompts of both splits.
+    """Make the prompts of both splits.
+
+    Args:
+        words (`dict`):
+            See `ordered_combinations`.
+        seed (`int`):
+            Another seed selects other combinations.
+        num_train, num_test (`int`):
+            Sizes of the splits, positive multiples of 6.
+
+    Returns:
+        `dict[str, list[DSRPrompt]]`: split -> prompts.
 
     Raises:
-        ValueError: If a split could not be balanced over the six types, or if there are too few combinations.
+        ValueError: If a split cannot be balanced over the six types, or if there are too few combinations.
     """
     check_balanced({"num_train": num_train, "num_test": num_test})
     combinations = ordered_combinations(words, seed)
     if num_train + num_test > len(combinations):
-        raise ValueError(f"{num_train} + {num_test} prompts were asked for; the words give {len(combinations)}")
+        raise ValueError(
+            f"num_train={num_train}, num_test={num_test}: the words give only {len(combinations)} prompts. "
+            "Use smaller splits or more words."
+        )
     splits = {"test": combinations[:num_test], "train": combinations[num_test : num_test + num_train]}
     return {
         split: [
@@ -77,12 +96,15 @@ def _make_prompt(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and write the splits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--words", type=Path, default=DATASET_FOLDER / "words.yaml", help="the word lists")
-    parser.add_argument("--output", type=Path, default=DATASET_FOLDER, help="the folder of train.jsonl and test.jsonl")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other combinations")
-    parser.add_argument("--num_train", type=int, default=1200, help="training prompts, a multiple of 6")
-    parser.add_argument("--num_test", type=int, default=120, help="test prompts, a multiple of 6")
+    parser.add_argument(
+        "--words", type=Path, default=DATASET_FOLDER / "words.yaml", help="YAML file with the word lists"
+    )
+    parser.add_argument("--output", type=Path, default=DATASET_FOLDER, help="folder for train.jsonl and test.jsonl")
+    parser.add_argument("--seed", type=int, default=0, help="another seed selects other combinations")
+    parser.add_argument("--num_train", type=int, default=1200, help="number of training prompts, a multiple of 6")
+    parser.add_argument("--num_test", type=int, default=120, help="number of test prompts, a multiple of 6")
     options = parser.parse_args(arguments)
 
     words = yaml.safe_load(options.words.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""Makes the task sets `datasets/video4spatial_navigation` and `datasets/video4spatial_grounding` again.
+"""Makes the task sets `datasets/video4spatial_navigation` and `datasets/video4spatial_grounding`.
 
-Each row is a task in a rendered room: what the context is, what is asked for, and a path that does it. Rows are
-numbers and words; `spatialalign_trl.tiny_world.rooms.tasks.render_row` makes the videos of them at any size and
-length. The rooms of the splits share no layout, and `outdoor` is a style that `train` does not have. The same seeds
-give the same bytes.
+Each row is a task in a rendered room: the context, the instruction, and a path that follows it. Rows consist of
+numbers and words; `spatialalign_trl.tiny_world.rooms.tasks.render_row` renders their videos at any size and length. No
+two splits share a layout, and the split `outdoor` has a style that does not occur in `train`. The same seeds give the
+same bytes.
 
     python recipes/make_video4spatial_rooms.py
     python recipes/make_video4spatial_rooms.py --tasks navigation --num_train 5000 --output runs/rooms
@@ -24,15 +24,25 @@ from spatialalign_trl.tiny_world.rooms.tasks import make_row
 
 DATASETS = Path(__file__).resolve().parent.parent / "datasets"
 DRAWN = {"navigation": {"num_context": 24}, "grounding": {"num_context": 24, "min_familiar": 0.5}}
-"""How rows are drawn: with three times the frames that the embedded model looks at, so that it can choose. A search
-ends nearer to an object than the recording ever was: with fewer frames, or views too far from all of them, a right
-answer could not be told from a wrong one."""
+"""Task -> arguments of `make_row`. There are three times as many context frames as the embedded model sees, so that it
+can choose among them. A grounding path ends nearer to an object than the recording ever was. With fewer frames, or
+with views far from all of them, a correct video could not be distinguished from a wrong one."""
+
 OUTDOOR_FIRST = SPLIT_SEEDS["test"].start + 500_000
-"""Outdoor rooms have test seeds of their own."""
+"""First seed of the split `outdoor`, which uses test seeds that no indoor room uses."""
 
 
 def make_rows(task: str, split: str, number: int) -> Iterator[dict[str, Any]]:
-    """The first `number` tasks of a split; seeds whose room has no such task are passed over."""
+    """Yield the first tasks of a split.
+
+    Args:
+        task (`str`):
+            `"navigation"` or `"grounding"`.
+        split (`str`):
+            `"train"`, `"validation"`, `"test"` or `"outdoor"`.
+        number (`int`):
+            Number of tasks. Seeds of rooms without such a task are skipped.
+    """
     style = "outdoor" if split == "outdoor" else "indoor"
     seeds = range(OUTDOOR_FIRST, SPLIT_SEEDS["test"].stop) if split == "outdoor" else SPLIT_SEEDS[split]
     made = 0
@@ -48,16 +58,17 @@ def make_rows(task: str, split: str, number: int) -> Iterator[dict[str, Any]]:
 
 
 def to_jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
-    """One row a line, without spaces."""
+    """Return the rows as JSON lines without spaces."""
     return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and write the sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=DATASETS, help="where the folders of the sets go")
+    parser.add_argument("--output", type=Path, default=DATASETS, help="parent folder of the sets")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="which sets to make")
     for split, number in (("train", 64), ("validation", 16), ("test", 32), ("outdoor", 16)):
-        parser.add_argument(f"--num_{split}", type=int, default=number, help=f"tasks of the {split} split")
+        parser.add_argument(f"--num_{split}", type=int, default=number, help=f"number of tasks in the {split} split")
     options = parser.parse_args(arguments)
     for task in options.tasks:
         for split in ("train", "validation", "test", "outdoor"):

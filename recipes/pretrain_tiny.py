@@ -1,15 +1,16 @@
-"""Makes the embedded text-to-video model again, from nothing but the tiny world's renderer.
+"""Trains the embedded text-to-video model from scratch, on clips of the tiny world's renderer.
 
-Five stages, each resumable (rerun the same line after an interruption):
+It has five stages. After an interruption, rerun the same command to resume:
 
-1. `vae`       trains an `AutoencoderKLWan` on rendered clips of the full length that is sampled later;
-2. `decoder`   freezes the encoder and sharpens the decoder (the latents stay what they are);
-3. `compress`  folds away the latent channels that say what others say (`tiny_world/latent_subspace.py`);
+1. `vae`       trains an `AutoencoderKLWan` on rendered clips, at the end with all 17 frames;
+2. `decoder`   freezes the encoder, and thus the latents, and trains the decoder to give sharper pictures;
+3. `compress`  removes redundant latent channels (`tiny_world/latent_subspace.py`);
 4. `denoiser`  trains the `WanTransformer3DModel` together with a small `UMT5EncoderModel` by flow matching;
 5. `export`    writes a diffusers pipeline folder in fp16.
 
-Simplified against a real text-to-video model: word-level tokenizer, 32 tokens, no GAN or perceptual loss, 17 frames
-of 32x48 pixels. The clips' captions are only partly true (`tiny_world/clips.py`), so the model obeys partly.
+Compared with a real text-to-video model it is simplified: a word-level tokenizer, 32 tokens, no GAN or perceptual
+loss, 17 frames of 32x48 pixels. Only some of the captions are true (`tiny_world/clips.py`), so the model follows only
+some of its prompts and leaves alignment something to improve.
 
     python recipes/pretrain_tiny.py --config recipes/configs/pretrain_tiny.yaml
 """
@@ -51,32 +52,53 @@ STAGES = ("vae", "decoder", "compress", "denoiser", "export")
 
 @dataclass
 class PretrainTinyArguments(VAEArguments):
-    output_dir: str = field(default="runs/pretrain_tiny", metadata={"help": "Checkpoints and the exported pipeline."})
-    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Some of {', '.join(STAGES)}."})
-    threads: int = field(default=2, metadata={"help": "CPU threads."})
-    num_clips: int = field(default=10000, metadata={"help": "Captioned clips that are encoded for the denoiser."})
-    denoiser_steps: int = field(default=6500, metadata={"help": "Steps of the flow-matching stage."})
-    denoiser_batch_size: int = field(default=64, metadata={"help": "Latents a step."})
-    denoiser_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
-    caption_drop: float = field(default=0.1, metadata={"help": "Share of empty captions, for guidance."})
-    guidance_scale: float = field(
-        default=2.5, metadata={"help": "Of the exported sampling settings; more guidance draws more cleanly."}
+    """Arguments of this recipe."""
+
+    output_dir: str = field(
+        default="runs/pretrain_tiny", metadata={"help": "Folder for checkpoints and the exported pipeline."}
     )
-    flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
+    stages: list[str] = field(
+        default_factory=lambda: list(STAGES), metadata={"help": f"Stages to run: some of {', '.join(STAGES)}."}
+    )
+    threads: int = field(default=2, metadata={"help": "Number of CPU threads."})
+    num_clips: int = field(default=10000, metadata={"help": "Captioned clips to encode for the denoiser."})
+    denoiser_steps: int = field(default=6500, metadata={"help": "Steps of the flow-matching stage."})
+    denoiser_batch_size: int = field(default=64, metadata={"help": "Latents per step."})
+    denoiser_learning_rate: float = field(
+        default=2e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."}
+    )
+    caption_drop: float = field(
+        default=0.1, metadata={"help": "Share of captions replaced by the empty one, which guidance needs."}
+    )
+    guidance_scale: float = field(
+        default=2.5,
+        metadata={"help": "Guidance scale of the exported sampling settings; larger gives cleaner pictures."},
+    )
+    flow_shift: float = field(default=3.0, metadata={"help": "Flow shift k: sigma = k u / (1 + (k - 1) u)."})
 
 
 # Clips
 
 
 def clip_batch(rng: np.random.Generator, size: int, frames: int = NUM_FRAMES) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(videos (B, 3, F, H, W) in [-1, 1], weights (B, 1, F, H, W))`: a sprite counts five times its background.
+    """Draw a batch of clips for the VAE: a `ClipBatch`.
 
-    With fewer frames than a clip has, four pieces are cut from each clip, and the batch is larger: they cost less.
+    Args:
+        rng (`np.random.Generator`):
+            Source of all randomness.
+        size (`int`):
+            Number of clips in a batch of whole clips. A batch of shorter clips is larger, because they cost less.
+        frames (`int`, *optional*, defaults to `17`):
+            Frames per clip. With fewer than 17, four pieces are cut from every rendered clip.
+
+    Returns:
+        tuple of 2 `torch.Tensor`: videos `(B, 3, F, H, W)` in [-1, 1], and weights `(B, 1, F, H, W)`, 5 on and around
+        sprites and 1 elsewhere.
     """
     pieces = 1 if frames == NUM_FRAMES else 4
-    clips = size if frames == NUM_FRAMES else size * (2 if frames == 1 else 1) // 2
+    num_clips = size if frames == NUM_FRAMES else size * (2 if frames == 1 else 1) // 2
     videos, masks = [], []
-    for _ in range(max(clips, 1)):
+    for _ in range(max(num_clips, 1)):
         scene = sample_scene(rng).scene
         video = render(scene).video
         mask = foreground(scene, video)
@@ -92,14 +114,14 @@ def clip_batch(rng: np.random.Generator, size: int, frames: int = NUM_FRAMES) ->
 
 
 def world_phrases() -> list[str]:
-    """All words that prompts of the tiny world are made of."""
+    """Return phrases that contain all words of tiny-world prompts."""
     phrases = [*SCENES, *ANIMALS, *ANIMAL_COLORS, *OBJECTS, *VERBS, "a an is then the"]
-    shown = (relation for code, relation in RELATIONS.items() if code in "".join(DSR_TYPES))
-    return phrases + [text for relation in shown for text in (relation.initial, relation.final)]
+    relations = (relation for code, relation in RELATIONS.items() if code in "".join(DSR_TYPES))
+    return phrases + [text for relation in relations for text in (relation.initial, relation.final)]
 
 
 def encoded_clips(args: PretrainTinyArguments, out: Path) -> tuple[torch.Tensor, list[str]]:
-    """`(latents (N, C, F, H, W) fp32, captions)`; encoded once, then read from disk."""
+    """Return `(latents (N, C, F, H, W) fp32, captions)`. They are encoded once and then read from disk."""
     latents_file, captions_file = out / "clips.safetensors", out / "captions.json"
     if not latents_file.exists():
         vae = AutoencoderKLWan.from_pretrained(out / "vae_compressed")
@@ -117,16 +139,21 @@ def encoded_clips(args: PretrainTinyArguments, out: Path) -> tuple[torch.Tensor,
 
 
 class TextAndDenoiser(torch.nn.Module):
+    """Text encoder and denoiser, which are trained together."""
+
     def __init__(self, vocabulary_size: int, channels: int) -> None:
         super().__init__()
         self.text_encoder, self.transformer = new_text_encoder(vocabulary_size), new_denoiser(channels)
 
     def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Predict the velocity of noisy latents from tokenised captions."""
         embeddings = embed(self.text_encoder, ids, mask)
         return self.transformer(noisy, 1000.0 * sigma, embeddings, return_dict=False)[0]
 
 
 def train_denoiser(args: PretrainTinyArguments, out: Path) -> None:
+    """Train text encoder and denoiser by flow matching."""
+    # The last caption is the empty one, for the captions that are dropped.
     latents, captions = encoded_clips(args, out)
     tokenizer = new_tokenizer(world_phrases())
     tokens = tokenizer(
@@ -139,11 +166,13 @@ def train_denoiser(args: PretrainTinyArguments, out: Path) -> None:
     )
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        # The draws depend on seed and step only, so that a resumed run equals an uninterrupted one.
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         size = args.denoiser_batch_size
         rows = torch.randint(len(captions), (size,), generator=generator)
         texts = torch.where(torch.rand(size, generator=generator) < args.caption_drop, len(captions), rows)
-        u = (torch.randperm(size, generator=generator) + torch.rand(size, generator=generator)) / size  # stratified
+        # Stratify the noise levels: one in each of `size` equal parts of [0, 1].
+        u = (torch.randperm(size, generator=generator) + torch.rand(size, generator=generator)) / size
         sigma = shift_sigma(u, args.flow_shift)
         noise = torch.randn((size, *latents.shape[1:]), generator=generator)
         s = sigma.view(-1, 1, 1, 1, 1)
@@ -158,7 +187,7 @@ def train_denoiser(args: PretrainTinyArguments, out: Path) -> None:
 
 
 def export(args: PretrainTinyArguments, out: Path) -> None:
-    """Writes the pipeline folder: fp16 weights, tokenizer, scheduler, and the settings it is sampled with."""
+    """Write the pipeline folder: fp16 weights, tokenizer, scheduler and sampling settings."""
     pipeline = WanPipeline(
         tokenizer=new_tokenizer(world_phrases()),
         text_encoder=UMT5EncoderModel.from_pretrained(out / "text_encoder"),
@@ -170,16 +199,17 @@ def export(args: PretrainTinyArguments, out: Path) -> None:
 
 
 def main(args: PretrainTinyArguments) -> None:
+    """Run the stages."""
     torch.set_num_threads(args.threads)
     out = Path(args.output_dir)
-    runners = {
+    stages = {
         "vae": lambda: train_vae(args, out, clip_batch, NUM_FRAMES),
         "decoder": lambda: train_decoder(args, clip_batch, NUM_FRAMES, out / "vae", out / "vae_sharpened"),
         "compress": lambda: compress(args, clip_batch, NUM_FRAMES, out / "vae_sharpened", out / "vae_compressed"),
         "denoiser": lambda: train_denoiser(args, out),
         "export": lambda: export(args, out),
     }
-    run_stages(args.stages, runners, out)
+    run_stages(args.stages, stages, out)
 
 
 if __name__ == "__main__":

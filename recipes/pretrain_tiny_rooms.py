@@ -1,22 +1,22 @@
-"""Makes the embedded context model `tiny_rooms` again, from nothing but the renderer of the rooms.
+"""Trains the embedded context model `tiny_rooms` from scratch, on videos of the rooms' renderer.
 
-It continues a recording of a room: along a camera trajectory (scene navigation), or to a named object (object
-grounding). Six stages, each resumable (rerun the same line after an interruption):
+The model continues a recording of a room along a camera trajectory (scene navigation) or to a named object (object
+grounding). It has six stages. After an interruption, rerun the same command to resume:
 
-1. `render`    renders tasks in training rooms, both kinds alike;
+1. `render`    renders navigation and grounding tasks in training rooms;
 2. `vae`       trains an `AutoencoderKLWan` on their videos;
-3. `compress`  folds away the latent channels that say what others say (`tiny_world/latent_subspace.py`);
-4. `decoder`   freezes the encoder and sharpens the decoder;
-5. `denoiser`  trains the `WanTransformer3DModel` with context, cameras and text, in full, by flow matching on the
-               video's frames, with the same conditioning as `ContextSFTTrainer`;
+3. `compress`  removes redundant latent channels (`tiny_world/latent_subspace.py`);
+4. `decoder`   freezes the encoder and trains the decoder to give sharper pictures;
+5. `denoiser`  trains all weights of the `WanTransformer3DModel` with context, cameras and text, by flow matching on
+               the video's frames, with the same conditioning as `ContextSFTTrainer`;
 6. `export`    writes a diffusers pipeline folder in fp16, with `context_modules.safetensors`.
 
-Source: Video4Spatial (arXiv 2512.03040), which trains a pretrained video model and has no public code. Simplified:
-there is no pretrained model, so that video, context and tasks are learned at once; word-level tokenizer, 17 frames of
-32x48 pixels, 8 context frames. Ours: in some of the examples the network is told the cameras of the context
-(`context_camera_share`), which teaches it sooner what the trajectory's cameras mean; it is sampled without them. And
-not every instruction is obeyed (`obey_share`), as not every caption of `pretrain_tiny.py` is, so that alignment has
-something to do.
+Source: Video4Spatial (arXiv 2512.03040), which fine-tunes a pretrained video model and has no public code. Simplified:
+without a pretrained model, video, context and tasks are learned at the same time; a word-level tokenizer, 17 frames of
+32x48 pixels, 8 context frames. Ours: in some examples the network also receives the cameras of the context
+(`context_camera_share`), so that it learns the meaning of the trajectory's cameras sooner. It is sampled without them.
+In addition, some training videos do not follow their instruction (`obey_share`), as in `pretrain_tiny.py`, to leave
+alignment something to improve.
 
     python recipes/pretrain_tiny_rooms.py --config recipes/configs/pretrain_tiny_rooms.yaml
 """
@@ -52,78 +52,93 @@ from spatialalign_trl.tiny_world.vae_training import VAEArguments, compress, tra
 from spatialalign_trl.trainer.flow_matching import shift_sigma
 
 SIZE, NUM_FRAMES, FPS = (32, 48), 17, 8
-FRAMES_PER_LATENT = 4
+FRAMES_PER_LATENT = 4  # temporal compression of the VAE
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "pretrain_tiny_rooms.yaml"
 IDLE = {
     "still": np.zeros(NUM_FRAMES, int),
     "stopped": np.minimum(np.arange(NUM_FRAMES), NUM_FRAMES // 2),
 }
-"""How a camera disobeys: the frames of the right video that are shown."""
+"""Kind of disobedience -> frames of the correct video that are shown instead."""
 STAGES = ("render", "vae", "compress", "decoder", "denoiser", "export")
 
 
 @dataclass
 class PretrainTinyRoomsArguments(VAEArguments):
+    """Arguments of this recipe."""
+
     output_dir: str = field(
-        default="runs/pretrain_tiny_rooms", metadata={"help": "Examples, checkpoints, the exported pipeline."}
+        default="runs/pretrain_tiny_rooms",
+        metadata={"help": "Folder for examples, checkpoints and the exported pipeline."},
     )
-    stages: list[str] = field(default_factory=lambda: list(STAGES), metadata={"help": f"Some of {', '.join(STAGES)}."})
-    threads: int = field(default=1, metadata={"help": "CPU threads."})
-    rooms: int = field(default=500, metadata={"help": "Training rooms."})
-    variants: int = field(default=4, metadata={"help": "Examples of each task in each room; mirrored, twice as many."})
+    stages: list[str] = field(
+        default_factory=lambda: list(STAGES), metadata={"help": f"Stages to run: some of {', '.join(STAGES)}."}
+    )
+    threads: int = field(default=1, metadata={"help": "Number of CPU threads."})
+    rooms: int = field(default=500, metadata={"help": "Number of training rooms."})
+    variants: int = field(
+        default=4, metadata={"help": "Examples of each task in each room. Mirroring doubles their number."}
+    )
     context_frames: int = field(default=8, metadata={"help": "Context frames that the model sees."})
     layers: int = field(default=5, metadata={"help": "Blocks of the transformer."})
     denoiser_steps: int = field(default=6000, metadata={"help": "Steps of the flow-matching stage."})
-    denoiser_batch_size: int = field(default=32, metadata={"help": "Examples a step."})
-    denoiser_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
+    denoiser_batch_size: int = field(default=32, metadata={"help": "Examples per step."})
+    denoiser_learning_rate: float = field(
+        default=2e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."}
+    )
     compile_blocks: bool = field(
         default=False,
-        metadata={"help": "Compile the blocks: a fifth faster; needs a C++ compiler."},
+        metadata={"help": "Compile the blocks. A fifth faster, but needs a C++ compiler."},
     )
     context_dropout: float = field(
-        default=0.1, metadata={"help": "Share without instruction and without context: the null of joint guidance."}
+        default=0.1,
+        metadata={"help": "Share of examples without instruction and context, for guidance on both together."},
     )
     instruction_dropout: float = field(
-        default=0.05, metadata={"help": "Share without instruction: the null of guidance on the instruction alone."}
+        default=0.05,
+        metadata={"help": "Share of examples without instruction only, for guidance on the instruction alone."},
     )
     context_camera_share: float = field(
-        default=0.5, metadata={"help": "Share in which the network is told the cameras of the context."}
+        default=0.5,
+        metadata={"help": "Share of navigation examples in which the network receives the cameras of the context."},
     )
     obey_share: float = field(
         default=0.5,
         metadata={
-            "help": "Share of the instructions that training videos obey; in the others the camera stays where it is, "
-            "or, in half of the searches, stops half-way. 1: a model that leaves alignment less to do."
+            "help": "Share of the training videos that follow their instruction. In the others the camera does not "
+            "move or, in half of those for grounding, stops half-way. 1 gives a model that alignment can improve less."
         },
     )
     obeyed_steps: int = field(
-        default=0, metadata={"help": "Steps of the denoiser before obey_share holds, in which all are obeyed."}
+        default=0,
+        metadata={
+            "help": "Steps of the denoiser in which all videos follow their instruction, before obey_share applies."
+        },
     )
-    flow_shift: float = field(default=3.0, metadata={"help": "k of sigma = k u / (1 + (k - 1) u)."})
-    guidance_scale: float = field(default=1.5, metadata={"help": "Of the exported sampling settings."})
+    flow_shift: float = field(default=3.0, metadata={"help": "Flow shift k: sigma = k u / (1 + (k - 1) u)."})
+    guidance_scale: float = field(default=1.5, metadata={"help": "Guidance scale of the exported sampling settings."})
 
 
-# Clips of the VAE
+# Clips for the VAE
 
 
 class Clips:
-    """The examples' videos as the VAE's training wants them, half of them mirrored."""
+    """Draws batches of the examples' videos for the VAE, half of them mirrored."""
 
     def __init__(self, folder: Path) -> None:
         examples = load_examples(folder)
         if not examples:
-            raise FileNotFoundError(f"{folder} holds no examples; run the stage render first")
+            raise FileNotFoundError(f"{folder} contains no examples. Run the stage render first.")
         self.videos = np.stack([example.video for example in examples])
 
     def __call__(self, rng: np.random.Generator, size: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `ClipBatch`; all pixels count alike."""
+        """Draw a batch, see `ClipBatch`. All pixels have the same weight."""
         number = {1: 4 * size, NUM_FRAMES: size}.get(frames, 2 * size)
         rows = rng.integers(len(self.videos), size=number)
         starts = rng.integers(NUM_FRAMES - frames + 1, size=number)
-        drawn = np.stack([self.videos[row, at : at + frames] for row, at in zip(rows, starts, strict=True)])
+        clips = np.stack([self.videos[row, start : start + frames] for row, start in zip(rows, starts, strict=True)])
         flipped = rng.random(number) < 0.5
-        drawn[flipped] = drawn[flipped][:, :, :, ::-1]
-        pixels = batch_to_pixels(drawn)
+        clips[flipped] = clips[flipped][:, :, :, ::-1]
+        pixels = batch_to_pixels(clips)
         return pixels, torch.ones_like(pixels[:, :1])
 
 
@@ -131,8 +146,10 @@ class Clips:
 
 
 def encoded_examples(args: PretrainTinyRoomsArguments, out: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Latents and conditioning of all examples and their mirror images, and the prompts; encoded once, then read."""
-    examples = [turned for one in load_examples(out / "examples") for turned in (one, mirrored(one))]
+    """Return latents and conditioning of all examples and their mirror images, and the prompts; encode them once."""
+    examples = []
+    for example in load_examples(out / "examples"):
+        examples += [example, mirrored(example)]
     file = out / "latents.safetensors"
     if not file.exists():
         vae = AutoencoderKLWan.from_pretrained(out / "vae_compressed")
@@ -141,46 +158,63 @@ def encoded_examples(args: PretrainTinyRoomsArguments, out: Path) -> tuple[dict[
         with torch.no_grad():
             for start in tqdm(range(0, len(examples), 32), "encoding examples", mininterval=10):
                 batch = examples[start : start + 32]
-                videos.append(_latents(vae, [one.video for one in batch]))
+                videos.append(_latents(vae, [example.video for example in batch]))
                 for name, frames in IDLE.items():
-                    idle[name].append(_latents(vae, [one.video[frames] for one in batch]))
-                # each context frame is a video of one frame
-                frames = batch_to_pixels([one.context for one in batch]).transpose(1, 2).flatten(0, 1).unsqueeze(2)
+                    idle[name].append(_latents(vae, [example.video[frames] for example in batch]))
+                # Encode each context frame as a video of one frame.
+                contexts_as_videos = batch_to_pixels([example.context for example in batch]).transpose(1, 2)
+                frames = contexts_as_videos.flatten(0, 1).unsqueeze(2)
                 modes = vae.encode(frames).latent_dist.mode().half()[:, :, 0]
                 contexts.append(modes.unflatten(0, (len(batch), -1)).transpose(1, 2))
-        places = [context_positions(one.numbers, FRAMES_PER_LATENT) for one in examples]
+        positions = [context_positions(example.numbers, FRAMES_PER_LATENT) for example in examples]
         tensors = {
             "video": torch.cat(videos),
             **{name: torch.cat(parts) for name, parts in idle.items()},
             LATENTS: torch.cat(contexts),
-            POSITIONS: torch.tensor(places),
-            CAMERAS: torch.stack([one.cameras for one in examples]),
-            CONTEXT_CAMERAS: torch.stack([one.context_cameras for one in examples]),
+            POSITIONS: torch.tensor(positions),
+            CAMERAS: torch.stack([example.cameras for example in examples]),
+            CONTEXT_CAMERAS: torch.stack([example.context_cameras for example in examples]),
         }
         write_tensors(file, tensors)
-    return {name: tensor.float() for name, tensor in load_file(file).items()}, [one.prompt for one in examples]
+    data = {name: tensor.float() for name, tensor in load_file(file).items()}
+    return data, [example.prompt for example in examples]
 
 
 def _latents(vae: AutoencoderKLWan, videos: list[np.ndarray]) -> torch.Tensor:
     return vae.encode(batch_to_pixels(videos)).latent_dist.mode().half()
 
 
-def shown(
+def select_videos(
     args: PretrainTinyRoomsArguments, batch: dict[str, torch.Tensor], generator: torch.Generator, step: int
 ) -> torch.Tensor:
-    """The latents that are shown under a batch's instructions: from a step on not all are obeyed (`obey_share`)."""
-    obeyed = 1.0 if step < args.obeyed_steps else args.obey_share
+    """Choose the videos to train on: after `obeyed_steps`, only `obey_share` of them follow their instruction.
+
+    Args:
+        args (`PretrainTinyRoomsArguments`):
+            `obey_share` and `obeyed_steps` are used.
+        batch (`dict[str, torch.Tensor]`):
+            Latents `video`, `still` and `stopped`, and the cameras, which are zero for grounding.
+        generator (`torch.Generator`):
+            Source of all randomness.
+        step (`int`):
+            Step of the training.
+
+    Returns:
+        `torch.Tensor` of shape `(B, C, F, H, W)`: the latents of the chosen videos.
+    """
+    obey_share = 1.0 if step < args.obeyed_steps else args.obey_share
     draw = torch.rand(len(batch["video"]), generator=generator)
-    disobeys = draw > obeyed
-    search = ~batch[CAMERAS].any(-1).any(-1)
-    stops = search & (draw > (1 + obeyed) / 2)  # half of a path is half right, half of a search finds nothing
+    disobeys = draw > obey_share
+    # Only grounding videos stop half-way: they never show the object, while half of a path would be half correct.
+    is_grounding = ~batch[CAMERAS].any(-1).any(-1)
+    stops = is_grounding & (draw > (1 + obey_share) / 2)
     video = batch["video"].clone()
     video[disobeys], video[stops] = batch["still"][disobeys], batch["stopped"][stops]
     return video
 
 
 def new_model(args: PretrainTinyRoomsArguments, vae: AutoencoderKLWan) -> WanContextVideoModel:
-    """The pipeline with fresh networks, and what a context adds to it."""
+    """Build the context model with random weights, except for the VAE."""
     tokenizer = new_tokenizer(room_phrases())
     pipeline = WanPipeline(
         tokenizer=tokenizer,
@@ -196,16 +230,19 @@ def new_model(args: PretrainTinyRoomsArguments, vae: AutoencoderKLWan) -> WanCon
 
 
 def trained_networks(model: WanContextVideoModel) -> torch.nn.ModuleDict:
+    """Return text encoder and transformer of a model, ready for training."""
     networks = {"text_encoder": model.pipeline.text_encoder, "transformer": model.base_transformer}
     return torch.nn.ModuleDict({name: network.train().requires_grad_(True) for name, network in networks.items()})
 
 
 def denoiser_loop(args: PretrainTinyRoomsArguments, out: Path, networks: torch.nn.ModuleDict) -> TrainingLoop:
+    """Build the training loop of the denoiser, which resumes from its checkpoint."""
     path = out / "denoiser.safetensors"
     return TrainingLoop(path, networks, args.denoiser_steps, args.denoiser_learning_rate, args.save_steps)
 
 
 def train_denoiser(args: PretrainTinyRoomsArguments, out: Path) -> None:
+    """Train text encoder and transformer by flow matching."""
     data, prompts = encoded_examples(args, out)
     torch.manual_seed(args.seed)
     model = new_model(args, AutoencoderKLWan.from_pretrained(out / "vae_compressed"))
@@ -217,15 +254,18 @@ def train_denoiser(args: PretrainTinyRoomsArguments, out: Path) -> None:
     )
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        # The draws depend on seed and step only, so that a resumed run equals an uninterrupted one.
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         size = args.denoiser_batch_size
         rows = torch.randint(len(prompts), (size,), generator=generator)
-        u = (torch.randperm(size, generator=generator) + torch.rand(size, generator=generator)) / size  # stratified
+        # Stratify the noise levels: one in each of `size` equal parts of [0, 1].
+        u = (torch.randperm(size, generator=generator) + torch.rand(size, generator=generator)) / size
         sigma = shift_sigma(u, args.flow_shift)
         batch = {name: tensor[rows] for name, tensor in data.items()}
-        clean = shown(args, batch, generator, step)
+        clean = select_videos(args, batch, generator, step)
         noise = torch.randn(clean.shape, generator=generator)
         s = sigma.view(-1, 1, 1, 1, 1)
+        # The last prompt is the empty one, which replaces dropped instructions.
         texts = torch.cat([rows, torch.tensor([len(prompts)])])
         embeddings = embed(networks["text_encoder"], tokens.input_ids[texts], tokens.attention_mask[texts])
         conditioning = _condition(args, model, batch, embeddings, generator)
@@ -243,18 +283,18 @@ def _condition(
     embeddings: torch.Tensor,
     generator: torch.Generator,
 ) -> Conditioning:
-    """The conditioning of a batch, some of it null; the last of the embeddings is the null prompt's."""
+    """Build the conditioning of a batch and drop a share of it; the last embedding is that of the empty prompt."""
     size = len(batch[LATENTS])
-    told = (torch.rand(size, 1, 1, generator=generator) < args.context_camera_share) & batch[CAMERAS].any(-1).any(-1)[
-        :, None, None
-    ]
+    # Navigation has cameras and may also show those of the context. Grounding has none.
+    is_navigation = batch[CAMERAS].any(-1).any(-1)[:, None, None]
+    has_context_cameras = (torch.rand(size, 1, 1, generator=generator) < args.context_camera_share) & is_navigation
     conditioning = {
         "prompt_embeds": embeddings[:-1],
         LATENTS: batch[LATENTS],
         POSITIONS: batch[POSITIONS],
         SIGMA: torch.zeros(batch[POSITIONS].shape),
         CAMERAS: batch[CAMERAS],
-        CONTEXT_CAMERAS: batch[CONTEXT_CAMERAS] * told,
+        CONTEXT_CAMERAS: batch[CONTEXT_CAMERAS] * has_context_cameras,
     }
     share = torch.rand(size, generator=generator)
     null_context = torch.randn(batch[LATENTS].shape, generator=generator)
@@ -268,17 +308,18 @@ def _condition(
 
 
 def export(args: PretrainTinyRoomsArguments, out: Path) -> None:
-    """Writes the pipeline folder, with the averaged weights of the last checkpoint."""
+    """Write the pipeline folder with the averaged weights of the last checkpoint."""
     model = new_model(args, AutoencoderKLWan.from_pretrained(out / "vae_sharpened"))
     denoiser_loop(args, out, trained_networks(model)).use_average()
     folder = out / "pipeline"
     folder.mkdir(parents=True, exist_ok=True)
     model.save_context_modules(folder)
-    del model.base_transformer.camera_projection  # it has a file of its own, which no plain pipeline looks for
+    del model.base_transformer.camera_projection  # saved separately, because a plain pipeline cannot load it
     export_pipeline(model.pipeline, folder, (NUM_FRAMES, *SIZE), args.guidance_scale, FPS)
 
 
 def render_all(args: PretrainTinyRoomsArguments, out: Path) -> None:
+    """Render the examples, with a progress bar."""
     with tqdm(total=args.rooms, desc="rendering", unit="room") as bar:
         for done in render_examples(
             out / "examples", args.rooms, args.variants, args.context_frames, SIZE, NUM_FRAMES
@@ -287,10 +328,11 @@ def render_all(args: PretrainTinyRoomsArguments, out: Path) -> None:
 
 
 def main(args: PretrainTinyRoomsArguments) -> None:
+    """Run the stages."""
     torch.set_num_threads(args.threads)
     out = Path(args.output_dir)
     examples = out / "examples"
-    runners = {
+    stages = {
         "render": lambda: render_all(args, out),
         "vae": lambda: train_vae(args, out, Clips(examples), NUM_FRAMES),
         "compress": lambda: compress(args, Clips(examples), NUM_FRAMES, out / "vae", out / "vae_compressed"),
@@ -300,7 +342,7 @@ def main(args: PretrainTinyRoomsArguments) -> None:
         "denoiser": lambda: train_denoiser(args, out),
         "export": lambda: export(args, out),
     }
-    run_stages(args.stages, runners, out)
+    run_stages(args.stages, stages, out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmarks still run; what they measure is not asked here."""
+"""The benchmarks run and print their ratios. The values are not tested."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import pytest
 
 
 def output(repo_root, script: str, *flags: str) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(repo_root / "benchmarks" / script), *flags],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -17,8 +17,8 @@ def output(repo_root, script: str, *flags: str) -> str:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 def test_dsr_geometry(repo_root):
@@ -31,7 +31,7 @@ def test_perception_geometry(repo_root):
     printed = output(repo_root, "perception.py", *size)
     assert "7 videos of 30 frames" in printed
     for source in ("FrameBoxes", "one array"):
-        for name in ("NumPy a frame", "floats a frame"):
+        for name in ("NumPy per frame", "floats per frame"):
             assert re.search(rf"{source} +{name} +/ library +\d+\.\d\d \[", printed), printed
 
 
@@ -41,7 +41,7 @@ def test_perception_tracking(repo_root):
     printed = output(repo_root, "perception.py", "--parts", "tracking", *size)
     assert "agree to a tenth of a pixel: 5 of 5" in printed, printed
     assert "largest difference of followed boxes: 0.0 pixels" in printed, printed
-    # Two frames a call; the prompt frame is encoded once for both directions, and once a session.
+    # The detector gets two frames per call. The library encodes the prompt frame once, plain once per session.
     passes = re.findall(r"(\w+'s \w+ encoder): calls, plain / library +[\d.]+ \((\d+) / (\d+)\)", printed)
     assert sorted(passes) == [
         ("detector's image encoder", "5", "3"),
@@ -59,7 +59,7 @@ def test_trainer_step(repo_root):
     for measure in ("separate_forward / batched", "checkpointing / without", "reference's share of a step"):
         assert re.search(rf"{measure} +\d+\.\d\d \[", printed), printed
     kept = float(re.search(r"activations kept +(\d+\.\d\d)", printed)[1])
-    assert 0 < kept < 1  # a switch that is not switched gives 1.00
+    assert 0 < kept < 1  # 1.00 would mean that checkpointing was not switched on
     share = float(re.search(r"share of a step +(\d+\.\d\d)", printed)[1])
     assert 0 < share < 1
 
@@ -72,10 +72,10 @@ def test_training(repo_root):
     printed = output(repo_root, "training.py", *SMALL_WAN, "--pairs", "1", "--steps", "2", "--turns", "1")
     for way in ("trainer", "precomputed"):
         assert f"losses of 3 steps agree, plain and {way}" in printed
-        assert re.search(rf"peak beside weights, {way} / plain +\d+\.\d\d \(", printed), printed
-    for measure in ("time, trainer / plain", "time, precomputed / plain", "trainer - bare, ms a step"):
+        assert re.search(rf"peak without weights, {way} / plain +\d+\.\d\d \(", printed), printed
+    for measure in ("time, trainer / plain", "time, precomputed / plain", "trainer - bare, ms per step"):
         assert re.search(rf"{measure} +-?\d+\.\d\d \[", printed), printed
-    # One network with its adapter beside two.
+    # One network and its adapter, compared with two networks.
     share = float(re.search(r"resident weights, trainer / plain +(\d\.\d+)", printed)[1])
     assert 0.5 < share < 0.7
 
@@ -92,13 +92,13 @@ def test_processes(repo_root):
     work = ["--prompts", "2", "--seeds", "1", "--pairs", "2", "--steps", "2", "--turns", "1"]
     printed = output(repo_root, "processes.py", *SMALL_WAN, *work)
     assert "the same 2 samples; losses differ by" in printed
-    for what in ("rollouts", "a training step"):
-        assert re.search(rf"{what}, 1 process / 2 +\d+\.\d\d \[", printed), printed
+    for part in ("rollouts", "a training step"):
+        assert re.search(rf"{part}, 1 process / 2 +\d+\.\d\d \[", printed), printed
     for moment in ("before", "after"):
         assert re.search(rf"{moment}: \d+ cores, of which \d+\.\d\d idle", printed), printed
 
 
-def test_every_benchmark_opens_with_its_launch_line(repo_root):
+def test_every_benchmark_has_its_launch_line_in_its_docstring(repo_root):
     scripts = ("dsr_geometry.py", "perception.py", "processes.py", "rollout.py", "trainer_step.py", "training.py")
     for script in scripts:
         assert f"    python benchmarks/{script}\n" in (repo_root / "benchmarks" / script).read_text().split('"""')[1]

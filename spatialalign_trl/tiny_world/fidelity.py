@@ -1,7 +1,8 @@
-"""Does a generated video still look like the tiny world? The quality measures beside the score.
+"""Quality measures for videos of the tiny world, reported in addition to the score.
 
-A policy can learn to please DSR-Score with blobs. These measures say what it did to the picture: is the sprite still
-of the right kind, shape and colour, does anything move, and how far are the videos from clips that the renderer makes.
+A policy can learn to satisfy DSR-Score with shapeless blobs. These measures show what happened to the picture: whether
+the sprite still has the right kind, shape and colour, whether anything moves, and how far the videos are from clips of
+the renderer.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from spatialalign_trl.tiny_world.sprites import stamp
 from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS
 from spatialalign_trl.video import Video
 
-_MARGIN = 2
+_MARGIN = 2  # pixels around a blob, so that a template may overhang it
 
 
 @cache
 def _templates(animal: str) -> tuple[np.ndarray, ...]:
-    """Binary silhouettes of an animal, facing right and left."""
+    """Return the binary silhouettes of an animal, facing right and left."""
     return tuple(stamp(animal, mirrored).alpha[:-1, :-1] > 0.5 for mirrored in (False, True))
 
 
 def _best_overlap(crop: np.ndarray, template: np.ndarray) -> float:
-    """Largest intersection over union of a silhouette with a template over all placements inside the crop."""
+    """Return the largest intersection over union of a silhouette and a template over all placements in the crop."""
     height, width = template.shape
     best, area = 0.0, crop.sum() + template.sum()
     for top in range(max(crop.shape[0] - height, 0) + 1):
@@ -41,31 +42,39 @@ def _best_overlap(crop: np.ndarray, template: np.ndarray) -> float:
 
 
 def _silhouette_scores(blob: np.ndarray, box: np.ndarray) -> dict[str, float]:
-    """Overlap of one blob with every kind of animal."""
+    """Return the overlap of one blob with every kind of animal."""
     x0, y0, x1, y1 = box.astype(int)
     crop = np.pad(blob[y0:y1, x0:x1], _MARGIN)
     return {kind: max(_best_overlap(crop, template) for template in _templates(kind)) for kind in ANIMALS}
 
 
 def sprite_fidelity(video: Video, animal: str, color: str, every: int = 4) -> dict[str, float]:
-    """How well the animal of one video is drawn.
+    """Measure how well the animal of one video is drawn.
 
     Args:
-        video: uint8 `(frames, height, width, 3)`.
-        animal, color: what the prompt asked for.
-        every: every how many frames are looked at.
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
+            The video.
+        animal, color (`str`):
+            Animal and colour in the prompt.
+        every (`int`, *optional*, defaults to `4`):
+            Measure the sprite on every n-th frame only.
 
     Returns:
-        - `sprite_shape` in [0, 1]: mean overlap of the silhouette with the right animal's (0 where there is none);
-        - `sprite_kind` in [0, 1]: share of frames on which the right animal fits best of all kinds;
-        - `sprite_color` in [0, 1]: 1 minus the distance of the blob's median colour from the palette, over 255;
-        - `motion`: pixels between the animal's extreme positions.
+        `dict[str, float]`:
+
+        - `sprite_shape` in [0, 1]: mean intersection over union of the blob and the animal's silhouette; frames
+          without a blob count as 0;
+        - `sprite_kind` in [0, 1]: share of the frames on which the right animal fits better than all other kinds;
+        - `sprite_color` in [0, 1]: 1 minus the distance between the blob's median colour and the palette's, divided
+          by 255;
+        - `motion`: pixels between the extreme positions of the animal, over all frames.
     """
     boxes, blobs = largest_blobs(classify(video) == CLASS_NAMES.index(color))
     shapes, kinds, colors = [], [], []
     for frame in range(0, len(video), every):
         if np.isnan(boxes[frame, 0]):
-            shapes.append(0.0), kinds.append(0.0), colors.append(0.0)
+            for measured in (shapes, kinds, colors):
+                measured.append(0.0)
             continue
         scores = _silhouette_scores(blobs[frame], boxes[frame])
         shapes.append(scores[animal])
@@ -83,7 +92,19 @@ def sprite_fidelity(video: Video, animal: str, color: str, every: int = 4) -> di
 
 
 def video_features(video: Video, rows: int = 4, columns: int = 6, moments: int = 5) -> np.ndarray:
-    """A small description of a clip for `frechet_distance`: mean and spread of colour on a coarse grid."""
+    """Compute a short feature vector of a clip for `frechet_distance`: mean and spread of colour on a coarse grid.
+
+    Args:
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
+            The clip.
+        rows, columns (`int`, *optional*, defaults to `4` and `6`):
+            Cells of the grid. Remaining pixels at the lower and right borders are ignored.
+        moments (`int`, *optional*, defaults to `5`):
+            Number of frames, at equal distances, to average over.
+
+    Returns:
+        `np.ndarray` of shape `(2 * rows * columns * 3,)`, `float64`: means, then standard deviations, in [0, 1].
+    """
     frames = np.linspace(0, len(video) - 1, moments).round().astype(int)
     pixels = video[frames].astype(np.float64) / 255.0
     height, width = pixels.shape[1] // rows * rows, pixels.shape[2] // columns * columns
@@ -92,42 +113,61 @@ def video_features(video: Video, rows: int = 4, columns: int = 6, moments: int =
 
 
 def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
-    """Frechet distance between two sets of features, each fitted by a Gaussian: `(n, d)` arrays, n well above d.
+    """Compute the Frechet distance between two sets of features, each fitted by a Gaussian.
 
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))     (Dowson & Landau 1982; used on video features as FVD)
+        |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))
+
+    Args:
+        features, reference (`np.ndarray` of shape `(n, d)`):
+            One row per video; n should be well above d.
+
+    Returns:
+        `float`: the distance, at least 0.
 
     Raises:
-        ValueError: when a set has fewer than two rows, which have no spread.
+        ValueError: If a set has fewer than two rows and thus no covariance.
+
+    Source: Dowson & Landau (1982). On features of videos it is known as FVD.
     """
     if min(len(features), len(reference)) < 2:
         raise ValueError(
-            f"a Frechet distance needs at least 2 rows on both sides, got {len(features)} and {len(reference)}"
+            f"a Frechet distance needs at least 2 rows on both sides, got {len(features)} and {len(reference)}."
         )
-    means = features.mean(0) - reference.mean(0)
+    shift = features.mean(0) - reference.mean(0)
     first, second = np.cov(features, rowvar=False), np.cov(reference, rowvar=False)
+    # The trace of the matrix root is the sum of the roots of the eigenvalues.
     trace = np.sqrt(np.clip(linalg.eigvals(first @ second).real, 0, None)).sum()
-    return float(max(means @ means + np.trace(first) + np.trace(second) - 2 * trace, 0.0))
+    return float(max(shift @ shift + np.trace(first) + np.trace(second) - 2 * trace, 0.0))
 
 
 def tiny_world_guard(
     videos: Sequence[Video], rows: Sequence[Mapping[str, str]]
 ) -> dict[str, list[float] | float | None]:
-    """The quality guard `"tiny_world"`: `sprite_fidelity` of every video, and one distance for all of them.
+    """Measure the quality of videos: the guard `"tiny_world"`.
+
+    Args:
+        videos (sequence of `np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
+            Generated videos.
+        rows (sequence of `Mapping[str, str]`):
+            Their prompt rows.
 
     Returns:
-        The per-video measures of `sprite_fidelity`, and `distance_to_real`: the Frechet distance between the features
-        of the videos and of clips rendered for the same prompts, obediently and with placements drawn from the prompt;
-        `None` for a single video.
+        `dict`: the measures of `sprite_fidelity`, as lists with one value per video; and `distance_to_real`, the
+        Frechet distance between the features of the videos and those of clips rendered for the same prompts, or `None`
+        for a single video.
 
     Raises:
-        ValueError: when there are no videos, or a prompt has words which are not of the tiny world.
+        ValueError: If there are no videos, or if a prompt has a word that is not in the tiny world.
     """
     if not len(videos):
-        raise ValueError("the tiny_world guard has no videos to look at")
+        raise ValueError("videos=[]: the tiny_world guard needs at least one video.")
+    # Render the reference clips first: the renderer checks the words and names the unknown ones.
     rng = np.random.default_rng(0)
-    rendered = [render(scene_for(row, rng)).video for row in rows]  # first: it names words that it does not know
-    measured = [sprite_fidelity(v, row["animal"], row["attribute"]) for v, row in zip(videos, rows, strict=True)]
-    measures: dict[str, list[float] | float | None] = {name: [one[name] for one in measured] for name in measured[0]}
+    rendered = [render(scene_for(row, rng)).video for row in rows]
+    per_video = [sprite_fidelity(v, row["animal"], row["attribute"]) for v, row in zip(videos, rows, strict=True)]
+    measures: dict[str, list[float] | float | None] = {
+        name: [values[name] for values in per_video] for name in per_video[0]
+    }
     features, reference = (np.stack([video_features(video) for video in group]) for group in (videos, rendered))
     distance = frechet_distance(features, reference) if len(videos) > 1 else None
     return measures | {"distance_to_real": distance}

@@ -1,4 +1,4 @@
-"""The embedded models' networks beside the VAE: real classes at a tiny size, and the folder they end in."""
+"""Builds the text encoder and denoiser of the embedded models, tiny versions of the real classes, and exports them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 MAX_TOKENS = 32
+"""Length of every tokenised prompt, padding included."""
 
 
 def new_tokenizer(phrases: Iterable[str]) -> T5Tokenizer:
-    """One token a word of the phrases; single letters make every other text representable."""
+    """Build a word-level tokenizer.
+
+    Args:
+        phrases (iterable of `str`):
+            Texts with the words that become one token each. All other words are split into letters.
+
+    Returns:
+        `T5Tokenizer`: the tokenizer.
+    """
     words = dict.fromkeys(word for phrase in phrases for word in phrase.split())
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), (",", -2.0), (".", -2.0)]
     vocabulary += [(f"▁{word}", -1.0) for word in words]
@@ -24,6 +33,7 @@ def new_tokenizer(phrases: Iterable[str]) -> T5Tokenizer:
 
 
 def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
+    """Build the text encoder with random weights."""
     return UMT5EncoderModel(
         UMT5Config(
             vocab_size=vocabulary_size, d_model=64, d_kv=16, d_ff=192, num_layers=2, num_heads=4, dropout_rate=0.0
@@ -32,6 +42,7 @@ def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
 
 
 def new_denoiser(channels: int, layers: int = 4) -> WanTransformer3DModel:
+    """Build the denoiser with random weights, for latents with `channels` channels."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
@@ -49,26 +60,42 @@ def new_denoiser(channels: int, layers: int = 4) -> WanTransformer3DModel:
 
 
 def embed(text_encoder: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Prompts as the denoiser gets them: padding is zeroed and attended to, exactly as WanPipeline does."""
+    """Embed prompts for the denoiser as WanPipeline does: padding is set to zero and is attended to.
+
+    Args:
+        text_encoder (`torch.nn.Module`):
+            From `new_text_encoder`.
+        ids, mask (`torch.Tensor` of shape `(batch, tokens)`):
+            Token ids and attention mask.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, tokens, dim)`: the embeddings.
+    """
     return text_encoder(ids, mask).last_hidden_state * mask.unsqueeze(-1)
 
 
 def export_pipeline(
     pipeline: WanPipeline, folder: Path, size: tuple[int, int, int], guidance_scale: float, fps: int
 ) -> None:
-    """Writes the pipeline in fp16 with the settings it is sampled with, and says how large the folder is.
+    """Write a pipeline in fp16 with its sampling settings, and print the size of the folder.
 
     Args:
-        pipeline (`WanPipeline`): Left as it is.
-        folder (`Path`): Where it goes; what is there stays.
-        size (tuple of 3 `int`): Frames, height and width of a video.
-        guidance_scale (`float`): Of the settings.
-        fps (`int`): Of the settings.
+        pipeline (`WanPipeline`):
+            Pipeline to export. It is not changed.
+        folder (`Path`):
+            Target folder. Other files in it are kept.
+        size (tuple of 3 `int`):
+            Frames, height and width of a video.
+        guidance_scale (`float`):
+            Guidance scale to sample with.
+        fps (`int`):
+            Frames per second of the videos.
     """
+    # Converting to fp16 changes the modules in place, so convert a copy.
     copy.deepcopy(pipeline).to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     for file in folder.glob("*/config.json"):
         config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)  # a folder of the machine that made it
+        config.pop("_name_or_path", None)  # a path on the machine that exported it
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     settings = {
         **dict(zip(("num_frames", "height", "width"), size, strict=True)),

@@ -1,7 +1,8 @@
-"""A `Scene` of the tiny world -> a video and the exact boxes of both sprites.
+"""Renders a `Scene` of the tiny world into a video and the exact boxes of both sprites.
 
-The animal waits at the initial relation, moves along an eased arc, and rests at the final one; the object never moves.
-What actually happens (`motion`) is separate from what a caption says: `clips.py` uses that to make imperfect data.
+The animal waits at the initial relation, moves along a smooth arc, and rests at the final relation. The object never
+moves. What the clip shows (`type` and `motion`) is independent of any caption, which lets `clips.py` make clips that
+contradict their captions.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJEC
 
 HEIGHT, WIDTH, NUM_FRAMES, FPS = 32, 48, 17, 8
 HORIZON, GROUND = 20.0, 30.0
-"""y of the horizon and of the line on which everything stands, in pixels from the top."""
+"""The y coordinates of the horizon and of the line on which everything stands, in pixels from the top."""
 
 GRID = 2
-"""Sprites stand on every second pixel, so that each looks the same wherever it is: a small VAE learns that crisply."""
+"""Pixels between the positions that a sprite may take. On this grid a sprite looks the same everywhere, so that even a
+small VAE learns sharp shapes."""
 
 MOTIONS = ("complete", "static", "half")
-"""complete: from the initial to the final relation; static: never leaves; half: jumps up half-way and falls back."""
+"""complete: moves from the initial to the final relation. static: never moves. half: moves half-way and returns."""
 
 _APEX = {"jumps": 1.0, "hops": 0.8, "leaps": 1.2, "bounces": 0.9}
 _MOVING_SHARE = {"jumps": 0.55, "hops": 0.65, "leaps": 0.42, "bounces": 0.6}
@@ -33,12 +35,21 @@ class Scene:
     """Everything that determines a clip.
 
     Attributes:
-        scene, color, animal, object, verb: words of `vocabulary.py`.
-        type: the DSR type that is *shown*, such as `"LR"`.
-        motion: one of `MOTIONS`.
-        object_x: centre of the object, pixels from the left (drawn at the nearest place on the grid).
-        gaps: clear pixels between the boxes at a left or right relation, at the start and at the end.
-        start: frame share at which the motion begins, in [0, 0.45].
+        scene, color, animal, object, verb (`str`):
+            Words of `vocabulary.py`.
+        type (`str`):
+            DSR type that the clip shows, such as `"LR"`.
+        motion (`str`, *optional*, defaults to `"complete"`):
+            One of `MOTIONS`.
+        object_x (`float`, *optional*, defaults to `24.0`):
+            Centre of the object in pixels from the left; moved to the nearest position on the grid.
+        gaps (tuple of 2 `float`, *optional*, defaults to `(1.0, 1.0)`):
+            Pixels between the boxes at a left or right relation, at the start and at the end.
+        start (`float`, *optional*, defaults to `0.2`):
+            Share of the clip after which the motion begins, in [0, 0.45].
+
+    Raises:
+        ValueError: If `type` is not a DSR type.
     """
 
     scene: str
@@ -54,12 +65,21 @@ class Scene:
 
     def __post_init__(self) -> None:
         if self.type not in DSR_TYPES:
-            raise ValueError(f"the tiny world shows the types {', '.join(DSR_TYPES)}; type is {self.type!r}")
+            raise ValueError(
+                f"type={self.type!r}: the tiny world does not show it. Choose from {', '.join(DSR_TYPES)}."
+            )
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A rendered scene: `video` uint8 `(frames, height, width, 3)`; boxes float `(frames, 4)` xyxy in pixels."""
+    """A rendered scene.
+
+    Attributes:
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
+            RGB frames.
+        animal_boxes, object_boxes (`np.ndarray` of shape `(frames, 4)`, `float64`):
+            Exact boxes of both sprites: x1, y1, x2, y2 in pixels.
+    """
 
     video: np.ndarray
     animal_boxes: np.ndarray
@@ -77,7 +97,7 @@ def _object_box(scene: Scene) -> tuple[float, float, float, float]:
 
 
 def _place(relation: str, scene: Scene, gap: float) -> tuple[float, float]:
-    """Left edge and bottom of the animal at a relation."""
+    """Return the left edge and bottom of the animal at a relation."""
     animal_width, _ = SIZES[scene.animal]
     left, top, right, _ = _object_box(scene)
     if relation == "T":
@@ -91,7 +111,7 @@ def _smoothstep(x: np.ndarray) -> np.ndarray:
 
 
 def _trajectory(scene: Scene, num_frames: int) -> np.ndarray:
-    """`(num_frames, 2)`: left edge and bottom of the animal, on the grid."""
+    """Return the left edge and bottom of the animal on every frame, `(num_frames, 2)`, on the grid."""
     initial, final = split_type(scene.type)
     (x0, y0), (x1, y1) = _place(initial, scene, scene.gaps[0]), _place(final, scene, scene.gaps[1])
     time = np.linspace(0.0, 1.0, num_frames)
@@ -100,7 +120,7 @@ def _trajectory(scene: Scene, num_frames: int) -> np.ndarray:
         progress = np.zeros_like(progress)
     elif scene.motion == "half":
         progress = 0.5 * np.sin(np.pi * progress)
-    # an arc over the object: high enough to clear it when the animal changes sides
+    # When the animal changes sides, the arc must be high enough to clear the object.
     clearance = SIZES[scene.object][1] + 3.0 if "T" not in scene.type else 4.0
     arc = 4.0 * progress * (1.0 - progress) * clearance * _APEX[scene.verb]
     x = x0 + progress * (x1 - x0)
@@ -109,7 +129,8 @@ def _trajectory(scene: Scene, num_frames: int) -> np.ndarray:
 
 
 def _draw(canvas: np.ndarray, name: str, color: tuple[int, int, int], left: float, top: float, mirrored: bool) -> None:
-    """Composites a sprite whose box starts at (left, top) onto a float canvas, in place; clipped at the borders."""
+    """Composite a sprite onto a float canvas in place; its box starts at `(left, top)` and may cross the borders."""
+    # The whole pixels of the position select the place on the canvas, the rest selects the shifted sprite.
     fine_x, fine_y = round(left * SUPERSAMPLING), round(top * SUPERSAMPLING)
     (column, offset_x), (row, offset_y) = divmod(fine_x, SUPERSAMPLING), divmod(fine_y, SUPERSAMPLING)
     sprite = stamp(name, mirrored, offset_x, offset_y)
@@ -122,31 +143,42 @@ def _draw(canvas: np.ndarray, name: str, color: tuple[int, int, int], left: floa
 
 
 def _background(scene: str) -> np.ndarray:
+    """Return a frame with the two tones of a scene, above and below the horizon."""
     above, ground = (np.asarray(color, np.float32) for color in SCENES[scene])
     share = np.clip(np.arange(HEIGHT, dtype=np.float32) + 1.0 - HORIZON, 0.0, 1.0)[:, None, None]
     return np.broadcast_to(above * (1.0 - share) + ground * share, (HEIGHT, WIDTH, 3)).copy()
 
 
 def render(scene: Scene, num_frames: int = NUM_FRAMES) -> Clip:
-    """Renders a scene.
+    """Render a scene.
 
     Args:
-        scene: what to show.
-        num_frames: clip length; 17 is what the embedded model makes.
+        scene (`Scene`):
+            The scene to show.
+        num_frames (`int`, *optional*, defaults to `17`):
+            Length of the clip. The embedded model makes 17 frames.
+
+    Returns:
+        `Clip`: the video and the exact boxes.
 
     Raises:
-        ValueError: for words outside the vocabulary or an unknown DSR type or motion.
+        ValueError: If a word or the motion is unknown.
     """
     words = {"scene": SCENES, "color": ANIMAL_COLORS, "object": OBJECT_COLORS, "animal": ANIMALS, "verb": _APEX}
     for field, known in {**words, "motion": MOTIONS}.items():
         if getattr(scene, field) not in known:
-            raise ValueError(f"{field}={getattr(scene, field)!r} is not in the tiny world; known: {', '.join(known)}")
+            raise ValueError(
+                f"{field}={getattr(scene, field)!r} is not in the tiny world. Choose from {', '.join(known)}."
+            )
+
+    # The backdrop with the object is the same on all frames.
     path = _trajectory(scene, num_frames)
     animal_width, animal_height = SIZES[scene.animal]
     object_box = _object_box(scene)
     backdrop = _background(scene.scene)
     _draw(backdrop, scene.object, OBJECT_COLORS[scene.object], *object_box[:2], False)
     facing_left = split_type(scene.type) in (("R", "L"), ("R", "T"), ("T", "L"))
+
     frames, animal_boxes = [], []
     for left, bottom in path:
         canvas = backdrop.copy()
@@ -158,6 +190,18 @@ def render(scene: Scene, num_frames: int = NUM_FRAMES) -> Clip:
 
 
 def foreground(scene: Scene, video: np.ndarray, threshold: int = 12) -> np.ndarray:
-    """Which pixels of a rendered video are not plain background: bool `(frames, height, width)`."""
+    """Find the pixels of a rendered video that belong to a sprite.
+
+    Args:
+        scene (`Scene`):
+            The scene that was rendered.
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
+            Its video.
+        threshold (`int`, *optional*, defaults to `12`):
+            Levels of 255 by which a pixel must differ from the plain background in at least one channel.
+
+    Returns:
+        `np.ndarray` of shape `(frames, height, width)`, `bool`: true where a sprite is.
+    """
     difference = np.abs(video.astype(np.int16) - _background(scene.scene).astype(np.int16))
     return difference.max(-1) > threshold

@@ -1,8 +1,8 @@
-"""How the animals and objects of the tiny world look.
+"""The shapes of the animals and objects of the tiny world.
 
-Every sprite is drawn once with simple shapes on a canvas `SUPERSAMPLING` times finer than the video, in three layers
-(body, shade, dark). A frame takes the layers at the position's sub-pixel offset and averages them down: anti-aliased
-sprites which move smoothly, at the price of a table look-up.
+Every sprite is drawn once from simple shapes, in three layers (body, shade, dark), on a canvas `SUPERSAMPLING` times
+finer than the video. To place a sprite, the layers are shifted by the sub-pixel offset of its position and averaged
+down to pixels. The results are cached, so an anti-aliased sprite that moves smoothly costs a table look-up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZES: dict[str, tuple[int, int]] = {
     "crate": (10, 10),
     "bush": (12, 8),
 }
-"""Width and height of each sprite's exact box, in pixels of the 32x48 world; even, as positions are."""
+"""Width and height of each sprite's exact box, in pixels of the 32x48 world. They are even, like all positions."""
 
 _DESIGN_SIZES: dict[str, tuple[int, int]] = {
     "fox": (15, 11),
@@ -46,11 +46,11 @@ _DESIGN_SIZES: dict[str, tuple[int, int]] = {
     "crate": (9, 9),
     "bush": (11, 9),
 }
-"""The units in which each sprite is drawn below; the pen stretches them to `SIZES`."""
+"""Width and height of each sprite in the units used by its drawing function below; the pen scales them to `SIZES`."""
 
 
 class _Pen:
-    """Draws in design units onto a supersampled label canvas (0 empty, 1 body, 2 shade, 3 dark)."""
+    """Draw in design units onto a supersampled label canvas (0 empty, 1 body, 2 shade, 3 dark)."""
 
     def __init__(self, name: str) -> None:
         size = [side * SUPERSAMPLING for side in SIZES[name]]
@@ -59,22 +59,25 @@ class _Pen:
         self._unit = [side / design for side, design in zip(size, _DESIGN_SIZES[name], strict=True)]
 
     def _scale(self, *values: float) -> list[float]:
-        """`x, y, x, y, ...` in design units to canvas pixels."""
+        """Convert `x, y, x, y, ...` from design units to canvas pixels."""
         return [value * self._unit[index % 2] for index, value in enumerate(values)]
 
     def ellipse(self, x0: float, y0: float, x1: float, y1: float, layer: int = BODY) -> None:
+        """Draw the ellipse that fills a box."""
         a, b, c, d = self._scale(x0, y0, x1, y1)
         self.draw.ellipse([a, b, c - 1, d - 1], fill=layer)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, layer: int = BODY) -> None:
+        """Draw a filled box."""
         a, b, c, d = self._scale(x0, y0, x1, y1)
         self.draw.rectangle([a, b, c - 1, d - 1], fill=layer)
 
     def shape(self, *points: tuple[float, float], layer: int = BODY) -> None:
+        """Draw a filled polygon."""
         self.draw.polygon([tuple(self._scale(*point)) for point in points], fill=layer)
 
     def dome(self, x0: float, y0: float, x1: float, y1: float, layer: int = BODY) -> None:
-        """The upper half of an ellipse; (x1, y1) is its flat lower right corner."""
+        """Draw the upper half of an ellipse; `(x1, y1)` is its flat lower right corner."""
         a, b, c, d = self._scale(x0, y0, x1, y1)
         self.draw.pieslice([a, b, c - 1, 2 * d - b - 1], 180, 360, fill=layer)
 
@@ -177,7 +180,8 @@ class Stamp:
     """A sprite at one sub-pixel offset.
 
     Attributes:
-        body, shade, dark: `(height, width)` float32 coverages in [0, 1]; their sum is the sprite's alpha.
+        body, shade, dark (`np.ndarray` of shape `(height, width)`, `float32`):
+            Share of each pixel that the layer covers, in [0, 1]. Their sum is the sprite's alpha.
     """
 
     body: np.ndarray
@@ -186,10 +190,11 @@ class Stamp:
 
     @property
     def alpha(self) -> np.ndarray:
+        """Share of each pixel that the sprite covers, `(height, width)`, in [0, 1]."""
         return self.body + self.shade + self.dark
 
     def paint(self, color: tuple[int, int, int]) -> np.ndarray:
-        """`(height, width, 3)` colours, already multiplied by the coverage."""
+        """Return the colours of the sprite, `(height, width, 3)`, already multiplied by the coverage."""
         base = np.asarray(color, np.float32)
         layers = (
             (self.body, base),
@@ -209,11 +214,20 @@ def _labels(name: str, mirrored: bool) -> np.ndarray:
 
 @cache
 def stamp(name: str, mirrored: bool = False, offset_x: int = 0, offset_y: int = 0) -> Stamp:
-    """The anti-aliased sprite `name`, shifted by `(offset_x, offset_y)` / `SUPERSAMPLING` pixels; animals face right.
+    """Return an anti-aliased sprite, shifted by less than a pixel.
+
+    Args:
+        name (`str`):
+            An animal or object of `vocabulary.py`.
+        mirrored (`bool`, *optional*, defaults to `False`):
+            Flip the sprite horizontally. Animals face right otherwise.
+        offset_x, offset_y (`int`, *optional*, defaults to `0`):
+            Shift in units of 1 / `SUPERSAMPLING` pixels, in [0, `SUPERSAMPLING`).
 
     Returns:
-        A `Stamp` one pixel wider and higher than `SIZES[name]`, so that every offset fits.
+        `Stamp`: one pixel wider and higher than `SIZES[name]`, so that every offset fits.
     """
+    # One more pixel in each direction leaves space for the shift.
     width, height = SIZES[name]
     canvas = np.zeros(((height + 1) * SUPERSAMPLING, (width + 1) * SUPERSAMPLING), np.uint8)
     canvas[offset_y : offset_y + height * SUPERSAMPLING, offset_x : offset_x + width * SUPERSAMPLING] = _labels(

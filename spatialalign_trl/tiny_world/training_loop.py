@@ -1,4 +1,4 @@
-"""The training loop of the recipes which make the embedded models: small, resumable, without pickle."""
+"""The training loop of the recipes that make the embedded models: small, resumable, without pickle."""
 
 from __future__ import annotations
 
@@ -14,26 +14,37 @@ from spatialalign_trl.files import lock_folder, write_atomic
 
 
 def rng_of(*key: int) -> np.random.Generator:
-    """Randomness is a function of (seed, stage, step): a resumed run sees what an uninterrupted one would."""
+    """Make the generator of one step from `(seed, stage, step)`.
+
+    It depends on nothing else, so a resumed run draws the same numbers as an uninterrupted one.
+    """
     return np.random.default_rng(np.random.SeedSequence(key))
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes a safetensors file in one step."""
-    write_atomic(path, save({k: v.detach().contiguous().clone() for k, v in tensors.items()}))
+    """Write a safetensors file in one step."""
+    write_atomic(path, save({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}))
 
 
 def run_stages(names: Sequence[str], stages: Mapping[str, Callable[[], None]], folder: Path) -> None:
     """
-    Holds the folder that the stages write to, and runs the named ones in the order of `stages`.
+    Run the named stages in the order of `stages`, with the folder locked.
+
+    Args:
+        names (sequence of `str`):
+            Stages to run.
+        stages (`Mapping[str, Callable]`):
+            Name of every stage -> function that runs it.
+        folder (`Path`):
+            Folder that the stages write to.
 
     Raises:
-        ValueError: before any work, for a name that is none of them.
-        RuntimeError: where another process is at work in the folder.
+        ValueError: If a name is not a stage; nothing has run then.
+        RuntimeError: If another process uses the folder.
     """
     unknown = set(names) - set(stages)
     if unknown:
-        raise ValueError(f"stages: {', '.join(sorted(unknown))} unknown; choose from {', '.join(stages)}")
+        raise ValueError(f"stages={sorted(unknown)}: unknown. Choose from {', '.join(stages)}.")
     with lock_folder(folder):
         for name, run in stages.items():
             if name in names:
@@ -41,12 +52,26 @@ def run_stages(names: Sequence[str], stages: Mapping[str, Callable[[], None]], f
 
 
 class TrainingLoop:
-    """AdamW with a warm-up and a cosine, an exponential moving average, and checkpoints without pickle."""
+    """AdamW with warm-up, cosine decay and an exponential moving average of the weights, resumable from a checkpoint.
+
+    Args:
+        path (`Path`):
+            Checkpoint, a safetensors file. If it exists, training resumes from it.
+        module (`torch.nn.Module`):
+            Network to train.
+        steps (`int`):
+            Total number of steps.
+        learning_rate (`float`):
+            Peak learning rate, reached after 200 steps.
+        save_steps (`int`):
+            Steps between checkpoints.
+        flat (`float`, *optional*, defaults to `0.0`):
+            Share of the steps, in [0, 1), after which the cosine decay begins.
+    """
 
     def __init__(
         self, path: Path, module: torch.nn.Module, steps: int, learning_rate: float, save_steps: int, flat: float = 0.0
     ) -> None:
-        """`flat`: share of the steps before the cosine begins."""
         self.path, self.module, self.steps, self.save_steps, self.flat = path, module, steps, save_steps, flat
         self.learning_rate = learning_rate
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -57,6 +82,7 @@ class TrainingLoop:
         self.start = self._resume()
 
     def _resume(self) -> int:
+        """Load the checkpoint, if there is one, and return the number of finished steps."""
         if not self.path.exists():
             return 0
         tensors = load_file(self.path)
@@ -64,7 +90,7 @@ class TrainingLoop:
             for name, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter.{name}"])
                 self.average[name].copy_(tensors[f"average.{name}"])
-                # a weight that had no part in any loss so far (time, while single frames are trained) has no moments
+                # A weight without any gradient so far has no moments: those for time, while single frames are trained.
                 if f"step.{name}" in tensors:
                     self.optimizer.state[parameter] = {
                         key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
@@ -80,26 +106,32 @@ class TrainingLoop:
 
     def _rate(self, step: int) -> float:
         warm_up = min(1.0, (step + 1) / 200)
-        late = max(0.0, (step / self.steps - self.flat) / (1.0 - self.flat))
-        return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * late))
+        progress = max(0.0, (step / self.steps - self.flat) / (1.0 - self.flat))
+        return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * progress))
 
     def run(self, loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
-        """Trains, then leaves the averaged weights in the module."""
+        """Train the remaining steps, then put the averaged weights into the module.
+
+        Args:
+            loss_at (callable):
+                `loss_at(step)` returns the loss and the numbers to show in the progress bar.
+        """
         smooth: dict[str, float] = {}
         bar = tqdm(range(self.start, self.steps), self.path.stem, initial=self.start, total=self.steps, mininterval=10)
         for step in bar:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate(step)
-            loss, shown = loss_at(step)
+            loss, metrics = loss_at(step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
             self.optimizer.step()
+            # The average follows faster in the first steps, which still depend on the initialisation.
             decay = min(0.999, (1 + step) / (10 + step))
             torch._foreach_lerp_(
                 list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay
             )
-            smooth = {k: 0.98 * smooth.get(k, v) + 0.02 * v for k, v in shown.items()}
+            smooth = {k: 0.98 * smooth.get(k, v) + 0.02 * v for k, v in metrics.items()}
             if step % 20 == 0:
                 bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
             if (step + 1) % self.save_steps == 0 or step + 1 == self.steps:
@@ -107,7 +139,7 @@ class TrainingLoop:
         self.use_average()
 
     def use_average(self) -> None:
-        """Puts the averaged weights into the module."""
+        """Put the averaged weights into the module."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.average[name])

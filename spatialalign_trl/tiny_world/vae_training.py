@@ -1,6 +1,6 @@
-"""Training of the embedded models' VAEs: joint stages, a sharper decoder, fewer latent channels.
+"""Trains the VAEs of the embedded models: encoder and decoder, then the decoder alone, then fewer latent channels.
 
-What a clip is comes from outside, as a function; the recipes that make the embedded models bring their own.
+The recipes that make the embedded models pass in a function that draws batches of clips (`ClipBatch`).
 """
 
 from __future__ import annotations
@@ -19,52 +19,61 @@ from spatialalign_trl.tiny_world.latent_subspace import compress_latents
 from spatialalign_trl.tiny_world.training_loop import TrainingLoop, rng_of
 
 ClipBatch = Callable[[np.random.Generator, int, int], tuple[torch.Tensor, torch.Tensor]]
-"""`clips(rng, size, frames) -> (videos (B, 3, F, H, W) in [-1, 1], weights of their pixels (B, 1, F, H, W))`, with
-about as much work for fewer frames as for `size` whole clips."""
+"""`clips(rng, size, frames) -> (videos (B, 3, F, H, W) in [-1, 1], weights of their pixels (B, 1, F, H, W))`. For
+clips of fewer frames the batch should be larger, so that a step costs about as much as one with `size` whole clips."""
 
 
 @dataclass
 class VAEArguments:
-    """What the recipes say of the VAE."""
+    """Arguments of the VAE stages, shared by the recipes."""
 
-    seed: int = field(default=0, metadata={"help": "Seeds initialisation, clips, captions, noise."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the initial weights, the clips, the captions and the noise."}
+    )
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
     vae_steps: list[int] = field(
         default_factory=lambda: [2400, 600, 2200],
-        metadata={"help": "Steps of the joint stage on single frames, on 5 frames, and on whole clips."},
+        metadata={"help": "Steps of encoder and decoder together: on single frames, on 5 frames, and on whole clips."},
     )
-    vae_channels: int = field(default=48, metadata={"help": "z_dim of the VAE while it is trained."})
+    vae_channels: int = field(default=48, metadata={"help": "Latent channels (z_dim) of the VAE during training."})
     vae_residual: bool = field(
         default=True,
         metadata={
-            "help": "is_residual of AutoencoderKLWan (Wan 2.2's VAE): shortcuts past every change of resolution."
+            "help": "is_residual of AutoencoderKLWan, as in Wan 2.2: shortcuts around every change of resolution."
         },
     )
     vae_loss: str = field(
         default="huber",
-        metadata={"help": "'l1': |e| + 0.5 e^2 per pixel. 'huber': smooth L1 with beta 0.25, quadratic near zero."},
+        metadata={
+            "help": "Loss per pixel. 'l1': |e| + 0.5 e^2. 'huber': smooth L1 with beta 0.25, quadratic near zero."
+        },
     )
-    vae_batch_size: int = field(default=8, metadata={"help": "Whole clips a step, both VAE stages."})
-    vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak, cosine to 0."})
-    vae_kl_weight: float = field(default=5e-5, metadata={"help": "Weight of the KL term of the joint stage."})
+    vae_batch_size: int = field(default=8, metadata={"help": "Whole clips per step, in both VAE stages."})
+    vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."})
+    vae_kl_weight: float = field(
+        default=5e-5, metadata={"help": "Weight of the KL term while encoder and decoder are trained."}
+    )
     decoder_steps: int = field(default=1200, metadata={"help": "Steps of the decoder stage."})
-    decoder_learning_rate: float = field(default=1e-3, metadata={"help": "Peak, cosine to 0."})
+    decoder_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."}
+    )
     latent_channels: int = field(
         default=16,
-        metadata={"help": "Principal components of the latents that are kept: z_dim of the exported VAE."},
+        metadata={"help": "Principal components of the latents to keep: latent channels (z_dim) of the exported VAE."},
     )
 
     def __post_init__(self) -> None:
         if self.vae_loss not in ("l1", "huber"):
-            raise ValueError(f"vae_loss={self.vae_loss!r}: choose l1 or huber")
+            raise ValueError(f"vae_loss={self.vae_loss!r}: unknown loss. Choose l1 or huber.")
 
 
 def new_vae(args: VAEArguments) -> AutoencoderKLWan:
+    """Build the VAE with random weights."""
     return AutoencoderKLWan(
         base_dim=16,
         z_dim=args.vae_channels,
         is_residual=args.vae_residual,
-        dim_mult=[1, 4, 4],  # wide where the grid is coarse: that costs little and is where shapes are held
+        dim_mult=[1, 4, 4],  # wide on the coarse grid, which costs little and is where shapes are represented
         num_res_blocks=1,
         temperal_downsample=[True, True],
         in_channels=12,
@@ -77,7 +86,10 @@ def new_vae(args: VAEArguments) -> AutoencoderKLWan:
 
 
 def forget_time(vae: AutoencoderKLWan) -> None:
-    """Zeroes the convolutions' weights for earlier frames: what is learned on single frames then holds for clips."""
+    """Set the weights of all convolutions for earlier frames to zero.
+
+    The VAE then treats every frame on its own, so what it learns on single frames is valid for clips.
+    """
     with torch.no_grad():
         for module in vae.modules():
             if isinstance(module, torch.nn.Conv3d) and module.kernel_size == (3, 3, 3):
@@ -85,8 +97,19 @@ def forget_time(vae: AutoencoderKLWan) -> None:
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """`vae.decode` without its clamp to [-1, 1], which would stop the gradient of every saturated pixel."""
+    """Decode latents without the clamp of `vae.decode` to [-1, 1], which has no gradient at saturated pixels.
+
+    Args:
+        vae (`AutoencoderKLWan`):
+            The VAE.
+        latents (`torch.Tensor` of shape `(B, C, F, H, W)`):
+            Latents without normalisation.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 3, frames, height, width)`: the pixels, about in [-1, 1].
+    """
     vae.clear_cache()
+    # Decode latent frame by latent frame with a cache, as `vae.decode` does.
     hidden, frames = vae.post_quant_conv(latents), []
     for index in range(latents.shape[2]):
         vae._conv_idx = [0]
@@ -105,6 +128,7 @@ def decode_unclamped(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tens
 def reconstruction_loss(
     decoded: torch.Tensor, pixels: torch.Tensor, weights: torch.Tensor, kind: str = "l1"
 ) -> torch.Tensor:
+    """Return the weighted mean error per pixel; `kind` is a value of `VAEArguments.vae_loss`."""
     error = decoded - pixels
     if kind == "huber":
         return (weights * F.smooth_l1_loss(decoded, pixels, beta=0.25, reduction="none")).mean()
@@ -112,36 +136,62 @@ def reconstruction_loss(
 
 
 def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
+    """Return the peak signal-to-noise ratio in dB of pixels in [-1, 1]."""
     return float(10 * torch.log10(4.0 / F.mse_loss(decoded.detach().clamp(-1, 1), pixels)))
 
 
 def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) -> None:
-    """Encoder and decoder together: on single frames, on 5 frames, on whole clips of `num_frames`."""
+    """Train encoder and decoder together: on single frames, then on 5 frames, then on whole clips.
+
+    Args:
+        args (`VAEArguments`):
+            Steps, batch size and loss.
+        out (`Path`):
+            Folder for the checkpoint `vae.safetensors` and the trained VAE in `vae/`.
+        clips (`ClipBatch`):
+            Draws the batches.
+        num_frames (`int`):
+            Frames of a whole clip.
+    """
     torch.manual_seed(args.seed)
     vae = new_vae(args)
-    forget_time(vae)
+    forget_time(vae)  # the first stage sees single frames only
     loop = TrainingLoop(
         out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6
     )
-    begins = np.cumsum([0, *args.vae_steps[:-1]])
+    first_steps = np.cumsum([0, *args.vae_steps[:-1]])
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        frames = (1, 5, num_frames)[int(np.searchsorted(begins, step, side="right")) - 1]
+        frames = (1, 5, num_frames)[int(np.searchsorted(first_steps, step, side="right")) - 1]
+        # Clips and posterior noise depend on seed and step only, so that a resumed run equals an uninterrupted one.
         pixels, weights = clips(rng_of(args.seed, 1, step), args.vae_batch_size, frames)
         torch.manual_seed(step)
         posterior = vae.encode(pixels).latent_dist
         decoded = decode_unclamped(vae, posterior.sample())
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
         reconstruction = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
-        shown = {"loss": float(reconstruction.detach()), "psnr": psnr(decoded, pixels)}
-        return reconstruction + args.vae_kl_weight * kl, shown
+        metrics = {"loss": float(reconstruction.detach()), "psnr": psnr(decoded, pixels)}
+        return reconstruction + args.vae_kl_weight * kl, metrics
 
     loop.run(loss_at)
     vae.save_pretrained(out / "vae")
 
 
 def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source: Path, target: Path) -> None:
-    """The decoder of the VAE in the folder `source` alone, on whole clips: the latents stay what they are."""
+    """Train the decoder alone on whole clips. The encoder, and thus the latents, do not change.
+
+    Args:
+        args (`VAEArguments`):
+            Steps, batch size and loss.
+        clips (`ClipBatch`):
+            Draws the batches.
+        num_frames (`int`):
+            Frames of a whole clip.
+        source (`Path`):
+            Folder of the VAE to start from.
+        target (`Path`):
+            Folder for the result. The checkpoint `decoder.safetensors` is written to the same parent folder.
+    """
     torch.manual_seed(args.seed)
     vae = AutoencoderKLWan.from_pretrained(source)
     vae.encoder.requires_grad_(False)
@@ -154,7 +204,7 @@ def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source:
         torch.manual_seed(step)
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mode()
-            # the denoiser's latents are a little off: learn to paint crisp shapes from those too
+            # Add a little noise: latents from the denoiser are slightly off and should give sharp shapes, too.
             latents = latents + 0.05 * torch.rand(len(latents), 1, 1, 1, 1) * torch.randn_like(latents)
         decoded = decode_unclamped(vae, latents)
         loss = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
@@ -165,7 +215,18 @@ def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source:
 
 
 def compress(args: VAEArguments, clips: ClipBatch, num_frames: int, source: Path, target: Path) -> None:
-    """Keeps `latent_channels` principal components of the latents of the VAE in the folder `source`."""
+    """Reduce the latents of a VAE to `args.latent_channels` principal components.
+
+    Args:
+        args (`VAEArguments`):
+            Seed and number of channels.
+        clips (`ClipBatch`):
+            Draws the clips from which the principal components are computed.
+        num_frames (`int`):
+            Frames of a whole clip.
+        source, target (`Path`):
+            Folders of the VAE and of the result.
+    """
     vae = AutoencoderKLWan.from_pretrained(source)
     with torch.no_grad():
         modes = torch.cat(

@@ -1,7 +1,8 @@
-"""The words of the tiny world, their colours, and the held-out combinations.
+"""The words of the tiny world, their colours, and the combinations that pretraining never sees.
 
-Animals are saturated, objects have one fixed colour each, scenes are two pale tones: every pixel of a clean render is
-nearest to the palette entry it was painted with, so that colour segmentation alone can track both sprites.
+Animals have saturated colours, every object has one fixed colour, and a scene is two pale tones. Every pixel of a
+clean render is therefore nearest to the palette entry it was painted with, and colour segmentation alone can track
+both sprites.
 """
 
 from __future__ import annotations
@@ -44,21 +45,23 @@ SCENES: dict[str, tuple[Color, Color]] = {
 VERBS: tuple[str, ...] = ("jumps", "hops", "leaps", "bounces")
 
 HELD_OUT_SHARE = 0.1
+"""Approximate share of the combinations that pretraining never sees."""
 
 
 def combinations() -> list[tuple[str, str, str, str]]:
-    """All (scene, color, animal, object) combinations, in a fixed order."""
+    """Return all `(scene, color, animal, object)` combinations in a fixed order."""
     return list(product(SCENES, ANIMAL_COLORS, ANIMALS, OBJECTS))
 
 
 def is_held_out(scene: str, color: str, animal: str, object: str) -> bool:
-    """Whether a combination is kept out of pretraining; about `HELD_OUT_SHARE` of all, by a hash of the words."""
+    """Return whether a combination is kept out of pretraining. A hash of its words decides."""
     digest = hashlib.sha256("|".join((scene, color, animal, object)).encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_SHARE
 
 
 @lru_cache(maxsize=1)
 def split_combinations() -> tuple[list[tuple[str, str, str, str]], list[tuple[str, str, str, str]]]:
-    """`(pretraining, held_out)` combinations."""
-    everything = combinations()
-    return [c for c in everything if not is_held_out(*c)], [c for c in everything if is_held_out(*c)]
+    """Return the combinations as `(pretraining, held_out)`."""
+    pretraining = [words for words in combinations() if not is_held_out(*words)]
+    held_out = [words for words in combinations() if is_held_out(*words)]
+    return pretraining, held_out

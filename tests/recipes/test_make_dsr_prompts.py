@@ -36,7 +36,7 @@ def test_the_folder_loads_as_a_dataset(splits):
         assert rows.features == datasets.Features({column: datasets.Value("string") for column in PROMPT_COLUMNS})
 
 
-def test_every_prompt_is_of_the_grammar_and_ids_are_unique(folder, splits):
+def test_every_prompt_follows_the_grammar_and_ids_are_unique(folder, splits):
     for split, rows in splits.items():
         assert load_prompts(folder / f"{split}.jsonl").to_list() == rows.to_list()
         assert all(parse_prompt(row["prompt"], row["prompt_id"]).to_row() == row for row in rows)
@@ -63,12 +63,12 @@ def test_the_word_lists_are_large_enough_and_all_used(folder, splits):
         assert len(set(lists[column])) == len(lists[column]) >= at_least
         assert set(splits["train"][column]) == set(lists[column])
     for scene in lists["scene"]:
-        # A scene that shows another bench would leave open which one is meant.
-        shown = {word for noun in (*lists["object"], *lists["animal"]) for word in (noun, noun + "s", noun + "es")}
-        assert not [word for word in shown if re.search(rf"\b{word}\b", scene)], scene
+        # If the scene mentioned another bench, the prompt would be ambiguous.
+        nouns = {word for noun in (*lists["object"], *lists["animal"]) for word in (noun, noun + "s", noun + "es")}
+        assert not [word for word in nouns if re.search(rf"\b{word}\b", scene)], scene
 
 
-def test_no_prompt_or_scene_is_the_authors(shared_data, splits):
+def test_no_prompt_or_scene_is_taken_from_the_authors(shared_data, splits):
     for name in ("dsr_eval30.csv", "dsr_eval120.csv"):
         authors = load_prompts(shared_data / name)
         for rows in splits.values():
@@ -91,5 +91,5 @@ def test_seed_and_size(recipe, folder, tmp_path):
     assert (tmp_path / "test.jsonl").read_bytes() != (folder / "test.jsonl").read_bytes()
     with pytest.raises(ValueError, match="num_test is 7: it must be a positive multiple of the 6 types"):
         recipe.main(["--output", str(tmp_path), "--num_test", "7"])
-    with pytest.raises(ValueError, match="600000 \\+ 120 prompts were asked for; the words give"):
+    with pytest.raises(ValueError, match="num_train=600000, num_test=120: the words give only"):
         recipe.main(["--output", str(tmp_path), "--num_train", "600000"])

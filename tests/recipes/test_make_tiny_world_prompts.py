@@ -67,12 +67,12 @@ def test_types_and_verbs_are_balanced_also_at_the_head_of_a_split(splits):
         assert len(set(zip(rows["type"], rows["verb"], strict=True))) == len(DSR_TYPES) * len(VERBS)
 
 
-def test_validation_and_test_show_different_held_out_combinations_and_train_none(splits):
-    shown = {split: {combination(row) for row in rows} for split, rows in splits.items()}
-    assert not any(is_held_out(*words) for words in shown["train"])
-    assert all(is_held_out(*words) for split in ("validation", "test") for words in shown[split])
-    assert not shown["validation"] & shown["test"]
-    assert len(shown["train"]) == SIZES["train"]
+def test_validation_and_test_use_different_held_out_combinations_and_train_none(splits):
+    used = {split: {combination(row) for row in rows} for split, rows in splits.items()}
+    assert not any(is_held_out(*words) for words in used["train"])
+    assert all(is_held_out(*words) for split in ("validation", "test") for words in used[split])
+    assert not used["validation"] & used["test"]
+    assert len(used["train"]) == SIZES["train"]
     for split in ("validation", "test"):
         repeated = Counter((combination(row), row["type"]) for row in splits[split])
         assert set(repeated.values()) == {1}
@@ -104,5 +104,5 @@ def test_seed_and_sizes(recipe, folder, tmp_path):
     assert (tmp_path / "test.jsonl").read_bytes() != (folder / "test.jsonl").read_bytes()
     with pytest.raises(ValueError, match="num_validation is 7: it must be a positive multiple of the 6 types"):
         recipe.main(["--output", str(tmp_path), "--num_validation", "7"])
-    with pytest.raises(ValueError, match="num_test is 228: 37 combinations in 6 types give at most 222"):
+    with pytest.raises(ValueError, match="num_test=228: 37 combinations in 6 types give at most 222"):
         recipe.main(["--output", str(tmp_path), "--num_test", "228"])

@@ -1,4 +1,4 @@
-"""The task sets of the rooms: they load, are what the recipe makes, and no split has a room or layout of another."""
+"""The task sets of rooms: they load, the recipe reproduces them, and splits share no room or layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pretraining recipe, all stages at a few steps: it resumes, and what it exports is a pipeline."""
+"""The pretraining recipe with a few steps per stage: it resumes, and it exports a pipeline."""
 
 import subprocess
 import sys
@@ -30,10 +30,10 @@ def run(folder: Path, **settings: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 @pytest.mark.parametrize("residual", [False, True])
 def test_all_stages_end_in_a_pipeline_that_samples(tmp_path, residual):
-    done = run(
+    process = run(
         tmp_path, vae_residual=str(residual).lower(), vae_channels="20" if residual else "16", latent_channels="12"
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
     model = load_video_model(str(tmp_path / "pipeline"), device="cpu")
     assert isinstance(model.pipeline, WanPipeline)
     settings = model.default_settings()
@@ -48,14 +48,14 @@ def test_a_killed_stage_resumes_to_the_same_weights(tmp_path):
     small = {"vae_residual": "false", "vae_channels": "16"}
     settings = {"stages": "vae", "vae_steps": "60 5 5", "save_steps": "10", **small}
     assert run(whole, **settings).returncode == 0
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    stopped = subprocess.Popen(command(parts, **settings), cwd=ROOT, **quiet)
+    discard_output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(parts, **settings), cwd=ROOT, **discard_output)
     deadline = time.monotonic() + 300
     while not (parts / "vae.safetensors").exists():
-        assert stopped.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    stopped.kill()
-    stopped.wait()
+    process.kill()
+    process.wait()
     assert int(load_file(parts / "vae.safetensors")["done"]) < 70
     assert run(parts, **settings).returncode == 0
     checkpoint = load_file(parts / "vae.safetensors")
@@ -65,5 +65,5 @@ def test_a_killed_stage_resumes_to_the_same_weights(tmp_path):
 
 
 def test_an_unknown_stage_is_named(tmp_path):
-    done = run(tmp_path, stages="vea")
-    assert done.returncode != 0 and "vea" in done.stderr and "denoiser" in done.stderr
+    process = run(tmp_path, stages="vea")
+    assert process.returncode != 0 and "stages=['vea']: unknown" in process.stderr and "denoiser" in process.stderr

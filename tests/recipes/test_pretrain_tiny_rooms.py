@@ -1,4 +1,4 @@
-"""The pretraining recipe of the context model, all stages at a few steps."""
+"""The pretraining recipe of the context model with a few steps per stage."""
 
 import importlib
 import subprocess
@@ -27,10 +27,10 @@ def run(folder: Path, **settings: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 def test_all_stages_end_in_a_context_model_that_samples(tmp_path):
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = run(tmp_path)
+    assert process.returncode == 0, process.stderr[-3000:]
     model = load_video_model(str(tmp_path / "pipeline"), variant="context", device="cpu", context_frames=3)
-    assert model.sees_cameras, "the map of the rays was not exported"
+    assert model.sees_cameras, "the camera projection was not exported"
     row = make_row(SPLIT_SEEDS["test"].start, "navigation")
     conditioning = model.encode_rows([render_row(row, (32, 48), 17, 1).columns()])
     latents = model.sample(conditioning, model.encode_prompts([""]), [0], model.default_settings())
@@ -40,24 +40,25 @@ def test_all_stages_end_in_a_context_model_that_samples(tmp_path):
     assert torch.isfinite(torch.as_tensor(video)).all()
 
 
-def test_instructions_are_obeyed_as_often_as_said(monkeypatch):
+def test_obey_share_of_the_videos_follow_their_instruction(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     recipe = importlib.import_module("pretrain_tiny_rooms")
     number = 4000
     names = {"video": 0.0, "still": 1.0, "stopped": 2.0}
     batch = {name: torch.full((number, 1, 1, 1, 1), value) for name, value in names.items()}
     batch["cameras"] = torch.zeros(number, 17, 16)
-    batch["cameras"][: number // 2] = 1.0  # these follow a path
+    batch["cameras"][: number // 2] = 1.0  # navigation; the others are grounding
     args = recipe.PretrainTinyRoomsArguments(obey_share=0.6, obeyed_steps=3)
-    shown = recipe.shown(args, batch, torch.Generator().manual_seed(0), step=3).flatten()
-    for part, wanted in ((shown[: number // 2], [0.6, 0.4, 0.0]), (shown[number // 2 :], [0.6, 0.2, 0.2])):
+    videos = recipe.select_videos(args, batch, torch.Generator().manual_seed(0), step=3).flatten()
+    for part, expected in ((videos[: number // 2], [0.6, 0.4, 0.0]), (videos[number // 2 :], [0.6, 0.2, 0.2])):
         shares = [float((part == value).float().mean()) for value in names.values()]
-        assert shares == pytest.approx(wanted, abs=0.03)
-    assert not batch["video"].any(), "the right videos are kept as they are"
-    assert not recipe.shown(args, batch, torch.Generator(), step=2).any()
-    assert not recipe.shown(recipe.PretrainTinyRoomsArguments(obey_share=1.0), batch, torch.Generator(), 0).any()
+        assert shares == pytest.approx(expected, abs=0.03)
+    assert not batch["video"].any(), "the batch was changed in place"
+    assert not recipe.select_videos(args, batch, torch.Generator(), step=2).any()
+    all_obey = recipe.PretrainTinyRoomsArguments(obey_share=1.0)
+    assert not recipe.select_videos(all_obey, batch, torch.Generator(), 0).any()
 
 
 def test_an_unknown_stage_is_named(tmp_path):
-    done = run(tmp_path, stages="rendr")
-    assert done.returncode != 0 and "rendr" in done.stderr and "denoiser" in done.stderr
+    process = run(tmp_path, stages="rendr")
+    assert process.returncode != 0 and "stages=['rendr']: unknown" in process.stderr and "denoiser" in process.stderr

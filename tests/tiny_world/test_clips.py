@@ -17,42 +17,44 @@ from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS, OBJEC
 
 DRAWS = 4000
 SHARE_TOLERANCE = 0.025
-"""About three standard errors of a share of 4000."""
+"""About three standard errors of a share of 4000 draws."""
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def clips():
     rng = np.random.default_rng(0)
     return [sample_scene(rng) for _ in range(DRAWS)]
 
 
-def what_is_shown(one):
-    if one.scene.motion != "complete":
-        return one.scene.motion
-    return "obeys" if one.scene.type == one.caption.type else "other"
+def behaviour(clip):
+    """Return "obeys" or the kind of disobedience."""
+    if clip.scene.motion != "complete":
+        return clip.scene.motion
+    return "obeys" if clip.scene.type == clip.caption.type else "other"
 
 
-def test_held_out_combinations_are_never_drawn(drawn):
-    shown = {(one.scene.scene, one.scene.color, one.scene.animal, one.scene.object) for one in drawn}
-    assert not any(is_held_out(*combination) for combination in shown)
-    assert len(shown) > 600  # of the 674 that may be drawn
+def test_held_out_combinations_are_never_drawn(clips):
+    scenes = [clip.scene for clip in clips]
+    combinations = {(scene.scene, scene.color, scene.animal, scene.object) for scene in scenes}
+    assert not any(is_held_out(*combination) for combination in combinations)
+    assert len(combinations) > 600  # of the 674 that may be drawn
 
 
-def test_the_caption_names_what_is_shown_but_for_the_relation(drawn):
-    for one in drawn[:500]:
-        caption, scene = one.caption, one.scene
+def test_the_caption_matches_the_scene_except_for_the_relation(clips):
+    for clip in clips[:500]:
+        caption, scene = clip.caption, clip.scene
         for name in ("scene", "animal", "object", "verb"):
             assert getattr(caption, name) == getattr(scene, name)
         assert caption.attribute == scene.color
 
 
-def test_every_caption_parses_back(drawn):
-    for one in drawn[:500]:
-        assert parse_prompt(one.caption.prompt, one.caption.prompt_id) == one.caption
+def test_every_caption_parses_back(clips):
+    for clip in clips[:500]:
+        assert parse_prompt(clip.caption.prompt, clip.caption.prompt_id) == clip.caption
 
 
-def test_the_shares_of_obedience_are_what_the_module_says(drawn):
-    counts = Counter(what_is_shown(one) for one in drawn)
+def test_obedience_and_disobedience_have_their_shares(clips):
+    counts = Counter(behaviour(clip) for clip in clips)
     assert counts["obeys"] / DRAWS == pytest.approx(OBEY_SHARE, abs=SHARE_TOLERANCE)
     assert sum(DISOBEDIENCE.values()) == pytest.approx(1)
     for kind, share in DISOBEDIENCE.items():
@@ -60,25 +62,26 @@ def test_the_shares_of_obedience_are_what_the_module_says(drawn):
     assert set(counts) == {"obeys", *DISOBEDIENCE}
 
 
-def test_disobedience_is_the_same_for_every_type(drawn):
+def test_disobedience_is_the_same_for_every_type(clips):
     for dsr_type in DSR_TYPES:
-        of_type = [one for one in drawn if one.caption.type == dsr_type]
+        of_type = [clip for clip in clips if clip.caption.type == dsr_type]
         assert len(of_type) / DRAWS == pytest.approx(1 / 6, abs=SHARE_TOLERANCE)
-        obeyed = np.mean([what_is_shown(one) == "obeys" for one in of_type])
-        assert obeyed == pytest.approx(OBEY_SHARE, abs=0.06)
-        wrong = {one.scene.type for one in of_type if what_is_shown(one) == "other"}
+        obey_share = np.mean([behaviour(clip) == "obeys" for clip in of_type])
+        assert obey_share == pytest.approx(OBEY_SHARE, abs=0.06)
+        wrong = {clip.scene.type for clip in of_type if behaviour(clip) == "other"}
         assert wrong == set(OTHER_TYPES[dsr_type])
 
 
-def test_words_and_placements_vary(drawn):
+def test_words_and_placements_vary(clips):
+    scenes = [clip.scene for clip in clips]
     for name, known in {"scene": SCENES, "color": ANIMAL_COLORS, "animal": ANIMALS, "object": OBJECTS}.items():
-        assert {getattr(one.scene, name) for one in drawn} == set(known)
-    verbs = Counter(one.scene.verb for one in drawn)
+        assert {getattr(scene, name) for scene in scenes} == set(known)
+    verbs = Counter(scene.verb for scene in scenes)
     assert set(verbs) == set(VERBS) and min(verbs.values()) > 0.8 * DRAWS / len(VERBS)
     for values, low, high in (
-        ([one.scene.object_x for one in drawn], 22.0, 26.0),
-        ([one.scene.start for one in drawn], 0.1, 0.3),
-        ([gap for one in drawn for gap in one.scene.gaps], 0.0, 2.0),
+        ([scene.object_x for scene in scenes], 22.0, 26.0),
+        ([scene.start for scene in scenes], 0.1, 0.3),
+        ([gap for scene in scenes for gap in scene.gaps], 0.0, 2.0),
     ):
         assert low <= min(values) < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < max(values) <= high
@@ -86,18 +89,14 @@ def test_words_and_placements_vary(drawn):
 
 def test_clean_clips_obey():
     rng = np.random.default_rng(1)
-    assert {what_is_shown(sample_scene(rng, obedient=True)) for _ in range(200)} == {"obeys"}
+    assert {behaviour(sample_scene(rng, obedient=True)) for _ in range(200)} == {"obeys"}
 
 
-def test_a_seed_gives_the_same_clips(drawn):
+def test_a_seed_gives_the_same_clips(clips):
     rng = np.random.default_rng(0)
-    assert [sample_scene(rng) for _ in range(50)] == drawn[:50]
-    assert (render(drawn[7].scene).video == render(sample_scene_at(7)).video).all()
-
-
-def sample_scene_at(index):
-    rng = np.random.default_rng(0)
-    return [sample_scene(rng) for _ in range(index + 1)][index].scene
+    again = [sample_scene(rng) for _ in range(50)]
+    assert again == clips[:50]
+    assert (render(clips[7].scene).video == render(again[7].scene).video).all()
 
 
 def test_a_caption_may_ask_for_another_type():

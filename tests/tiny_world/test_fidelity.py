@@ -1,4 +1,4 @@
-"""The quality measures beside the score: each must fall when what it measures is spoilt, and only count on renders."""
+"""The quality measures: each must fall when what it measures is damaged."""
 
 import json
 from dataclasses import replace
@@ -25,12 +25,12 @@ def videos(scenes):
 
 
 def measure(videos, scenes):
-    """What the prompts of `scenes` asked for, measured on `videos`."""
+    """Measure the animals and colours of `scenes` on `videos`."""
     return [sprite_fidelity(video, scene.animal, scene.color) for video, scene in zip(videos, scenes, strict=True)]
 
 
 def column(measured, name):
-    return np.array([one[name] for one in measured])
+    return np.array([values[name] for values in measured])
 
 
 def next_of(known, word):
@@ -45,7 +45,7 @@ def blurred(video, radius=1.5):
 def test_renders_are_of_the_right_kind_shape_and_colour_and_move(videos, scenes):
     measured = measure(videos, scenes)
     assert (column(measured, "sprite_kind") == 1.0).all()
-    # the outline's pixels are blends: a white sprite on a pale scene loses most of them
+    # Pixels of the outline are blends. A white sprite on a pale scene loses most of them.
     assert column(measured, "sprite_shape").min() > 0.65
     assert column(measured, "sprite_shape").mean() > 0.8
     assert column(measured, "sprite_color").min() > 0.95
@@ -85,9 +85,9 @@ def test_blur_lowers_shape_and_colour(videos, scenes):
 
 
 def test_a_static_video_lowers_the_motion_alone(videos, scenes):
-    still = measure([render(replace(scene, motion="static")).video for scene in scenes], scenes)
-    assert (column(still, "motion") == 0.0).all()
-    assert (column(still, "sprite_kind") == 1.0).all()
+    static = measure([render(replace(scene, motion="static")).video for scene in scenes], scenes)
+    assert (column(static, "motion") == 0.0).all()
+    assert (column(static, "sprite_kind") == 1.0).all()
 
 
 @pytest.mark.parametrize("level", [0, 255])
@@ -96,7 +96,7 @@ def test_a_blank_video_measures_zero(level):
     assert set(sprite_fidelity(blank, "fox", "red").values()) == {0.0}
 
 
-def test_features_have_one_row_per_cell_colour_and_moment_and_see_the_picture(videos):
+def test_features_are_means_and_deviations_of_every_cell_and_colour(videos):
     features = video_features(videos[0])
     assert features.shape == (2 * 4 * 6 * 3,)
     assert np.isfinite(features).all() and features.min() >= 0 and features.max() <= 1
@@ -116,7 +116,7 @@ def test_the_distance_is_symmetric_and_grows_with_a_shift_and_a_spread():
     first, second = rng.normal(size=(300, 6)), rng.normal(size=(250, 6)) * 1.5 + 0.3
     assert frechet_distance(first, second) == pytest.approx(frechet_distance(second, first), rel=1e-9)
     for moved in ([first + step for step in (0, 0.1, 0.5, 2)], [first * scale for scale in (1, 1.2, 1.5, 3)]):
-        distances = [frechet_distance(first, one) for one in moved]
+        distances = [frechet_distance(first, features) for features in moved]
         assert distances == sorted(distances) and len(set(distances)) == 4
 
 
@@ -133,7 +133,7 @@ def test_the_distance_agrees_with_the_plain_formula():
     root = linalg.sqrtm(a @ b).real
     expected = ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root)
     assert frechet_distance(first, second) == pytest.approx(expected, rel=1e-8)
-    # in one dimension: (difference of means)^2 + (difference of standard deviations)^2
+    # In one dimension: (difference of means)^2 + (difference of standard deviations)^2
     x, y = first[:, :2] * [1, 0], second[:, :2] * [1, 0]
     plain = (x[:, 0].mean() - y[:, 0].mean()) ** 2 + (x[:, 0].std(ddof=1) - y[:, 0].std(ddof=1)) ** 2
     assert frechet_distance(x, y) == pytest.approx(plain, rel=1e-6)
@@ -156,18 +156,18 @@ def test_the_guards_distance_grows_as_videos_leave_the_tiny_world(videos, scenes
     assert distances["renders"] < 0.5 * distances["blurred"] < 0.1 * distances["noise"]
 
 
-def test_the_guard_refuses_no_videos_and_knows_no_distance_of_one(videos, scenes):
-    with pytest.raises(ValueError, match="no videos"):
+def test_the_guard_refuses_no_videos_and_gives_no_distance_for_a_single_video(videos, scenes):
+    with pytest.raises(ValueError, match="needs at least one video"):
         tiny_world_guard([], [])
     rows = [caption_for(scene).to_row() for scene in scenes]
-    one = tiny_world_guard(videos[:1], rows[:1])
-    assert one["distance_to_real"] is None and len(one["motion"]) == 1
-    two = tiny_world_guard(videos[:2], rows[:2])
-    assert two["distance_to_real"] >= 0
-    json.dumps([one, two], allow_nan=False)
+    for_one = tiny_world_guard(videos[:1], rows[:1])
+    assert for_one["distance_to_real"] is None and len(for_one["motion"]) == 1
+    for_two = tiny_world_guard(videos[:2], rows[:2])
+    assert for_two["distance_to_real"] >= 0
+    json.dumps([for_one, for_two], allow_nan=False)
 
 
-def test_the_guard_names_a_word_that_is_not_of_the_tiny_world(videos, scenes):
+def test_the_guard_names_a_word_that_is_not_in_the_tiny_world(videos, scenes):
     row = caption_for(scenes[0]).to_row() | {"animal": "walrus"}
     with pytest.raises(ValueError, match="'walrus' is not in the tiny world"):
         tiny_world_guard(videos[:1], [row])

@@ -1,4 +1,4 @@
-"""A VAE with fewer latent channels decodes what the old one decodes from latents in the subspace that is kept."""
+"""The reduced VAE decodes the same as the full one from latents projected onto the subspace."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def vae():
         out_channels=12, patch_size=2, scale_factor_spatial=8,
     )  # fmt: skip
     with torch.no_grad():
-        for parameter in vae.parameters():  # biases too, which are 0 at first
+        for parameter in vae.parameters():  # including biases, which are initialised to 0
             parameter.add_(0.1 * torch.randn_like(parameter))
     return vae.eval()
 
@@ -36,10 +36,11 @@ def test_all_channels_are_a_change_of_basis(vae, latents):
 
 @torch.no_grad()
 def test_fewer_channels_are_a_projection_and_nothing_else(vae, latents):
-    """Borders included, where a constant that is added after the decoder's zero padding would show."""
+    """Compare the borders, too: a constant added after the decoder's zero padding would be visible there."""
     small = compress_latents(vae, latents, 4)
     video = torch.rand(24, 3, 5, 32, 32) * 2 - 1
-    old, new = (one.encode(video).latent_dist.mode().transpose(0, 1).flatten(1).double() for one in (vae, small))
+    modes = (model.encode(video).latent_dist.mode() for model in (vae, small))
+    old, new = (mode.transpose(0, 1).flatten(1).double() for mode in modes)
     mean = latents.double().mean((0, 2, 3, 4))[:, None]
     to_new = torch.linalg.lstsq((old - mean).T, new.T).solution.T
     assert torch.allclose(to_new @ (old - mean), new, atol=1e-3)
@@ -58,6 +59,6 @@ def test_the_channels_are_uncorrelated_and_of_unit_variance(vae, latents):
 
 
 @pytest.mark.parametrize("channels", [1, 7])
-def test_a_number_of_channels_that_cannot_be_is_refused(vae, latents, channels):
-    with pytest.raises(ValueError, match=f"channels is {channels}; .* from 2 to 6"):
+def test_an_impossible_number_of_channels_is_refused(vae, latents, channels):
+    with pytest.raises(ValueError, match=f"channels={channels}: .* from 2 to 6"):
         compress_latents(vae, latents, channels)

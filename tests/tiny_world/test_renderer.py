@@ -1,4 +1,4 @@
-"""The renderer's boxes are exact; what moves, moves as the scene says, and nothing else does."""
+"""The renderer: boxes are exact, and only the animal moves, as the scene describes."""
 
 from dataclasses import replace
 from itertools import product
@@ -27,24 +27,24 @@ SCENE = Scene(scene="In a meadow", color="red", animal="fox", object="stump", ve
 
 
 def animal_pixels(scene):
-    """Every pixel that the animal has a share in: those which change when it takes another colour."""
+    """Find the pixels that the animal covers at least partly: those that change with its colour."""
     other = render(replace(scene, color="blue" if scene.color != "blue" else "red")).video
     return (render(scene).video != other).any(-1)
 
 
 def pixel_box(mask):
-    """The box of a mask of one frame, xyxy, in pixel edges."""
+    """Return the box of a mask of one frame as x1, y1, x2, y2."""
     rows, columns = np.nonzero(mask)
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
 
 
 def inwards(pixels, exact):
-    """How far each side of a pixel box lies inside an exact box; negative where it reaches out."""
+    """Return how far each side of a pixel box is inside an exact box; negative where it is outside."""
     return (pixels - exact) * [1, 1, -1, -1]
 
 
 def inside(box):
-    """Mask of the pixels that a box touches."""
+    """Return a mask of the pixels that a box touches."""
     x0, y0 = np.floor(box[:2]).astype(int)
     x1, y1 = np.ceil(box[2:]).astype(int)
     mask = np.zeros((HEIGHT, WIDTH), bool)
@@ -65,7 +65,7 @@ def test_the_animals_box_holds_all_its_pixels_and_touches_them(animal):
         clip = render(scene)
         for mask, box in zip(animal_pixels(scene), clip.animal_boxes, strict=True):
             margins = inwards(pixel_box(mask), box)
-            # A pixel that is touched is counted in full.
+            # A partly covered pixel counts in full.
             assert (margins > -1).all(), (dsr_type, box)
             assert (margins <= 1 / 8).all(), (dsr_type, box)
 
@@ -114,7 +114,7 @@ def test_nothing_but_the_animal_ever_changes():
             assert (clip.video[earlier][both] == clip.video[later][both]).all()
 
 
-def test_a_static_animal_stands_still_and_a_half_way_one_comes_back():
+def test_a_static_animal_does_not_move_and_a_half_way_animal_returns():
     for dsr_type in DSR_TYPES:
         static = render(replace(SCENE, type=dsr_type, motion="static"))
         assert (static.video == static.video[0]).all()
@@ -131,7 +131,7 @@ def test_verbs_differ_in_how_high_and_how_fast():
     assert moving["leaps"] < moving["jumps"] < moving["hops"]
 
 
-def test_a_clip_follows_from_its_scene_alone():
+def test_a_clip_depends_on_its_scene_only():
     first, second = render(SCENE), render(replace(SCENE))
     assert (first.video == second.video).all()
     assert (first.animal_boxes == second.animal_boxes).all()
@@ -144,7 +144,7 @@ def test_drawn_placements_stay_in_the_picture():
     for animal, object, dsr_type in product(ANIMALS, OBJECTS, DSR_TYPES):
         words = {"scene": "In a desert", "color": "blue", "animal": animal, "object": object, "verb": "leaps"}
         boxes = render(place(words, dsr_type, "complete", rng)).animal_boxes
-        # at the widest gap, the widest animal may lose one step of the grid at the border
+        # At the widest gap, the widest animal may cross the border by one step of the grid.
         assert boxes[:, :2].min() >= -GRID and boxes[:, 2].max() <= WIDTH + GRID and boxes[:, 3].max() <= HEIGHT
 
 
@@ -157,7 +157,7 @@ def test_everything_stands_on_the_grid():
 
 
 @pytest.mark.parametrize(("animal", "object"), list(product(ANIMALS, OBJECTS)))
-def test_only_what_the_caption_says_passes_the_threshold(animal, object):
+def test_only_obedient_clips_pass_the_threshold(animal, object):
     rng = np.random.default_rng(ANIMALS.index(animal) * 5 + OBJECTS.index(object))
     for dsr_type, verb in product(DSR_TYPES, VERBS):
         words = {"scene": "On a beach", "color": "pink", "animal": animal, "object": object, "verb": verb}
@@ -192,18 +192,18 @@ def test_every_type_has_wrong_types_and_is_not_among_them():
         ("motion", "slow", "half"),
     ],
 )
-def test_words_outside_the_vocabulary_are_refused_with_those_inside(field, value, known):
-    with pytest.raises(ValueError, match=f"{field}='{value}' is not in the tiny world; known: .*{known}"):
+def test_unknown_words_are_refused_with_the_known_ones(field, value, known):
+    with pytest.raises(ValueError, match=f"{field}='{value}' is not in the tiny world. Choose from .*{known}"):
         render(replace(SCENE, **{field: value}))
 
 
-def test_a_thing_is_no_animal():
+def test_an_object_is_not_accepted_as_an_animal():
     with pytest.raises(ValueError, match="animal='stump' is not in the tiny world"):
         render(replace(SCENE, animal="stump"))
 
 
 def test_an_unknown_type_is_refused():
-    with pytest.raises(ValueError, match="the tiny world shows the types LR, .*'LL'"):
+    with pytest.raises(ValueError, match="type='LL': the tiny world does not show it. Choose from LR"):
         render(replace(SCENE, type="LL"))
 
 

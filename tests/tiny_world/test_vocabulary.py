@@ -26,7 +26,7 @@ def distance(first, second):
     return float(np.linalg.norm(np.subtract(first, second, dtype=float)))
 
 
-def test_colours_that_segmentation_must_tell_apart_are_well_separated():
+def test_colours_that_segmentation_must_distinguish_are_well_separated():
     for (name, color), (other, other_color) in pairs(SPRITES.items(), 2):
         assert distance(color, other_color) > 60, (name, other)
     for name, color in SPRITES.items():
@@ -64,8 +64,8 @@ def test_every_word_occurs_in_pretraining_and_among_the_held_out():
             assert {words[position] for words in combinations} == set(known)
 
 
-def test_what_is_held_out_never_changes():
-    # The embedded model was pretrained without these: another choice would turn test prompts into training prompts.
+def test_the_held_out_combinations_never_change():
+    # The embedded model was pretrained without them. Another choice would turn test prompts into training prompts.
     _, held_out = split_combinations()
     digest = hashlib.sha256(repr(sorted(held_out)).encode()).hexdigest()
     assert (len(held_out), digest[:16]) == (76, "991d30eac4d24097")

@@ -1,16 +1,17 @@
 """Textured rooms with named objects, exact cameras and exact depth: the scenes of the tiny world's camera tasks.
 
-layout.py        a seed -> which room: size, walls, furniture; splits that share no layout
-room.py          a layout -> all surfaces and textures, and where each named object is
-furniture.py     the kinds of objects and what they are built of
+layout.py        draws a room from a seed: size, walls, furniture; no two splits share a layout
+room.py          builds all surfaces and textures of a layout, and the boxes of its named objects
+furniture.py     the kinds of objects and their surfaces
 surfaces.py      textured quads, boxes and round solids
-textures.py      what surfaces look like
-raycast.py       room + camera poses -> frames, depth, boxes
-trajectories.py  smooth camera paths that keep clear of walls and objects
-tasks.py         a seed -> a row of the task datasets; a row -> its context, target video, cameras and boxes
-examples.py      tasks as examples that the embedded context model is pretrained on
+textures.py      the images on surfaces
+raycast.py       renders a room from camera poses: frames, depth, boxes
+trajectories.py  draws smooth camera paths that stay clear of walls and objects
+tasks.py         draws a row of the task datasets from a seed, and renders a row: context, target, cameras and boxes
+examples.py      turns tasks into examples for pretraining the embedded context model
+cameras.py       pose estimator and object detector that know the room
 
-World, objects and cameras have OpenCV's axes: x right, y down, z forward, in metres; the floor is y = 0. A pose is a
+World, objects and cameras have OpenCV's axes in metres: x right, y down, z forward. The floor is y = 0. A pose is a
 4x4 camera-to-world matrix.
 """
 

@@ -1,6 +1,6 @@
-"""Tasks in rooms as examples to pretrain on: rendered once into files, and mirrored left to right for twice as many.
+"""Turns tasks in rooms into examples for pretraining: rendered once into files, and mirrored to double their number.
 
-A file holds the examples of a few rooms. Of a context only the frames are rendered that the model will see
+Each file contains the examples of a few rooms. Only the context frames that the model will see are rendered
 (`models.context.choose_context_frames`).
 """
 
@@ -23,17 +23,19 @@ from spatialalign_trl.tiny_world.rooms.furniture import INDOOR
 from spatialalign_trl.tiny_world.rooms.layout import SPLIT_SEEDS
 from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
 from spatialalign_trl.tiny_world.rooms.textures import COLORS
+from spatialalign_trl.tiny_world.rooms.trajectories import Trajectory
 
-ROOMS_A_FILE = 10
+ROOMS_PER_FILE = 10
+"""Number of rooms per file."""
+
 NUM_CONTEXT = 24
-"""Of a recording, from which the seen ones are chosen."""
+"""Number of context frames in a row, from which those that the model sees are chosen."""
 
-_MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 _SIDES = {"left": "right", "right": "left"}
 
 
 def room_phrases() -> list[str]:
-    """All words that instructions in rooms are made of, but numbers."""
+    """Return phrases that contain all words of instructions in rooms, except numbers."""
     grammar = (
         "Stand still and turn left right by degrees. degrees, Walk Move Circle forward backward to the metres. "
         "metres, turning looking at it. Find"
@@ -44,15 +46,21 @@ def room_phrases() -> list[str]:
 @dataclass
 class RoomExample:
     """
-    What a context model learns from.
+    A training example of a context model.
 
     Attributes:
-        prompt (`str`): The instruction.
-        context (`np.ndarray` of shape `(k, height, width, 3)`, `uint8`): The frames that it sees.
-        numbers (`list[int]`): Their numbers in the recording.
-        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`): The answer, with its box for grounding.
-        cameras (`torch.Tensor` of shape `(frames, 16)`): Of the answer, packed; zeros for grounding.
-        context_cameras (`torch.Tensor` of shape `(k, 16)`): Of the context, packed.
+        prompt (`str`):
+            The instruction.
+        context (`np.ndarray` of shape `(k, height, width, 3)`, `uint8`):
+            The context frames that the model sees.
+        numbers (`list[int]`):
+            Frame numbers of the context in the recording.
+        video (`np.ndarray` of shape `(frames, height, width, 3)`, `uint8`):
+            The target video. For grounding, the box of the object is drawn on it.
+        cameras (`torch.Tensor` of shape `(frames, 16)`):
+            Packed cameras of the target video, see `models.context.pack_cameras`. Zeros for grounding.
+        context_cameras (`torch.Tensor` of shape `(k, 16)`):
+            Packed cameras of the context.
     """
 
     prompt: str
@@ -64,7 +72,7 @@ class RoomExample:
 
 
 def example_of(task: SceneTask) -> RoomExample:
-    """A rendered task as an example."""
+    """Turn a rendered task into an example."""
     size = task.target_frames.shape[1:3]
     intrinsics = as_intrinsics(task.intrinsics, *size)
     origin = task.context_poses[-1]
@@ -79,7 +87,7 @@ def example_of(task: SceneTask) -> RoomExample:
 
 
 def mirrored(example: RoomExample) -> RoomExample:
-    """The same scene seen in a mirror: left is right, in pictures, cameras and words."""
+    """Mirror an example: left and right are swapped in its frames, cameras and instruction."""
     prompt = re.sub("left|right", lambda word: _SIDES[word.group()], example.prompt)
     return RoomExample(
         prompt, example.context[:, :, ::-1], example.numbers, example.video[:, :, ::-1],
@@ -88,20 +96,29 @@ def mirrored(example: RoomExample) -> RoomExample:
 
 
 def _mirror_cameras(cameras: torch.Tensor) -> torch.Tensor:
-    """Packed cameras (rotation by rows, centre, intrinsics) mirrored at x = 0; their axis is the picture's middle."""
+    """Mirror packed cameras (rows of the rotation, centre, intrinsics) at x = 0."""
     signs = torch.ones(16)
-    signs[[1, 2, 3, 6, 9]] = -1.0  # M R M and M t
+    # M R M and M t, with M = diag(-1, 1, 1). The camera's axis is in the middle of the picture, so intrinsics stay.
+    signs[[1, 2, 3, 6, 9]] = -1.0
     return cameras * signs
 
 
 def seen_context(row: dict, frames: int) -> dict:
-    """The row with only those context frames that a model of so many sees."""
-    from spatialalign_trl.tiny_world.rooms.trajectories import Trajectory
+    """Reduce the context of a row to the frames that the model will see.
 
+    Args:
+        row (`dict`):
+            Row from `make_row`.
+        frames (`int`):
+            Number of context frames that the model sees.
+
+    Returns:
+        `dict`: a copy of the row with fewer `context_indices`.
+    """
     indices = np.asarray(row["context_indices"])
     survey = Trajectory("survey", tuple(map(tuple, row["context_knots"])), "").poses(int(row["context_length"]))
     path = Trajectory(row["trajectory"], tuple(map(tuple, row["knots"])), row["prompt"]).poses(9)
-    targets = path if row["task"] == "navigation" else None  # in grounding nobody knows the path beforehand
+    targets = path if row["task"] == "navigation" else None  # in grounding the path is not known in advance
     chosen = choose_context_frames(len(indices), frames, survey[indices], targets)
     return row | {"context_indices": indices[chosen].tolist()}
 
@@ -110,51 +127,66 @@ def render_examples(
     folder: Path, rooms: int, variants: int, context_frames: int, size: tuple[int, int], num_frames: int
 ) -> Iterator[int]:
     """
-    Renders what is missing of the examples of the first training rooms: `variants` of each task in each room.
+    Render the examples of the first training rooms. Existing files are kept.
+
+    Args:
+        folder (`Path`):
+            Folder for the files.
+        rooms (`int`):
+            Number of rooms.
+        variants (`int`):
+            Number of examples of each task in each room.
+        context_frames (`int`):
+            Number of context frames that the model sees.
+        size (tuple of 2 `int`):
+            Height and width in pixels.
+        num_frames (`int`):
+            Frames of a target video.
 
     Yields:
-        `int`: rooms that are there, after every file.
+        `int`: number of finished rooms, after every file.
     """
     first = SPLIT_SEEDS["train"].start
-    for start in range(0, rooms, ROOMS_A_FILE):
+    for start in range(0, rooms, ROOMS_PER_FILE):
         path = folder / f"{start:06d}.safetensors"
         if not path.exists():
-            seeds = range(first + start, first + min(start + ROOMS_A_FILE, rooms))
+            seeds = range(first + start, first + min(start + ROOMS_PER_FILE, rooms))
             rows = [row for seed in seeds for row in _rows(seed, variants)]
-            found = [example_of(render_row(seen_context(row, context_frames), size, num_frames)) for row in rows]
-            write_atomic(path, _pack(found))
-        yield min(start + ROOMS_A_FILE, rooms)
+            examples = [example_of(render_row(seen_context(row, context_frames), size, num_frames)) for row in rows]
+            write_atomic(path, _pack(examples))
+        yield min(start + ROOMS_PER_FILE, rooms)
 
 
 def _rows(seed: int, variants: int) -> Iterator[dict]:
+    """Yield the rows of all tasks and variants that the room of a seed has."""
     for task in TASKS:
         for variant in range(variants):
             try:
                 yield make_row(seed, task, num_context=NUM_CONTEXT, variant=variant)
-            except RuntimeError:  # the room has no such task
+            except RuntimeError:  # the room has no such task or variant
                 continue
 
 
 def _pack(examples: list[RoomExample]) -> bytes:
     tensors = {
-        "context": torch.from_numpy(np.stack([one.context for one in examples])),
-        "numbers": torch.tensor([one.numbers for one in examples]),
-        "video": torch.from_numpy(np.stack([one.video for one in examples])),
-        "cameras": torch.stack([one.cameras for one in examples]),
-        "context_cameras": torch.stack([one.context_cameras for one in examples]),
+        "context": torch.from_numpy(np.stack([example.context for example in examples])),
+        "numbers": torch.tensor([example.numbers for example in examples]),
+        "video": torch.from_numpy(np.stack([example.video for example in examples])),
+        "cameras": torch.stack([example.cameras for example in examples]),
+        "context_cameras": torch.stack([example.context_cameras for example in examples]),
     }
-    return save(tensors, {"prompts": "\n".join(one.prompt for one in examples)})
+    return save(tensors, {"prompts": "\n".join(example.prompt for example in examples)})
 
 
 def load_examples(folder: Path) -> list[RoomExample]:
-    """All examples of a folder, in order."""
-    found = []
+    """Load all examples of a folder, in the order of their rooms."""
+    examples = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             prompts = file.metadata()["prompts"].split("\n")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for i, prompt in enumerate(prompts):
-            found.append(
+            examples.append(
                 RoomExample(
                     prompt,
                     tensors["context"][i].numpy(),
@@ -164,4 +196,4 @@ def load_examples(folder: Path) -> list[RoomExample]:
                     tensors["context_cameras"][i],
                 )  # fmt: skip
             )
-    return found
+    return examples

@@ -1,7 +1,7 @@
-"""The things that stand in rooms and gardens: how large each kind is, where it may stand, and what it is built of.
+"""The objects in rooms and gardens: size, position and surfaces of each kind.
 
-A builder returns quads around the origin of the floor, front towards -z. Their textures have names with a meaning:
-`main` is the object's own colour, the others are the same on every object of the kind.
+A builder returns the quads of an object that stands on the floor at the origin, with its front towards -z. The texture
+`main` has the object's own colour; the other textures are the same on all objects of the kind.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spatialalign_trl.tiny_world.rooms.surfaces import Quad, cuboid, frustum
 from spatialalign_trl.tiny_world.rooms.textures import Color
 
 Builder = Callable[[float, float, float, np.random.Generator], list[Quad]]
-"""Width, height, depth in metres and a generator -> quads."""
+"""`builder(width, height, depth, rng) -> quads`, with sizes in metres."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,18 @@ class Kind:
     """A kind of object.
 
     Attributes:
-        build: Its builder.
-        size: Width, height and depth, metres; objects differ from it by up to 12 %.
-        stands: `"wall"` (its back against one), `"corner"` or `"free"`.
-        main: The texture function of its own colour.
-        colors: The colours it comes in.
-        others: Further textures of the kind: name -> (texture function, colour).
+        build (`Builder`):
+            Function that builds the object.
+        size (tuple of 3 `float`):
+            Width, height and depth in metres. Objects differ from it by up to 12 %.
+        stands (`str`):
+            Where it stands: `"wall"` (with its back against a wall), `"corner"` or `"free"`.
+        main (`str`):
+            Texture function for the object's own colour.
+        colors (tuple of `str`):
+            Colours that the kind comes in.
+        others (`dict[str, tuple[str, Color]]`):
+            Further textures of the kind: name -> (texture function, colour).
     """
 
     build: Builder
@@ -45,6 +51,7 @@ STEEL: Color = (150, 154, 160)
 
 
 def _legs(width: float, depth: float, height: float, thick: float, texture: str, inset: float = 0.03) -> list[Quad]:
+    """Build four square legs of `thick` metres, `inset` metres from the edges."""
     quads = []
     for x in (-width / 2 + inset, width / 2 - inset - thick):
         for z in (-depth / 2 + inset, depth / 2 - inset - thick):
@@ -53,6 +60,7 @@ def _legs(width: float, depth: float, height: float, thick: float, texture: str,
 
 
 def chair(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a chair."""
     seat = 0.5 * height
     x, z = width / 2, depth / 2
     quads = _legs(width, depth, seat, 0.05, "legs", 0.0)
@@ -64,6 +72,7 @@ def chair(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def stool(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a stool with a round seat."""
     radius = min(width, depth) / 2
     return _legs(1.3 * radius, 1.3 * radius, height - 0.06, 0.045, "legs", 0.0) + frustum(
         radius, radius, -height + 0.09, -height, "main", lid="main"
@@ -71,7 +80,7 @@ def stool(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def seat_with_arms(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
-    """Sofas and armchairs."""
+    """Build a sofa or an armchair; the width sets the number of cushions."""
     x, z, arm, back, seat = width / 2, depth / 2, 0.16, 0.2, 0.45 * height
     quads = cuboid((-x + arm, -seat, -z), (x - arm, 0.0, z - back), "main")
     quads += cuboid((-x, -height, z - back), (x, 0.0, z), "main")
@@ -86,6 +95,7 @@ def seat_with_arms(width: float, height: float, depth: float, rng: np.random.Gen
 
 
 def table(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a table."""
     x, z = width / 2, depth / 2
     return _legs(width, depth, height - 0.05, 0.07, "main") + cuboid(
         (-x, -height, -z), (x, -height + 0.06, z), "main", bottom=True
@@ -93,10 +103,12 @@ def table(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def lamp(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a floor lamp."""
     radius = min(width, depth) / 2
     shade = 0.72 * height
     quads = frustum(0.75 * radius, 0.7 * radius, 0.0, -0.04, "stand", lid="stand")
     quads += frustum(0.022, 0.022, -0.04, -shade, "stand", sides=6)
+    # The shade is open, so its inside is visible, too.
     return quads + [
         Quad(quad.corners, quad.texture, two_sided=True)
         for quad in frustum(radius, 0.6 * radius, -shade, -height, "main", sides=12)
@@ -104,15 +116,18 @@ def lamp(width: float, height: float, depth: float, rng: np.random.Generator) ->
 
 
 def bookshelf(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a bookshelf with books on its front."""
     return cuboid((-width / 2, -height, -depth / 2), (width / 2, 0.0, depth / 2), "main", front="front")
 
 
 def cabinet(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a cabinet on a plinth."""
     quads = cuboid((-width / 2, -height, -depth / 2), (width / 2, -0.06, depth / 2), "main", front="front")
     return quads + cuboid((-width / 2 + 0.04, -0.06, -depth / 2 + 0.04), (width / 2 - 0.04, 0.0, depth / 2), "plinth")
 
 
 def bed(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a bed with two pillows."""
     x, z, top = width / 2, depth / 2, 0.5
     quads = cuboid((-x, -0.28, -z), (x, 0.0, z - 0.08), "frame")
     quads += cuboid((-x + 0.02, -top, -z + 0.02), (x - 0.02, -0.28, z - 0.08), "main")
@@ -123,10 +138,12 @@ def bed(width: float, height: float, depth: float, rng: np.random.Generator) -> 
 
 
 def box(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a box with a picture on its front."""
     return cuboid((-width / 2, -height, -depth / 2), (width / 2, 0.0, depth / 2), "main", front="front")
 
 
 def vase(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a vase with an open top."""
     radius = min(width, depth) / 2
     return [
         *frustum(0.55 * radius, radius, 0.0, -0.45 * height, "main", sides=12),
@@ -136,6 +153,7 @@ def vase(width: float, height: float, depth: float, rng: np.random.Generator) ->
 
 
 def plant(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a potted plant."""
     pot, radius = 0.32 * height, min(width, depth) / 2
     quads = frustum(0.4 * radius, 0.6 * radius, 0.0, -pot, "pot", lid="soil")
     number = 26
@@ -153,6 +171,7 @@ def plant(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def tree(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a tree with three crowns above each other."""
     radius = min(width, depth) / 2
     quads = frustum(0.09 * height / 2, 0.07 * height / 2, 0.0, -0.35 * height, "trunk", sides=8)
     for low, high, wide in ((0.25, 0.55, 1.0), (0.45, 0.78, 0.75), (0.68, 1.0, 0.5)):
@@ -164,6 +183,7 @@ def tree(width: float, height: float, depth: float, rng: np.random.Generator) ->
 
 
 def bush(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a round bush."""
     radius = min(width, depth) / 2
     return [
         *frustum(0.75 * radius, radius, 0.0, -0.4 * height, "main"),
@@ -173,6 +193,7 @@ def bush(width: float, height: float, depth: float, rng: np.random.Generator) ->
 
 
 def bench(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a bench with slats."""
     x, z, seat = width / 2, depth / 2, 0.5 * height
     quads = _legs(width, depth, seat, 0.07, "legs", 0.06)
     for i in range(3):
@@ -187,6 +208,7 @@ def bench(width: float, height: float, depth: float, rng: np.random.Generator) -
 
 
 def barrel(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a barrel with a hoop."""
     radius = min(width, depth) / 2
     return [
         *frustum(0.85 * radius, radius, 0.0, -0.45 * height, "main", sides=12),
@@ -196,12 +218,14 @@ def barrel(width: float, height: float, depth: float, rng: np.random.Generator) 
 
 
 def mailbox(width: float, height: float, depth: float, rng: np.random.Generator) -> list[Quad]:
+    """Build a mailbox on a post."""
     x, z = width / 2, depth / 2
     return cuboid((-0.05, -0.65 * height, -0.05), (0.05, 0.0, 0.05), "post") + cuboid(
         (-x, -height, -z), (x, -0.65 * height, z), "main", front="front", bottom=True
     )
 
 
+# Textures that several kinds share.
 _LEGS = {"legs": ("wood", BROWN)}
 _PAINTED = ("red", "green", "blue", "yellow", "white", "black", "orange", "purple")
 _CLOTH = {"cushion": ("fabric", (206, 196, 178))}
@@ -236,4 +260,4 @@ OUTDOOR: dict[str, Kind] = {
 }  # fmt: skip
 
 FRONTS: dict[str, str] = {"bookshelf": "books", "cabinet": "cabinet_front", "box": "painting", "mailbox": "painting"}
-"""Texture functions of fitted fronts."""
+"""Kind -> texture function of its front, for kinds with a separate front texture."""

@@ -1,7 +1,7 @@
-"""Which room a seed means: its size, walls and furniture, drawn such that no two splits share a layout.
+"""Draws the layout of a room from a seed: size, walls and furniture. No two splits share a layout.
 
-A seed belongs to one split, by its range. A layout belongs to one split too, by a hash of its signature (size of the
-room, partition wall, and the place of every kind of object); a seed draws until it meets a layout of its own split.
+The range of a seed determines its split. A layout also belongs to one split, by a hash of its signature (size of the
+room, partition wall, and position of every kind of object). Layouts are drawn until one belongs to the seed's split.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ SPLIT_SEEDS: dict[str, range] = {
     "validation": range(1_000_000, 2_000_000),
     "test": range(2_000_000, 3_000_000),
 }
+"""Split -> its seeds."""
+
 STYLES = ("indoor", "outdoor")
-"""Outdoor layouts exist for validation and test seeds only: nothing is ever trained on them."""
+"""Outdoor layouts exist for validation and test seeds only, so that no model is trained on them."""
 
 GRID = 0.5
-"""Objects stand on a grid of this many metres, so that "the same layout" means something."""
+"""Objects stand on a grid of this many metres, so that two rooms can have exactly the same layout."""
 
-_GAP = 0.15
+_GAP = 0.15  # metres between two objects
 _CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 _WALLS = {
     "north": (0.0, (0, 1)),
@@ -33,18 +35,22 @@ _WALLS = {
     "south": (np.pi, (0, -1)),
     "west": (-np.pi / 2, (-1, 0)),
 }
-"""Wall -> yaw of an object with its back to it, and direction of the wall in x and z."""
+"""Wall -> yaw of an object with its back to the wall, and direction of the wall in x and z."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one object stands.
+    """The position of one object.
 
     Attributes:
-        kind, color: Words of `furniture.py`.
-        position: x and z of its middle, metres.
-        yaw: Radians; 0 has the back towards +z.
-        size: Width, height, depth before it is turned, metres.
+        kind, color (`str`):
+            Words of `furniture.py`.
+        position (tuple of 2 `float`):
+            x and z of its centre in metres.
+        yaw (`float`):
+            Rotation in radians. At 0 its back looks towards +z.
+        size (tuple of 3 `float`):
+            Width, height and depth before rotation, in metres.
     """
 
     kind: str
@@ -55,10 +61,11 @@ class Place:
 
     @property
     def name(self) -> str:
+        """Colour and kind, such as `"green plant"`."""
         return f"{self.color} {self.kind}"
 
     def half_extent(self) -> tuple[float, float]:
-        """Half the ground it covers along x and z."""
+        """Return half the extent of the object along x and z, in metres."""
         cos, sin = abs(np.cos(self.yaw)), abs(np.sin(self.yaw))
         width, _, depth = self.size
         return (cos * width + sin * depth) / 2, (sin * width + cos * depth) / 2
@@ -69,11 +76,16 @@ class Layout:
     """A room without its surfaces.
 
     Attributes:
-        style: `"indoor"` or `"outdoor"`.
-        half: Half the room's size along x and z, metres; the middle of the floor is the origin.
-        height: Of the walls, metres.
-        partition: x0, z0, x1, z1 of a wall that stands into the room, or `None`.
-        places: The objects; no two with the same kind and colour.
+        style (`str`):
+            `"indoor"` or `"outdoor"`.
+        half (tuple of 2 `float`):
+            Half the size of the room along x and z in metres. The centre of the floor is the origin.
+        height (`float`):
+            Height of the walls in metres.
+        partition (tuple of 4 `float`, *optional*):
+            x0, z0, x1, z1 of a partition wall in metres, or `None`.
+        places (tuple of `Place`):
+            The objects. No two have the same kind and colour.
     """
 
     style: str
@@ -83,43 +95,53 @@ class Layout:
     places: tuple[Place, ...]
 
     def signature(self) -> str:
-        """What makes two rooms the same layout, whatever their colours and textures."""
+        """Return a text that is equal for rooms with the same layout, whatever their colours and textures."""
         places = sorted((place.kind, *(round(x / GRID) for x in place.position)) for place in self.places)
         return repr((self.style, self.half, self.partition, places))
 
     def split(self) -> str:
-        """The split that this layout belongs to: eight tenths are for training."""
+        """Return the split that this layout belongs to. Eight tenths of the layouts are for training."""
         bucket = hashlib.sha256(self.signature().encode()).digest()[0] % 10
         return {8: "validation", 9: "test"}.get(bucket, "train")
 
 
 def split_of(seed: int) -> str:
-    """The split of a room's seed.
+    """Return the split of a room's seed.
 
     Raises:
-        ValueError: for a seed outside all ranges of `SPLIT_SEEDS`.
+        ValueError: If the seed is outside all ranges of `SPLIT_SEEDS`.
     """
     for split, seeds in SPLIT_SEEDS.items():
         if seed in seeds:
             return split
     ranges = ", ".join(f"{split} {seeds.start} to {seeds.stop - 1}" for split, seeds in SPLIT_SEEDS.items())
-    raise ValueError(f"seed is {seed}, which belongs to no split; use {ranges}.")
+    raise ValueError(f"seed={seed}: belongs to no split. Use {ranges}.")
 
 
 def sample_layout(seed: int, style: str = "indoor") -> Layout:
-    """The layout that a seed means.
+    """Draw the layout of a room from its seed.
+
+    Args:
+        seed (`int`):
+            Seed of the room, in a range of `SPLIT_SEEDS`.
+        style (`str`, *optional*, defaults to `"indoor"`):
+            One of `STYLES`.
+
+    Returns:
+        `Layout`: a layout of the seed's split.
 
     Raises:
-        ValueError: for an unknown style, a seed of no split, or an outdoor training seed.
+        ValueError: If the style is unknown, the seed belongs to no split, or an outdoor seed is a training seed.
     """
     if style not in STYLES:
-        raise ValueError(f"style is {style!r}. {near_miss(str(style), STYLES)}")
+        raise ValueError(f"style={style!r}: unknown. {near_miss(str(style), STYLES)}")
     split = split_of(seed)
     if style == "outdoor" and split == "train":
         raise ValueError(
-            f"seed is {seed}, a training seed; outdoor rooms are for checks out of the training's domain and have "
-            f"seeds from {SPLIT_SEEDS['validation'].start} on."
+            f"seed={seed}: a training seed, but outdoor rooms are only for tests outside the training domain. "
+            f"Use a seed from {SPLIT_SEEDS['validation'].start} on."
         )
+    # Splits get their layouts by rejection, so rooms of all splits have the same distribution.
     rng = np.random.default_rng([seed, STYLES.index(style)])
     while True:
         layout = _draw(rng, style)
@@ -128,23 +150,29 @@ def sample_layout(seed: int, style: str = "indoor") -> Layout:
 
 
 def _draw(rng: np.random.Generator, style: str) -> Layout:
+    """Draw one layout, whatever its split."""
+    # 1. The shell of the room.
     indoor = style == "indoor"
     low, high = (9, 14) if indoor else (18, 25)  # in half metres
     half = tuple(float(size) * GRID / 2 for size in rng.integers(low, high, 2))
     height = float(rng.integers(25, 31)) / 10 if indoor else 4.0
     partition = _partition(rng, half) if indoor and rng.random() < 0.4 else None
+
+    # 2. A random order of kinds: all of them once, then some again.
     kinds = INDOOR if indoor else OUTDOOR
     number = int(rng.integers(6, 10))
     names = [*rng.permutation(list(kinds)), *rng.choice(list(kinds), 4)]
-    if rng.random() < 0.5:  # two of a kind, in two colours
+    if rng.random() < 0.5:  # have two objects of one kind, which differ in colour only
         names.insert(int(rng.integers(1, 4)), names[0])
+
+    # 3. Place objects in this order until there are enough. Kinds that do not fit are skipped.
     places: list[Place] = []
     for name in names:
         if len(places) == number:
             break
         free = sum(kinds[place.kind].stands == "free" for place in places)
         if indoor and kinds[name].stands == "free" and free >= 3:
-            continue  # cameras need room
+            continue  # leave space for cameras
         colors = [color for color in kinds[name].colors if (name, color) not in {(p.kind, p.color) for p in places}]
         if colors:
             place = _find_place(rng, str(name), str(rng.choice(colors)), kinds[name], half, partition, places)
@@ -153,7 +181,7 @@ def _draw(rng: np.random.Generator, style: str) -> Layout:
 
 
 def _partition(rng: np.random.Generator, half: tuple[float, float]) -> tuple[float, float, float, float]:
-    """A wall 12 cm thick from one of the walls into the room."""
+    """Draw a wall, 12 cm thick, that runs from one of the walls into the room."""
     axis, side = int(rng.integers(2)), int(rng.choice([-1, 1]))
     at = float(rng.integers(-2, 3)) * GRID / 2
     end = side * (half[axis] - half[axis] * 2 * rng.choice([0.35, 0.45]))
@@ -165,6 +193,7 @@ def _partition(rng: np.random.Generator, half: tuple[float, float]) -> tuple[flo
 
 def _find_place(rng: np.random.Generator, name: str, color: str, kind: Kind, half: tuple[float, float],
                 partition: tuple[float, ...] | None, places: list[Place]) -> Place | None:  # fmt: skip
+    """Draw a position for an object, or return `None` if 30 draws do not fit."""
     size = tuple(float(x) for x in (np.asarray(kind.size) * rng.uniform(0.9, 1.12, 3)).round(2))
     for _ in range(30):
         yaw, position = _candidate(rng, kind.stands, size, half)
@@ -176,7 +205,7 @@ def _find_place(rng: np.random.Generator, name: str, color: str, kind: Kind, hal
 
 def _candidate(rng: np.random.Generator, stands: str, size: tuple[float, float, float],
                half: tuple[float, float]) -> tuple[float, tuple[float, float]]:  # fmt: skip
-    """A yaw and a position."""
+    """Draw a yaw and a position for an object."""
     on_grid = [float(rng.integers(np.ceil(-h / GRID), np.floor(h / GRID) + 1)) * GRID for h in half]
     if stands == "free":
         return float(rng.uniform(-np.pi, np.pi)), (on_grid[0], on_grid[1])
@@ -191,6 +220,7 @@ def _candidate(rng: np.random.Generator, stands: str, size: tuple[float, float, 
 
 
 def _fits(place: Place, half: tuple[float, float], partition: tuple[float, ...] | None, places: list[Place]) -> bool:
+    """Return whether an object lies inside the room, clear of the partition and of the other objects."""
     reach = np.array(place.half_extent())
     middle = np.array(place.position)
     if np.any(np.abs(middle) + reach > np.asarray(half) - 0.005):

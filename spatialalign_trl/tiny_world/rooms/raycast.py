@@ -1,11 +1,12 @@
-"""Room + camera poses -> frames, exact depth, and where each object is.
+"""Renders a room from camera poses: frames, exact depth, and the boxes of all objects.
 
-Every quad is seen through two facts of projective geometry, both linear in the pixel: the inverse depth of its plane,
-and on which side of each of its edges the pixel's ray passes. A row of pixels meets a quad in one interval, so that
-visibility costs a few array operations a quad; colours are looked up once a pixel.
+Two functions of a quad are linear in the pixel coordinates: the inverse depth of its plane, and the side of each edge
+on which the pixel's ray passes. A row of pixels therefore meets a quad in one interval, and visibility costs a few
+array operations per quad. Colours are looked up once per pixel, or once per ray where several quads share a pixel.
 
-Pixels follow OpenCV: the middle of the top left pixel is (0, 0), and the camera looks along its z with x right and y
-down. A pose is a 4x4 camera-to-world matrix: `world = pose[:3, :3] @ camera + pose[:3, 3]`.
+Pixels follow OpenCV: the centre of the top left pixel is (0, 0), and the camera looks along its z axis with x right
+and y down. A pose is a 4x4 camera-to-world matrix: `world = pose[:3, :3] @ camera + pose[:3, 3]`. A *fine* pixel is
+the part of a pixel that one ray samples, see `supersample`.
 """
 
 from __future__ import annotations
@@ -19,26 +20,31 @@ from spatialalign_trl.tiny_world.rooms.room import Room
 from spatialalign_trl.tiny_world.rooms.surfaces import TEXELS_PER_METRE, Quad, normal_of
 
 _FAR = 1e-4
-"""The smallest inverse depth that counts as in front of the camera, 1/m."""
+"""Smallest inverse depth, in 1/m, that counts as in front of the camera."""
 
 _MIP_LEVELS = 6
+"""Number of copies of each texture, each half as large as the one before."""
+
 _EDGE = 1e-3
-"""Intervals are widened by this many fine pixels, so that no ray slips between two quads that share an edge."""
+"""Intervals are widened by this many fine pixels, so that no ray passes between two quads that share an edge."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where things are in what the cameras see.
+    """Depth and objects in the views of n cameras.
 
     Attributes:
-        depth (`np.ndarray` of shape `(n, height, width)`, `float32`): z in the camera's frame at the pixel's middle,
-            metres (not the length of the ray).
-        objects (`np.ndarray` of shape `(n, height, width)`, `int16`): Index in `room.objects` of what is seen at the
-            pixel's middle, -1 for walls and the like.
-        boxes (`np.ndarray` of shape `(n, objects, 4)`, `float64`): x1, y1, x2, y2 around the *visible* pixels of each
-            object, the right and lower ends exclusive; NaN where it is not seen.
-        visible_pixels (`np.ndarray` of shape `(n, objects)`, `int64`): How many pixels show it.
-        intrinsics (`np.ndarray` of shape `(3, 3)`): The camera that was used.
+        depth (`np.ndarray` of shape `(n, height, width)`, `float32`):
+            Depth at the centre of each pixel in metres: z in the camera's frame, not the length of the ray.
+        objects (`np.ndarray` of shape `(n, height, width)`, `int16`):
+            Index in `room.objects` of the object at the centre of each pixel, -1 for walls, floor and decoration.
+        boxes (`np.ndarray` of shape `(n, objects, 4)`, `float64`):
+            x1, y1, x2, y2 around the *visible* pixels of each object, with exclusive right and lower ends. NaN where
+            the object is not visible.
+        visible_pixels (`np.ndarray` of shape `(n, objects)`, `int64`):
+            Number of pixels that show each object.
+        intrinsics (`np.ndarray` of shape `(3, 3)`):
+            Intrinsics of the camera in pixels.
     """
 
     depth: np.ndarray
@@ -50,93 +56,110 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Rendering(Geometry):
-    """What the cameras see.
+    """The views of n cameras: frames, and the attributes of `Geometry`.
 
     Attributes:
-        frames (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`): RGB. The others: as of `Geometry`.
+        frames (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`):
+            RGB frames.
     """
 
     frames: np.ndarray
 
 
 def intrinsics_for(size: tuple[int, int], field_of_view: float = 75.0) -> np.ndarray:
-    """The 3x3 matrix of a camera with square pixels and its axis through the middle of the image.
+    """Compute the intrinsics of a camera with square pixels and its axis through the centre of the image.
 
     Args:
-        size (tuple of 2 `int`): Height and width in pixels.
-        field_of_view (`float`, *optional*, defaults to `75.0`): Horizontal, degrees, in (0, 180).
+        size (tuple of 2 `int`):
+            Height and width in pixels.
+        field_of_view (`float`, *optional*, defaults to `75.0`):
+            Horizontal field of view in degrees, in (0, 180).
+
+    Returns:
+        `np.ndarray` of shape `(3, 3)`: the intrinsics in pixels.
+
+    Raises:
+        ValueError: If the field of view is out of range.
     """
     height, width = size
     if not 0 < field_of_view < 180:
-        raise ValueError(f"field_of_view is {field_of_view}; it must lie in (0, 180) degrees.")
+        raise ValueError(f"field_of_view={field_of_view}: out of range. Choose an angle in (0, 180) degrees.")
     focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
     return np.array([[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2], [0.0, 0.0, 1.0]])
 
 
 def render(room: Room, poses: np.ndarray, size: tuple[int, int] = (240, 416), *,
            intrinsics: np.ndarray | None = None, supersample: int = 3) -> Rendering:  # fmt: skip
-    """Renders a room.
+    """Render a room.
 
     Args:
-        room (`Room`): From `sample_room`.
-        poses (`np.ndarray` of shape `(n, 4, 4)`): Camera-to-world, OpenCV's axes, metres.
-        size (tuple of 2 `int`, *optional*, defaults to `(240, 416)`): Height and width in pixels.
-        intrinsics (`np.ndarray` of shape `(3, 3)`, *optional*): In pixels; `intrinsics_for(size)` without.
-        supersample (`int`, *optional*, defaults to `3`): Rays along each side of a pixel, odd, so that one of them
-            is its middle. 1 is fastest and has jagged edges; small images want 5 or more.
+        room (`Room`):
+            Room from `sample_room`.
+        poses (`np.ndarray` of shape `(n, 4, 4)`):
+            Camera-to-world matrices with OpenCV's axes, in metres.
+        size (tuple of 2 `int`, *optional*, defaults to `(240, 416)`):
+            Height and width in pixels.
+        intrinsics (`np.ndarray` of shape `(3, 3)`, *optional*, defaults to `intrinsics_for(size)`):
+            Intrinsics in pixels.
+        supersample (`int`, *optional*, defaults to `3`):
+            Rays along each side of a pixel. It must be odd, so that one ray passes through the pixel's centre. 1 is
+            fastest but gives jagged edges. Use 5 or more for small images.
+
+    Returns:
+        `Rendering`: frames, depth, objects and boxes.
 
     Raises:
-        ValueError: for poses, intrinsics or numbers that are none.
+        ValueError: If the poses, the intrinsics, the size or `supersample` are invalid.
     """
     camera = _camera(room, poses, size, intrinsics, supersample)
-    seen = [camera.look(pose) for pose in np.asarray(poses, np.float64)]
-    geometry = _geometry(room, camera, [(depth, objects) for _, depth, objects in seen])
-    return Rendering(**vars(geometry), frames=np.stack([colors for colors, _, _ in seen]))
+    views = [camera.render(pose) for pose in np.asarray(poses, np.float64)]
+    geometry = _geometry(room, camera, [(depth, objects) for _, depth, objects in views])
+    return Rendering(**vars(geometry), frames=np.stack([colors for colors, _, _ in views]))
 
 
 def render_geometry(room: Room, poses: np.ndarray, size: tuple[int, int] = (240, 416), *,
                     intrinsics: np.ndarray | None = None) -> Geometry:  # fmt: skip
-    """As `render`, but without colours: a tenth of the time in a room whose textures were not needed yet."""
+    """Render depth, objects and boxes without colours, with the arguments of `render` and one ray per pixel.
+
+    It takes a tenth of the time of `render` if the textures of the room are not painted yet.
+    """
     camera = _camera(room, poses, size, intrinsics, 1)
     return _geometry(room, camera, [camera.measure(pose) for pose in np.asarray(poses, np.float64)])
 
 
 def _camera(room: Room, poses: np.ndarray, size: tuple[int, int], intrinsics: np.ndarray | None,
             supersample: int) -> _Camera:  # fmt: skip
+    """Check the arguments of a rendering and build its camera."""
     poses = np.asarray(poses, np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses) or not np.isfinite(poses).all():
-        raise ValueError(f"poses have shape {poses.shape}; they are finite camera-to-world matrices, (n, 4, 4).")
+        raise ValueError(f"poses have shape {poses.shape}: they must be finite camera-to-world matrices, (n, 4, 4).")
     if supersample < 1 or supersample % 2 == 0:
-        raise ValueError(f"supersample is {supersample}; it must be odd and at least 1.")
+        raise ValueError(f"supersample={supersample}: it must be odd and at least 1.")
     if min(size) < 1:
-        raise ValueError(f"size is {size}; height and width must be at least 1.")
+        raise ValueError(f"size={size}: height and width must be at least 1.")
     intrinsics = intrinsics_for(size) if intrinsics is None else np.asarray(intrinsics, np.float64)
     if intrinsics.shape != (3, 3):
-        raise ValueError(f"intrinsics have shape {intrinsics.shape}; they are a 3x3 matrix.")
+        raise ValueError(f"intrinsics have shape {intrinsics.shape}: they must be a 3x3 matrix.")
     return _Camera(_scene_of(room), size, intrinsics, supersample)
 
 
-def _geometry(room: Room, camera: _Camera, seen: list[tuple[np.ndarray, np.ndarray]]) -> Geometry:
-    depth, objects = (np.stack(parts) for parts in zip(*seen, strict=True))
-    boxes, visible = _boxes(objects, len(room.objects))
-    return Geometry(depth, objects, boxes, visible, camera.intrinsics)
-
-
-def _boxes(objects: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    boxes = np.full((len(objects), number, 4), np.nan)
-    visible = np.zeros((len(objects), number), np.int64)
+def _geometry(room: Room, camera: _Camera, views: list[tuple[np.ndarray, np.ndarray]]) -> Geometry:
+    """Find the visible boxes of all objects in views that are given as `(depth, objects)`."""
+    depth, objects = (np.stack(parts) for parts in zip(*views, strict=True))
+    boxes = np.full((len(objects), len(room.objects), 4), np.nan)
+    visible = np.zeros((len(objects), len(room.objects)), np.int64)
     for frame, image in enumerate(objects):
-        for index in range(number):
+        for index in range(len(room.objects)):
             mask = image == index
             visible[frame, index] = mask.sum()
             if visible[frame, index]:
                 rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
                 boxes[frame, index] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return boxes, visible
+    return Geometry(depth, objects, boxes, visible, camera.intrinsics)
 
 
 class _Scene:
-    """A room as arrays: corners, planes, texture coordinates; all textures and their smaller copies in one row."""
+    """A room as arrays, one row per quad: corners, normals, texture coordinates; and all textures in one array."""
 
     def __init__(self, room: Room) -> None:
         self.corners = np.stack([quad.corners for quad in room.quads])
@@ -149,14 +172,14 @@ class _Scene:
 
     @cached_property
     def texels(self) -> np.ndarray:
-        """`(quads, 2, 4)`, see `_texture_axes`."""
+        """The texture axes of all quads, `(quads, 2, 4)`, see `_texture_axes`."""
         paints = (self.room.paints[quad.texture] for quad in self.room.quads)
         return np.stack([_texture_axes(q, (p.height, p.width)) for q, p in zip(self.room.quads, paints, strict=True)])
 
     @cached_property
     def atlas(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All texels in one row, and for each texture and level where it starts `(textures, levels)` and its height
-        and width `(textures, levels, 2)`."""
+        """All texels in one array; for each texture and level, its start `(textures, levels)` and its height and width
+        `(textures, levels, 2)`."""
         texels, offsets, sizes = [], [], []
         start = 0
         for image in self.room.textures.values():
@@ -174,7 +197,7 @@ def _scene_of(room: Room) -> _Scene:
 
 
 def _texture_axes(quad: Quad, shape: tuple[int, ...]) -> np.ndarray:
-    """`(2, 4)`: texel x and y of a point on the quad are this times (point, 1)."""
+    """Return the matrix `(2, 4)` that maps a point of the quad, as (point, 1), to texel x and y."""
     origin, right, down = quad.corners[0], quad.corners[1] - quad.corners[0], quad.corners[3] - quad.corners[0]
     if quad.fitted:
         axes = np.stack([right * shape[1] / (right @ right), down * shape[0] / (down @ down)])
@@ -190,7 +213,7 @@ def _texture_axes(quad: Quad, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _mip_levels(image: np.ndarray) -> list[np.ndarray]:
-    """The texture and its copies at half, a quarter, ... of its size, each texel packed into one number."""
+    """Return a texture and its copies at half, a quarter, ... of its size, with each texel packed into one number."""
     level, packed = image.astype(np.float32), []
     for _ in range(_MIP_LEVELS):
         whole = np.zeros((*level.shape[:2], 4), np.uint8)
@@ -202,65 +225,75 @@ def _mip_levels(image: np.ndarray) -> list[np.ndarray]:
 
 
 class _Camera:
-    """Renders one scene from any pose with fixed intrinsics."""
+    """A camera with fixed intrinsics that renders one scene from any pose."""
 
     def __init__(self, scene: _Scene, size: tuple[int, int], intrinsics: np.ndarray, supersample: int) -> None:
-        self.scene, self.size, self.fine = scene, size, supersample
+        self.scene, self.size, self.supersample = scene, size, supersample
         self.intrinsics = intrinsics
         self.inverse = np.linalg.inv(intrinsics)
         height, width = size
+        # Positions of the fine columns and rows, in pixels.
         shift = (supersample - 1) / 2
         self.columns = np.arange(width * supersample, dtype=np.int32)
         self.x = ((self.columns - shift) / supersample).astype(np.float32)
         self.y = (np.arange(height * supersample) - shift) / supersample
 
-    def look(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Colours, depth and object indices."""
+    def render(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return colours, depth and object indices."""
+        # 1. Find the nearest quad on every fine pixel.
         kept, plane, low, high = self._project(pose)
         ids, inverse_depth = self._cover(plane, low, high)
-        if not len(kept):  # a camera outside of the room, with its back to it
-            return np.zeros((*self.size, 3), np.uint8), *self._middles(ids, inverse_depth, kept)
+        depth, objects = self._at_centres(ids, inverse_depth, kept)
+        if not len(kept):  # the camera is outside the room and looks away from it
+            return np.zeros((*self.size, 3), np.uint8), depth, objects
+
+        # 2. Texel coordinates divided by depth are linear in the pixel, like the inverse depth itself.
         centre, rotation = pose[:3, 3], pose[:3, :3]
         texels = self.scene.texels[kept]
         constant = texels[:, :, :3] @ centre + texels[:, :, 3]
         over_depth = texels[:, :, :3] @ rotation @ self.inverse + constant[..., None] * plane[:, None]
         table = np.concatenate([over_depth.reshape(-1, 6), plane], axis=1).astype(np.float32)
-        colors = self._colors(ids, kept, table).reshape(*self.size, 3)
-        return colors, *self._middles(ids, inverse_depth, kept)
+        return self._colors(ids, kept, table).reshape(*self.size, 3), depth, objects
 
     def measure(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Depth and object indices."""
+        """Return depth and object indices."""
         kept, plane, low, high = self._project(pose)
-        return self._middles(*self._cover(plane, low, high), kept)
+        return self._at_centres(*self._cover(plane, low, high), kept)
 
-    def _middles(self, ids: np.ndarray, inverse_depth: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Depth and object indices at the middles of pixels."""
-        middle = slice(self.fine // 2, None, self.fine)
-        ids, inverse_depth = ids[middle, middle], inverse_depth[middle, middle]
+    def _at_centres(
+        self, ids: np.ndarray, inverse_depth: np.ndarray, kept: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return depth and object indices at the centres of pixels."""
+        centres = slice(self.supersample // 2, None, self.supersample)
+        ids, inverse_depth = ids[centres, centres], inverse_depth[centres, centres]
         owners = np.concatenate([self.scene.owners[kept], [-1]]).astype(np.int16)
         with np.errstate(divide="ignore"):
             return np.where(ids >= 0, 1.0 / inverse_depth, np.inf).astype(np.float32), owners[ids]
 
     def _project(self, pose: np.ndarray) -> tuple[np.ndarray, ...]:
-        """For the quads that may be seen: their indices; inverse depth, as 3 numbers linear in (x, y, 1); first and
-        last fine column on every fine row."""
+        """Return, for the quads that may be visible: their indices; their inverse depth, as 3 coefficients of
+        (x, y, 1); and their first and last fine column on every fine row."""
+        # 1. Drop the quads that show their back.
         scene, rotation, centre = self.scene, pose[:3, :3], pose[:3, 3]
         towards = np.einsum("qi,qi->q", scene.normals, centre - scene.corners[:, 0])
         kept = np.flatnonzero((towards > 1e-9) | (scene.two_sided & (np.abs(towards) > 1e-9)))
         corners = (scene.corners[kept] - centre) @ rotation  # in the camera's frame
-        # z * (normal . ray) = normal . corner, for a ray with z = 1
+
+        # 2. The inverse depth of each plane: z * (normal . ray) = normal . corner, for a ray with z = 1.
         plane = (scene.normals[kept] @ rotation) / -towards[kept, None] @ self.inverse
+
+        # 3. A ray hits a quad if it passes all edges on the inner side and the plane in front of the camera.
         edges = np.cross(corners, np.roll(corners, -1, axis=1))
         edges *= np.sign(np.einsum("qei,qi->qe", edges, corners.mean(axis=1)))[..., None]
         edges = edges @ self.inverse
         edges /= np.abs(edges[..., :2]).max(axis=-1, keepdims=True) + 1e-30
         front = plane - np.array([0.0, 0.0, _FAR])
         low, high = self._intervals(np.concatenate([edges, front[:, None]], axis=1))
-        seen = (low <= high).any(axis=1)
-        return kept[seen], plane[seen], low[seen], high[seen]
+        visible = (low <= high).any(axis=1)
+        return kept[visible], plane[visible], low[visible], high[visible]
 
     def _intervals(self, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First and last fine column, for every quad and fine row, where all its lines a*x + b*y + c are >= 0."""
+        """Return the first and last fine column on every fine row where all lines a*x + b*y + c of a quad are >= 0."""
         slope = lines[..., 0, None]
         rest = lines[..., 1, None] * self.y + lines[..., 2, None]
         flat = np.abs(slope) < 1e-12
@@ -270,13 +303,13 @@ class _Camera:
         high = np.where(slope < 0, crossing, np.inf)
         low = np.where(flat, np.where(rest < 0, np.inf, -np.inf), low).max(axis=1)
         high = np.where(flat, np.inf, high).min(axis=1)
-        last, shift = len(self.columns) - 1, (self.fine - 1) / 2
-        low = np.ceil(np.clip(low * self.fine + shift - _EDGE, 0, last + 1))
-        high = np.floor(np.clip(high * self.fine + shift + _EDGE, -1, last))
+        last, shift = len(self.columns) - 1, (self.supersample - 1) / 2
+        low = np.ceil(np.clip(low * self.supersample + shift - _EDGE, 0, last + 1))
+        high = np.floor(np.clip(high * self.supersample + shift + _EDGE, -1, last))
         return low.astype(np.int32), high.astype(np.int32)
 
     def _cover(self, plane: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest quad on every fine pixel (-1 for none), and its inverse depth."""
+        """Return the nearest quad on every fine pixel (-1 for none) and its inverse depth."""
         shape = (len(self.y), len(self.columns))
         nearest, ids = np.zeros(shape, np.float32), np.full(shape, -1, np.int16)
         for quad, (a, b, c) in enumerate(plane):
@@ -285,53 +318,61 @@ class _Camera:
             first, last = low[quad, rows], high[quad, rows]
             columns = slice(first.min(), last.max() + 1)
             depths = np.add.outer((b * self.y[rows] + c).astype(np.float32), np.float32(a) * self.x[columns])
-            at = self.columns[columns]
+            positions = self.columns[columns]
             closer = depths > nearest[rows, columns]
-            closer &= at >= first[:, None]
-            closer &= at <= last[:, None]
+            closer &= positions >= first[:, None]
+            closer &= positions <= last[:, None]
             np.copyto(nearest[rows, columns], depths, where=closer)
             np.copyto(ids[rows, columns], np.int16(quad), where=closer)
         return ids, nearest
 
     def _colors(self, ids: np.ndarray, kept: np.ndarray, table: np.ndarray) -> np.ndarray:
-        """Colours of all pixels, `(height * width, 3)` uint8: one look-up where a pixel shows one quad, one for each
-        of its rays where it shows several."""
+        """Return the colours of all pixels, `(height * width, 3)` uint8."""
         height, width = self.size
-        fine = self.fine
+        fine = self.supersample
+
+        # 1. One look-up per pixel, which is enough where the pixel shows a single quad.
         blocks = ids.reshape(height, fine, width, fine)
         middle = np.ascontiguousarray(blocks[:, fine // 2, :, fine // 2])
         rows, columns = np.divmod(np.arange(height * width), width)
         scale = np.float32(1.0)
         image = self._look_up(middle.ravel(), columns.astype(np.float32), rows.astype(np.float32), kept, table, scale)
+
+        # 2. One look-up per ray where the pixel shows several quads.
         if fine > 1:
-            mixed = (blocks != middle[:, None, :, None]).any(axis=(1, 3))
-            at = np.flatnonzero(mixed)
-            rows, columns = np.divmod(at, width)
+            mixed = np.flatnonzero((blocks != middle[:, None, :, None]).any(axis=(1, 3)))
+            rows, columns = np.divmod(mixed, width)
             steps = ((np.arange(fine) - fine // 2) / fine).astype(np.float32)
             x = (columns[:, None, None] + steps[None, None, :]).astype(np.float32)
             y = (rows[:, None, None] + steps[None, :, None]).astype(np.float32)
             x, y = np.broadcast_arrays(x, y)
             inner = blocks[rows, :, columns, :]
             rays = self._look_up(inner.ravel(), x.ravel(), y.ravel(), kept, table, scale / fine)
-            image[at] = rays.reshape(len(at), fine * fine, 3).mean(axis=1)
+            image[mixed] = rays.reshape(len(mixed), fine * fine, 3).mean(axis=1)
         return (image + 0.5).astype(np.uint8)
 
     def _look_up(self, ids: np.ndarray, x: np.ndarray, y: np.ndarray, kept: np.ndarray, table: np.ndarray,
                  spacing: np.float32) -> np.ndarray:  # fmt: skip
-        """Colours where rays meet quads: bilinear in the copy of the texture whose texels are as far apart as rays."""
+        """Return the colours where rays meet quads, from texture copies with texels as far apart as the rays."""
         scene = self.scene
+
+        # 1. Texel coordinates and depth of every ray.
         coefficients = table[ids]
         over, down, inverse = (
             coefficients[:, i] * x + coefficients[:, i + 1] * y + coefficients[:, i + 2] for i in (0, 3, 6)
         )
         depth = 1.0 / np.maximum(inverse, _FAR)
         u, v = over * depth, down * depth
+
+        # 2. The level at which texels are as far apart as rays, from the derivatives of the texel coordinates.
         spread = spacing * depth
         u_x, u_y = (coefficients[:, i] - u * coefficients[:, 6 + i] for i in (0, 1))
         v_x, v_y = (coefficients[:, 3 + i] - v * coefficients[:, 6 + i] for i in (0, 1))
         squares = (u_x * u_x + v_x * v_x) * (u_y * u_y + v_y * v_y)
         level = 0.25 * np.log2(np.maximum(squares, 1e-12)) + np.log2(spread)
         level = np.clip((level + 0.5).astype(np.int32), 0, _MIP_LEVELS - 1)
+
+        # 3. Bilinear interpolation between the four nearest texels of that level.
         quads = kept[ids]
         texture = scene.texture[quads]
         atlas, offsets, all_sizes = scene.atlas
@@ -346,8 +387,8 @@ class _Camera:
         upper_row, lower_row = (start + np.clip(rows + i, 0, sizes[:, 0] - 1) * sizes[:, 1] for i in (0, 1))
         color = np.zeros((len(ids), 4), np.float32)
         for line, down_share in ((upper_row, 1 - lower), (lower_row, lower)):
-            for place, right_share in ((left_column, 1 - right), (right_column, right)):
-                texels = atlas[line + place].view(np.uint8).reshape(-1, 4)
+            for offset, right_share in ((left_column, 1 - right), (right_column, right)):
+                texels = atlas[line + offset].view(np.uint8).reshape(-1, 4)
                 color += texels * (down_share * right_share)[:, None]
         shade = np.where(ids >= 0, scene.shades[quads], 0.0)
         return color[:, :3] * shade[:, None]

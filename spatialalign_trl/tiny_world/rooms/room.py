@@ -1,4 +1,4 @@
-"""A room with all its surfaces, made of a seed: what there is to render, and what each named object is."""
+"""Builds a room from a seed: all surfaces with their textures, and the named objects with their boxes."""
 
 from __future__ import annotations
 
@@ -24,20 +24,26 @@ _WALL_COLORS: tuple[Color, ...] = (
 )  # fmt: skip
 _FLOOR_COLORS: tuple[Color, ...] = ((162, 118, 78), (126, 88, 60), (178, 150, 116), (150, 146, 140), (190, 180, 164))
 _LIGHT = np.array([0.35, -0.78, -0.52])
-_SKY_DISTANCE = 60.0
+_SKY_DISTANCE = 60.0  # metres
 _OBJECT_TEXELS = 256
+"""Height and width of the textures of objects."""
 
 
 @dataclass(frozen=True)
 class Paint:
-    """How one texture is made.
+    """The recipe of one texture.
 
     Attributes:
-        function (`str`): A name of `TEXTURES`.
-        color: What it is given as its colour.
-        height, width (`int`): In texels, multiples of 32, so that smaller copies of it fit exactly.
-        shadows (`"wall"` or `"floor"`, *optional*): What is laid over it.
-        density (`float`): Texels per metre, for the shadows.
+        function (`str`):
+            A name in `TEXTURES`.
+        color (`Color`):
+            Colour passed to the function.
+        height, width (`int`):
+            Size in texels. Multiples of 32, so that it can be halved five times without a remainder.
+        shadows (`"wall"` or `"floor"`, *optional*):
+            Shadows to multiply the texture with.
+        density (`float`, *optional*, defaults to `TEXELS_PER_METRE`):
+            Texels per metre, for the shadows of walls.
     """
 
     function: str
@@ -53,12 +59,16 @@ class RoomObject:
     """A named object.
 
     Attributes:
-        name (`str`): Colour and kind, such as `"green plant"`; unique in its room.
-        kind, color (`str`): The two words.
-        low, high (`np.ndarray` of shape `(3,)`): Corners of its box along the world's axes, metres. `low[1]` is its
-            top, since y points down.
-        yaw (`float`): Radians; the object's back looks along (sin yaw, 0, cos yaw).
-        has_front (`bool`): Whether it stands with its back to a wall.
+        name (`str`):
+            Colour and kind, such as `"green plant"`. Unique in the room.
+        kind, color (`str`):
+            The two words of the name.
+        low, high (`np.ndarray` of shape `(3,)`):
+            Corners of its axis-aligned box in metres. `low[1]` is its top, because y points down.
+        yaw (`float`):
+            Rotation in radians. Its back looks along (sin yaw, 0, cos yaw).
+        has_front (`bool`):
+            Whether it stands with its back to a wall.
     """
 
     name: str
@@ -71,20 +81,29 @@ class RoomObject:
 
     @property
     def centre(self) -> np.ndarray:
+        """Centre of its box, `(3,)`, in metres."""
         return (self.low + self.high) / 2
 
 
 @dataclass(frozen=True, eq=False)
 class Room:
-    """Everything that there is to see, and where it is.
+    """A room: its objects, its surfaces, and the recipes of its textures.
 
     Attributes:
-        seed, layout: What it was made of.
-        objects (`tuple[RoomObject, ...]`): The named objects.
-        quads (`tuple[Quad, ...]`): All surfaces.
-        owners (`np.ndarray` of shape `(quads,)`): The index of each surface's object, -1 for walls and the like.
-        shades (`np.ndarray` of shape `(quads,)`): How light each surface is.
-        paints (`dict[str, Paint]`): Name of a texture -> how it is made.
+        seed (`int`):
+            Seed that it was built from.
+        layout (`Layout`):
+            Layout drawn from the seed.
+        objects (`tuple[RoomObject, ...]`):
+            The named objects.
+        quads (`tuple[Quad, ...]`):
+            All surfaces.
+        owners (`np.ndarray` of shape `(quads,)`):
+            Index in `objects` of the object that each surface belongs to, -1 for walls, floor and decoration.
+        shades (`np.ndarray` of shape `(quads,)`):
+            Brightness of each surface, in [0.6, 1].
+        paints (`dict[str, Paint]`):
+            Name of a texture -> its recipe.
     """
 
     seed: int
@@ -97,9 +116,13 @@ class Room:
 
     @cached_property
     def textures(self) -> dict[str, np.ndarray]:
-        """Name -> uint8 `(height, width, 3)`. Made when first asked for: most of the work, and geometry needs none."""
+        """Name -> texture, uint8 `(height, width, 3)`.
+
+        Painting is most of the work of a room and geometry does not need it, so it is done on first use.
+        """
         painted = {}
         for index, (name, paint) in enumerate(self.paints.items()):
+            # A separate generator per texture, so that a change of one texture leaves the others as they are.
             rng = np.random.default_rng([self.seed, 78, index])
             image = TEXTURES[paint.function](rng, paint.height, paint.width, paint.color)
             if paint.shadows == "wall":
@@ -111,41 +134,44 @@ class Room:
 
     @property
     def style(self) -> str:
+        """`"indoor"` or `"outdoor"`."""
         return self.layout.style
 
     @property
     def split(self) -> str:
+        """The split that the room belongs to."""
         return self.layout.split()
 
     @cached_property
     def obstacles(self) -> np.ndarray:
-        """Boxes that no camera may enter, `(n, 2, 3)`: low and high corners of the objects and the partition."""
-        boxes = [(one.low, one.high) for one in self.objects]
+        """Boxes that no camera may enter, `(n, 2, 3)`: low and high corners of the objects and of the partition."""
+        boxes = [(thing.low, thing.high) for thing in self.objects]
         if self.layout.partition is not None:
             x0, z0, x1, z1 = self.layout.partition
             boxes.append((np.array([x0, -self.layout.height, z0]), np.array([x1, 0.0, z1])))
         return np.array(boxes, dtype=np.float64).reshape(-1, 2, 3)
 
     def object_named(self, name: str) -> RoomObject:
-        """The object of that name.
+        """Return the object with a name.
 
         Raises:
-            KeyError: when there is none; lists those there are.
+            KeyError: If the room has no such object. The message lists the objects that it has.
         """
-        for one in self.objects:
-            if one.name == name:
-                return one
-        names = ", ".join(one.name for one in self.objects)
-        raise KeyError(f"room {self.seed} has no {name!r}; it has: {names}")
+        for thing in self.objects:
+            if thing.name == name:
+                return thing
+        names = ", ".join(thing.name for thing in self.objects)
+        raise KeyError(f"object={name!r}: room {self.seed} has no {name!r}. Choose from {names}.")
 
     def clearance(self, points: np.ndarray) -> np.ndarray:
-        """Distance of points from the nearest wall, floor, ceiling or obstacle.
+        """Measure the distance of points from the nearest wall, floor, ceiling or obstacle.
 
         Args:
-            points (`np.ndarray` of shape `(n, 3)`): World coordinates, metres.
+            points (`np.ndarray` of shape `(n, 3)`):
+                World coordinates in metres.
 
         Returns:
-            `np.ndarray` of shape `(n,)`: metres; 0 or less inside something or outside the room.
+            `np.ndarray` of shape `(n,)`: distances in metres, 0 or less inside an obstacle or outside the room.
         """
         points = np.asarray(points, np.float64)
         half = np.array(self.layout.half)
@@ -159,22 +185,30 @@ class Room:
 
 
 def sample_room(seed: int, style: str = "indoor") -> Room:
-    """The room that a seed means; the same on every machine with the same NumPy.
+    """Build the room of a seed. The room is the same on every machine with the same NumPy.
 
     Args:
-        seed (`int`): Its range says which split the room belongs to, see `SPLIT_SEEDS`.
-        style (`str`, *optional*, defaults to `"indoor"`): Or `"outdoor"`, a garden, which has no training seeds.
+        seed (`int`):
+            Seed of the room. Its range determines the split, see `SPLIT_SEEDS`.
+        style (`str`, *optional*, defaults to `"indoor"`):
+            `"indoor"`, or `"outdoor"` for a garden, which has no training seeds.
+
+    Returns:
+        `Room`: the room. Its textures are painted on first use.
 
     Raises:
-        ValueError: for an unknown style or a seed that the style has not.
+        ValueError: If the style is unknown, or if it has no such seed.
     """
+    # The layout has its own generator, because the number of draws until one belongs to the split varies.
     layout = sample_layout(seed, style)
     rng = np.random.default_rng([seed, 77])
     builder = _Builder(layout, rng)
     builder.shell()
     if layout.style == "indoor":
         builder.decorate()
+    # The layout lists the objects; building them gives their exact boxes.
     objects = tuple(builder.furnish(index, place) for index, place in enumerate(layout.places))
+    # Light falls from one direction, so that the faces of an object differ. The sky needs none.
     normals = np.stack([normal_of(quad) for quad in builder.quads])
     light = np.clip(normals @ (_LIGHT / np.linalg.norm(_LIGHT)), -1, 1)
     shades = np.array([0.8 + 0.2 * x if not lit else 1.0 for x, lit in zip(light, builder.self_lit, strict=True)])
@@ -182,7 +216,7 @@ def sample_room(seed: int, style: str = "indoor") -> Room:
 
 
 class _Builder:
-    """Collects the quads of one room, and how their textures are made."""
+    """Collects the quads of one room and the recipes of their textures."""
 
     def __init__(self, layout: Layout, rng: np.random.Generator) -> None:
         self.layout, self.rng = layout, rng
@@ -192,29 +226,33 @@ class _Builder:
         self.paints: dict[str, Paint] = {}
 
     def add(self, quads: list[Quad], owner: int = -1, self_lit: bool = False) -> None:
+        """Add quads of one object, or of no object (-1)."""
         self.quads += quads
         self.owners += [owner] * len(quads)
         self.self_lit += [self_lit] * len(quads)
 
     def paint(self, name: str, function: str, color: Color, height: float, width: float,
               shadows: str | None = None, density: float = TEXELS_PER_METRE) -> str:  # fmt: skip
-        """Orders a texture of about that size."""
+        """Add the recipe of a texture, rounded to a size that can be halved, and return its name."""
         height, width = (max(32, round(side / 32) * 32) for side in (height, width))
         self.paints[name] = Paint(function, color, height, width, shadows, density)
         return name
 
     def shell(self) -> None:
-        """Floor, walls, and ceiling or sky."""
+        """Add floor, walls, partition, and ceiling or sky."""
         (x, z), height = self.layout.half, self.layout.height
         indoor = self.layout.style == "indoor"
         density = TEXELS_PER_METRE if indoor else TEXELS_PER_METRE * 0.6
         floors, walls = (("planks", "tiles"), ("plaster", "wallpaper")) if indoor else (("grass",), ("facade",))
+
+        # Indoor walls share one colour, with bricks on some; every wall of a garden is another house.
         base = _WALL_COLORS[self.rng.integers(len(_WALL_COLORS))]
         names = {}
         for side, length in (("north", 2 * x), ("east", 2 * z), ("south", 2 * x), ("west", 2 * z)):
             function = str(self.rng.choice(walls)) if self.rng.random() > 0.15 or not indoor else "bricks"
             color = base if indoor else tuple(self.rng.uniform(120, 215, 3))
             names[side] = self.paint(side, function, color, height * density, length * density, "wall", density)
+
         floor_color = _FLOOR_COLORS[self.rng.integers(len(_FLOOR_COLORS))] if indoor else (92, 146, 66)
         function = str(self.rng.choice(floors))
         names["floor"] = self.paint("floor", function, floor_color, 2 * z * density, 2 * x * density, "floor", density)
@@ -229,6 +267,7 @@ class _Builder:
             self.add(cuboid((x0, -height, z0), (x1, 0.0, z1), "partition"))
 
     def _sky(self) -> None:
+        """Add a large box with the sky on its inside."""
         far, names = _SKY_DISTANCE, {}
         for side in ("north", "east", "south", "west"):
             names[side] = self.paint(f"sky {side}", "sky", (112, 168, 232), 384, 768)
@@ -236,14 +275,14 @@ class _Builder:
         self.add(inside_of_cuboid((-far, -far, -far), (far, 0.0, far), names), self_lit=True)
 
     def decorate(self) -> None:
-        """Pictures, windows, a door and a rug: features for matching, and something to look at."""
+        """Add pictures, a window, a door and a rug, which give feature matching something to find."""
         (x, z), height = self.layout.half, self.layout.height
         lengths = {"north": x, "east": z, "south": x, "west": z}
         with_door, with_window = self.rng.permutation(list(lengths))[:2]
         for side, half_length in lengths.items():
-            at = -half_length + 0.55
+            left = -half_length + 0.55
             number = 0
-            while at < half_length - 0.6:
+            while left < half_length - 0.6:
                 kind = "painting"
                 if number == 0 and side == with_window:
                     kind = "window"
@@ -251,11 +290,11 @@ class _Builder:
                     kind = "door"
                 wide = {"painting": self.rng.uniform(0.5, 1.1), "window": 1.5, "door": 0.9}[kind]
                 tall = {"painting": self.rng.uniform(0.45, 0.8), "window": 1.1, "door": 2.05}[kind]
-                if at + wide > half_length - 0.25:
+                if left + wide > half_length - 0.25:
                     break
                 top = -2.05 if kind == "door" else -min(1.55 + tall / 2, height - 0.15)
-                self._hang(side, at + wide / 2, wide, top, tall, kind, f"{kind} {side} {number}")
-                at += wide + self.rng.uniform(0.25, 0.8)
+                self._hang(side, left + wide / 2, wide, top, tall, kind, f"{kind} {side} {number}")
+                left += wide + self.rng.uniform(0.25, 0.8)
                 number += 1
         wide, deep = self.rng.uniform(0.35, 0.5, 2) * 2 * np.array([x, z])
         self.paint("rug", "carpet", tuple(self.rng.uniform(70, 200, 3)), deep * 128, wide * 128)
@@ -263,29 +302,30 @@ class _Builder:
                    (-wide / 2, -0.008, -deep / 2)]  # fmt: skip
         self.add([Quad(np.array(corners), "rug", True)])
 
-    def _hang(self, side: str, at: float, wide: float, top: float, tall: float, kind: str, name: str) -> None:
-        """Puts a picture on a wall; `at` is along x or z."""
+    def _hang(self, side: str, middle: float, wide: float, top: float, tall: float, kind: str, name: str) -> None:
+        """Add a picture, window or door to a wall, with its middle at `middle` along x or z."""
         color = {"door": (150, 104, 70), "window": (238, 236, 230)}.get(kind, tuple(self.rng.uniform(30, 120, 3)))
         self.paint(name, kind, color, tall * 160, wide * 160)
         x, z = self.layout.half
         thin = 0.015
-        low = {"north": (at - wide / 2, z - thin), "south": (at - wide / 2, -z), "east": (x - thin, at - wide / 2),
-               "west": (-x, at - wide / 2)}[side]  # fmt: skip
+        left = middle - wide / 2
+        low = {"north": (left, z - thin), "south": (left, -z), "east": (x - thin, left), "west": (-x, left)}[side]
         extent = (wide, thin) if side in ("north", "south") else (thin, wide)
         box = cuboid((low[0], top, low[1]), (low[0] + extent[0], top + tall, low[1] + extent[1]), name)
+        # Only the face towards the room can be seen.
         inward = {"north": (0, 0, -1), "south": (0, 0, 1), "east": (-1, 0, 0), "west": (1, 0, 0)}[side]
         self.add([Quad(quad.corners, name, True) for quad in box if normal_of(quad) @ np.array(inward) > 0.5])
 
     def furnish(self, index: int, place: Place) -> RoomObject:
-        """Builds an object; returns its name and its exact box."""
+        """Build an object, and return it with its exact box."""
         kind = (INDOOR if self.layout.style == "indoor" else OUTDOOR)[place.kind]
         quads = placed(kind.build(*place.size, self.rng), place.yaw, (place.position[0], 0.0, place.position[1]))
         color = COLORS[place.color]
-        known = {"main": (kind.main, color), **kind.others}
+        recipes = {"main": (kind.main, color), **kind.others}
         if place.kind in FRONTS:
-            known["front"] = (FRONTS[place.kind], color)
+            recipes["front"] = (FRONTS[place.kind], color)
         for name in sorted({quad.texture for quad in quads}):
-            function, tint = known[name]
+            function, tint = recipes[name]
             sides = (_OBJECT_TEXELS, _OBJECT_TEXELS)
             if name == "front":
                 sides = (int(place.size[1] * TEXELS_PER_METRE), int(place.size[0] * TEXELS_PER_METRE))
@@ -297,7 +337,7 @@ class _Builder:
 
 
 def _edge_shadow(height: int, width: int, density: float) -> Texture:
-    """Brightness of a wall: a little darker towards floor, ceiling and corners."""
+    """Return the brightness of a wall, which is slightly darker towards floor, ceiling and corners."""
     y, x = (np.arange(side, dtype=np.float32)[:, None] / density for side in (height, width))
     rows = np.minimum(y, y[::-1])
     columns = np.minimum(x, x[::-1])
@@ -305,7 +345,7 @@ def _edge_shadow(height: int, width: int, density: float) -> Texture:
 
 
 def _floor_shadow(layout: Layout, height: int, width: int) -> Texture:
-    """Brightness of the floor: darker under and around what stands on it, and along the walls."""
+    """Return the brightness of the floor, which is darker along the walls and under and around objects."""
     x, z = layout.half
     at_z = np.linspace(z, -z, height, dtype=np.float32)[:, None]
     at_x = np.linspace(-x, x, width, dtype=np.float32)[None, :]

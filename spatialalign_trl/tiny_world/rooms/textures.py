@@ -1,7 +1,7 @@
-"""What the surfaces of a room look like: images made of noise, stripes and shapes, rich enough for feature matching.
+"""Textures for the surfaces of rooms: images of noise, stripes and shapes, with enough detail for feature matching.
 
-Every function returns float32 `(height, width, 3)` in 0..255 and draws all chance from the generator it is given. A
-pattern is never exactly periodic, since a matcher cannot tell the repetitions apart.
+Every texture function returns float32 `(height, width, 3)` in [0, 255] and takes all randomness from its generator. No
+pattern is exactly periodic, because a matcher cannot distinguish repetitions.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ COLORS: dict[str, Color] = {
     "orange": (230, 126, 36),
     "purple": (128, 66, 156),
 }
-"""What the colour words of objects mean."""
+"""Colour word of an object -> RGB."""
 
 
 def stretched(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A map of numbers, interpolated linearly to another size."""
+    """Resize a map of numbers by linear interpolation."""
     for axis, length in enumerate((height, width)):
         if image.shape[axis] == length:
             continue
-        at = np.linspace(0, image.shape[axis] - 1, length, dtype=np.float32)
-        before = np.minimum(at.astype(np.int64), max(image.shape[axis] - 2, 0))
+        position = np.linspace(0, image.shape[axis] - 1, length, dtype=np.float32)
+        before = np.minimum(position.astype(np.int64), max(image.shape[axis] - 2, 0))
         after = np.minimum(before + 1, image.shape[axis] - 1)
-        share = (at - before)[:, None] if axis == 0 else (at - before)[None, :]
+        share = (position - before)[:, None] if axis == 0 else (position - before)[None, :]
         image = np.take(image, before, axis) * (1 - share) + np.take(image, after, axis) * share
     return image
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Smooth noise of about unit deviation with blotches of `cell` texels."""
+    """Draw smooth noise with a standard deviation of about 1 and blotches of `cell` texels."""
     rows, columns = int(np.ceil(height / cell)) + 1, int(np.ceil(width / cell)) + 1
     coarse = rng.standard_normal((rows, columns)).astype(np.float32)
     if cell <= 1:
@@ -49,23 +49,23 @@ def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.
 
 
 def rough(rng: np.random.Generator, height: int, width: int, cells: tuple[float, ...] = (96, 24, 8, 3)) -> np.ndarray:
-    """Noise of several sizes, about unit deviation."""
+    """Draw the sum of noises of several sizes, with a standard deviation of about 1."""
     return sum(noise(rng, height, width, cell) for cell in cells) / np.float32(np.sqrt(len(cells)))
 
 
 def streaks(rng: np.random.Generator, height: int, width: int, length: float) -> np.ndarray:
-    """Noise drawn out along x, as the grain of wood is."""
+    """Draw noise that is stretched along x, like the grain of wood."""
     columns = int(np.ceil(width / length)) + 1
     return stretched(rng.standard_normal((height, columns)).astype(np.float32), height, width)
 
 
 def tinted(color: Color, light: np.ndarray) -> Texture:
-    """A colour times a map of brightness."""
+    """Multiply a colour by a map of brightness."""
     return np.asarray(color, np.float32) * light[..., None].astype(np.float32)
 
 
 def plaster(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Painted wall with stains and specks."""
+    """Draw a painted wall with stains and specks."""
     image = tinted(color, 1.0 + 0.045 * rough(rng, height, width))
     specks = noise(rng, height, width, 5) > 1.9
     image[specks] *= 0.8
@@ -73,7 +73,7 @@ def plaster(rng: np.random.Generator, height: int, width: int, color: Color) -> 
 
 
 def wallpaper(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Stripes with motifs, each of its own shape and shade."""
+    """Draw stripes with motifs; every motif has a different shape and shade."""
     image = plaster(rng, height, width, color)
     cell = int(rng.integers(44, 64))
     band = (np.arange(width) // cell) % 2 == 0
@@ -92,7 +92,7 @@ def wallpaper(rng: np.random.Generator, height: int, width: int, color: Color) -
 
 
 def bricks(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """A wall of bricks, each with its own shade."""
+    """Draw a wall of bricks; every brick has a different shade."""
     brick_height, brick_width = 12, 32
     rows, columns = height // brick_height + 1, width // brick_width + 2
     shade = rng.normal(1.0, 0.13, (rows, columns)).astype(np.float32)
@@ -105,7 +105,7 @@ def bricks(rng: np.random.Generator, height: int, width: int, color: Color) -> T
 
 
 def planks(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Floor boards with grain; their length runs along x."""
+    """Draw floor boards with grain, which run along x."""
     board = int(rng.integers(16, 26))
     rows = height // board + 1
     y, x = np.mgrid[0:height, 0:width]
@@ -121,7 +121,7 @@ def planks(rng: np.random.Generator, height: int, width: int, color: Color) -> T
 
 
 def tiles(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Floor tiles in two tones with marbling."""
+    """Draw marbled floor tiles in two tones."""
     side = int(rng.integers(40, 60))
     y, x = np.mgrid[0:height, 0:width]
     row, column = y // side, x // side
@@ -133,7 +133,7 @@ def tiles(rng: np.random.Generator, height: int, width: int, color: Color) -> Te
 
 
 def carpet(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """A rug: borders, and medallions in other colours."""
+    """Draw a rug: borders, and medallions in other colours."""
     image = tinted(color, 1.0 + 0.07 * rough(rng, height, width, (20, 4, 1)))
     y, x = np.mgrid[0:height, 0:width]
     edge = np.minimum(np.minimum(y, height - 1 - y), np.minimum(x, width - 1 - x))
@@ -148,7 +148,7 @@ def carpet(rng: np.random.Generator, height: int, width: int, color: Color) -> T
 
 
 def painting(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """An abstract picture in a frame."""
+    """Draw an abstract picture in a frame."""
     ground, other = rng.uniform(60, 230, (2, 3)).astype(np.float32)
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     image = np.broadcast_to(ground * (1 - ramp) + other * ramp, (height, width, 3)).copy()
@@ -166,7 +166,7 @@ def painting(rng: np.random.Generator, height: int, width: int, color: Color) ->
 
 
 def books(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """The front of a bookshelf."""
+    """Draw the front of a bookshelf with books."""
     image = tinted(tuple(0.35 * np.asarray(color)), 1.0 + 0.05 * rough(rng, height, width, (8, 3)))
     frame, shelves = 7, max(2, round(height / 48))
     pitch = (height - frame) / shelves
@@ -188,7 +188,7 @@ def books(rng: np.random.Generator, height: int, width: int, color: Color) -> Te
 
 
 def cabinet_front(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Doors and drawers with knobs."""
+    """Draw doors and drawers with knobs."""
     image = wood(rng, height, width, color)
     rows, columns = int(rng.integers(2, 4)), int(rng.integers(2, 4))
     for row in range(rows):
@@ -205,13 +205,13 @@ def cabinet_front(rng: np.random.Generator, height: int, width: int, color: Colo
 
 
 def wood(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Painted wood whose grain still shows."""
+    """Draw painted wood with visible grain."""
     grain = streaks(rng, height, width, 32)
     return tinted(color, 1.0 + 0.06 * grain + 0.05 * rough(rng, height, width, (40, 8)))
 
 
 def fabric(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Woven cloth with checks and buttons."""
+    """Draw woven cloth with checks and buttons."""
     light = 1.0 + 0.05 * rough(rng, height, width, (48, 10, 1))
     period = int(rng.integers(20, 36))
     y, x = np.mgrid[0:height, 0:width]
@@ -221,12 +221,12 @@ def fabric(rng: np.random.Generator, height: int, width: int, color: Color) -> T
 
 
 def leaves(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Foliage: blotches of light and dark."""
+    """Draw foliage as light and dark blotches."""
     return tinted(color, np.clip(1.0 + 0.22 * rough(rng, height, width, (26, 9, 4)), 0.3, 1.7))
 
 
 def window(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """A window with a view of hills."""
+    """Draw a window with a view of hills."""
     image = sky(rng, height, width, (150, 196, 236))
     x = np.arange(width)
     for share, shade in ((0.55, (120, 150, 130)), (0.72, (84, 124, 74))):
@@ -240,7 +240,7 @@ def window(rng: np.random.Generator, height: int, width: int, color: Color) -> T
 
 
 def door(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """A door with four panels and a handle."""
+    """Draw a door with four panels and a handle."""
     image = wood(rng, height, width, color)
     for top, bottom in ((0.06, 0.46), (0.54, 0.94)):
         for left, right in ((0.12, 0.46), (0.54, 0.88)):
@@ -254,7 +254,7 @@ def door(rng: np.random.Generator, height: int, width: int, color: Color) -> Tex
 
 
 def sky(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Blue with clouds, paler towards the bottom."""
+    """Draw a sky with clouds, paler towards the bottom."""
     image = np.empty((height, width, 3), np.float32)
     image[:] = color
     image += (235.0 - image) * np.linspace(0, 0.6, height, dtype=np.float32)[:, None, None]
@@ -263,7 +263,7 @@ def sky(rng: np.random.Generator, height: int, width: int, color: Color) -> Text
 
 
 def grass(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """Lawn with a winding gravel path and flowers."""
+    """Draw a lawn with a winding gravel path and flowers."""
     image = tinted(color, np.clip(1.0 + 0.18 * rough(rng, height, width, (90, 20, 5, 2)), 0.3, 1.7))
     x = np.arange(width)
     middle = height * np.interp(x, np.linspace(0, width, 6), rng.uniform(0.3, 0.7, 6))
@@ -275,7 +275,7 @@ def grass(rng: np.random.Generator, height: int, width: int, color: Color) -> Te
 
 
 def facade(rng: np.random.Generator, height: int, width: int, color: Color) -> Texture:
-    """The front of a house: bricks, windows with shutters, a door."""
+    """Draw the front of a house: bricks, and windows with shutters."""
     image = bricks(rng, height, width, color)
     shutter = rng.uniform(40, 200, 3)
     pitch = int(rng.integers(110, 170))

@@ -1,4 +1,4 @@
-"""Examples to pretrain on: what a context model sees of a task, and the same in a mirror."""
+"""Examples for pretraining: the parts of a task that a context model sees, and their mirror images."""
 
 import numpy as np
 import pytest
@@ -22,15 +22,15 @@ SIZE, FRAMES, CONTEXT = (16, 24), 5, 4
 
 @pytest.fixture(scope="module")
 def rows():
-    found = {}
+    rows = {}
     for task in ("navigation", "grounding"):
         for seed in SPLIT_SEEDS["train"]:
             try:
-                found[task] = seen_context(make_row(seed, task), CONTEXT)
+                rows[task] = seen_context(make_row(seed, task), CONTEXT)
                 break
             except RuntimeError:
                 continue
-    return found
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +38,18 @@ def examples(rows):
     return {task: example_of(render_row(row, SIZE, FRAMES, 1)) for task, row in rows.items()}
 
 
-def test_a_context_is_thinned_to_what_is_seen_and_keeps_its_last_frame(rows):
+def test_a_context_is_reduced_to_the_seen_frames_and_keeps_its_last_frame(rows):
     for row in rows.values():
         assert len(row["context_indices"]) == CONTEXT
         assert row["context_indices"][-1] == row["context_length"] - 1
 
 
-def test_cameras_count_from_the_last_of_the_context_where_the_video_begins(examples):
+def test_cameras_are_relative_to_the_last_context_camera_where_the_video_begins(examples):
     navigation, grounding = examples["navigation"], examples["grounding"]
     first = navigation.cameras[0, :12]
     assert torch.allclose(first, torch.tensor([1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0.0]), atol=2e-3)
     assert torch.allclose(navigation.context_cameras[-1, :12], first, atol=2e-3)
-    assert not grounding.cameras.any(), "in grounding nobody knows the path beforehand"
+    assert not grounding.cameras.any(), "in grounding the path is not known in advance"
 
 
 def test_grounding_shows_its_box(rows, examples):
@@ -67,9 +67,8 @@ def test_a_mirror_image_of_a_mirror_image_is_the_example(examples):
 
 
 def test_cameras_in_a_mirror_look_along_the_mirrored_rays(examples):
-    rays, turned = (
-        pluecker_rays(one.cameras, 4, 6) for one in (examples["navigation"], mirrored(examples["navigation"]))
-    )
+    example = examples["navigation"]
+    rays, turned = (pluecker_rays(version.cameras, 4, 6) for version in (example, mirrored(example)))
     mirror = torch.tensor([-1.0, 1.0, 1.0])
     expected = torch.cat([rays[..., :3] * mirror, -rays[..., 3:] * mirror], dim=-1)  # o x d is an axial vector
     assert torch.allclose(turned, expected.flip(-2), atol=1e-5)
@@ -90,7 +89,7 @@ def test_instructions_are_words_of_the_vocabulary(rows):
         tokens = tokenizer.tokenize(row["prompt"])
         assert len(tokens) < MAX_TOKENS and tokenizer.unk_token not in tokens
         letters = [token for token in tokens if len(token.strip("▁")) == 1 and token.strip("▁").isalpha()]
-        assert not letters, f"{row['prompt']} is spelt in letters: {tokens}"
+        assert not letters, f"{row['prompt']} is tokenised into letters: {tokens}"
 
 
 def test_examples_are_rendered_once(tmp_path):
@@ -99,5 +98,7 @@ def test_examples_are_rendered_once(tmp_path):
     before = file.stat().st_mtime_ns
     assert list(render_examples(tmp_path, 1, 1, CONTEXT, SIZE, FRAMES)) == [1]
     assert file.stat().st_mtime_ns == before
-    found = load_examples(tmp_path)
-    assert found and all(one.video.shape == (FRAMES, *SIZE, 3) and len(one.numbers) == CONTEXT for one in found)
+    examples = load_examples(tmp_path)
+    assert examples
+    assert all(example.video.shape == (FRAMES, *SIZE, 3) for example in examples)
+    assert all(len(example.numbers) == CONTEXT for example in examples)

@@ -1,4 +1,4 @@
-"""Rooms: what a seed means, who may share a layout, and that cameras see what geometry says."""
+"""Rooms: seeds, splits without common layouts, and renderings that agree with geometry."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ def room(request):
 
 
 def inner_poses(room, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Cameras at free places, in any direction."""
-    found = []
-    while len(found) < number:
+    """Draw cameras at free positions, in any direction."""
+    poses = []
+    while len(poses) < number:
         x, z = rng.uniform(-1, 1, 2) * np.array(room.layout.half)
         point = np.array([x, -rng.uniform(0.4, 2.2), z])
         if room.clearance(point[None])[0] > 0.3:
-            found.append(look(point, rng.uniform(-180, 180), rng.uniform(-35, 35)))
-    return np.stack(found)
+            poses.append(look(point, rng.uniform(-180, 180), rng.uniform(-35, 35)))
+    return np.stack(poses)
 
 
-def test_a_seed_means_the_same_room_and_another_seed_another(room):
+def test_the_same_seed_gives_the_same_room_and_another_seed_another(room):
     again = sample_room(room.seed, room.style)
     other = sample_room(room.seed + 1, room.style)
     pose = inner_poses(room, 1, np.random.default_rng(0))
-    first, second, third = (render(one, pose, SIZE) for one in (room, again, other))
+    first, second, third = (render(some_room, pose, SIZE) for some_room in (room, again, other))
     assert first.frames.tobytes() == second.frames.tobytes()
     assert first.depth.tobytes() == second.depth.tobytes()
     assert not np.array_equal(first.frames, third.frames)
@@ -50,38 +50,38 @@ def test_no_two_splits_share_a_layout_and_no_training_room_is_outdoors():
     assert not signatures["train"] & (signatures["validation"] | signatures["test"])
     assert not signatures["validation"] & signatures["test"]
     assert [split_of(start) for start in STARTS.values()] == list(STARTS)
-    with pytest.raises(ValueError, match="seed is 5, a training seed; outdoor"):
+    with pytest.raises(ValueError, match="seed=5: a training seed, but outdoor"):
         sample_room(5, "outdoor")
-    with pytest.raises(ValueError, match="seed is -1, which belongs to no split"):
+    with pytest.raises(ValueError, match="seed=-1: belongs to no split"):
         sample_room(-1)
     with pytest.raises(ValueError, match="Did you mean 'outdoor'"):
         sample_room(STARTS["test"], "outdoors")
 
 
 @pytest.mark.parametrize("style", ["indoor", "outdoor"])
-def test_objects_are_told_apart_by_name_stand_inside_and_do_not_touch(style):
+def test_objects_have_unique_names_stand_inside_and_do_not_touch(style):
     kinds = INDOOR if style == "indoor" else OUTDOOR
-    seen = set()
+    drawn_kinds = set()
     for seed in range(STARTS["test"], STARTS["test"] + 40):
         layout = sample_layout(seed, style)
         names = [place.name for place in layout.places]
         assert len(names) >= 4 and len(set(names)) == len(names)
-        seen |= {place.kind for place in layout.places}
+        drawn_kinds |= {place.kind for place in layout.places}
         assert all(place.color in kinds[place.kind].colors for place in layout.places)
         boxes = [(np.array(p.position), np.array(p.half_extent())) for p in layout.places]
         for i, (middle, reach) in enumerate(boxes):
             assert np.all(np.abs(middle) + reach <= layout.half)
             for other, other_reach in boxes[:i]:
                 assert np.any(np.abs(middle - other) > reach + other_reach)
-    assert seen == set(kinds)
+    assert drawn_kinds == set(kinds)
     assert {color for kind in kinds.values() for color in kind.colors} <= set(COLORS)
 
 
 def ray_by_ray(room, pose: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and object along rays, by letting each of them meet every quad as Euclid would."""
+    """Compute depth and object along rays by intersecting each ray with every quad."""
     best, owner = np.full(len(rays), np.inf), np.full(len(rays), -1)
     directions = rays @ pose[:3, :3].T
-    for quad, owned in zip(room.quads, room.owners, strict=True):
+    for quad, quad_owner in zip(room.quads, room.owners, strict=True):
         normal = normal_of(quad)
         facing = directions @ normal
         depth = normal @ (quad.corners[0] - pose[:3, 3]) / np.where(facing == 0, np.nan, facing)
@@ -90,7 +90,7 @@ def ray_by_ray(room, pose: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np
         sides = np.cross(edges, points[:, None] - quad.corners) @ normal
         inside = (sides >= 0).all(axis=1) | (sides <= 0).all(axis=1)
         nearer = inside & (depth > 0) & (depth < best) & ((facing < 0) | quad.two_sided)
-        best[nearer], owner[nearer] = depth[nearer], owned
+        best[nearer], owner[nearer] = depth[nearer], quad_owner
     return best, owner
 
 
@@ -107,7 +107,7 @@ def test_depth_and_objects_are_those_of_rays_cast_one_by_one(room):
         assert same.sum() >= 199  # a ray along an edge may fall to either side
 
 
-def test_nothing_is_open_and_depth_does_not_hang_on_resolution_or_rays(room):
+def test_rooms_are_closed_and_depth_does_not_depend_on_resolution_or_rays(room):
     poses = inner_poses(room, 3, np.random.default_rng(2))
     coarse, fine = render(room, poses, SIZE, supersample=1), render(room, poses, SIZE, supersample=5)
     assert np.isfinite(coarse.depth).all() and (coarse.depth > 0).all()
@@ -118,7 +118,7 @@ def test_nothing_is_open_and_depth_does_not_hang_on_resolution_or_rays(room):
 
 
 def test_a_point_seen_from_two_cameras_has_one_colour(room):
-    """Depth, poses, intrinsics and textures agree: frames warped into each other match."""
+    """Check that depth, poses, intrinsics and textures agree, by warping one frame into another."""
     start = inner_poses(room, 1, np.random.default_rng(3))[0]
     moved = start.copy()
     moved[:3, 3] += start[:3, :3] @ [0.12, -0.04, 0.08]
@@ -153,7 +153,7 @@ def test_boxes_hold_exactly_the_visible_pixels(room):
     assert seen.visible_pixels.sum() > 0
 
 
-def test_what_is_seen_of_an_object_lies_in_its_box(room):
+def test_visible_points_of_an_object_lie_in_its_box(room):
     seen = render(room, inner_poses(room, 6, np.random.default_rng(5)), SIZE)
     poses = inner_poses(room, 6, np.random.default_rng(5))
     rows, columns = np.mgrid[0 : SIZE[0], 0 : SIZE[1]]
@@ -166,7 +166,7 @@ def test_what_is_seen_of_an_object_lies_in_its_box(room):
 
 
 def test_an_object_looks_like_its_colour():
-    """The word must be what a person would say of the picture: mean colour nearest to the palette's own hue."""
+    """Check that the colour word describes the picture: the mean colour is nearest to the word's colour."""
     agree = []
     for seed in range(3):
         room = sample_room(seed)
@@ -192,19 +192,18 @@ def test_frames_are_rich_enough_for_features():
     cv2 = pytest.importorskip("cv2")
     room = sample_room(STARTS["test"] + 1)
     poses = inner_poses(room, 8, np.random.default_rng(6))
-    found = []
+    counts = []
     for frame in render(room, poses, supersample=1).frames:
-        found.append(len(cv2.SIFT_create(2000).detect(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), None)))
-    assert np.median(found) > 250, found
+        counts.append(len(cv2.SIFT_create(2000).detect(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), None)))
+    assert np.median(counts) > 250, counts
 
 
-def test_the_camera_is_the_one_asked_for(room):
-    """The world's point along the axis of the camera comes to the principal point, in OpenCV's pixels."""
+def test_intrinsics_and_poses_follow_opencv():
     intrinsics = intrinsics_for((240, 416), 90.0)
     assert np.allclose(intrinsics, [[208, 0, 207.5], [0, 208, 119.5], [0, 0, 1]])
     pose = look([0.3, -1.4, 0.2], 90.0, 0.0)
     assert np.allclose(pose[:3, :3] @ [0, 0, 1], [1, 0, 0])  # yaw 90 looks along +x
-    assert np.allclose(pose[:3, :3] @ [0, 1, 0], [0, 1, 0])  # down stays down
+    assert np.allclose(pose[:3, :3] @ [0, 1, 0], [0, 1, 0])  # y points down for upright cameras
     assert np.isclose(np.linalg.det(pose[:3, :3]), 1)
     assert (look([0, 0, 0], 0, 30)[:3, :3] @ [0, 0, 1])[1] < 0  # pitch grows upwards
 
@@ -212,20 +211,20 @@ def test_the_camera_is_the_one_asked_for(room):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"poses": np.eye(4)}, r"poses have shape \(4, 4\)"),
+        ({"poses": np.eye(4)}, r"poses have shape \(4, 4\): they must be"),
         ({"poses": np.full((1, 4, 4), np.nan)}, "finite"),
-        ({"supersample": 2}, "supersample is 2; it must be odd"),
-        ({"size": (0, 4)}, r"size is \(0, 4\)"),
+        ({"supersample": 2}, "supersample=2: it must be odd"),
+        ({"size": (0, 4)}, r"size=\(0, 4\)"),
         ({"intrinsics": np.eye(2)}, r"intrinsics have shape \(2, 2\)"),
     ],
 )
-def test_what_is_no_camera_is_refused(room, change, message):
+def test_invalid_cameras_are_refused(room, change, message):
     arguments = {"poses": np.eye(4)[None], "size": SIZE, **change}
     with pytest.raises(ValueError, match=message):
         render(room, arguments.pop("poses"), arguments.pop("size"), **arguments)
 
 
-def test_unknown_objects_are_named_with_the_known(room):
+def test_unknown_objects_are_refused_with_the_known_ones(room):
     assert room.object_named(room.objects[0].name) is room.objects[0]
     with pytest.raises(KeyError, match=room.objects[0].name):
         room.object_named("green elephant")

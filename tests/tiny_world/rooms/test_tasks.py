@@ -1,4 +1,4 @@
-"""Tasks in rooms: a seed is a row, a row is videos, and what the target shows was seen in the context."""
+"""Tasks in rooms: a seed gives a row, a row gives videos, and the context covers the target."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_row_repeats_and_survives_json(row):
     assert (np.diff(row["context_indices"]) > 0).all() and len(set(np.diff(row["context_indices"]))) > 1
 
 
-def test_a_row_is_videos_with_cameras(row):
+def test_a_row_renders_into_videos_with_cameras(row):
     task = render_row(row, SIZE, num_frames=5, supersample=1)
     number = len(row["context_indices"])
     assert task.context_frames.shape == (number, *SIZE, 3) and task.target_frames.shape == (5, *SIZE, 3)
@@ -53,16 +53,16 @@ def test_a_row_is_videos_with_cameras(row):
 
 
 @pytest.mark.parametrize("task", ["navigation", "grounding"])
-def test_a_path_goes_on_from_where_the_recording_ends(task):
+def test_a_path_continues_from_the_end_of_the_recording(task):
     kinds = set()
     for variant in range(4):
         row = make_row(1_000_003, task, variant=variant)
         kinds.add(row["trajectory"])
         assert row["context_indices"][-1] == row["context_length"] - 1
-        shown = render_row(row, SIZE, num_frames=3, supersample=1)
-        assert np.allclose(shown.target_poses[0], shown.context_poses[-1], atol=1e-9)
-        assert np.array_equal(shown.target_frames[0], shown.context_frames[-1])
-        assert (shown.target_frames[0] != shown.target_frames[-1]).mean() > 0.2
+        rendered = render_row(row, SIZE, num_frames=3, supersample=1)
+        assert np.allclose(rendered.target_poses[0], rendered.context_poses[-1], atol=1e-9)
+        assert np.array_equal(rendered.target_frames[0], rendered.context_frames[-1])
+        assert (rendered.target_frames[0] != rendered.target_frames[-1]).mean() > 0.2
     assert kinds == (set(NAVIGATION_KINDS) if task == "navigation" else {"approach"})
 
 
@@ -73,36 +73,36 @@ def test_variants_are_other_tasks_in_the_same_room(row):
     assert other["task_id"] == f"{row['task_id']}-1" and other["room_seed"] == seed
     assert other["objects"] == row["objects"]
     assert other["knots"] != row["knots"] and other["context_knots"] != row["context_knots"]
-    with pytest.raises(ValueError, match="variant is -1"):
+    with pytest.raises(ValueError, match="variant=-1"):
         make_row(seed, task, style, variant=-1)
 
 
-def test_coverage_is_a_share_of_what_was_seen():
+def test_coverage_is_the_share_of_points_that_the_context_shows():
     room = sample_room(4)
     point = next(
         np.array([x, -1.4, z]) for x in np.linspace(-1, 1, 9) for z in np.linspace(-1, 1, 9)
         if room.clearance(np.array([[x, -1.4, z]]))[0] > 0.4
     )  # fmt: skip
-    ahead, little, behind = (look(point, angle)[None] for angle in (0, 20, 180))
+    ahead, aside, behind = (look(point, angle)[None] for angle in (0, 20, 180))
     seen = render_geometry(room, ahead, (36, 64))
     assert covered(room, ahead, ahead, seen) > 0.97
-    assert 0.5 < covered(room, little, ahead, seen) < 0.95
+    assert 0.5 < covered(room, aside, ahead, seen) < 0.95
     assert covered(room, behind, ahead, seen) < 0.02
 
 
-def test_what_was_seen_from_elsewhere_is_not_familiar():
+def test_points_seen_from_one_camera_only_are_not_familiar():
     row = make_row(1_000_003, "grounding", num_context=24, min_familiar=0.5)
     room, task = sample_room(row["room_seed"]), render_row(row, SIZE, num_frames=5, supersample=1)
     seen = render_geometry(room, task.context_poses, (36, 64))
     assert familiar(room, task.target_poses, task.context_poses, seen) > 0.4
-    alone = render_geometry(room, task.context_poses[-1:], (36, 64))
-    assert familiar(room, task.target_poses, task.context_poses[-1:], alone) == 0  # one view says no place
+    seen_once = render_geometry(room, task.context_poses[-1:], (36, 64))
+    assert familiar(room, task.target_poses, task.context_poses[-1:], seen_once) == 0  # two views are needed
 
 
-def test_rows_that_are_none_are_refused(row):
+def test_invalid_rows_are_refused(row):
     with pytest.raises(ValueError, match="Did you mean 'grounding'"):
         make_row(0, "groundings")
-    with pytest.raises(ValueError, match="context_indices are .*; they must increase"):
+    with pytest.raises(ValueError, match="context_indices=.*: they must increase"):
         render_row(row | {"context_indices": [4, 3]}, SIZE)
     with pytest.raises(ValueError, match=r"lie in \[0, 81\)"):
         render_row(row | {"context_indices": [4, 81]}, SIZE)

@@ -1,4 +1,4 @@
-"""Camera paths: clear of everything, smooth, and doing what their text says."""
+"""Camera paths: clear of everything, smooth, and consistent with their text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def room(request):
 
 
 def steps(poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Metres and degrees from frame to frame."""
+    """Return metres and degrees from frame to frame."""
     relative = np.linalg.inv(poses[:-1]) @ poses[1:]
     turns = np.degrees(np.arccos(np.clip((np.trace(relative[:, :3, :3], axis1=1, axis2=2) - 1) / 2, -1, 1)))
     return np.linalg.norm(relative[:, :3, 3], axis=1), turns
@@ -47,12 +47,12 @@ def test_paths_keep_clear_and_are_smooth_and_repeat(room, kind):
     assert metres.sum() > 0.5 or turns.sum() > 30
 
 
-def test_the_text_of_a_path_is_what_the_camera_does(room):
+def test_the_text_of_a_path_describes_its_motion(room):
     rng = np.random.default_rng(2)
     for _ in range(4):
         pan = sample_trajectory(room, "pan", rng)
         poses = pan.poses(9)
-        ahead = poses[0, :3, :3].T @ poses[3, :3, 2]  # a little later, before a half turn could confuse the sides
+        ahead = poses[0, :3, :3].T @ poses[3, :3, 2]  # before half a turn, after which the sides would be swapped
         assert ("right" in pan.text) == (ahead[0] > 0)
         assert steps(poses)[1].sum() == pytest.approx(float(re.search(r"by (\d+)", pan.text)[1]), abs=2)
         dolly = sample_trajectory(room, "dolly", rng)
@@ -69,15 +69,15 @@ def test_an_approach_starts_without_its_target_and_ends_on_it(room):
     for target in room.objects[:3]:
         path = sample_approach(room, target, rng)
         assert path.text == f"Find the {target.name}."
-        seen = render(room, path.poses(9), (60, 104), supersample=1)
+        rendering = render(room, path.poses(9), (60, 104), supersample=1)
         index = room.objects.index(target)
-        assert seen.visible_pixels[0, index] <= 10 and seen.visible_pixels[-1, index] > 90
-        x1, _, x2, _ = seen.boxes[-1, index]
+        assert rendering.visible_pixels[0, index] <= 10 and rendering.visible_pixels[-1, index] > 90
+        x1, _, x2, _ = rendering.boxes[-1, index]
         assert abs((x1 + x2) / 2 - 52) < 18
 
 
-def test_a_path_starts_where_it_is_told_to(room):
-    """At an angle past a full turn as well, since a recording may end there."""
+def test_a_path_starts_at_the_given_camera(room):
+    """Include angles above 360 degrees, because a recording may end there."""
     rng = np.random.default_rng(4)
     for kind in sorted(set(TRAJECTORY_KINDS) - {"survey"}):
         start = sample_trajectory(room, kind, rng).knots[0]
@@ -92,7 +92,7 @@ def test_a_path_starts_where_it_is_told_to(room):
         assert abs(path.knots[-1][3] - start[3]) < 180
 
 
-def test_an_orbit_ends_with_what_it_circles_in_the_middle(room):
+def test_an_orbit_ends_with_its_target_in_the_middle(room):
     rng = np.random.default_rng(5)
     for _ in range(3):
         path = sample_trajectory(room, "orbit", rng)
@@ -118,12 +118,12 @@ def test_any_number_of_frames_of_one_path_agree():
     assert np.allclose(path.poses(17)[::4], path.poses(5))
     assert np.allclose(path.poses(2)[0], look([0, -1, 0], 0, 0))
     assert np.allclose(path.poses(1)[0], path.poses(9)[0])
-    with pytest.raises(ValueError, match="num_frames is 0"):
+    with pytest.raises(ValueError, match="num_frames=0"):
         path.poses(0)
 
 
 @pytest.mark.parametrize("knots", [((0, 0, 0, 0, 0),), ((0, 0, 0), (0, 0, 1)), ((0,) * 5, (0, 0, np.nan, 0, 0))])
-def test_what_is_no_path_is_refused(knots):
+def test_invalid_paths_are_refused(knots):
     with pytest.raises(ValueError, match="trajectory"):
         Trajectory("walk", knots, "Walk.")
 
