@@ -24,7 +24,7 @@ Ctrl-C.
 
 def main(words: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    from spatialalign_trl.arguments.evaluation import EvaluationArguments
+    from spatialalign_trl.arguments.evaluation import EvaluationArguments, run_and_write
     from spatialalign_trl.arguments.launch import quiet_libraries
     from spatialalign_trl.arguments.parsing import parse_recipe
 
@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
         print(f"{PROG}: error: {error}\n'{PROG} --help' lists the options.", file=sys.stderr)
         return 2
     try:
-        results = evaluation.run(args.notes())
+        results = run_and_write(evaluation, args.notes())
     except KeyboardInterrupt:
         print(f"interrupted. What is finished is kept in {args.output_dir}; the same line goes on.", file=sys.stderr)
         return 130

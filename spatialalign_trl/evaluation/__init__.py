@@ -32,6 +32,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "guards": ["GUARDS", "frame_statistics", "get_guard", "measure_quality"],
         "verdict": ["compare_quality", "compare_rewards", "reward_hacking_verdict"],
         "policies": ["Policy"],
-        "evaluator": ["Evaluation"],
+        "evaluator": ["Evaluation", "EvaluationResults", "PolicySampling", "QualityGuards"],
     },
 )

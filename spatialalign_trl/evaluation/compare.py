@@ -21,24 +21,35 @@ from spatialalign_trl.rollout.store import Sample, SampleStore
 @dataclass
 class Evaluated:
     """
-    A policy's videos and what was found out about them.
+    A policy's videos with their scores and quality measures.
 
     Args:
-        policy ([`Policy`]): What made them.
-        store: Where they lie.
-        samples (`list[Sample]`): By prompt, then by seed.
-        quality (`dict`): Means of the guards' measures.
-        looks (`dict[str, list]`): The measures that have a value a video, in the order of the samples.
+        policy ([`Policy`]):
+            The policy.
+        store ([`SampleStore`] or [`VideoFolder`]):
+            Where the videos are.
+        samples (`list[Sample]`):
+            The samples, by prompt, then by seed.
+        quality (`dict[str, float | None]`, *optional*):
+            Quality measure -> its mean over the videos.
+        quality_per_video (`dict[str, list]`, *optional*):
+            Quality measure -> one value per video, in the order of `samples`.
     """
 
     policy: Policy
     store: SampleStore | VideoFolder
     samples: list[Sample]
     quality: dict[str, float | None] = field(default_factory=dict)
-    looks: dict[str, list[float | None]] = field(default_factory=dict)
+    quality_per_video: dict[str, list[float | None]] = field(default_factory=dict)
 
     def video_path(self, sample: Sample) -> Path:
-        """The file of a sample's video."""
+        """
+        Return the path of a sample's video.
+
+        Args:
+            sample ([`Sample`]):
+                One of `samples`.
+        """
         if isinstance(self.store, VideoFolder):
             return self.store.path(sample.sample_id)
         return self.store.path(sample.sample_id, ".mp4")
@@ -46,50 +57,58 @@ class Evaluated:
 
 def compare_policies(base: Evaluated, other: Evaluated) -> dict[str, Any]:
     """
-    Paired differences other - base, on the prompts that both have, and the verdict.
+    Compute the paired differences other - base on the prompts that both have, and the verdict on reward hacking.
 
-    Videos are paired by prompt and seed; where the two have no seed in common (other models' videos), by prompt and
-    place among its seeds.
+    Videos are paired by prompt and seed. If the two have no seed in common (another model's videos), they are paired
+    by prompt and rank: the k-th video of a prompt with the k-th.
+
+    Args:
+        base ([`Evaluated`]):
+            The baseline's videos.
+        other ([`Evaluated`]):
+            The other policy's videos.
 
     Returns:
-        `rewards`, `components` and `quality` (`verdict.compare_rewards`, `compare_measured`, `compare_quality`),
-        `verdict`, `num_prompts`, `num_pairs`, `paired_by` (`"seed"` or `"prompt"`). Without a common prompt only the
-        last three.
+        `dict`: `rewards`, `components` and `quality` (see `verdict.compare_rewards`, `compare_measured` and
+        `compare_quality`), `verdict`, `num_prompts`, `num_pairs`, and `paired_by` (`"seed"` or `"prompt"`). Without a
+        common prompt it has only the last three.
     """
-    places, paired_by = _pairs(base.samples, other.samples)
-    pairs = [(base.samples[b], other.samples[o]) for b, o in places]
-    counts = {
-        "num_prompts": len({sample.prompt_id for sample, _ in pairs}),
-        "num_pairs": len(pairs),
-        "paired_by": paired_by,
-    }
+    pairs, paired_by = _pairs(base.samples, other.samples)
+    base_samples = [base.samples[b] for b, _ in pairs]
+    other_samples = [other.samples[o] for _, o in pairs]
+    prompt_ids = [sample.prompt_id for sample in base_samples]
+    counts = {"num_prompts": len(set(prompt_ids)), "num_pairs": len(pairs), "paired_by": paired_by}
     if not pairs:
         return counts
-    sides = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    rewards, components = compare_rewards(*sides), compare_measured(*sides)
-    before = {name: [values[b] for b, _ in places] for name, values in base.looks.items()}
-    after = {name: [values[o] for _, o in places] for name, values in other.looks.items()}
-    quality = compare_quality(before, after, [sample.prompt_id for sample, _ in pairs])
+    rewards = compare_rewards(base_samples, other_samples)
+    components = compare_measured(base_samples, other_samples)
+    before = {name: [values[b] for b, _ in pairs] for name, values in base.quality_per_video.items()}
+    after = {name: [values[o] for _, o in pairs] for name, values in other.quality_per_video.items()}
+    quality = compare_quality(before, after, prompt_ids)
     verdict = reward_hacking_verdict(rewards, quality)
     return {"rewards": rewards, "components": components, "quality": quality, "verdict": verdict, **counts}
 
 
 def _pairs(base: Sequence[Sample], other: Sequence[Sample]) -> tuple[list[tuple[int, int]], str]:
-    """Places of the paired videos, by the order of the baseline's."""
-    keys = {(sample.prompt_id, sample.seed): place for place, sample in enumerate(other)}
-    by_seed = [(b, keys[key]) for b, s in enumerate(base) if (key := (s.prompt_id, s.seed)) in keys]
+    """Return the indices of the paired videos in the baseline's order, and what they are paired by."""
+    indices = {(sample.prompt_id, sample.seed): index for index, sample in enumerate(other)}
+    by_seed = [
+        (index, indices[key])
+        for index, sample in enumerate(base)
+        if (key := (sample.prompt_id, sample.seed)) in indices
+    ]
     if by_seed:
         return by_seed, "seed"
-    ours, theirs = _ranked(base), _ranked(other)
-    return [(place, theirs[key]) for key, place in ours.items() if key in theirs], "prompt"
+    base_ranks, other_ranks = _by_rank(base), _by_rank(other)
+    return [(index, other_ranks[key]) for key, index in base_ranks.items() if key in other_ranks], "prompt"
 
 
-def _ranked(samples: Sequence[Sample]) -> dict[tuple[str, int], int]:
-    """(prompt id, place among the prompt's seeds) -> place among the samples."""
-    seen: dict[str, int] = {}
-    ranks = {}
-    for place, sample in enumerate(samples):
-        rank = seen.get(sample.prompt_id, 0)
-        seen[sample.prompt_id] = rank + 1
-        ranks[sample.prompt_id, rank] = place
-    return ranks
+def _by_rank(samples: Sequence[Sample]) -> dict[tuple[str, int], int]:
+    """Map (prompt id, rank among the prompt's samples) to the sample's index."""
+    counts: dict[str, int] = {}
+    indices = {}
+    for index, sample in enumerate(samples):
+        rank = counts.get(sample.prompt_id, 0)
+        counts[sample.prompt_id] = rank + 1
+        indices[sample.prompt_id, rank] = index
+    return indices

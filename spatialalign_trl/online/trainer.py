@@ -30,7 +30,7 @@ from transformers import ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import HubStrategy
 
 from spatialalign_trl.evaluation import summarize
-from spatialalign_trl.evaluation.looks import Looks
+from spatialalign_trl.evaluation.looks import QualityMeasures
 from spatialalign_trl.evaluation.verdict import Measured, judge
 from spatialalign_trl.files import lock_folder, read_json, write_json
 from spatialalign_trl.models.base import VideoModel
@@ -119,7 +119,9 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         self.callbacks = list(callbacks or [])
         self.accelerator = Accelerator(cpu=args.use_cpu)
         self.output_dir = Path(args.output_dir)
-        self.looks = Looks(args.quality_guards, self.output_dir / "looks", self.eval_rows, self.accelerator)
+        self.quality = QualityMeasures(
+            args.quality_guards, self.output_dir / "looks", self.eval_rows, self.accelerator
+        )
         self.store = SampleStore(args.samples_dir or self.output_dir / "samples")
         # A store may hold samples of several models, and of one model with and without the LoRA it came with.
         start = lora_fingerprint(model.lora_state_dict()) if self.starts_adapted else "base"
@@ -346,9 +348,9 @@ class OnlineSpatialAlignTrainer(RunPublishing, PreferencePublishing):
         rows = self.eval_rows if rows is None else rows
         samples = self._sample(rows, seeds, revision, f"evaluating {revision.split('@')[-1]}")
         partners = None if base is None else [(self.store, sample) for sample in base]
-        quality, looks = self.looks.measure(self.store, samples, partners)
-        self.looks.release()
-        return Measured(samples, summarize(samples, quality, seed=self.args.seed), looks)
+        quality, quality_per_video = self.quality.measure(self.store, samples, partners)
+        self.quality.release()
+        return Measured(samples, summarize(samples, quality, seed=self.args.seed), quality_per_video)
 
 
 def _check_disjoint(

@@ -195,7 +195,7 @@ def _sample_rows(folder: Path, name: str, one: Evaluated) -> list[dict[str, Any]
                 **prompt,
                 **judged,
                 **_columns("reward", sample.rewards),
-                **_columns("quality", {measure: values[place] for measure, values in one.looks.items()}),
+                **_columns("quality", {measure: values[place] for measure, values in one.quality_per_video.items()}),
                 "components": json.dumps(sample.components, ensure_ascii=False),
             }
         )

@@ -13,7 +13,8 @@ import pytest
 from datasets import Dataset
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan
 
-from spatialalign_trl.evaluation import Evaluation
+from spatialalign_trl.arguments.evaluation import run_and_write
+from spatialalign_trl.evaluation import Evaluation, PolicySampling, QualityGuards
 from spatialalign_trl.evaluation.compare import Evaluated, compare_policies
 from spatialalign_trl.evaluation.policies import Policy, plan_policies
 from spatialalign_trl.models import load_video_model
@@ -65,16 +66,25 @@ def loras(model, tmp_path_factory) -> list[str]:
     return folders
 
 
-def evaluation(policies: list[Policy], output_dir: Path, reward=None, **overrides) -> Evaluation:
-    settings = {
+def evaluation(
+    policies: list[Policy], output_dir: Path, reward=None, rows=ROWS, baseline=None, guards=None, **overrides
+) -> Evaluation:
+    sampling = {
         "load_model": lambda name: load_video_model(name, device="cpu"),
         "seeds": 2,
-        "sampling": SAMPLING,
+        "settings": SAMPLING,
         "video_crf": 0,
         **overrides,
     }
-    return Evaluation(policies, overrides.pop("rows", ROWS), RewardRunner(reward or Brightness()), output_dir,
-                      **{k: v for k, v in settings.items() if k != "rows"})  # fmt: skip
+    return Evaluation(
+        policies,
+        rows,
+        RewardRunner(reward or Brightness()),
+        output_dir,
+        sampling=PolicySampling(**sampling),
+        guards=None if guards is None else QualityGuards(guards),
+        baseline=baseline,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +92,7 @@ def finished(model, loras, tmp_path_factory) -> SimpleNamespace:
     """A run of the model and one LoRA on it."""
     folder = tmp_path_factory.mktemp("evaluation")
     policies = plan_policies([model], [f"ours={loras[0]}"], [])
-    results = evaluation(policies, folder).run({"settings": {"a": 1}})
+    results = run_and_write(evaluation(policies, folder), {"settings": {"a": 1}})
     return SimpleNamespace(folder=folder, policies=policies, results=results)
 
 
@@ -147,19 +157,19 @@ def test_a_rerun_makes_nothing_and_another_lora_only_what_it_lacks(finished, mod
     from spatialalign_trl.evaluation import looks
     from spatialalign_trl.models.wan import WanVideoModel
 
-    sample, measure = WanVideoModel.sample, looks.Looks._measure_one
+    sample, measure = WanVideoModel.sample, looks.QualityMeasures._measure_video
     monkeypatch.setattr(
         WanVideoModel, "sample", lambda self, c, n, seeds, s: sampled.extend(seeds) or sample(self, c, n, seeds, s)
     )
-    monkeypatch.setattr(looks.Looks, "_measure_one", lambda *a: looked.append(a) or measure(*a))
+    monkeypatch.setattr(looks.QualityMeasures, "_measure_video", lambda *a: looked.append(a) or measure(*a))
     reward = Brightness()
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    again = evaluation(finished.policies, folder, reward).run({"settings": {"a": 1}})
+    again = run_and_write(evaluation(finished.policies, folder, reward), {"settings": {"a": 1}})
     assert json.dumps(again) == json.dumps(finished.results)
     assert (sampled, reward.asked, looked) == ([], 0, [])
 
     more = plan_policies([model], [f"ours={loras[0]}", f"theirs={loras[1]}"], [])
-    results = evaluation(more, folder, reward).run()
+    results, _ = evaluation(more, folder, reward).run()
     assert len(sampled) == reward.asked == len(looked) == 6
     assert list(results["differences"]) == ["ours", "theirs"]
     assert results["policies"]["ours"] == finished.results["policies"]["ours"]
@@ -175,7 +185,7 @@ def test_a_folder_in_the_authors_naming_scores_as_the_samples_that_it_holds(fini
     (videos / "unknown_F81_seed00.mp4").write_bytes((finished.folder / rows[0]["video"]).read_bytes())
     policies = plan_policies([], [], [str(videos)])
     reward = Brightness()
-    results = evaluation(policies, tmp_path / "out", reward).run()
+    results = run_and_write(evaluation(policies, tmp_path / "out", reward), {})
     assert results["policies"]["theirs"]["summary"] == finished.results["policies"]["base"]["summary"]
     assert reward.asked == 6
     assert len(results["problems"]) == 1 and "'unknown'" in results["problems"][0]
@@ -186,7 +196,7 @@ def test_a_folder_in_the_authors_naming_scores_as_the_samples_that_it_holds(fini
 
 def test_a_runs_samples_are_told_apart_by_what_sampled_them_and_need_no_prompts(finished, tmp_path):
     policies = plan_policies([], [], [f"run={finished.folder / 'samples'}"])
-    results = evaluation(policies, tmp_path, rows=[]).run()
+    results, _ = evaluation(policies, tmp_path, rows=[]).run()
     first, second = results["policies"]
     assert first == results["baseline"] == "run base" and second.startswith("run ")
     for name, original in ((first, "base"), (second, "ours")):
@@ -202,7 +212,7 @@ def test_a_model_and_a_folder_stand_side_by_side_on_the_prompts_they_share(finis
     one = next(row for row in samples_of(finished.folder) if row["prompt_id"] == "p1")
     (videos / "p1.mp4").write_bytes((finished.folder / one["video"]).read_bytes())
     policies = plan_policies([model], [], [f"others={videos}"])
-    results = evaluation(policies, tmp_path / "out", samples_dir=finished.folder / "samples").run()
+    results, _ = evaluation(policies, tmp_path / "out", samples_dir=finished.folder / "samples").run()
     difference = results["differences"]["others"]
     assert (difference["num_prompts"], difference["num_pairs"], difference["paired_by"]) == (1, 1, "prompt")
     assert any("2 prompts have no video" in problem for problem in results["problems"])
@@ -218,7 +228,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(ValueError, match="There are no prompts|needs prompts"):
         evaluation(model, tmp_path, rows=[], load_model=nothing)
     with pytest.raises(ValueError, match=r"unknown quality guard 'flick'. Did you mean 'flicker'"):
-        evaluation(model, tmp_path, quality_guards=["flick"], load_model=nothing)
+        evaluation(model, tmp_path, guards=["flick"], load_model=nothing)
     with pytest.raises(ValueError, match=r"baseline='bse' is none of the policies. Did you mean 'base'"):
         evaluation(model, tmp_path, baseline="bse", load_model=nothing)
     with pytest.raises(ValueError, match="seeds=0"):
@@ -234,7 +244,7 @@ def test_a_damaged_video_is_a_problem_and_the_others_are_evaluated(finished, tmp
         (videos / file.name).write_bytes(file.read_bytes())
     broken = sorted(videos.glob("*.mp4"))[0]
     broken.write_bytes(broken.read_bytes()[:-10])
-    results = evaluation(plan_policies([], [], [f"run={videos}"]), tmp_path / "out").run()
+    results, _ = evaluation(plan_policies([], [], [f"run={videos}"]), tmp_path / "out").run()
     assert sum(one["summary"]["num_videos"] for one in results["policies"].values()) == 11
     assert any(broken.name in problem and "damaged" in problem for problem in results["problems"])
 
@@ -285,11 +295,11 @@ def test_a_guard_that_compares_sees_the_baselines_video_of_the_same_seed(finishe
 
     monkeypatch.setitem(guards.GUARDS, "mine", "spatialalign_trl.evaluation.guards:mine_drift")
     monkeypatch.setattr(guards, "mine_drift", drift, raising=False)
-    results = evaluation(
+    results, _ = evaluation(
         [*finished.policies, Policy("twin", folder=str(finished.folder / "samples"))],
         tmp_path,
         samples_dir=finished.folder / "samples",
-        quality_guards=["mine"],
+        guards=["mine"],
     ).run()
     quality = {name: policy["summary"]["quality"] for name, policy in results["policies"].items()}
     assert "drift" not in quality["base"] and quality["ours"]["drift"] > 0
