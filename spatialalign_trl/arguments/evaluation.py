@@ -33,53 +33,63 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         default_factory=list,
         metadata={
             "help": "Models to sample from: 'tiny' (the embedded model), Hub ids, or diffusers pipeline folders. "
-            "NAME=PLACE says what one is called in the tables; so for lora and videos."
+            "NAME=PLACE names one in the tables. The same holds for lora and videos."
         },
     )
     lora: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "LoRAs on the one model, each evaluated beside it: folders that training wrote, safetensors "
-            "files, or Hub ids."
+            "help": "LoRAs on the one model, each evaluated in addition to it: folders that training wrote, "
+            "safetensors files, or Hub ids."
         },
     )
     videos: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Folders of videos that exist, from any model: {prompt_id}_F81_seed{ss}.mp4 (both endings may be "
-            "missing), or samples as a run leaves them."
+            "help": "Folders of existing videos, from any model: {prompt_id}_F81_seed{ss}.mp4 (both suffixes may be "
+            "missing), or the samples of a run."
         },
     )
     prompts: str | None = field(
         default=None,
         metadata={
             "help": "csv, jsonl, json or txt file, a dataset folder or Hub id, or the name of a folder under "
-            "datasets/. May be left out where all videos are a run's samples."
+            "datasets/. May be left out if all videos are samples of a run."
         },
     )
     tasks: str | None = field(
         default=None,
         metadata={
-            "help": "Scene tasks instead of prompts, as of recipes/video4spatial_*.py; the models then see recordings "
-            "(variant context), and psnr to the right answers stands beside quality_guards."
+            "help": "Scene tasks instead of prompts, as in recipes/video4spatial_*.py. The models are then "
+            "conditioned on recordings (variant context), and the PSNR against the ground truth is added to the "
+            "quality guards."
         },
     )
     split: str = field(default="test", metadata={"help": "Split of a dataset of prompts or tasks."})
-    max_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
-    seeds: int = field(
-        default=5, metadata={"help": "Videos a prompt, with the same fixed seeds for every model and LoRA."}
+    max_prompts: int | None = field(
+        default=None, metadata={"help": "Use only this many prompts or tasks, from the first. None: all."}
     )
-    output_dir: str = field(default="runs/evaluation", metadata={"help": "Where everything goes."})
+    seeds: int = field(
+        default=5, metadata={"help": "Videos per prompt, with the same fixed seeds for every model and LoRA."}
+    )
+    output_dir: str = field(
+        default="runs/evaluation", metadata={"help": "Folder of all files that the evaluation writes."}
+    )
     samples_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of all samples, such as a run's, whose videos are then used. None: in output_dir."},
+        metadata={
+            "help": "Folder of the samples, such as a run's, whose videos are then reused. None: in output_dir."
+        },
     )
     scenes_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the tasks' recordings, as of a run. None: scenes/ in output_dir."}
+        default=None,
+        metadata={"help": "Folder of the tasks' recordings, such as a run's. None: scenes/ in output_dir."},
     )
-    supersample: int = field(default=3, metadata={"help": "Rays a pixel of the tasks' rendered rooms, squared."})
+    supersample: int = field(
+        default=3, metadata={"help": "The tasks' rooms are rendered with this many rays per pixel, squared."}
+    )
     baseline: str | None = field(
-        default=None, metadata={"help": "Name of what the others are compared with. None: the first."}
+        default=None, metadata={"help": "Name of the policy that the others are compared with. None: the first."}
     )
 
     reward_weights: list[float] | None = field(
@@ -92,20 +102,23 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
     quality_guards: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Measures of the picture beside the score: {', '.join(GUARDS)}, or a reward's name, such as "
-            "identity or clip_iqa, with options: identity,tracker=grounded_sam. None: frames, flicker, pixel_drift, "
-            "and tiny_world for the tiny model."
+            "help": f"Measures of the picture in addition to the score: {', '.join(GUARDS)}, or a reward's name, "
+            "such as identity or clip_iqa, with options: identity,tracker=grounded_sam. None: frames, flicker, "
+            "pixel_drift, and tiny_world for the tiny model."
         },
     )
 
     guidance_scale_2: float | None = field(
-        default=None, metadata={"help": "w at low noise, for a model with two experts. None: the model's default."}
+        default=None,
+        metadata={"help": "w at low noise levels, for a model with two experts. None: the model's default."},
     )
     flow_shift: float | None = field(
         default=None, metadata={"help": "k of s = k*u/(1 + (k-1)*u) in sampling. None: the model's default."}
     )
-    negative_prompt: str | None = field(default=None, metadata={"help": "None: the model's default."})
-    fps: float | None = field(default=None, metadata={"help": "Of the written mp4. None: the model's default."})
+    negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt. None: the model's default."})
+    fps: float | None = field(
+        default=None, metadata={"help": "Frames per second of the written mp4. None: the model's default."}
+    )
     batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
     video_crf: int | None = field(
         default=None,
@@ -114,7 +127,7 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
 
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "What the models' family alone knows: in YAML {context_frames: 8}, as a flag JSON."},
+        metadata={"help": "Options of the models' family: in YAML {context_frames: 8}, as a flag JSON."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     dtype: str | None = field(
@@ -126,7 +139,9 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
     )
     vae_tiling: bool = field(default=False, metadata={"help": "Decode in overlapping tiles: less memory."})
     vae_slicing: bool = field(default=False, metadata={"help": "Decode one video of a batch at a time."})
-    cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU. None: its choice."})
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "Threads of torch on a CPU. None: torch's default."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Coordinate the processes of a launch on CPUs."})
 
     def __post_init__(self) -> None:

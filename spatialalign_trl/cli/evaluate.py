@@ -1,4 +1,4 @@
-"""`spatialalign evaluate`: models, LoRAs and folders of videos side by side, on the same prompts and seeds."""
+"""`spatialalign evaluate`: evaluate models, LoRAs and folders of videos on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ examples:
   {PROG} --model tiny --lora runs/tiny --prompts tiny_world_prompts
   {PROG} --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --lora ours=runs/wan theirs=owner/lora --prompts dsr_eval120.csv
   {PROG} --videos wan=outputs/wan ours=outputs/ours --prompts dsr_eval30.csv         {{prompt_id}}_F81_seed{{ss}}.mp4
-  {PROG} --videos runs/tiny/samples --tracker color_segmentation                   samples know their prompts
+  {PROG} --videos runs/tiny/samples --tracker color_segmentation                   samples record their prompts
   accelerate launch recipes/evaluate.py --model ...                                          on all GPUs
 
-The same line again continues; another --lora beside the old ones samples only what it lacks. --config FILE.yaml holds
-options, which flags override.
-exit code: 0 = done, 1 = done, but something given could not be used and is listed, 2 = the line cannot be run, 130 =
+Running the same line again continues it. Another --lora added to the line samples only the videos that are missing.
+--config FILE.yaml sets options, which flags override.
+exit code: 0 = done, 1 = done, but some inputs could not be used and are listed, 2 = the line cannot be run, 130 =
 Ctrl-C.
 """
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the command; returns its exit code."""
+    """
+    Run the command.
+
+    Args:
+        words (sequence of `str`):
+            The command's arguments.
+
+    Returns:
+        `int`: The exit code.
+    """
     from spatialalign_trl.arguments.evaluation import EvaluationArguments, run_and_write
     from spatialalign_trl.arguments.launch import quiet_libraries
     from spatialalign_trl.arguments.parsing import parse_recipe
@@ -40,6 +49,6 @@ def main(words: Sequence[str]) -> int:
     try:
         results = run_and_write(evaluation, args.notes())
     except KeyboardInterrupt:
-        print(f"interrupted. What is finished is kept in {args.output_dir}; the same line goes on.", file=sys.stderr)
+        print(f"interrupted. What is finished is kept in {args.output_dir}; the same line continues.", file=sys.stderr)
         return 130
     return 1 if results["problems"] else 0

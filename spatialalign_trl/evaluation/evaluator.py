@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spatialalign_trl.devices import release_memory
 from spatialalign_trl.errors import near_miss
-from spatialalign_trl.evaluation.compare import Evaluated, compare_policies
+from spatialalign_trl.evaluation.comparison import Evaluated, compare_policies
 from spatialalign_trl.evaluation.looks import QualityMeasures
 from spatialalign_trl.evaluation.policies import Policy
 from spatialalign_trl.evaluation.statistics import EVALUATION_SEED, summarize

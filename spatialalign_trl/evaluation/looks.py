@@ -102,7 +102,7 @@ class QualityMeasures:
             base (sequence of `(Videos, Sample)` or `None`, *optional*):
                 For each sample the baseline's video of the same prompt and seed, `None` where there is none.
             desc (`str`, *optional*, defaults to `"measuring quality"`):
-                Text beside the progress bar.
+                Text of the progress bar.
 
         Returns:
             `tuple[dict[str, float | None], dict[str, list[float | None]]]`: The mean of every measure, and the

@@ -48,7 +48,7 @@ from spatialalign_trl.report.tables import (
 from spatialalign_trl.report.write import REPORT_FILE
 
 if TYPE_CHECKING:
-    from spatialalign_trl.evaluation.compare import Evaluated
+    from spatialalign_trl.evaluation.comparison import Evaluated
 
 RESULTS_FILE = "results.json"
 SAMPLES_FILE = "samples.parquet"

@@ -1,4 +1,4 @@
-"""Was the job started as its user meant? Several processes asked for, one running, must not go unsaid."""
+"""The launch check warns if several processes were requested and only one runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACCELERATE = ["/venv/bin/python3.11", "/venv/bin/accelerate", "launch"]
     ],
 )
 def test_the_number_asked_for_is_read_from_the_launchers_command_line(command, asked):
-    assert launch._processes_asked_for([*command, ""]) == asked  # /proc ends it with a zero byte
+    assert launch._requested_processes([*command, ""]) == asked  # /proc ends it with a zero byte
 
 
 def test_one_process_where_two_were_asked_for_is_warned_about(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a recipe is told: YAML, flags over it, and mistakes that are named."""
+"""The recipes' arguments: YAML files, flags that override them, and errors that name the mistake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spatialalign_trl.arguments import prompts as prompt_arguments
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.prompts import PromptArguments
-from spatialalign_trl.arguments.rewards import RewardArguments
+from spatialalign_trl.arguments.rewards import RewardArguments, SceneRewardArguments
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.models.lora_keys import export_lora
 from spatialalign_trl.models.wan import WanVideoModel
@@ -304,6 +304,11 @@ def test_a_reward_takes_its_options_from_the_yaml_and_from_a_flag(config):
 def test_options_that_no_reward_can_take_are_refused(config, options, said):
     with pytest.raises(ValueError, match=said):
         parse("--config", config(""), "--reward_options", options)
+
+
+def test_scene_recipes_have_their_own_default_reward():
+    assert parse_recipe((SceneRewardArguments,), None, [])[0].reward_funcs == ["scene_navigation"]
+    assert parse_recipe((RewardArguments,), None, [])[0].reward_funcs == ["dsr_score"]
 
 
 # A LoRA to go on from

@@ -1,4 +1,4 @@
-"""The command: the tiny model from prompts to tables, the authors' prompt files, and lines that cannot be run."""
+"""`spatialalign evaluate`: the tiny model, the authors' prompt files, and command lines that are refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from spatialalign_trl.cli import main
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.video import write_video
 
+SAM3 = ["--reward_options", '{"dsr_score": {"tracker": "sam3"}}']
 TINY = ["evaluate", "--model", "tiny", "--prompts", "tiny_world_prompts", "--num_inference_steps", "2"]
 
 
@@ -84,6 +85,9 @@ def test_scene_tasks_are_rendered_sampled_and_compared_with_their_right_answers(
         ([*TINY[1:], "--model_init_kwargs", "{"], "model_init_kwargs='{' is not JSON"),
         (["--model", "tiny", "--prompts", "none.csv"], "there is no prompt file none.csv"),
         (["--videos", "nowhere", "--tracker", "color_segmentation"], "no folder of videos 'nowhere'"),
+        ([*TINY[1:], "--reward_funcs", "motion", "--tracker", "sam3"], "tracker='sam3' is an option of dsr_score"),
+        ([*TINY[1:], *SAM3, "--tracker", "grounded_sam"], "tracker='grounded_sam', but reward_options has 'sam3'"),
+        ([*TINY[1:], "--reward_funcs", "motion", *SAM3], "reward_options: 'dsr_score' is not in reward_funcs"),
         (["--model", "tiny", "--prompts", "tiny_world_promts"], "Did you mean 'tiny_world_prompts'?"),
     ],
 )
@@ -120,7 +124,7 @@ def test_the_authors_prompt_files_and_names_are_taken_as_they_are(name, tmp_path
     evaluation = args.build()
     assert len(evaluation.rows) == len(ids) == int(name.removeprefix("dsr_eval").removesuffix(".csv"))
     samples = evaluation._folders["videos"].samples
-    assert [(one.prompt_id, one.seed) for one in samples] == [(prompt_id, 1) for prompt_id in ids[:3]]
+    assert [(sample.prompt_id, sample.seed) for sample in samples] == [(prompt_id, 1) for prompt_id in ids[:3]]
 
 
 def test_the_recipes_default_config_parses(repo_root):

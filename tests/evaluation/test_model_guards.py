@@ -1,4 +1,4 @@
-"""Guards with a package or a model: what they measure, on tiny random models of the real classes."""
+"""Guards that need a package or a model, on tiny random models of the real classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What alignment bought: shares of all videos, intervals over prompts, and summaries that are JSON."""
+"""Statistics of scored videos: success rates of all videos, intervals over prompts, and summaries in JSON."""
 
 from __future__ import annotations
 
