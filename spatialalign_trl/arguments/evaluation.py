@@ -227,7 +227,8 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         runner = RewardRunner(self.load_rewards(), self.reward_weights)
         accelerator = Accelerator(cpu=self.use_cpu)
 
-        # 2. Scene tasks are rendered at the size of the videos, which may need the first model's default size.
+        # 2. Render scene tasks at the size of the videos, by default the first model's. A model that is loaded for its
+        # size is kept for sampling.
         loaded: dict[str, VideoModel] = {}
         settings, truths = self._settings(), {}
         if self.tasks is not None:
@@ -235,10 +236,10 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
             size = self._task_size(next(iter(loaded.values()), None))
             settings |= {name: getattr(size, name) for name in ("num_frames", "height", "width")}
             scenes = SceneArguments(self.tasks, scenes_dir=self.scenes_dir, supersample=self.supersample)
-            published, folder = scenes.load_set(self.tasks, self.split, self.max_prompts), Path(self.output_dir)
-            with accelerator.main_process_first():
-                rows = list(scenes.held_out(published, size, folder))
-                truths = scenes.answers(published, size, folder)
+            with accelerator.main_process_first():  # The main process renders, the others read its files.
+                published = scenes.load_set(self.tasks, self.split, self.max_prompts)
+                rows = list(scenes.held_out(published, size, Path(self.output_dir)))
+                truths = scenes.answers(published, size, Path(self.output_dir))
 
         # 3. How videos are sampled and measured
         guards = self.quality_guards

@@ -64,7 +64,7 @@ def test_a_launch_that_did_what_was_asked_is_not(monkeypatch, world_size, comman
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="the parent's command line is in /proc on Linux")
 def test_the_parents_command_line_is_read():
-    code = "from spatialalign_trl import launch; print(launch._parent_command())"
+    code = "from spatialalign_trl.arguments import launch; print(launch._parent_command())"
     outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
     done = subprocess.run([sys.executable, "-c", outer, code, "--mark"], capture_output=True, text=True, check=True)
     assert "'--mark'" in done.stdout

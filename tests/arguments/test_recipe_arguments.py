@@ -298,11 +298,11 @@ def test_a_reward_takes_its_options_from_the_yaml_and_from_a_flag(config):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [('{"dsr_scor": {}}', "'dsr_score'"), ("{min_frames", "not JSON"), ('{"dsr_score": 3}', "expected")],
 )
-def test_options_that_no_reward_can_take_are_refused(config, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_options_that_no_reward_can_take_are_refused(config, options, message):
+    with pytest.raises(ValueError, match=message):
         parse("--config", config(""), "--reward_options", options)
 
 

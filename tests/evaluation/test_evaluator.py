@@ -211,8 +211,8 @@ def test_a_runs_samples_are_grouped_by_their_policy_and_need_no_prompts(finished
 def test_a_model_and_a_folder_are_compared_on_the_prompts_they_share(finished, model, tmp_path):
     videos = tmp_path / "others"
     videos.mkdir()
-    one = next(row for row in samples_of(finished.folder) if row["prompt_id"] == "p1")
-    (videos / "p1.mp4").write_bytes((finished.folder / one["video"]).read_bytes())
+    sampled = next(row for row in samples_of(finished.folder) if row["prompt_id"] == "p1")
+    (videos / "p1.mp4").write_bytes((finished.folder / sampled["video"]).read_bytes())
     policies = plan_policies([model], [], [f"others={videos}"])
     results, _ = evaluation(policies, tmp_path / "out", samples_dir=finished.folder / "samples").run()
     difference = results["differences"]["others"]
@@ -247,7 +247,7 @@ def test_a_damaged_video_is_a_problem_and_the_others_are_evaluated(finished, tmp
     broken = sorted(videos.glob("*.mp4"))[0]
     broken.write_bytes(broken.read_bytes()[:-10])
     results, _ = evaluation(plan_policies([], [], [f"run={videos}"]), tmp_path / "out").run()
-    assert sum(one["summary"]["num_videos"] for one in results["policies"].values()) == 11
+    assert sum(policy["summary"]["num_videos"] for policy in results["policies"].values()) == 11
     assert any(broken.name in problem and "damaged" in problem for problem in results["problems"])
 
 
