@@ -38,6 +38,7 @@ from spatialalign_trl.arguments.launch import check_launch, quiet_libraries
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.evaluation import bootstrap_interval, success_rate
 from spatialalign_trl.files import write_atomic, write_json
@@ -120,6 +121,7 @@ def run_method(
     seed: int,
     folder: Path,
     prompt_arguments: PromptArguments,
+    reward_arguments: RewardArguments,
     args: OnlineSpatialAlignConfig,
     model_arguments: ModelArguments,
 ) -> Any:
@@ -137,7 +139,7 @@ def run_method(
             setattr(target, name, value)
     if own.max_steps > 0 and "max_steps" not in overrides[0]:
         own.max_steps = args.max_steps * args.num_rounds // own.num_rounds
-    loop = build_loop(prompt_arguments, own, lora)
+    loop = build_loop(prompt_arguments, reward_arguments, own, lora)
     loop.train()
     return loop
 
@@ -190,6 +192,7 @@ def table_rows(comparison: dict[str, dict[str, Any]]) -> tuple[list[str], list[l
 def main(
     compare: CompareArguments,
     prompt_arguments: PromptArguments,
+    reward_arguments: RewardArguments,
     args: OnlineSpatialAlignConfig,
     model_arguments: ModelArguments,
 ) -> dict[str, dict[str, Any]]:
@@ -199,12 +202,10 @@ def main(
             raise ValueError(f"unknown method {name!r}. {near_miss(name, known)}")
     chosen = list(dict.fromkeys([*compare.methods, *parse_variants(compare.variants)]))
     out = Path(args.output_dir)
+    arguments = (prompt_arguments, reward_arguments, args, model_arguments)
     comparison: dict[str, dict[str, Any]] = {}
     for name in chosen:
-        loops = [
-            run_method(known[name], seed, out / name / f"seed{seed}", prompt_arguments, args, model_arguments)
-            for seed in compare.seeds
-        ]
+        loops = [run_method(known[name], seed, out / name / f"seed{seed}", *arguments) for seed in compare.seeds]
         if not comparison:
             comparison["base"] = summarize_runs(loops[:1], "base")
         comparison[name] = summarize_runs(loops, "aligned")
@@ -221,4 +222,5 @@ def main(
 if __name__ == "__main__":
     check_launch()
     quiet_libraries()
-    main(*parse_recipe((CompareArguments, PromptArguments, OnlineSpatialAlignConfig, ModelArguments), DEFAULT_CONFIG))
+    kinds = (CompareArguments, PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArguments)
+    main(*parse_recipe(kinds, DEFAULT_CONFIG))

@@ -1,13 +1,13 @@
-"""Evaluate models, LoRAs and folders of videos side by side, on as many GPUs as there are.
+"""Evaluate models, LoRAs and folders of videos on the same prompts and seeds, on all available GPUs.
 
     python recipes/evaluate.py                                                       # the tiny model and its LoRA
     accelerate launch --num_processes 8 recipes/evaluate.py --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\
         --lora ours=runs/wan --prompts dsr_eval120.csv --seeds 5 --output_dir runs/eval120
 
 Without `--config` it runs `recipes/configs/evaluate.yaml`: the embedded model, and the LoRA that
-`recipes/spatialalign.py` leaves. Flags override the YAML. Prompts are dealt over the processes, and rerunning the same
-line continues. It writes `results.json`, `table.md`, `table.tex` and `samples.parquet`; their formats stand in
-`spatialalign_trl/report/evaluation_files.py`. `spatialalign evaluate` does the same in one process.
+`recipes/spatialalign.py` trains. Flags override the YAML. The processes share the prompts, and running the same line
+again continues it. It writes `results.json`, `table.md`, `table.tex`, `samples.parquet` and `report.html`; the formats
+are described in `spatialalign_trl/report/evaluation_files.py`. `spatialalign evaluate` does the same in one process.
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ def main(args: EvaluationArguments) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    with launched("interrupted. What is finished is kept; the same command goes on from there."):
+    with launched("interrupted. What is finished is kept; the same command continues from there."):
         main(*parse_recipe((EvaluationArguments,), DEFAULT_CONFIG))

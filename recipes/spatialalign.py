@@ -22,6 +22,7 @@ from spatialalign_trl.arguments.launch import launched
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import describe_recipe, parse_recipe
 from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "tiny.yaml"
 
 
 def build_loop(
-    prompt_arguments: PromptArguments, args: OnlineSpatialAlignConfig, model_arguments: ModelArguments
+    prompt_arguments: PromptArguments,
+    reward_arguments: RewardArguments,
+    args: OnlineSpatialAlignConfig,
+    model_arguments: ModelArguments,
 ) -> OnlineSpatialAlignTrainer:
     """The loop that the arguments describe, not yet run."""
     from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
@@ -44,7 +48,7 @@ def build_loop(
         train_prompts, eval_prompts = prompt_arguments.at_size(rows, settings, Path(args.output_dir))
     return OnlineSpatialAlignTrainer(
         model=model,
-        reward_funcs=prompt_arguments.load_rewards(),
+        reward_funcs=reward_arguments.load_rewards(),
         args=args,
         train_dataset=train_prompts,
         eval_dataset=eval_prompts,
@@ -54,16 +58,18 @@ def build_loop(
 
 def main(
     prompt_arguments: PromptArguments,
+    reward_arguments: RewardArguments,
     args: OnlineSpatialAlignConfig,
     model_arguments: ModelArguments,
     recipe: Recipe | None = None,
 ) -> dict[str, object]:
-    loop = build_loop(prompt_arguments, args, model_arguments)
+    loop = build_loop(prompt_arguments, reward_arguments, args, model_arguments)
     loop.recipe = recipe
     return loop.train()
 
 
 if __name__ == "__main__":
     with launched():
-        parsed = parse_recipe((PromptArguments, OnlineSpatialAlignConfig, ModelArguments), DEFAULT_CONFIG)
+        kinds = (PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArguments)
+        parsed = parse_recipe(kinds, DEFAULT_CONFIG)
         main(*parsed, recipe=describe_recipe(parsed, DEFAULT_CONFIG))

@@ -37,6 +37,7 @@ from video4spatial_sft import HeldOutArguments, sampled, train_on
 from spatialalign_trl.arguments.launch import launched
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
+from spatialalign_trl.arguments.rewards import SceneRewardArguments
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import lock_folder, read_json, write_atomic, write_json
@@ -87,6 +88,7 @@ class Ablation:
     """One run of all variants."""
 
     scenes: SceneArguments
+    rewards: SceneRewardArguments
     args: ContextSFTConfig
     held_out: HeldOutArguments
     model_arguments: ModelArguments
@@ -98,7 +100,7 @@ class Ablation:
         from spatialalign_trl.rollout.store import SampleStore
 
         self.folder = Path(self.args.output_dir)
-        self.runner = RewardRunner(self.scenes.load_rewards())
+        self.runner = RewardRunner(self.rewards.load_rewards())
         self.accelerator = Accelerator(cpu=self.args.use_cpu)
         self.store = SampleStore(self.folder / "samples")
 
@@ -195,11 +197,12 @@ def to_markdown(results: Mapping[str, Any]) -> str:
 def main(
     ablation: AblationArguments,
     scenes: SceneArguments,
+    rewards: SceneRewardArguments,
     args: ContextSFTConfig,
     held_out: HeldOutArguments,
     model_arguments: ModelArguments,
 ) -> dict[str, Any]:
-    run = Ablation(scenes, args, held_out, model_arguments)
+    run = Ablation(scenes, rewards, args, held_out, model_arguments)
     results = run.run(ablation.variants, ablation.outdoor_split)
     if run.accelerator.is_main_process:
         print(to_markdown(results))
@@ -209,10 +212,10 @@ def main(
 def launch(default_config: Path) -> None:
     """The command line."""
     with launched():
-        kinds = (AblationArguments, SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
-        ablation, scenes, args, *others = parse_recipe(kinds, default_config)
+        common = (SceneArguments, SceneRewardArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
+        ablation, scenes, rewards, args, *others = parse_recipe((AblationArguments, *common), default_config)
         with lock_folder(args.output_dir, here=args.process_index == 0):
-            main(ablation, scenes, args, *others)
+            main(ablation, scenes, rewards, args, *others)
 
 
 if __name__ == "__main__":

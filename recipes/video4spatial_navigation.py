@@ -32,6 +32,7 @@ from spatialalign import build_loop
 from spatialalign_trl.arguments.launch import launched
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import describe_recipe, parse_recipe
+from spatialalign_trl.arguments.rewards import SceneRewardArguments
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
@@ -44,11 +45,12 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "video4spatial_navigation_t
 
 def main(
     scenes: SceneArguments,
+    rewards: SceneRewardArguments,
     args: OnlineSpatialAlignConfig,
     model_arguments: ModelArguments,
     recipe: Recipe | None = None,
 ) -> dict[str, object]:
-    loop = build_loop(scenes, args, model_arguments)
+    loop = build_loop(scenes, rewards, args, model_arguments)
     loop.recipe = recipe
     results = loop.train()
     if loop.accelerator.is_main_process and loop.evaluation_samples:
@@ -69,7 +71,8 @@ def tell_metrics(loop: OnlineSpatialAlignTrainer, scenes: SceneArguments) -> Non
 def launch(default_config: Path) -> None:
     """The command line of both tasks' recipes."""
     with launched():
-        parsed = parse_recipe((SceneArguments, OnlineSpatialAlignConfig, ModelArguments), default_config)
+        kinds = (SceneArguments, SceneRewardArguments, OnlineSpatialAlignConfig, ModelArguments)
+        parsed = parse_recipe(kinds, default_config)
         main(*parsed, recipe=describe_recipe(parsed, default_config))
 
 

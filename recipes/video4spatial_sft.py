@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 from spatialalign_trl.arguments.launch import launched
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
+from spatialalign_trl.arguments.rewards import SceneRewardArguments
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.files import lock_folder
 from spatialalign_trl.models.settings import SamplingArguments
@@ -65,7 +66,11 @@ class HeldOutArguments(SamplingArguments):
 
 
 def main(
-    scenes: SceneArguments, args: ContextSFTConfig, held_out: HeldOutArguments, model_arguments: ModelArguments
+    scenes: SceneArguments,
+    rewards: SceneRewardArguments,
+    args: ContextSFTConfig,
+    held_out: HeldOutArguments,
+    model_arguments: ModelArguments,
 ) -> None:
     from accelerate import Accelerator
 
@@ -74,7 +79,7 @@ def main(
     from spatialalign_trl.rollout.store import SampleStore
     from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
 
-    published, runner = scenes.load(), RewardRunner(scenes.load_rewards())
+    published, runner = scenes.load(), RewardRunner(rewards.load_rewards())
     model = model_arguments.load(**(args.model_init_kwargs or {}))
     settings, folder = held_out.sampling_settings(model.default_settings()), Path(args.output_dir)
     model.check_size(settings.num_frames, settings.height, settings.width)
@@ -156,10 +161,10 @@ def revision(model: VideoModel) -> str:
 def launch(default_config: Path) -> None:
     """The command line."""
     with launched():
-        kinds = (SceneArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
-        scenes, args, *others = parse_recipe(kinds, default_config)
+        kinds = (SceneArguments, SceneRewardArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
+        scenes, rewards, args, *others = parse_recipe(kinds, default_config)
         with lock_folder(args.output_dir, here=args.process_index == 0):
-            main(scenes, args, *others)
+            main(scenes, rewards, args, *others)
 
 
 if __name__ == "__main__":

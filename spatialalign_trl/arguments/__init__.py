@@ -1,1 +1,1 @@
-"""The recipes' command lines: dataclasses of arguments, the parser for flags and YAML, and launch checks."""
+"""The recipes' command lines: dataclasses of arguments, the parser for flags and YAML files, and launch checks."""

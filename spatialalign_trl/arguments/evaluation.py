@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.arguments.model import ModelArguments
-from spatialalign_trl.arguments.prompts import PromptArguments, from_json, load_prompt_set
+from spatialalign_trl.arguments.prompts import load_prompt_set
+from spatialalign_trl.arguments.rewards import RewardArguments, from_json
 from spatialalign_trl.evaluation.guards import GUARDS
+from spatialalign_trl.evaluation.statistics import DSR
+from spatialalign_trl.files import lock_folder
 from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS, TINY_MODEL
 
@@ -19,74 +22,76 @@ if TYPE_CHECKING:
     from spatialalign_trl.evaluation.evaluator import Evaluation
     from spatialalign_trl.models.base import VideoModel
     from spatialalign_trl.models.settings import SamplingSettings
-    from spatialalign_trl.video import Video
+    from spatialalign_trl.rewards.convention import RewardFunc
 
 
 @dataclass
-class EvaluationArguments(SamplingArguments):
-    """What is evaluated, on what, by whom, and where the results go."""
+class EvaluationArguments(RewardArguments, SamplingArguments):
+    """Arguments of an evaluation: policies, prompts, rewards, quality guards, sampling, and where the results go."""
 
     model: list[str] = field(
         default_factory=list,
         metadata={
             "help": "Models to sample from: 'tiny' (the embedded model), Hub ids, or diffusers pipeline folders. "
-            "NAME=PLACE says what one is called in the tables; so for lora and videos."
+            "NAME=PLACE names one in the tables. The same holds for lora and videos."
         },
     )
     lora: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "LoRAs on the one model, each evaluated beside it: folders that training wrote, safetensors "
-            "files, or Hub ids."
+            "help": "LoRAs on the one model, each evaluated in addition to it: folders that training wrote, "
+            "safetensors files, or Hub ids."
         },
     )
     videos: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Folders of videos that exist, from any model: {prompt_id}_F81_seed{ss}.mp4 (both endings may be "
-            "missing), or samples as a run leaves them."
+            "help": "Folders of existing videos, from any model: {prompt_id}_F81_seed{ss}.mp4 (both suffixes may be "
+            "missing), or the samples of a run."
         },
     )
     prompts: str | None = field(
         default=None,
         metadata={
             "help": "csv, jsonl, json or txt file, a dataset folder or Hub id, or the name of a folder under "
-            "datasets/. May be left out where all videos are a run's samples."
+            "datasets/. May be left out if all videos are samples of a run."
         },
     )
     tasks: str | None = field(
         default=None,
         metadata={
-            "help": "Scene tasks instead of prompts, as of recipes/video4spatial_*.py; the models then see recordings "
-            "(variant context), and psnr to the right answers stands beside quality_guards."
+            "help": "Scene tasks instead of prompts, as in recipes/video4spatial_*.py. The models are then "
+            "conditioned on recordings (variant context), and the PSNR against the ground truth is added to the "
+            "quality guards."
         },
     )
     split: str = field(default="test", metadata={"help": "Split of a dataset of prompts or tasks."})
-    max_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
-    seeds: int = field(
-        default=5, metadata={"help": "Videos a prompt, with the same fixed seeds for every model and LoRA."}
+    max_prompts: int | None = field(
+        default=None, metadata={"help": "Use only this many prompts or tasks, from the first. None: all."}
     )
-    output_dir: str = field(default="runs/evaluation", metadata={"help": "Where everything goes."})
+    seeds: int = field(
+        default=5, metadata={"help": "Videos per prompt, with the same fixed seeds for every model and LoRA."}
+    )
+    output_dir: str = field(
+        default="runs/evaluation", metadata={"help": "Folder of all files that the evaluation writes."}
+    )
     samples_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of all samples, such as a run's, whose videos are then used. None: in output_dir."},
+        metadata={
+            "help": "Folder of the samples, such as a run's, whose videos are then reused. None: in output_dir."
+        },
     )
     scenes_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the tasks' recordings, as of a run. None: scenes/ in output_dir."}
+        default=None,
+        metadata={"help": "Folder of the tasks' recordings, such as a run's. None: scenes/ in output_dir."},
     )
-    supersample: int = field(default=3, metadata={"help": "Rays a pixel of the tasks' rendered rooms, squared."})
+    supersample: int = field(
+        default=3, metadata={"help": "The tasks' rooms are rendered with this many rays per pixel, squared."}
+    )
     baseline: str | None = field(
-        default=None, metadata={"help": "Name of what the others are compared with. None: the first."}
+        default=None, metadata={"help": "Name of the policy that the others are compared with. None: the first."}
     )
 
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["dsr_score"],
-        metadata={"help": "Rewards: names of installed ones, path/to/file.py:Name, or user/name@COMMIT on the Hub."},
-    )
-    reward_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "What a reward is made with: in YAML {dsr_score: {tracker: sam3}}, as a flag JSON."},
-    )
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "reward = sum_i weight_i * reward_i. None: 1 each."}
     )
@@ -94,26 +99,26 @@ class EvaluationArguments(SamplingArguments):
         default=None,
         metadata={"help": "dsr_score's tracker. None: color_segmentation for the tiny model, else grounded_sam."},
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Execute the code of rewards on the Hub, at the commits that are named."}
-    )
     quality_guards: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"Measures of the picture beside the score: {', '.join(GUARDS)}, or a reward's name, such as "
-            "identity or clip_iqa, with options: identity,tracker=grounded_sam. None: frames, flicker, pixel_drift, "
-            "and tiny_world for the tiny model."
+            "help": f"Measures of the picture in addition to the score: {', '.join(GUARDS)}, or a reward's name, "
+            "such as identity or clip_iqa, with options: identity,tracker=grounded_sam. None: frames, flicker, "
+            "pixel_drift, and tiny_world for the tiny model."
         },
     )
 
     guidance_scale_2: float | None = field(
-        default=None, metadata={"help": "w at low noise, for a model with two experts. None: the model's default."}
+        default=None,
+        metadata={"help": "w at low noise levels, for a model with two experts. None: the model's default."},
     )
     flow_shift: float | None = field(
         default=None, metadata={"help": "k of s = k*u/(1 + (k-1)*u) in sampling. None: the model's default."}
     )
-    negative_prompt: str | None = field(default=None, metadata={"help": "None: the model's default."})
-    fps: float | None = field(default=None, metadata={"help": "Of the written mp4. None: the model's default."})
+    negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt. None: the model's default."})
+    fps: float | None = field(
+        default=None, metadata={"help": "Frames per second of the written mp4. None: the model's default."}
+    )
     batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
     video_crf: int | None = field(
         default=None,
@@ -122,7 +127,7 @@ class EvaluationArguments(SamplingArguments):
 
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "What the models' family alone knows: in YAML {context_frames: 8}, as a flag JSON."},
+        metadata={"help": "Options of the models' family: in YAML {context_frames: 8}, as a flag JSON."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a Hub model."})
     dtype: str | None = field(
@@ -134,146 +139,220 @@ class EvaluationArguments(SamplingArguments):
     )
     vae_tiling: bool = field(default=False, metadata={"help": "Decode in overlapping tiles: less memory."})
     vae_slicing: bool = field(default=False, metadata={"help": "Decode one video of a batch at a time."})
-    cpu_threads: int | None = field(default=None, metadata={"help": "Threads of torch on a CPU. None: its choice."})
+    cpu_threads: int | None = field(
+        default=None, metadata={"help": "Threads of torch on a CPU. None: torch's default."}
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Coordinate the processes of a launch on CPUs."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tasks is not None and self.prompts is not None:
-            raise ValueError(f"prompts={self.prompts!r} and tasks={self.tasks!r}: give one of them")
-        if self.tasks is not None and "dsr_score" in self.reward_funcs:
-            raise ValueError("dsr_score cannot judge scene tasks: set reward_funcs, to scene_navigation or others")
+            raise ValueError(f"prompts={self.prompts!r} and tasks={self.tasks!r}: give one of them, not both.")
+        if self.tasks is not None and DSR in self.reward_funcs:
+            raise ValueError(
+                f"{DSR} cannot judge scene tasks: set reward_funcs to scene_navigation, object_grounding, or your own."
+            )
         self.model_init_kwargs = from_json(self.model_init_kwargs, "model_init_kwargs")
         for name in ("seeds", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
 
     @property
     def is_tiny(self) -> bool:
-        """Whether every model is the embedded one."""
-        return self._samples_only([TINY_MODEL])
+        """Whether every model is the embedded model of the tiny world."""
+        return self._only_models([TINY_MODEL])
 
     @property
     def is_embedded(self) -> bool:
-        """Whether every model is one in the package."""
-        return self._samples_only(EMBEDDED_MODELS)
+        """Whether every model is one that this package contains."""
+        return self._only_models(EMBEDDED_MODELS)
 
-    def _samples_only(self, names: Iterable[str]) -> bool:
-        return bool(self.model) and {one.rpartition("=")[2] for one in self.model} <= set(names)
+    def _only_models(self, names: Iterable[str]) -> bool:
+        return bool(self.model) and {model.rpartition("=")[2] for model in self.model} <= set(names)
+
+    def options_for(self, reward: str) -> dict[str, Any]:
+        """
+        Return the options that a reward is created with. DSR-Score gets the tracker from `tracker` or its default.
+
+        Args:
+            reward (`str`):
+                The reward's name in `reward_funcs`.
+
+        Raises:
+            ValueError: If `tracker` and `reward_options` name different trackers.
+        """
+        options = super().options_for(reward)
+        if reward == DSR:
+            if self.tracker is not None and options.get("tracker", self.tracker) != self.tracker:
+                raise ValueError(
+                    f"tracker={self.tracker!r}, but reward_options has {options['tracker']!r}. Leave one of them out."
+                )
+            options.setdefault("tracker", self.tracker or ("color_segmentation" if self.is_tiny else "grounded_sam"))
+        return options
+
+    def load_rewards(self) -> list[RewardFunc]:
+        """
+        Create the rewards with their options, in the order of `reward_funcs`.
+
+        Raises:
+            ValueError: If a tracker is given without a reward that uses it.
+        """
+        if self.tracker is not None and DSR not in self.reward_funcs:
+            raise ValueError(
+                f"tracker={self.tracker!r} is an option of {DSR}, which is not in reward_funcs. Leave it out, or set "
+                "reward_options."
+            )
+        return super().load_rewards()
 
     def build(self) -> Evaluation:
         """
-        The evaluation that the arguments describe, with everything checked that can be without sampling.
+        Build the evaluation that the arguments describe, and check everything that can be checked without sampling.
 
         Raises:
-            ValueError, FileNotFoundError, ConnectionError, ImportError: see [`Evaluation`] and `plan_policies`.
+            ValueError, FileNotFoundError, ConnectionError, ImportError: See [`Evaluation`] and `plan_policies`.
         """
         from accelerate import Accelerator
-        from rich.console import Console
 
-        from spatialalign_trl.evaluation.evaluator import Evaluation
+        from spatialalign_trl.arguments.scenes import SceneArguments
+        from spatialalign_trl.evaluation.evaluator import Evaluation, PolicySampling, QualityGuards
         from spatialalign_trl.evaluation.policies import plan_policies
         from spatialalign_trl.evaluation.scene_metrics import TruthGuard
         from spatialalign_trl.rewards.runner import RewardRunner
 
+        # 1. Policies, prompts and rewards: the checks that need no model
         policies = plan_policies(self.model, self.lora, self.videos)
         if self.prompts is None and self.tasks is None and self.model:
-            raise ValueError("a model needs prompts: give a file, a dataset, or a name under datasets/")
+            raise ValueError("a model needs prompts: give a file, a dataset, or a name under datasets/.")
         rows = [] if self.prompts is None else list(load_prompt_set(self.prompts, self.split, self.max_prompts))
-        runner = RewardRunner(self._rewards(), self.reward_weights)
+        runner = RewardRunner(self.load_rewards(), self.reward_weights)
         accelerator = Accelerator(cpu=self.use_cpu)
-        loaded, sampling, truths = {}, self._sampling(), {}
-        if self.tasks is not None:  # which are rendered at the size of the videos
+
+        # 2. Render scene tasks at the size of the videos, by default the first model's. A model that is loaded for its
+        # size is kept for sampling.
+        loaded: dict[str, VideoModel] = {}
+        settings, truths = self._settings(), {}
+        if self.tasks is not None:
             loaded = {policy.model: self._load_model(policy.model) for policy in policies[:1] if policy.model}
-            size = self._size(next(iter(loaded.values()), None))
-            sampling |= {name: getattr(size, name) for name in ("num_frames", "height", "width")}
-            with accelerator.main_process_first():
-                rows, truths = self._scenes(size)
+            size = self._task_size(next(iter(loaded.values()), None))
+            settings |= {name: getattr(size, name) for name in ("num_frames", "height", "width")}
+            scenes = SceneArguments(self.tasks, scenes_dir=self.scenes_dir, supersample=self.supersample)
+            with accelerator.main_process_first():  # The main process renders, the others read its files.
+                published = scenes.load_set(self.tasks, self.split, self.max_prompts)
+                rows = list(scenes.held_out(published, size, Path(self.output_dir)))
+                truths = scenes.answers(published, size, Path(self.output_dir))
+
+        # 3. How videos are sampled and measured
+        guards = self.quality_guards
+        if guards is None:
+            guards = ["frames", "flicker", "pixel_drift", *(["tiny_world"] if self.is_tiny else [])]
+        sampling = PolicySampling(
+            load_model=lambda name: loaded.pop(name, None) or self._load_model(name),
+            seeds=self.seeds,
+            settings=settings,
+            tag=self._tag(),
+            batch_size=self.batch_size,
+            video_crf=self.video_crf if self.video_crf is not None else 0 if self.is_embedded else 18,
+            samples_dir=None if self.samples_dir is None else Path(self.samples_dir),
+        )
         return Evaluation(
             policies,
             rows,
             runner,
             Path(self.output_dir),
-            load_model=lambda name: loaded.pop(name, None) or self._load_model(name),
-            seeds=self.seeds,
             sampling=sampling,
-            quality_guards=self._guards(),
-            own_guards={"truth": TruthGuard(truths)} if truths else None,
+            guards=QualityGuards(guards, {"truth": TruthGuard(truths)} if truths else {}),
             baseline=self.baseline,
-            samples_dir=None if self.samples_dir is None else Path(self.samples_dir),
-            tag=self._tag(),
-            batch_size=self.batch_size,
-            video_crf=self.video_crf if self.video_crf is not None else 0 if self.is_embedded else 18,
             accelerator=accelerator,
-            console=Console(quiet=not accelerator.is_main_process),
         )
 
     def notes(self) -> dict[str, Any]:
-        """What `results.json` says of how it was made."""
+        """Return what `results.json` records about how it was made: settings, command line and versions."""
         from spatialalign_trl.online.run_settings import describe_versions
 
         settings = dataclasses.asdict(self)
         return {"settings": settings, "command": list(sys.argv), "versions": describe_versions()}
 
-    def _rewards(self) -> list[Any]:
-        loader = PromptArguments(
-            reward_funcs=self.reward_funcs,
-            reward_options=self.reward_options,
-            trust_remote_code=self.trust_remote_code,
-        )
-        if "dsr_score" in self.reward_funcs:
-            options = dict((loader.reward_options or {}).get("dsr_score", {}))
-            if self.tracker is not None and options.get("tracker", self.tracker) != self.tracker:
-                raise ValueError(f"tracker={self.tracker!r}, but reward_options says {options['tracker']!r}")
-            options.setdefault("tracker", self.tracker or ("color_segmentation" if self.is_tiny else "grounded_sam"))
-            loader.reward_options = {**(loader.reward_options or {}), "dsr_score": options}
-        elif self.tracker is not None:
-            raise ValueError(f"tracker={self.tracker!r} is for dsr_score, which is not in reward_funcs")
-        return loader.load_rewards()
-
-    def _guards(self) -> list[str]:
-        if self.quality_guards is not None:
-            return self.quality_guards
-        return ["frames", "flicker", "pixel_drift", *(["tiny_world"] if self.is_tiny else [])]
-
-    def _size(self, model: VideoModel | None) -> SamplingSettings:
-        """Of the tasks' videos: the first model's, or where there is none what is set."""
+    def _task_size(self, model: VideoModel | None) -> SamplingSettings:
+        """Return the size of the tasks' videos: the model's with what is set here, or only what is set here."""
         from spatialalign_trl.models.settings import SamplingSettings
 
         if model is not None:
-            return model.default_settings().updated(self._sampling())
+            return model.default_settings().updated(self._settings())
         if None in (self.num_frames, self.height, self.width):
-            raise ValueError("without a model, tasks need the size of the videos: set num_frames, height and width")
+            raise ValueError("without a model, tasks need the size of the videos: set num_frames, height and width.")
         return SamplingSettings(self.num_frames, self.height, self.width, num_inference_steps=1, guidance_scale=1)
 
-    def _scenes(self, size: SamplingSettings) -> tuple[list[dict[str, Any]], dict[str, Video]]:
-        """The tasks at this size, and the right answers."""
-        from spatialalign_trl.arguments.scenes import SceneArguments
-
-        scenes = SceneArguments(
-            self.tasks, reward_funcs=self.reward_funcs, scenes_dir=self.scenes_dir, supersample=self.supersample
-        )
-        published, folder = scenes.load_set(self.tasks, self.split, self.max_prompts), Path(self.output_dir)
-        return list(scenes.held_out(published, size, folder)), scenes.answers(published, size, folder)
-
-    def _sampling(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
+        """Return the sampling settings that are set here."""
         from spatialalign_trl.models.settings import SamplingSettings
 
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(SamplingSettings)}
+        values = {setting.name: getattr(self, setting.name) for setting in dataclasses.fields(SamplingSettings)}
         return {name: value for name, value in values.items() if value is not None}
 
     def _tag(self) -> str:
-        """What of the loading changes the videos, so that they are not taken for others'."""
+        """Return the loading options that change the videos, so that samples made with others are not reused."""
         names = ("model_revision", "dtype", "quantization", "model_init_kwargs")
-        said = {name: getattr(self, name) for name in names}
-        return "".join(f" {name}={value}" for name, value in said.items() if value is not None)
+        values = {name: getattr(self, name) for name in names}
+        return "".join(f" {name}={value}" for name, value in values.items() if value is not None)
 
     def _load_model(self, name: str) -> VideoModel:
-        shared = {one.name for one in dataclasses.fields(ModelArguments)} & {f.name for f in dataclasses.fields(self)}
+        """Load a model with the loading options of these arguments."""
         variant = "context" if self.tasks is not None else None
-        arguments = ModelArguments(name, variant=variant, **{one: getattr(self, one) for one in shared})
+        names = {argument.name for argument in dataclasses.fields(ModelArguments)}
+        shared = names & {argument.name for argument in dataclasses.fields(self)}
+        arguments = ModelArguments(name, variant=variant, **{option: getattr(self, option) for option in shared})
         return arguments.load(**(self.model_init_kwargs or {}))
 
 
 def run_evaluation(args: EvaluationArguments) -> dict[str, Any]:
-    """Runs what is missing of the evaluation and writes its files; returns what `results.json` holds."""
-    return args.build().run(args.notes())
+    """
+    Run what is missing of an evaluation, and write and print its results.
+
+    Args:
+        args ([`EvaluationArguments`]):
+            The evaluation's arguments.
+
+    Returns:
+        `dict`: The content of `results.json`.
+
+    Raises:
+        RuntimeError: If another process works in the output folder.
+    """
+    return run_and_write(args.build(), args.notes())
+
+
+def run_and_write(evaluation: Evaluation, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Run what is missing of an evaluation, write its files and the report page, and print the tables.
+
+    Args:
+        evaluation ([`Evaluation`]):
+            The evaluation.
+        notes (`Mapping[str, Any]`):
+            Entries that are added to `results.json`: settings, command line, versions.
+
+    Returns:
+        `dict`: The content of `results.json`.
+
+    Raises:
+        RuntimeError: If another process works in the output folder.
+    """
+    from rich.console import Console
+
+    from spatialalign_trl.report.evaluation_files import print_results, write_results
+    from spatialalign_trl.report.grades import find_grader
+    from spatialalign_trl.report.write import try_write_report
+
+    folder, runner = evaluation.output_dir, evaluation.runner
+    with lock_folder(folder, here=evaluation.is_main):
+        results, evaluated = evaluation.run()
+        results = results | dict(notes)
+        if evaluation.is_main:
+            write_results(folder, results, evaluated)
+            # The page shows curves of the rewards that can grade frames, so their models are released after it.
+            try_write_report(folder, find_grader(runner.reward_funcs))
+            runner.release()
+            print_results(Console(), results, folder)
+        if evaluation.accelerator:
+            evaluation.accelerator.wait_for_everyone()
+    return results

@@ -1,4 +1,4 @@
-"""Was the job started as its user meant?"""
+"""Check how a recipe was launched, quieten the libraries that it uses, and end it cleanly after Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from pathlib import PurePath
 
 
 @contextmanager
-def launched(told: str | None = None) -> Iterator[None]:
+def launched(message: str | None = None) -> Iterator[None]:
     """
-    A recipe's process: looks at how it was started, and ends after Ctrl-C with code 130 and a line that says how to go
-    on, where a traceback adds nothing.
+    Run a recipe: check how it was launched, quieten the libraries, and handle Ctrl-C.
+
+    Ctrl-C ends the process with exit code 130 and a line that says how to continue, without a traceback.
 
     Args:
-        told (`str`, *optional*): The line; by default the interrupt's own.
+        message (`str`, *optional*):
+            The line that is printed after Ctrl-C. Defaults to the message of the `KeyboardInterrupt`.
+
+    Raises:
+        SystemExit: With code 130, after Ctrl-C.
     """
     check_launch()
     quiet_libraries()
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print(told or interrupt, file=sys.stderr)
+        print(message or interrupt, file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def quiet_libraries() -> None:
-    """Leaves the terminal to the job's own progress bars: no bars for loading weights or writing parquet files."""
+    """Turn off the libraries' progress bars (loading weights, writing parquet files), so that only the job's show."""
     import datasets
     import diffusers
     import transformers
@@ -41,36 +46,38 @@ def quiet_libraries() -> None:
 
 
 def check_launch() -> None:
-    """Warns when several processes were asked for and one runs.
+    """
+    Warn if several processes were requested and only one runs.
 
-    `accelerate launch --cpu --num_processes 2` starts one process without a word. The launcher leaves its arguments in
-    the parent's command line, where they can be read on Linux.
+    `accelerate launch --cpu --num_processes 2` silently starts one process. On Linux, the launcher's arguments can be
+    read from the parent process's command line.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
-    asked = _processes_asked_for(_parent_command())
-    if asked > 1:
+    requested = _requested_processes(_parent_command())
+    if requested > 1:
         warnings.warn(
-            f"accelerate was asked for {asked} processes and started one. On CPUs use `accelerate launch --multi_gpu "
-            f"--num_processes {asked} ... --use_cpu`, or `torchrun --nproc_per_node {asked} ...`.",
+            f"accelerate was asked for {requested} processes and started one. On CPUs use `accelerate launch "
+            f"--multi_gpu --num_processes {requested} ... --use_cpu`, or `torchrun --nproc_per_node {requested} ...`.",
             stacklevel=2,
         )
 
 
 def _parent_command() -> list[str]:
+    """Read the parent process's command line; empty where it cannot be read."""
     try:
         with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
             return file.read().decode(errors="replace").split("\0")
-    except OSError:  # not Linux: nothing to read, nothing to say
+    except OSError:  # There is no /proc outside Linux.
         return []
 
 
-def _processes_asked_for(command: list[str]) -> int:
-    """What follows `--num_processes` in the command line of `accelerate launch`; 1 for any other."""
+def _requested_processes(command: list[str]) -> int:
+    """Return the value of `--num_processes` in a command line of `accelerate launch`; 1 for any other command."""
     launchers = [index for index, word in enumerate(command) if _is_accelerate(word)]
     arguments = command[launchers[0] + 1 :] if launchers else []
     for word, following in pairwise([*arguments, ""]):
-        if word.endswith(".py"):  # what follows are the script's own arguments
+        if word.endswith(".py"):  # The rest are the script's own arguments.
             break
         name, _, value = word.partition("=")
         if name in ("--num_processes", "--num-processes"):
@@ -80,6 +87,6 @@ def _processes_asked_for(command: list[str]) -> int:
 
 
 def _is_accelerate(word: str) -> bool:
-    """The command `accelerate` or `accelerate-launch`, or its module as `python -m` is given or turns it into."""
+    """Recognise `accelerate`, `accelerate-launch`, and the launcher's module as `python -m` names or resolves it."""
     is_module = word.startswith("accelerate.") or word.endswith(("accelerate/commands/launch.py", "accelerate_cli.py"))
     return is_module or PurePath(word).name in ("accelerate", "accelerate-launch")

@@ -1,4 +1,4 @@
-"""Command-line arguments that recipes share, and a parser whose errors name the near miss."""
+"""Command-line arguments that name the model and its LoRA, and the code that loads them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelArguments:
-    """Which model is trained, and where its LoRA goes."""
+    """Arguments that name the model to train, its LoRA, and how both are loaded."""
 
     model_name_or_path: str = field(
         default="tiny",
@@ -26,29 +26,31 @@ class ModelArguments:
     variant: str | None = field(
         default=None,
         metadata={
-            "help": "What conditions the model beside its prompt: context, a recording of a scene and a camera "
-            "trajectory (its options go into model_init_kwargs: context_frames, context_layout, guidance, "
+            "help": "What conditions the model in addition to its prompt: context, a recording of a scene and a "
+            "camera trajectory (its options go into model_init_kwargs: context_frames, context_layout, guidance, "
             "context_cameras). None: nothing."
         },
     )
     dtype: str | None = field(
         default=None,
-        metadata={"help": "Of the frozen base: float32, bfloat16, float16. None: bfloat16 on a GPU, else float32."},
+        metadata={
+            "help": "dtype of the frozen base: float32, bfloat16, float16. None: bfloat16 on a GPU, else float32."
+        },
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA."})
     lora_alpha: int = field(default=16, metadata={"help": "The LoRA's effect is scaled by alpha / r."})
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names of the modules that LoRA adapts, or the one word all-linear. None: the paper's targets "
+            "help": "Names of the modules that LoRA adapts, or the single word all-linear. None: the paper's targets "
             "(text embedder; keys and values of the cross-attention)."
         },
     )
     lora_path: str | None = field(
         default=None,
         metadata={
-            "help": "A LoRA to go on training from: a folder that training wrote, a safetensors file, or a Hub id. It "
-            "keeps its own rank, alpha and targets; it is not merged, so the reference stays the base model."
+            "help": "A LoRA to continue training: a folder that training wrote, a safetensors file, or a Hub id. It "
+            "keeps its own rank, alpha and targets. It is not merged, so the reference stays the base model."
         },
     )
     quantization: str | None = field(
@@ -61,8 +63,8 @@ class ModelArguments:
     attention_backend: str | None = field(
         default=None,
         metadata={
-            "help": "native, xformers (the extra [xformers]), flash, or another of diffusers' names; tried before "
-            "use. None: diffusers' default, which is native."
+            "help": "native, xformers (the extra [xformers]), flash, or another of diffusers' names. It is "
+            "tried out before use. None: diffusers' default, which is native."
         },
     )
     compile_blocks: str | None = field(
@@ -72,39 +74,41 @@ class ModelArguments:
     vae_tiling: bool = field(
         default=False,
         metadata={
-            "help": "Encode and decode in overlapping tiles: less memory, slightly other pixels at their seams."
+            "help": "Encode and decode in overlapping tiles: less memory, slightly different pixels at the seams."
         },
     )
     vae_slicing: bool = field(default=False, metadata={"help": "Encode and decode one video of a batch at a time."})
     offload_encoders: bool = field(
         default=False,
         metadata={
-            "help": "Keep VAE and text encoder in the CPU's memory while training, instead of reading them from disk "
-            "before the next sampling, and the text encoder also while videos are sampled."
+            "help": "Keep the VAE and the text encoder in CPU memory while training, instead of reading them from "
+            "disk before the next sampling; keep the text encoder there while videos are sampled, too."
         },
     )
     cpu_threads: int | None = field(
         default=None,
         metadata={
-            "help": "Threads of torch on a CPU; on a model as small as the embedded one, a second costs more than it "
-            "gives. None: what torch chooses, a thread a core."
+            "help": "Threads of torch on a CPU. For a model as small as the embedded one, a second thread costs more "
+            "than it gains. None: torch's default, one thread per core."
         },
     )
 
     def load(self, **model_options: Any) -> VideoModel:
-        """Loads the model, with the LoRA at `lora_path` in it.
+        """
+        Load the model, with the LoRA at `lora_path` in it.
 
         Args:
-            model_options: what the model's family alone knows, such as `expert` of Wan 2.2 A14B (`model_init_kwargs`
-                of the trainers' arguments).
+            model_options (`Any`):
+                Options of the model's family, such as `expert` of Wan 2.2 A14B (`model_init_kwargs` of the trainers'
+                arguments).
 
         Raises:
-            ValueError: for an unknown `variant`, `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or
-                one that this machine cannot run; for a `variant` that `model_options` has otherwise; for `cpu_threads`
-                below 1; for a LoRA under another program's names, or LoRA settings that differ from those of the one
-                to go on from.
-            ImportError: for a package that one of them needs.
-            RuntimeError: for an attention backend that is installed and fails.
+            ValueError: For an unknown `variant`, `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or
+                one that this machine cannot run; if `variant` and `model_options` contradict each other; if
+                `cpu_threads` is less than 1; if the LoRA's keys follow another program's naming, or these arguments
+                ask for another LoRA shape than that of the LoRA at `lora_path`.
+            ImportError: For a missing package that one of them needs.
+            RuntimeError: For an attention backend that is installed but fails.
         """
         import torch
 
@@ -116,13 +120,13 @@ class ModelArguments:
         dtype = dtypes[self.dtype] if self.dtype else None
         if self.cpu_threads is not None:
             if self.cpu_threads < 1:
-                raise ValueError(f"cpu_threads={self.cpu_threads}: must be at least 1")
+                raise ValueError(f"cpu_threads={self.cpu_threads}: must be at least 1.")
             torch.set_num_threads(self.cpu_threads)
         if self.variant is not None:
-            there = model_options.setdefault("variant", self.variant)
-            if there != self.variant:
+            option = model_options.setdefault("variant", self.variant)
+            if option != self.variant:
                 raise ValueError(
-                    f"variant={self.variant!r}, but model_init_kwargs has {there!r}: leave one of them out"
+                    f"variant={self.variant!r}, but model_init_kwargs has {option!r}. Leave one of them out."
                 )
         options = {**model_options, **self._checked_efficiency(dtype)}
         model = load_video_model(self.model_name_or_path, torch_dtype=dtype, revision=self.model_revision, **options)
@@ -137,7 +141,7 @@ class ModelArguments:
         return model
 
     def _checked_efficiency(self, dtype: torch.dtype | None) -> dict[str, Any]:
-        """Refuses what cannot work here before gigabytes are loaded; returns what loading has to know."""
+        """Refuse what cannot work on this machine before gigabytes are loaded; return the options for loading."""
         from spatialalign_trl.devices import default_device
         from spatialalign_trl.models import efficiency, quantization
 
@@ -150,19 +154,19 @@ class ModelArguments:
         return {"quantization_config": quantization.quantization_config(self.quantization, dtype)}
 
     def _continue_from(self, path: str, model: VideoModel) -> None:
-        """Loads the LoRA to go on from; it cannot be given another shape."""
+        """Load the LoRA to continue training; refuse arguments that ask for another shape than its own."""
         from spatialalign_trl.models.lora_keys import refuse_other_names
 
         refuse_other_names(path)
         model.load_lora(path)
         config = next(iter(model.transformer.peft_config.values()))
-        for name, there in (("lora_r", config.r), ("lora_alpha", config.lora_alpha)):
-            asked, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            if asked not in (there, default):
+        for name, loaded in (("lora_r", config.r), ("lora_alpha", config.lora_alpha)):
+            requested, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if requested not in (loaded, default):
                 raise ValueError(
-                    f"{name}={asked}, but the LoRA at lora_path={path!r} has {there} and keeps it. A new LoRA beside "
-                    "it would need the old one merged into the base, which changes the base's outputs and leaves a "
-                    f"LoRA that fits no published model. Leave {name} out."
+                    f"{name}={requested}, but the LoRA at lora_path={path!r} has {loaded} and keeps it. A new LoRA in "
+                    "addition to it would need the old one merged into the base, which changes the base's outputs and "
+                    f"results in a LoRA that fits no published model. Leave {name} out."
                 )
         if self.lora_target_modules is not None:
             raise ValueError(
@@ -171,7 +175,16 @@ class ModelArguments:
             )
 
     def lora_config(self, model: VideoModel) -> LoraConfig | None:
-        """The LoRA that these arguments describe; `None` when the model carries the one at `lora_path`."""
+        """
+        Return the configuration of a new LoRA.
+
+        Args:
+            model ([`VideoModel`]):
+                The model that the LoRA adapts.
+
+        Returns:
+            `LoraConfig` or `None`: The configuration; `None` if the model carries the LoRA at `lora_path`.
+        """
         if self.lora_path is not None:
             return None
         from spatialalign_trl.trainer.lora import ALL_LINEAR, default_lora_config

@@ -1,27 +1,24 @@
-"""Which prompts a recipe samples, and which rewards judge: command-line arguments, and what they load."""
+"""Command-line arguments that name the training and evaluation prompts, and the code that loads them."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spatialalign_trl.errors import near_miss, nearest
-from spatialalign_trl.rewards.remote import shown_url
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from spatialalign_trl.models.settings import SamplingSettings
-    from spatialalign_trl.rewards.convention import RewardFunc
 
 DATASETS = Path(__file__).resolve().parent.parent.parent / "datasets"
 
 
 @dataclass
 class PromptArguments:
-    """Which prompts are trained and evaluated on, and who judges."""
+    """Arguments that name the prompts to train and to evaluate on."""
 
     train_prompts: str = field(
         default="tiny_world_prompts",
@@ -32,90 +29,86 @@ class PromptArguments:
         default=None, metadata={"help": "Prompts to evaluate on, never trained on. None: train_prompts."}
     )
     eval_split: str = field(default="test", metadata={"help": "Split of eval_prompts."})
-    max_train_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
-    max_eval_prompts: int | None = field(default=None, metadata={"help": "Use the first so many. None: all."})
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["dsr_score"],
-        metadata={
-            "help": "Rewards: names of installed ones, path/to/file.py:Name, http://host:port/path of a server, or "
-            "user/name@COMMIT on the Hub."
-        },
+    max_train_prompts: int | None = field(
+        default=None, metadata={"help": "Use only this many training prompts, from the first. None: all."}
     )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={"help": "Execute the code of rewards on the Hub, each at the commit that reward_funcs names."},
+    max_eval_prompts: int | None = field(
+        default=None, metadata={"help": "Use only this many evaluation prompts, from the first. None: all."}
     )
-    reward_options: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "What a reward of reward_funcs is made with, by its name there. In YAML `reward_options: "
-            "{dsr_score: {tracker: grounded_sam}}`, as a flag the same in JSON."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        self.reward_options = from_json(self.reward_options, "reward_options")
-        options = self.reward_options or {}
-        if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
-            raise ValueError(f"reward_options={options!r}: expected {{reward: {{option: value}}}}")
-        for name in options:
-            if name not in self.reward_funcs:
-                known = map(shown_url, self.reward_funcs)
-                raise ValueError(
-                    f"reward_options: {shown_url(name)!r} is not in reward_funcs. {near_miss(shown_url(name), known)}"
-                )
-
-    def load_rewards(self) -> list[RewardFunc]:
-        """The rewards, made with their options."""
-        from spatialalign_trl.rewards.loading import load_reward
-
-        options = self.reward_options or {}
-        return [
-            load_reward(name, trust_remote_code=self.trust_remote_code, **options.get(name, {}))
-            for name in self.reward_funcs
-        ]
 
     def load(self) -> tuple[Dataset, Dataset]:
-        """`(training prompts, evaluation prompts)`, as they were published."""
+        """
+        Load the prompts as they were published.
+
+        Returns:
+            `tuple[Dataset, Dataset]`: The training prompts and the evaluation prompts.
+        """
         train = self.load_set(self.train_prompts, self.train_split, self.max_train_prompts)
         return train, self.load_set(self.eval_prompts or self.train_prompts, self.eval_split, self.max_eval_prompts)
 
     def load_set(self, source: str, split: str, limit: int | None) -> Dataset:
-        """The first `limit` rows of one split."""
+        """
+        Load the first rows of one split.
+
+        Args:
+            source (`str`):
+                A folder under `datasets/`, a path, a Hub id, or a file.
+            split (`str`):
+                The split.
+            limit (`int`, *optional*):
+                The number of rows. `None` loads all of them.
+        """
         return load_prompt_set(source, split, limit)
 
     def at_size(
         self, rows: tuple[Dataset, Dataset], settings: SamplingSettings, folder: Path
     ) -> tuple[Dataset, Dataset]:
-        """What [`~PromptArguments.load`] returned, for videos of these settings; `folder` is where files for it may
-        go. Prompts are words, and good for any size."""
+        """
+        Prepare the rows for videos of a given size. Text prompts fit every size and are returned unchanged.
+
+        Args:
+            rows (`tuple[Dataset, Dataset]`):
+                Training and evaluation rows from [`~PromptArguments.load`].
+            settings ([`~spatialalign_trl.models.settings.SamplingSettings`]):
+                The size of the videos.
+            folder (`Path`):
+                Where files that belong to the rows may be written.
+        """
         return rows
 
 
-def from_json(value: Any, name: str) -> Any:
-    """An argument that YAML files give as it is, and flags as JSON."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={value!r} is not JSON: {error}") from error
-
-
 def prompt_source(source: str) -> str:
-    """A path or Hub id as it is, or the path of a folder under `datasets/` by its name.
+    """
+    Resolve the name of a folder under `datasets/` to its path. Paths and Hub ids are returned as they are.
+
+    Args:
+        source (`str`):
+            A folder's name, a path, or a Hub id.
 
     Raises:
-        FileNotFoundError: for what is neither a path nor has an owner, and is nearly the name of such a folder.
+        FileNotFoundError: If `source` is neither a path nor has an owner, and is nearly the name of such a folder.
     """
     bundled = {folder.name: folder for folder in DATASETS.glob("*") if folder.is_dir()}
     is_path = "/" in source or Path(source).exists()
     if source not in bundled and not is_path and nearest(source, bundled):
-        told = near_miss(source, bundled)
-        raise FileNotFoundError(f"there is no set {source!r} under {DATASETS} and no such path. {told}")
+        raise FileNotFoundError(
+            f"there is no set {source!r} under {DATASETS} and no such path. {near_miss(source, bundled)}"
+        )
     return str(bundled.get(source, source))
 
 
 def load_prompt_set(source: str, split: str, limit: int | None = None) -> Dataset:
-    """Loads the first `limit` prompts, as `load_prompts` does, or of a folder under `datasets/` by its name."""
+    """
+    Load prompts with [`~spatialalign_trl.prompts.load_prompts`], also from a folder under `datasets/` by its name.
+
+    Args:
+        source (`str`):
+            A folder's name, a path, a Hub id, or a file.
+        split (`str`):
+            The split.
+        limit (`int`, *optional*):
+            The number of prompts, from the first. `None` loads all of them.
+    """
     from spatialalign_trl.prompts import load_prompts
 
     prompts = load_prompts(prompt_source(source), split)

@@ -1,4 +1,4 @@
-"""Which scene tasks a recipe samples, and which rewards judge: command-line arguments, and what they load."""
+"""Command-line arguments that name the scene tasks to train and to evaluate on, and the code that loads them."""
 
 from __future__ import annotations
 
@@ -16,66 +16,109 @@ if TYPE_CHECKING:
     from spatialalign_trl.models.settings import SamplingSettings
 
 SCENES_FOLDER = "scenes"
-"""In a run's `output_dir`, unless `scenes_dir` says otherwise."""
+"""Folder of the recordings inside a run's `output_dir`, used unless `scenes_dir` names another."""
 
 
 @dataclass
 class SceneArguments(PromptArguments):
-    """Which scene tasks are trained and evaluated on, and who judges. A prompt is a task here: words, and a recording
-    of the scene."""
+    """
+    Arguments that name the scene tasks to train and to evaluate on. Each row is a task: an instruction and a recording
+    of the scene.
+    """
 
     train_prompts: str = field(
         default="video4spatial_navigation",
         metadata={
-            "help": "Scene tasks to sample and train on: a folder under datasets/, a path, a Hub id, or a file; of "
-            "rooms to render, or of finished rows whose column context is a video (scenes/rows.py)."
+            "help": "Scene tasks to sample and train on: a folder under datasets/, a path, a Hub id, or a file. It "
+            "holds rooms to render, or finished rows with a video in the column context (scenes/rows.py)."
         },
-    )
-    reward_funcs: list[str] = field(
-        default_factory=lambda: ["scene_navigation"],
-        metadata={"help": "Rewards, as of recipes/spatialalign.py: scene_navigation, object_grounding, or your own."},
     )
     scenes_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the tasks' recordings as mp4, rendered at the model's size; several runs may share it, "
-            "and all processes must see it. None: scenes/ in output_dir."
+            "help": "Folder of the tasks' recordings as mp4, rendered at the model's size. Several runs may share it, "
+            "and all processes must be able to read it. None: scenes/ in output_dir."
         },
     )
     supersample: int = field(
-        default=3, metadata={"help": "Rays a pixel of rendered rooms, squared; frames of a few dozen pixels want 5."}
+        default=3,
+        metadata={
+            "help": "Rendered rooms take this many rays per pixel, squared. Frames of a few dozen pixels need 5."
+        },
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.supersample < 1:
-            raise ValueError(f"supersample={self.supersample}: must be at least 1")
+            raise ValueError(f"supersample={self.supersample}: must be at least 1.")
 
     def load_set(self, source: str, split: str, limit: int | None) -> Dataset:
-        """The first `limit` tasks of one split, as published."""
+        """
+        Load the first tasks of one split as they were published.
+
+        Args:
+            source (`str`):
+                A folder under `datasets/`, a path, a Hub id, or a file.
+            split (`str`):
+                The split.
+            limit (`int`, *optional*):
+                The number of tasks. `None` loads all of them.
+        """
         return load_scene_rows(prompt_source(source), split, limit)
 
     def at_size(
         self, rows: tuple[Dataset, Dataset], settings: SamplingSettings, folder: Path
     ) -> tuple[Dataset, Dataset]:
-        """The tasks with their recordings at the size of these settings, and without their answers."""
+        """
+        Add the recordings to the tasks, rendered at the size of the videos. The answers are left out.
+
+        Args:
+            rows (`tuple[Dataset, Dataset]`):
+                Training and evaluation tasks from [`~PromptArguments.load`].
+            settings ([`~spatialalign_trl.models.settings.SamplingSettings`]):
+                The size of the videos.
+            folder (`Path`):
+                The run's folder. Recordings go to `scenes_dir`, or else to its subfolder `scenes`.
+        """
         train, evaluation = rows
         return self._complete(train, settings, folder, ground_truth=False), self.held_out(evaluation, settings, folder)
 
     def held_out(self, rows: Dataset, settings: SamplingSettings, folder: Path) -> Dataset:
-        """As [`~SceneArguments.at_size`] of one split whose answers will be asked for, too, and are made with it."""
-        known = self.with_answers(rows, settings, folder)
-        return known.remove_columns([name for name in GROUND_TRUTH if name in known.column_names])
+        """
+        Add the recordings to the tasks of one split, and render the answers without adding them to the rows.
+
+        Args:
+            rows (`Dataset`):
+                The tasks of one split, as published.
+            settings, folder:
+                As in [`~SceneArguments.at_size`].
+        """
+        complete = self.with_answers(rows, settings, folder)
+        return complete.remove_columns([name for name in GROUND_TRUTH if name in complete.column_names])
 
     def answers(self, rows: Dataset, settings: SamplingSettings, folder: Path) -> dict[str, Video]:
-        """Prompt id -> the right answer, of the tasks of one split that have one."""
-        known = self.with_answers(rows, settings, folder)
-        if VIDEO not in known.column_names:
+        """
+        Read the ground-truth videos of one split.
+
+        Args:
+            rows, settings, folder:
+                As in [`~SceneArguments.held_out`].
+
+        Returns:
+            `dict[str, np.ndarray]`: Prompt id -> ground-truth video, for the tasks that have one.
+        """
+        complete = self.with_answers(rows, settings, folder)
+        if VIDEO not in complete.column_names:
             return {}
-        return {row["prompt_id"]: read_video(row[VIDEO]["path"]) for row in known if row[VIDEO] is not None}
+        return {row["prompt_id"]: read_video(row[VIDEO]["path"]) for row in complete if row[VIDEO] is not None}
 
     def with_answers(self, rows: Dataset, settings: SamplingSettings, folder: Path) -> Dataset:
-        """As [`~SceneArguments.at_size`] of one split, with the columns `video` and, for grounding, `boxes`."""
+        """
+        Add the recordings and the answers to the tasks of one split: the column `video` and, for grounding, `boxes`.
+
+        Args:
+            rows, settings, folder:
+                As in [`~SceneArguments.held_out`].
+        """
         return self._complete(rows, settings, folder, ground_truth=True)
 
     def _complete(self, rows: Dataset, settings: SamplingSettings, folder: Path, *, ground_truth: bool) -> Dataset:

@@ -24,7 +24,7 @@ exit code: 0 = done, 1 = done, but some inputs could not be used and are listed,
 
 def main(words: Sequence[str]) -> int:
     """Run the command, and return its exit code."""
-    from spatialalign_trl.arguments.evaluation import EvaluationArguments
+    from spatialalign_trl.arguments.evaluation import EvaluationArguments, run_and_write
     from spatialalign_trl.arguments.launch import quiet_libraries
     from spatialalign_trl.arguments.parsing import parse_recipe
 
@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
         print(f"{PROG}: error: {error}\nRun '{PROG} --help' to list the options.", file=sys.stderr)
         return 2
     try:
-        results = evaluation.run(args.notes())
+        results = run_and_write(evaluation, args.notes())
     except KeyboardInterrupt:
         remedy = "Run the same command again to continue"
         print(f"interrupted. Finished videos are kept in {args.output_dir}. {remedy}.", file=sys.stderr)

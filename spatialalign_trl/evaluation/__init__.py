@@ -1,8 +1,8 @@
-"""What alignment bought: obedience and looks of videos, of several policies side by side.
+"""
+Evaluate policies side by side: how well videos follow their prompts, and how good they look.
 
-`statistics` and `guards` hold the numbers, `verdict` reads them, `evaluator` samples, scores and measures.
-`report/evaluation_files.py` writes `results.json`, the tables and `samples.parquet`. Names are resolved when they are
-first used.
+`statistics` and `guards` compute the numbers, `verdict` judges them, and `evaluator` samples, scores and measures.
+`report/evaluation_files.py` writes `results.json`, the tables and `samples.parquet`. Names are imported on first use.
 """
 
 import lazy_loader
@@ -32,6 +32,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "guards": ["GUARDS", "frame_statistics", "get_guard", "measure_quality"],
         "verdict": ["compare_quality", "compare_rewards", "reward_hacking_verdict"],
         "policies": ["Policy"],
-        "evaluator": ["Evaluation"],
+        "evaluator": ["Evaluation", "EvaluationResults", "PolicySampling", "QualityGuards"],
     },
 )

@@ -1,10 +1,12 @@
-"""How far rewards agree with people, and people with each other.
+"""
+Measure how far rewards agree with people, and people with each other.
 
-Two questions, as a reward is used in two ways. Does it *order* videos as people do (best against worst)? Kendall's
-tau-b between the reward and the human obedience. Does it *decide* as people do (winner or loser)? Accuracy of "reward
->= tau" against "starts and ends where the prompt says", beside what always giving the more frequent answer reaches,
-and Cohen's kappa, which is 0 there. An INVALID video fails and ranks below all others: it is never dropped, except in
-`tau_b_valid`. Intervals are bootstrapped over prompts, because the clips of one prompt are not independent.
+There are two questions, because a reward is used in two ways. Does it *order* videos as people do (best against
+worst)? This is Kendall's tau-b between the reward and the human obedience. Does it *decide* as people do (winner or
+loser)? This is the accuracy of "reward >= tau" against "starts and ends where the prompt says". The accuracy is
+reported together with the one that always giving the more frequent answer would reach, and with Cohen's kappa, which
+is 0 for that constant answer. An INVALID video fails and ranks below all others; only `tau_b_valid` leaves it out.
+Intervals are bootstrapped over prompts, because the clips of one prompt are not independent.
 """
 
 from __future__ import annotations
@@ -19,14 +21,25 @@ from spatialalign_trl.evaluation.labels import END, LOOKS, START, Judged, LabelF
 from spatialalign_trl.evaluation.statistics import BOOTSTRAP_DRAWS, success_rate
 
 Weights = np.ndarray
-"""Of shape (draws, clips): how often each clip is in each draw."""
+"""Array of shape (draws, clips): how often each clip occurs in each bootstrap draw."""
 
 PARTS = {"initial_score": START, "final_score": END}
-"""Components of DSR-Score -> the question that asks a person for the same."""
+"""Component of DSR-Score -> the question that asks a person for the same."""
 
 
 def prompt_draws(prompt_ids: Sequence[str], seed: int = 0) -> Weights:
-    """Bootstrap draws of whole prompts, as weights of their clips: `(BOOTSTRAP_DRAWS, clips)`."""
+    """
+    Draw whole prompts with replacement.
+
+    Args:
+        prompt_ids (sequence of `str`):
+            The prompt of each clip.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws.
+
+    Returns:
+        `np.ndarray` of shape (BOOTSTRAP_DRAWS, clips): How often each clip occurs in each draw.
+    """
     prompts, prompt_of = np.unique(np.asarray(prompt_ids, str), return_inverse=True)
     draws = np.random.default_rng(seed).integers(len(prompts), size=(BOOTSTRAP_DRAWS, len(prompts)))
     counts = np.zeros((BOOTSTRAP_DRAWS, len(prompts)))
@@ -36,35 +49,61 @@ def prompt_draws(prompt_ids: Sequence[str], seed: int = 0) -> Weights:
 
 def tau_b(x: Sequence[float], y: Sequence[float], weights: Weights) -> np.ndarray:
     """
-    Kendall's tau-b of weighted observations, one value a draw; NaN where a side does not vary.
+    Compute Kendall's tau-b of weighted observations.
+
+    With weights of 1 the value is that of `scipy.stats.kendalltau`, which takes no weights and would need seconds for
+    all bootstrap draws.
 
     Args:
         x, y (sequences of `float`):
-            Of equal length; infinities are ranks like others.
+            Observations, of equal length. Infinities are allowed and ranked.
         weights (`np.ndarray` of shape (draws, observations)):
-            How often each observation counts. With ones the value is that of `scipy.stats.kendalltau`, which takes no
-            weights and would need seconds for the draws.
-    """
-    # Ranks first: the difference of two infinities is none.
-    ranks = [np.unique(np.asarray(side, float), return_inverse=True)[1].astype(np.int64) for side in (x, y)]
-    signs = [np.sign(side[:, None] - side[None, :]).astype(np.float32) for side in ranks]
+            How often each observation counts.
 
-    def pairs(matrix: np.ndarray) -> np.ndarray:
+    Returns:
+        `np.ndarray` of shape (draws,): Values in [-1, 1]; NaN if `x` or `y` does not vary.
+    """
+    # Compare ranks, because the difference of two infinities is not defined.
+    ranks = [np.unique(np.asarray(values, float), return_inverse=True)[1].astype(np.int64) for values in (x, y)]
+    signs = [np.sign(rank[:, None] - rank[None, :]).astype(np.float32) for rank in ranks]
+
+    def weighted_sum(matrix: np.ndarray) -> np.ndarray:
         return np.einsum("dn,dn->d", weights @ matrix, weights)
 
-    both = [pairs(np.abs(side)) for side in signs]
+    untied = [weighted_sum(np.abs(sign)) for sign in signs]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return pairs(signs[0] * signs[1]) / np.sqrt(both[0] * both[1])
+        return weighted_sum(signs[0] * signs[1]) / np.sqrt(untied[0] * untied[1])
 
 
 def accuracy(a: np.ndarray, b: np.ndarray, weights: Weights) -> np.ndarray:
-    """Share of observations on which two judges say the same, one value a draw; NaN for an empty draw."""
+    """
+    Compute the share of observations on which two judges agree.
+
+    Args:
+        a, b (`np.ndarray` of shape (observations,)):
+            The judges' decisions.
+        weights (`np.ndarray` of shape (draws, observations)):
+            How often each observation counts.
+
+    Returns:
+        `np.ndarray` of shape (draws,): Values in [0, 1]; NaN for an empty draw.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         return weights @ (a == b) / weights.sum(1)
 
 
 def cohen_kappa(a: np.ndarray, b: np.ndarray, weights: Weights) -> np.ndarray:
-    """Cohen's kappa of two judges, one value a draw; NaN where chance alone agrees always.
+    """
+    Compute Cohen's kappa of two judges.
+
+    Args:
+        a, b (`np.ndarray` of shape (observations,)):
+            The judges' decisions.
+        weights (`np.ndarray` of shape (draws, observations)):
+            How often each observation counts.
+
+    Returns:
+        `np.ndarray` of shape (draws,): Values of at most 1; NaN if the judges would always agree by chance.
 
     Source: J. Cohen, "A coefficient of agreement for nominal scales", 1960: (p_o - p_e)/(1 - p_e).
     """
@@ -76,15 +115,15 @@ def cohen_kappa(a: np.ndarray, b: np.ndarray, weights: Weights) -> np.ndarray:
 
 
 def _estimate(measure: Callable[[Weights], np.ndarray], prompt_ids: Sequence[str], seed: int) -> dict[str, Any]:
-    """`value`, `interval` (95 %, over prompts) and `n`; `None` for what is not defined."""
+    """Return `value`, `interval` (95 %, over prompts) and `n`; `None` for what is not defined."""
     value = measure(np.ones((1, len(prompt_ids))))[0] if len(prompt_ids) else np.nan
     if np.isnan(value):
         return {"value": None, "interval": None, "n": len(prompt_ids)}
     drawn = measure(prompt_draws(prompt_ids, seed))
     drawn = drawn[~np.isnan(drawn)]
-    # One prompt is drawn alike every time: that says nothing about others.
-    known = len(drawn) and len(set(prompt_ids)) > 1
-    interval = [float(end) for end in np.quantile(drawn, (0.025, 0.975))] if known else None
+    # With a single prompt all draws are equal, and their spread says nothing about other prompts.
+    has_spread = len(drawn) and len(set(prompt_ids)) > 1
+    interval = [float(end) for end in np.quantile(drawn, (0.025, 0.975))] if has_spread else None
     return {"value": float(value), "interval": interval, "n": len(prompt_ids)}
 
 
@@ -92,25 +131,25 @@ def order_agreement(
     scores: Sequence[float | None], humans: Sequence[float | None], prompt_ids: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
     """
-    Kendall's tau-b between a reward and people.
+    Compute Kendall's tau-b between a reward and people.
 
     Args:
         scores (sequence of `float | None`):
-            The reward; INVALID (`None`) ranks below all others.
+            The reward of each clip. INVALID (`None`) ranks below all others.
         humans (sequence of `float | None`):
-            What people said; clips with `None` are left out.
+            The human rating of each clip. Clips with `None` are left out.
         prompt_ids (sequence of `str`):
-            Which clips belong together.
+            The prompt of each clip.
         seed (`int`, *optional*, defaults to `0`):
-            Of the bootstrap.
+            Seed of the bootstrap.
 
     Returns:
-        `dict`: `value` (in [-1, 1], `None` where a side does not vary), `interval` (95 %), `n`.
+        `dict`: `value` (in [-1, 1], `None` if a side does not vary), `interval` (95 %) and `n`.
     """
-    asked = [place for place, human in enumerate(humans) if human is not None]
-    x = [-np.inf if scores[place] is None else scores[place] for place in asked]
-    y = [humans[place] for place in asked]
-    return _estimate(lambda weights: tau_b(x, y, weights), [prompt_ids[place] for place in asked], seed)
+    rated = [index for index, human in enumerate(humans) if human is not None]
+    x = [-np.inf if scores[index] is None else scores[index] for index in rated]
+    y = [humans[index] for index in rated]
+    return _estimate(lambda weights: tau_b(x, y, weights), [prompt_ids[index] for index in rated], seed)
 
 
 def reward_agreement(
@@ -121,36 +160,42 @@ def reward_agreement(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    How far a reward agrees with people.
+    Measure how far a reward agrees with people.
 
     Args:
         humans (sequence of [`Judged`]):
-            What people said about each clip.
+            The labellers' consensus on each clip.
         scores (sequence of `float | None`):
-            The reward of the same clips; `None` = INVALID.
+            The reward of the same clips. `None` is INVALID.
         threshold (`float`):
-            From where on the reward calls a video a success.
+            The reward calls a video a success from this score on.
         components (`dict`, *optional*):
-            Components in `PARTS`, one value a clip, to compare with what was said about the start and the end.
+            Component in `PARTS` -> one value per clip, to compare with the answers about the start and the end.
         seed (`int`, *optional*, defaults to `0`):
-            Of the bootstrap.
+            Seed of the bootstrap.
 
     Returns:
-        A dict ready for JSON: `clips`, `prompts`, `threshold`; `tau_b` and `tau_b_valid` with the human obedience,
-        `tau_b_looks` with the looks; `accuracy`, `kappa` and the counts in `decisions` at the threshold, over the
-        clips on which people are not split; `always`, the accuracy of the more frequent answer; `invalid` (clips, and
-        share of the labels on them which say that the animal or the object is missing); `parts`.
+        `dict`, ready for JSON:
+            - `clips`, `prompts`, `threshold`;
+            - `tau_b` and `tau_b_valid` with the human obedience, `tau_b_looks` with the answers about looks;
+            - `accuracy`, `kappa` and the counts in `decisions` at the threshold, over the clips on which people are
+              not split, and `always`, the accuracy of always giving the more frequent answer;
+            - `invalid`: the number of INVALID clips, and the share of their labels which say that the animal or the
+              object is missing;
+            - `parts`: component -> agreement with the answers about the same.
 
     Raises:
-        ValueError: when there are no clips, or not one score a clip.
+        ValueError: If there are no clips, or not one score per clip.
     """
     if not humans or len(humans) != len(scores):
-        raise ValueError(f"{len(humans)} labelled clips and {len(scores)} scores; both must be the same, and not 0")
-    ids = [one.prompt_id for one in humans]
-    obedience = [one.obedience for one in humans]
-    looks = [one.answers.get(LOOKS) for one in humans]
-    valid = [one.obedience if score is not None else None for one, score in zip(humans, scores, strict=True)]
-    invalid = [one.absent for one, score in zip(humans, scores, strict=True) if score is None]
+        raise ValueError(
+            f"{len(humans)} labelled clips and {len(scores)} scores: expected one score per clip, and at least one."
+        )
+    ids = [clip.prompt_id for clip in humans]
+    obedience = [clip.obedience for clip in humans]
+    looks = [clip.answers.get(LOOKS) for clip in humans]
+    valid = [clip.obedience if score is not None else None for clip, score in zip(humans, scores, strict=True)]
+    invalid = [clip.absent for clip, score in zip(humans, scores, strict=True) if score is None]
     agreement = {
         "clips": len(humans),
         "prompts": len(set(ids)),
@@ -163,27 +208,28 @@ def reward_agreement(
         "parts": {},
     }
     for name, values in (components or {}).items():
-        said = [one.answers.get(PARTS[name]) for one in humans]
-        agreement["parts"][name] = order_agreement(values, said, ids, seed)
+        answers = [clip.answers.get(PARTS[name]) for clip in humans]
+        agreement["parts"][name] = order_agreement(values, answers, ids, seed)
     return agreement
 
 
 def _decisions(
     humans: Sequence[Judged], scores: Sequence[float | None], threshold: float, seed: int
 ) -> dict[str, Any]:
-    decided = [(one, score) for one, score in zip(humans, scores, strict=True) if one.obeys is not None]
-    ids = [one.prompt_id for one, _ in decided]
-    said = np.asarray([one.obeys for one, _ in decided], bool)
+    """Compare the decisions at the threshold with the people's, over the clips on which people are not split."""
+    decided = [(clip, score) for clip, score in zip(humans, scores, strict=True) if clip.obeys is not None]
+    ids = [clip.prompt_id for clip, _ in decided]
+    obeys = np.asarray([clip.obeys for clip, _ in decided], bool)
     passed = np.asarray([success_rate([score], threshold) for _, score in decided], bool)
     return {
-        "accuracy": _estimate(lambda weights: accuracy(passed, said, weights), ids, seed),
-        "kappa": _estimate(lambda weights: cohen_kappa(passed, said, weights), ids, seed),
-        "always": float(max(said.mean(), 1 - said.mean())) if len(said) else None,
+        "accuracy": _estimate(lambda weights: accuracy(passed, obeys, weights), ids, seed),
+        "kappa": _estimate(lambda weights: cohen_kappa(passed, obeys, weights), ids, seed),
+        "always": float(max(obeys.mean(), 1 - obeys.mean())) if len(obeys) else None,
         "decisions": {
-            "both_yes": int((passed & said).sum()),
-            "both_no": int((~passed & ~said).sum()),
-            "reward_only": int((passed & ~said).sum()),
-            "humans_only": int((~passed & said).sum()),
+            "both_yes": int((passed & obeys).sum()),
+            "both_no": int((~passed & ~obeys).sum()),
+            "reward_only": int((passed & ~obeys).sum()),
+            "humans_only": int((~passed & obeys).sum()),
             "humans_split": len(humans) - len(decided),
         },
     }
@@ -191,21 +237,28 @@ def _decisions(
 
 def labeller_agreement(files: Sequence[LabelFile], seed: int = 0) -> list[dict[str, Any]]:
     """
-    How far each two labellers agree on the clips that both labelled.
+    Measure how far each two labellers agree on the clips that both labelled.
+
+    Args:
+        files (sequence of [`LabelFile`]):
+            The labels, one file per labeller.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the bootstrap.
 
     Returns:
-        `list[dict]`: of each pair `labellers`, `clips`, Cohen's `kappa` and the `accuracy` of "starts and ends where
-        the prompt says", and `tau_b` of the obedience: the bar that a reward can be held to.
+        `list[dict]`: For each pair `labellers`, `clips`, Cohen's `kappa` and the `accuracy` of "starts and ends where
+        the prompt says", and `tau_b` of the obedience. A reward cannot be expected to agree better with people than
+        people do with each other.
     """
     pairs = []
-    for one, other in combinations(files, 2):
-        common = [clip_id for clip_id in one.labels if clip_id in other.labels]
-        sides = [[file.labels[clip_id] for clip_id in common] for file in (one, other)]
+    for first, second in combinations(files, 2):
+        common = [clip_id for clip_id in first.labels if clip_id in second.labels]
+        sides = [[file.labels[clip_id] for clip_id in common] for file in (first, second)]
         ids = [label.prompt_id for label in sides[0]]
         a, b = (np.asarray([label.obeys for label in side], bool) for side in sides)
         pairs.append(
             {
-                "labellers": [one.labeller, other.labeller],
+                "labellers": [first.labeller, second.labeller],
                 "clips": len(common),
                 "kappa": _estimate(lambda weights, a=a, b=b: cohen_kappa(a, b, weights), ids, seed),
                 "accuracy": _estimate(lambda weights, a=a, b=b: accuracy(a, b, weights), ids, seed),

@@ -1,30 +1,30 @@
-"""Evaluating policies side by side: sample, score, look, compare, write. What is there is not made again.
+"""
+Evaluate policies on the same prompts and seeds: sample, score, measure quality, and compare with a baseline.
+
+[`Evaluation.run`] returns the results. `arguments/evaluation.py` writes them as files. Sampled videos, scores and
+quality measures are kept in the output folder, so a rerun computes only what is missing:
 
 output_dir/
-  samples/            every video, with its inputs, latents and scores (`rollout/store.py`)
-  scores/             of videos in other folders, by what is in the file
-  looks/              what the quality guards measured, by sample
-  results.json, table.md, table.tex, samples.parquet      see `report/evaluation_files.py`
-  report.html, report.json     see `report/write.py`
+  samples/            every sampled video with its inputs, latents and scores (`rollout/store.py`)
+  scores/             scores of videos in other folders, keyed by the content of the file
+  looks/              values of the quality guards, by sample (`evaluation/looks.py`)
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spatialalign_trl.devices import release_memory
 from spatialalign_trl.errors import near_miss
-from spatialalign_trl.evaluation.compare import Evaluated, compare_policies
-from spatialalign_trl.evaluation.looks import Looks, Videos
+from spatialalign_trl.evaluation.comparison import Evaluated, compare_policies
+from spatialalign_trl.evaluation.looks import QualityMeasures
 from spatialalign_trl.evaluation.policies import Policy
 from spatialalign_trl.evaluation.statistics import EVALUATION_SEED, summarize
 from spatialalign_trl.evaluation.video_folder import VideoFolder
-from spatialalign_trl.files import lock_folder
 from spatialalign_trl.models.lora import lora_fingerprint
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.rewards.runner import RewardRunner
@@ -39,33 +39,103 @@ if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
 
 
+@dataclass(frozen=True)
+class PolicySampling:
+    """
+    How the policies' videos are sampled.
+
+    Args:
+        load_model (callable, *optional*):
+            Loads a [`VideoModel`] by its name. Required if a policy has a model.
+        seeds (`int`, *optional*, defaults to `5`):
+            Number of videos per prompt. Seeds count up from `EVALUATION_SEED`, as in the training loop's evaluation.
+        settings (`dict`, *optional*):
+            Fields of `SamplingSettings` that replace a model's defaults.
+        tag (`str`, *optional*, defaults to `""`):
+            Everything else that changes the videos, such as a dtype. It becomes part of the samples' identity.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Number of videos sampled at a time.
+        video_crf (`int`, *optional*, defaults to `18`):
+            x264 quality of the stored mp4 files. 0 is lossless.
+        samples_dir (`Path`, *optional*):
+            Folder of the samples, such as a run's `samples`, whose videos are then reused. Defaults to `samples` in
+            the output folder.
+
+    Raises:
+        ValueError: If `seeds` is less than 1.
+    """
+
+    load_model: Callable[[str], VideoModel] | None = None
+    seeds: int = 5
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tag: str = ""
+    batch_size: int = 8
+    video_crf: int = 18
+    samples_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds}: must be at least 1.")
+
+
+@dataclass(frozen=True)
+class QualityGuards:
+    """
+    Which quality guards measure the videos.
+
+    Args:
+        specs (sequence of `str`, *optional*, defaults to `("frames", "flicker", "pixel_drift")`):
+            Guards as [`~spatialalign_trl.evaluation.guards.get_guard`] takes them.
+        extra (`Mapping[str, Guard]`, *optional*):
+            More guards, by the name that their values are stored under.
+    """
+
+    specs: Sequence[str] = ("frames", "flicker", "pixel_drift")
+    extra: Mapping[str, Guard] = field(default_factory=dict)
+
+
+class EvaluationResults(NamedTuple):
+    """
+    What [`Evaluation.run`] returns.
+
+    Args:
+        results (`dict`):
+            The content of `results.json`, ready for JSON; see `report/evaluation_files.py`.
+        evaluated (`dict[str, Evaluated]`):
+            Name of a policy -> its scored and measured videos.
+    """
+
+    results: dict[str, Any]
+    evaluated: dict[str, Evaluated]
+
+
 class Evaluation:
     """
     Evaluates policies on the same prompts and seeds.
 
     Args:
-        policies (sequence of [`Policy`]): What is compared; see `policies.plan_policies`.
-        rows (sequence of `dict`): The prompts. May be empty where all policies are folders of recorded samples.
-        runner ([`RewardRunner`]): The rewards.
-        output_dir (`Path`): See the top of this file.
-        load_model (callable, *optional*): Name -> [`VideoModel`]. Needed where a policy has a model.
-        seeds (`int`, *optional*, defaults to `5`): Videos a prompt. They are numbered from `EVALUATION_SEED`, as the
-            loop's own evaluation numbers them.
-        sampling (`dict`, *optional*): Fields of `SamplingSettings` that differ from a model's own.
-        quality_guards (sequence of `str`, *optional*): As `guards.get_guard` takes them.
-        own_guards (`Mapping[str, Guard]`, *optional*): More of them, by name.
-        baseline (`str`, *optional*): Name of the policy that the others are compared with; by default the first.
-        samples_dir (`Path`, *optional*): Where samples are kept, such as a run's `samples`, to use its videos.
-        tag (`str`, *optional*): What else sampling depends on, such as a dtype; part of the samples' identity.
-        batch_size (`int`, *optional*): Videos sampled at a time.
-        video_crf (`int`, *optional*): Quality of the mp4s; 0 is lossless.
-        accelerator (`Accelerator`, *optional*): The processes to share the work.
-        console (`Console`, *optional*): Where to say what is done.
+        policies (sequence of [`Policy`]):
+            The policies to compare; see `policies.plan_policies`.
+        rows (sequence of `dict`):
+            The prompts. May be empty if all policies are folders of recorded samples.
+        runner ([`RewardRunner`]):
+            The rewards.
+        output_dir (`Path`):
+            Folder of samples, scores and measures; see the top of this file.
+        sampling ([`PolicySampling`], *optional*):
+            How the videos are sampled.
+        guards ([`QualityGuards`], *optional*):
+            Which quality guards measure the videos.
+        baseline (`str`, *optional*):
+            Name of the policy that the others are compared with. Defaults to the first.
+        accelerator (`Accelerator`, *optional*):
+            The processes that share the work.
 
     Raises:
-        ValueError: for prompts that the rewards cannot judge, an unknown guard or baseline, and videos that fit no
-            prompt; ImportError, FileNotFoundError, ConnectionError: for what a reward or a guard lacks. All of it
-            before anything is sampled.
+        ValueError: For prompts that the rewards cannot score, an unknown guard or baseline, and videos that fit no
+            prompt.
+        ImportError, FileNotFoundError, ConnectionError: For a package or checkpoint that a reward or guard needs. All
+            errors are raised before anything is sampled.
     """
 
     def __init__(
@@ -75,116 +145,96 @@ class Evaluation:
         runner: RewardRunner,
         output_dir: Path,
         *,
-        load_model: Callable[[str], VideoModel] | None = None,
-        seeds: int = 5,
-        sampling: Mapping[str, Any] | None = None,
-        quality_guards: Sequence[str] = ("frames", "flicker", "pixel_drift"),
-        own_guards: Mapping[str, Guard] | None = None,
+        sampling: PolicySampling | None = None,
+        guards: QualityGuards | None = None,
         baseline: str | None = None,
-        samples_dir: Path | None = None,
-        tag: str = "",
-        batch_size: int = 8,
-        video_crf: int = 18,
         accelerator: Accelerator | None = None,
-        console: Console | None = None,
     ) -> None:
-        if seeds < 1:
-            raise ValueError(f"seeds={seeds}: must be at least 1")
         self.policies = list(policies)
         self.rows = [dict(row) for row in rows]
         self.runner = runner
         self.output_dir = Path(output_dir)
-        self.load_model = load_model
-        self.seeds = [EVALUATION_SEED + k for k in range(seeds)]
-        self.sampling = dict(sampling or {})
-        self.tag = tag
-        self.batch_size = batch_size
-        self.video_crf = video_crf
+        self.sampling = sampling or PolicySampling()
+        self.seeds = [EVALUATION_SEED + k for k in range(self.sampling.seeds)]
         self.accelerator = accelerator
         self.is_main = accelerator is None or accelerator.is_main_process
-        self.console = console or Console(quiet=True)
         self.problems: list[str] = []
         if any(policy.model for policy in self.policies) and not self.rows:
-            raise ValueError("a model needs prompts to sample")
+            raise ValueError("a model needs prompts to sample: pass rows.")
         if self.rows:
             runner.check_prompts(self.rows)
-        self.looks = Looks(quality_guards, self.output_dir / "looks", self.rows, accelerator, own_guards)
+        guards = guards or QualityGuards()
+        self.quality = QualityMeasures(guards.specs, self.output_dir / "looks", self.rows, accelerator, guards.extra)
         self._folders = self._open_folders()
         names = [policy.name for policy in self.policies]
         if baseline is not None and baseline not in names:
             raise ValueError(f"baseline={baseline!r} is none of the policies. {near_miss(baseline, names)}")
         self.baseline = baseline or names[0]
-        self.samples_dir = Path(samples_dir or self.output_dir / "samples")
 
     def _open_folders(self) -> dict[str, Evaluated]:
-        """The folders' videos, by policy; a folder with samples of several policies becomes several."""
-        found: dict[str, Evaluated] = {}
-        for place, policy in reversed(list(enumerate(self.policies))):
+        """Open the folders' videos; replace a folder with samples of several policies by one policy for each."""
+        opened: dict[str, Evaluated] = {}
+        # Back to front, so that a policy that is replaced by several does not move those that are still to come.
+        for index, policy in reversed(list(enumerate(self.policies))):
             if policy.folder is None:
                 continue
             folder = VideoFolder(Path(policy.folder), self.rows, self.output_dir / "scores")
             self.problems[:0] = folder.problems
-            groups = folder.by_policy()
             if not self.rows:
                 self.runner.check_prompts([sample.row for sample in folder.samples])
+            groups = folder.by_policy()
             several = len(groups) > 1
-            names = [f"{policy.name} {group.rpartition('@')[2]}" if several else policy.name for group in groups]
-            split = [Policy(name, folder=policy.folder) for name in names]
-            self.policies[place : place + 1] = split
-            found |= {
-                one.name: Evaluated(one, folder, samples) for one, samples in zip(split, groups.values(), strict=True)
-            }
-        return found
+            names = [f"{policy.name} {revision.rpartition('@')[2]}" if several else policy.name for revision in groups]
+            self.policies[index : index + 1] = [Policy(name, folder=policy.folder) for name in names]
+            for name, samples in zip(names, groups.values(), strict=True):
+                opened[name] = Evaluated(Policy(name, folder=policy.folder), folder, samples)
+        return opened
 
-    # The stages
-
-    def run(self, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def run(self) -> EvaluationResults:
         """
-        Runs what is missing, and writes the files.
+        Sample, score and measure what is missing, and compare the policies with the baseline.
 
-        Args:
-            notes (`dict`, *optional*): Goes into `results.json` as it is: settings, versions.
-
-        Returns:
-            What `results.json` holds; see `report/evaluation_files.py`.
-
-        Raises:
-            RuntimeError: where another process is at work in the output folder.
+        Every process calls this, and every process gets the results. Callers that write files hold the output
+        folder's lock (`files.lock_folder`) around both.
         """
-        with lock_folder(self.output_dir, here=self.is_main):
-            return self._run(dict(notes or {}))
-
-    def _run(self, notes: Mapping[str, Any]) -> dict[str, Any]:
-        from spatialalign_trl.report.evaluation_files import print_results, write_results
-        from spatialalign_trl.report.grades import find_grader
-        from spatialalign_trl.report.write import try_write_report
-
+        # 1. Sample the models' videos. Those of folders exist already.
         evaluated = self._sample() | self._folders
         evaluated = {policy.name: evaluated[policy.name] for policy in self.policies}
-        for name, one in evaluated.items():
-            one.samples = score_samples(
-                one.samples, one.store, self.runner, accelerator=self.accelerator, desc=f"scoring {name}"
+
+        # 2. Score
+        for name, videos in evaluated.items():
+            videos.samples = score_samples(
+                videos.samples, videos.store, self.runner, accelerator=self.accelerator, desc=f"scoring {name}"
             )
-        self._look(evaluated)
-        results = self._results(evaluated) | notes
-        if self.is_main:
-            write_results(self.output_dir, results, evaluated)
-            try_write_report(self.output_dir, find_grader(self.runner.reward_funcs))
-            self.runner.release()
-            print_results(self.console, results, self.output_dir)
-        if self.accelerator:
-            self.accelerator.wait_for_everyone()
-        return results
+
+        # 3. Measure quality. Some guards compare a video with the baseline's video of the same prompt and seed.
+        base = evaluated[self.baseline]
+        base_videos = {(sample.prompt_id, sample.seed): (base.store, sample) for sample in base.samples}
+        for name, videos in evaluated.items():
+            partners = [
+                None if videos is base else base_videos.get((sample.prompt_id, sample.seed))
+                for sample in videos.samples
+            ]
+            videos.quality, videos.quality_per_video = self.quality.measure(
+                videos.store, videos.samples, partners, desc=f"measuring {name}"
+            )
+        self.quality.release()
+
+        # 4. Summarise and compare
+        return EvaluationResults(self._results(evaluated), evaluated)
 
     def _sample(self) -> dict[str, Evaluated]:
+        """Sample the videos of all policies that have a model, one model in memory at a time."""
         evaluated: dict[str, Evaluated] = {}
         store: SampleStore | None = None
         for name in dict.fromkeys(policy.model for policy in self.policies if policy.model):
-            store = store or SampleStore(self.samples_dir)
-            model = self.load_model(name)
-            settings = model.default_settings().updated(self.sampling)
-            policies = [one for one in self.policies if one.model == name]
-            for policy in policies:  # a LoRA that does not load is found before hours of sampling
+            # Opening the store creates its folder, so it is opened only if there is something to sample.
+            store = store or SampleStore(self.sampling.samples_dir or self.output_dir / "samples")
+            model = self.sampling.load_model(name)
+            settings = model.default_settings().updated(self.sampling.settings)
+            policies = [policy for policy in self.policies if policy.model == name]
+            # Load every LoRA once, so that one that does not fit is found before hours of sampling.
+            for policy in policies:
                 if policy.lora is not None:
                     model.load_lora(policy.lora)
                     model.unload_lora()
@@ -198,10 +248,11 @@ class Evaluation:
     def _sample_policy(
         self, policy: Policy, model: VideoModel, settings: SamplingSettings, store: SampleStore
     ) -> list[Sample]:
-        start = "base"
+        """Sample one policy's videos, with its LoRA in the model meanwhile."""
+        weights = "base"
         if policy.lora is not None:
             model.load_lora(policy.lora)
-            start = lora_fingerprint(model.lora_state_dict())
+            weights = lora_fingerprint(model.lora_state_dict())
         try:
             return roll_out(
                 model,
@@ -209,40 +260,33 @@ class Evaluation:
                 self.seeds,
                 settings,
                 store,
-                policy_revision=f"{model.name_or_path}@{start}{self.tag}",
-                batch_size=self.batch_size,
+                policy_revision=f"{model.name_or_path}@{weights}{self.sampling.tag}",
+                batch_size=self.sampling.batch_size,
                 accelerator=self.accelerator,
-                crf=self.video_crf,
+                crf=self.sampling.video_crf,
                 desc=f"sampling {policy.name}",
             )
         finally:
             if policy.lora is not None:
                 model.unload_lora()
 
-    def _look(self, evaluated: Mapping[str, Evaluated]) -> None:
-        base = evaluated[self.baseline]
-        of_base: dict[tuple[str, int], tuple[Videos, Sample]] = {
-            (sample.prompt_id, sample.seed): (base.store, sample) for sample in base.samples
-        }
-        for name, one in evaluated.items():
-            partners = [of_base.get((s.prompt_id, s.seed)) if one is not base else None for s in one.samples]
-            one.quality, one.looks = self.looks.measure(one.store, one.samples, partners, desc=f"looking at {name}")
-        self.looks.release()
-
     def _results(self, evaluated: Mapping[str, Evaluated]) -> dict[str, Any]:
+        """Return the content of `results.json`."""
         base = evaluated[self.baseline]
         policies = {
             name: {
-                "model": one.policy.model,
-                "lora": one.policy.lora,
-                "folder": one.policy.folder,
-                "revision": one.samples[0].policy_revision,
-                "sampling": one.samples[0].settings if one.policy.model else None,
-                "summary": summarize(one.samples, one.quality),
+                "model": videos.policy.model,
+                "lora": videos.policy.lora,
+                "folder": videos.policy.folder,
+                "revision": videos.samples[0].policy_revision,
+                "sampling": videos.samples[0].settings if videos.policy.model else None,
+                "summary": summarize(videos.samples, videos.quality),
             }
-            for name, one in evaluated.items()
+            for name, videos in evaluated.items()
         }
-        differences = {name: compare_policies(base, one) for name, one in evaluated.items() if one is not base}
+        differences = {
+            name: compare_policies(base, videos) for name, videos in evaluated.items() if videos is not base
+        }
         return {
             "kind": "evaluation",
             "format": 1,
@@ -250,7 +294,7 @@ class Evaluation:
             "policies": policies,
             "differences": differences,
             "rewards": self.runner.describe(),
-            "quality_guards": list(self.looks.guards),
+            "quality_guards": list(self.quality.guards),
             "seeds": self.seeds,
             "problems": self.problems,
         }

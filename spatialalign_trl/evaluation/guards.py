@@ -1,7 +1,8 @@
-"""Quality guards: what videos look like, measured on the videos that were scored.
+"""
+Quality guards: measures of how the scored videos look.
 
-A policy whose score rises while they fall has learned to please the reward and nothing else. A guard is named in
-`GUARDS`, or is any reward by its name: `identity`, `clip_iqa`, `path/to/file.py:Mine`. Options follow the name:
+A policy whose score rises while they fall has learned to please the reward and nothing else. A guard is a name in
+`GUARDS` or any reward: `identity`, `clip_iqa`, `path/to/file.py:Mine`. Options follow the name:
 `identity,tracker=grounded_sam,tracker_options.cache_dir=detections`.
 """
 
@@ -25,10 +26,14 @@ from spatialalign_trl.video import Video
 Row = Mapping[str, Any]
 Measures = dict[str, "list[float | None] | float | None"]
 Guard = Callable[..., Measures]
-"""Called with videos and their prompt rows, and with `base_videos` if it has a parameter of that name: the baseline's
-videos of the same prompts and seeds. Returns named measures, one value a video or one for all of them (`None` when
-there is nothing to measure). It may have `prepare()`, which raises before any work when a package or a checkpoint is
-missing, `check_prompts(rows)`, which refuses prompts, and `release()`, which frees its models."""
+"""
+A callable that takes videos and their prompt rows and returns named measures: one value per video, or one for all of
+them (`None` if there is nothing to measure).
+
+If it has a parameter `base_videos`, it also gets the baseline's videos of the same prompts and seeds. It may have
+three more methods: `prepare()` raises if a package or a checkpoint is missing, `check_prompts(rows)` raises for
+prompts that it cannot measure, and `release()` frees its models. The first two are called before any work.
+"""
 
 GUARDS: dict[str, str] = {
     "frames": "spatialalign_trl.evaluation.guards:frame_statistics",
@@ -40,7 +45,7 @@ GUARDS: dict[str, str] = {
 }
 
 WHOLE_SET = {"tiny_world"}
-"""Guards with a measure of all videos together, which cannot be put together from parts."""
+"""Guards with a measure of the whole set of videos, which cannot be computed from values of single videos."""
 
 BETTER: dict[str, int] = {
     "frame_change": 1,
@@ -55,19 +60,34 @@ BETTER: dict[str, int] = {
     "distance_to_real": -1,
     "psnr": 1,
 }
-"""Measure -> 1 where a fall is a loss, -1 where a rise is; see `better_side` for those that are not named here."""
+"""Measure -> 1 if higher is better, -1 if lower is better. See [`better_side`] for measures that are not listed."""
 
 
 def better_side(measure: str) -> int:
-    """1 where a fall of the measure is a loss, -1 where a rise is, 0 where neither: it is shown and not judged."""
-    return BETTER.get(measure, 1 if measure.endswith("_score") else 0)  # of a reward, more is better
+    """
+    Return whether a measure should be high or low.
+
+    Args:
+        measure (`str`):
+            Name of the measure.
+
+    Returns:
+        `int`: 1 if higher is better (as for every `<reward>_score`), -1 if lower is better, 0 if neither: the measure
+        is shown, but the verdict does not judge it.
+    """
+    return BETTER.get(measure, 1 if measure.endswith("_score") else 0)
 
 
 def get_guard(spec: str) -> Guard:
-    """Makes a quality guard of `name` or `name,option=value,...`. No weights are loaded.
+    """
+    Create a quality guard. No weights are loaded.
+
+    Args:
+        spec (`str`):
+            `name` or `name,option=value,...`. The name is in [`GUARDS`] or names a reward.
 
     Raises:
-        ValueError: for an unknown name, with the near miss, or options that it does not take.
+        ValueError: For an unknown name, or options that the guard does not take.
     """
     name, *words = spec.split(",")
     options = _options(spec, words)
@@ -86,40 +106,54 @@ def get_guard(spec: str) -> Guard:
     except TypeError as error:
         raise ValueError(f"quality guard {spec!r}: {error}") from error
     if options:
-        raise ValueError(f"quality guard {spec!r}: {name!r} takes no options")
+        raise ValueError(f"quality guard {spec!r}: {name!r} takes no options. Leave them out.")
     return guard
 
 
 def _options(spec: str, words: Sequence[str]) -> dict[str, Any]:
-    """`option=value` words as a dict; values are read as JSON where they are some, dots make dicts in dicts."""
+    """Parse `option=value` words: values are JSON or plain text, and dots in an option create nested dicts."""
     options: dict[str, Any] = {}
     for word in words:
         path, equals, text = word.partition("=")
         if not equals or not all(part.isidentifier() for part in path.split(".")):
-            raise ValueError(f"quality guard {spec!r}: {word!r} is not of the form option=value")
+            raise ValueError(f"quality guard {spec!r}: {word!r} is not of the form option=value.")
         *parents, last = path.split(".")
-        place = options
+        nested = options
         for parent in parents:
-            place = place.setdefault(parent, {})
+            nested = nested.setdefault(parent, {})
         try:
-            place[last] = json.loads(text)
+            nested[last] = json.loads(text)
         except json.JSONDecodeError:
-            place[last] = text
+            nested[last] = text
     return options
 
 
 def needs_baseline(guard: Guard) -> bool:
-    """Whether the guard compares with the baseline's videos of the same prompts and seeds."""
+    """
+    Return whether a guard compares with the baseline's videos of the same prompts and seeds.
+
+    Args:
+        guard (`Guard`):
+            The guard.
+    """
     return "base_videos" in inspect.signature(guard).parameters
 
 
 def frame_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Guard for any video: how much moves, and how sharp the frames are.
+    """
+    Measure how much a video changes, and how sharp its frames are.
+
+    Args:
+        videos (sequence of `np.ndarray` of shape (frames, height, width, 3)):
+            The videos, `uint8`.
+        rows (sequence of `dict`):
+            Their prompt rows, which are not used.
 
     Returns:
-        - `frame_change`: mean absolute difference of consecutive frames, in [0, 1] (0 = a still);
-        - `sharpness`: root mean square difference of neighbouring pixels of a frame, in [0, 1] (falls when the picture
-          blurs, rises when it dissolves into noise).
+        `dict[str, list[float]]`:
+            - `frame_change`: Mean absolute difference of consecutive frames, in [0, 1] (0 for a still).
+            - `sharpness`: Root mean square difference of neighbouring pixels of a frame, in [0, 1]. It falls when the
+              picture blurs, and rises when it dissolves into noise.
     """
     changes, sharpness = [], []
     for video in videos:
@@ -130,12 +164,20 @@ def frame_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str, 
 
 
 def flicker_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Guard for any video: what changes from one frame to the next and back again.
+    """
+    Measure how much pixels change from one frame to the next and back again.
+
+    Args:
+        videos (sequence of `np.ndarray` of shape (frames, height, width, 3)):
+            The videos, `uint8`.
+        rows (sequence of `dict`):
+            Their prompt rows, which are not used.
 
     Returns:
-        `flicker`: mean over inner frames and pixels of |x_t - (x_(t-1) + x_(t+1)) / 2|, where x_t lies outside its
-        two neighbours, in [0, 1]. A pixel that something passes over, or that brightens steadily, lies between its
-        neighbours or changes once; one that flickers leaves and returns at every frame.
+        `dict[str, list[float]]`: `flicker`, the mean over inner frames and pixels of |x_t - (x_(t-1) + x_(t+1)) / 2|
+        where x_t lies outside the range of its two neighbours (0 elsewhere), in [0, 1]. A pixel that something passes
+        over, or that brightens steadily, lies between its neighbours or changes once. A flickering pixel leaves that
+        range at every frame.
     """
     values = []
     for video in videos:
@@ -144,9 +186,9 @@ def flicker_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str
             values.append(0.0)
             continue
         total = 0.0
-        for before, here, after in zip(pixels[:-2], pixels[1:-1], pixels[2:], strict=True):
-            peak = (here - before) * (here - after).astype(np.int32) > 0
-            total += float(np.abs(here - (before + after) / 2)[peak].sum())
+        for before, frame, after in zip(pixels[:-2], pixels[1:-1], pixels[2:], strict=True):
+            peak = (frame - before) * (frame - after).astype(np.int32) > 0
+            total += float(np.abs(frame - (before + after) / 2)[peak].sum())
         values.append(total / (pixels[1:-1].size * 255.0))
     return {"flicker": values}
 
@@ -154,16 +196,26 @@ def flicker_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str
 def pixel_drift(
     videos: Sequence[Video], rows: Sequence[Row], base_videos: Sequence[Video]
 ) -> dict[str, list[float | None]]:
-    """Guard that compares with the baseline: how far the pixels have moved on the same prompt and seed.
+    """
+    Measure how far videos have moved away from the baseline's videos of the same prompts and seeds.
+
+    Args:
+        videos (sequence of `np.ndarray` of shape (frames, height, width, 3)):
+            The videos, `uint8`.
+        rows (sequence of `dict`):
+            Their prompt rows, which are not used.
+        base_videos (sequence of `np.ndarray`):
+            The baseline's videos, in the same order.
 
     Returns:
-        `pixel_drift`: mean absolute difference to the baseline's video, in [0, 1]; `None` where the two have other
-        sizes. Obedience needs some drift, so it is shown and not judged.
+        `dict[str, list[float | None]]`: `pixel_drift`, the mean absolute difference to the baseline's video, in
+        [0, 1]; `None` if the two differ in size. A policy that follows its prompts better has to drift, so the measure
+        is shown but not judged.
     """
     values: list[float | None] = []
     for video, base in zip(videos, base_videos, strict=True):
-        same = video.shape == base.shape
-        values.append(float(np.abs(video.astype(np.int16) - base).mean()) / 255.0 if same else None)
+        same_size = video.shape == base.shape
+        values.append(float(np.abs(video.astype(np.int16) - base).mean()) / 255.0 if same_size else None)
     return {"pixel_drift": values}
 
 
@@ -173,19 +225,29 @@ def measure_quality(
     rows: Sequence[Row],
     base_videos: Sequence[Video] | None = None,
 ) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
-    """Runs guards over videos: `(mean of every measure, the measures that have one value a video)`.
+    """
+    Run quality guards on videos.
 
     Args:
-        guards: names, or guards.
-        videos, rows: the videos and the rows of their prompts.
-        base_videos: the baseline's videos of the same prompts and seeds, in the same order; without them, guards that
-            compare with the baseline are left out.
+        guards (sequence of `str` or `Guard`):
+            Guards, or specs as [`get_guard`] takes them.
+        videos (sequence of `np.ndarray` of shape (frames, height, width, 3)):
+            The videos, `uint8`.
+        rows (sequence of `dict`):
+            Their prompt rows.
+        base_videos (sequence of `np.ndarray`, *optional*):
+            The baseline's videos of the same prompts and seeds, in the same order. Without them, guards that compare
+            with the baseline are left out.
+
+    Returns:
+        `tuple[dict[str, float | None], dict[str, list[float | None]]]`: The mean of every measure, and the measures
+        that have one value per video.
 
     Raises:
-        ValueError: for an unknown guard, or when there are no videos.
+        ValueError: For an unknown guard, or if there are no videos.
     """
     if guards and not len(videos):
-        raise ValueError(f"the quality guards {', '.join(map(str, guards))} have no videos to look at")
+        raise ValueError(f"the quality guards {', '.join(map(str, guards))} have no videos to measure.")
     measures: Measures = {}
     for guard in guards:
         guard = get_guard(guard) if isinstance(guard, str) else guard
@@ -200,8 +262,14 @@ def measure_quality(
 
 
 def mean_of(value: list[float | None] | float | None) -> float | None:
-    """A measure's mean over the videos that have one."""
+    """
+    Return a measure's mean over the videos that have a value.
+
+    Args:
+        value (`list[float | None]`, `float` or `None`):
+            One value per video, or one for all of them, which is returned as it is.
+    """
     if not isinstance(value, list):
         return value
-    known = [one for one in value if one is not None]
+    known = [number for number in value if number is not None]
     return fmean(known) if known else None

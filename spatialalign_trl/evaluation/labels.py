@@ -1,10 +1,11 @@
-"""What people said about clips: the label files that the page of `spatialalign label` exports.
+"""
+Human labels of clips: read the files that the page of `spatialalign label` exports.
 
 format, version     "spatialalign-labels", 1
-page, seed          which page (the same clips in the same order), and the seed of the order
+page, seed          identifies the page (the same clips in the same order), and the seed of the order
 labeller            the name that was typed in
 exported_at, num_clips
-labels              one object a clip: id, file, prompt_id, type,
+labels              one object per clip: id, file, prompt_id, type,
                     answers (question -> 0 no, 1 partly, 2 yes; questions are start, visit_1 ... of types with more
                     than two relations, end, and looks), absent (the animal or the object is missing, or there are
                     several), skipped, seconds (on screen), labelled_at
@@ -25,18 +26,23 @@ from spatialalign_trl.prompts.relations import RELATIONS
 LABEL_FORMAT, LABEL_VERSION = "spatialalign-labels", 1
 START, END, LOOKS = "start", "end", "looks"
 YES = 2
-"""The highest answer; 0 is no, 1 is partly."""
+"""The highest answer. 0 is no, 1 is partly."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What one person said about one clip.
+    """
+    One person's label of one clip.
 
     Args:
-        clip_id, file, prompt_id (`str`): Which clip; the file as it was named on the labeller's command line.
-        answers (`dict[str, int]`): Question -> 0, 1 or 2; empty where `absent`.
-        absent (`bool`): The animal or the object is missing, or there are several: what DSR-Score calls INVALID.
-        seconds (`float`): How long the clip was on the screen.
+        clip_id, file, prompt_id (`str`):
+            The clip, its file as it was named on the labeller's command line, and its prompt.
+        answers (`dict[str, int]`):
+            Question -> 0, 1 or 2. Empty if `absent`.
+        absent (`bool`):
+            Whether the animal or the object is missing, or there are several: DSR-Score calls such a video INVALID.
+        seconds (`float`):
+            How long the clip was on the screen.
     """
 
     clip_id: str
@@ -48,9 +54,11 @@ class Label:
 
     @property
     def obedience(self) -> float:
-        """How much of the prompt came true: mean of the answers about places, in [0, 1]; 0 where absent.
+        """
+        How much of the prompt came true: the mean of the answers about places, in [0, 1]; 0 if absent.
 
-        Like DSR-Score, half of it is the start's and half the end's, so a video in which nothing moves gets about 0.5.
+        As in DSR-Score, one half comes from the start and the other from the end, so a video in which nothing moves
+        gets about 0.5.
         """
         return fmean(answer / YES for name, answer in self.answers.items() if name != LOOKS) if self.answers else 0.0
 
@@ -62,13 +70,18 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """The labels of one person.
+    """
+    The labels of one person.
 
     Args:
-        path (`Path`): The file.
-        labeller (`str`): Who.
-        labels (`dict[str, Label]`): By clip id; without the skipped ones.
-        skipped (`int`): How many clips were skipped.
+        path (`Path`):
+            The file.
+        labeller (`str`):
+            The person's name.
+        labels (`dict[str, Label]`):
+            Clip id -> label, without the skipped clips.
+        skipped (`int`):
+            The number of skipped clips.
     """
 
     path: Path
@@ -78,11 +91,21 @@ class LabelFile:
 
     @property
     def median_seconds(self) -> float:
+        """The median time that a labelled clip was on the screen."""
         return median(label.seconds for label in self.labels.values())
 
 
 def questions_of(dsr_type: str) -> dict[str, str]:
-    """The questions about places that a type asks, in order: name -> the relation's code."""
+    """
+    Return the questions about places for a DSR type, in their order.
+
+    Args:
+        dsr_type (`str`):
+            The type, one relation code per letter, such as `"LR"`.
+
+    Returns:
+        `dict[str, str]`: Question -> the relation's code.
+    """
     names = [START, *(f"visit_{k + 1}" for k in range(len(dsr_type) - 2)), END]
     return dict(zip(names, dsr_type, strict=True))
 
@@ -91,19 +114,23 @@ def read_labels(path: str | os.PathLike) -> LabelFile:
     """
     Read a label file.
 
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is no label file, of a newer version, holds no label, or a label is none; says which.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a label file, has an unknown version, or holds no label or a malformed one.
     """
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != LABEL_FORMAT:
-        raise ValueError(f"{os.fspath(path)} is no label file: export one from a page of `spatialalign label`.")
+        raise ValueError(f"{os.fspath(path)} is no label file. Export one from a page of `spatialalign label`.")
     if data.get("version") != LABEL_VERSION:
         raise ValueError(
-            f"{os.fspath(path)} is a label file of version {data.get('version')!r}; this release reads "
-            f"{LABEL_VERSION}. Update it, or make the page again."
+            f"{os.fspath(path)} is a label file of version {data.get('version')!r}, but this release reads version "
+            f"{LABEL_VERSION}. Update the package, or make the page again."
         )
-    found: dict[str, Label] = {}
+    labels: dict[str, Label] = {}
     skipped = 0
     for index, row in enumerate(data.get("labels") or []):
         try:
@@ -113,16 +140,19 @@ def read_labels(path: str | os.PathLike) -> LabelFile:
             label = _label(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{os.fspath(path)}, label {index}: {error!r}. Export the labels again.") from error
-        if label.clip_id in found:
-            raise ValueError(f"{os.fspath(path)}, label {index}: the clip {label.file} was already labelled.")
-        found[label.clip_id] = label
-    if not found:
-        raise ValueError(f"{os.fspath(path)} holds no label; {skipped} clips were skipped.")
-    return LabelFile(Path(path), str(data.get("labeller") or Path(path).stem), found, skipped)
+        if label.clip_id in labels:
+            raise ValueError(
+                f"{os.fspath(path)}, label {index}: the clip {label.file} was already labelled. Export the labels "
+                "again."
+            )
+        labels[label.clip_id] = label
+    if not labels:
+        raise ValueError(f"{os.fspath(path)} holds no label: {skipped} clips were skipped. Label at least one.")
+    return LabelFile(Path(path), str(data.get("labeller") or Path(path).stem), labels, skipped)
 
 
 def _label(row: Mapping[str, Any]) -> Label:
-    """Raises `ValueError` and kin for what is no label."""
+    """Parse one label; raise `KeyError`, `TypeError` or `ValueError` if it is malformed."""
     absent = row["absent"] is True
     dsr_type = str(row["type"])
     if len(dsr_type) < 2 or not set(dsr_type) <= set(RELATIONS):
@@ -130,7 +160,9 @@ def _label(row: Mapping[str, Any]) -> Label:
     answers = {} if absent else dict(row["answers"])
     expected = {} if absent else [*questions_of(dsr_type), LOOKS]
     if set(answers) != set(expected):
-        raise ValueError(f"the type {dsr_type} asks for {', '.join(expected)}, answered are {', '.join(answers)}")
+        raise ValueError(
+            f"the type {dsr_type} asks for {', '.join(expected)}, but has answers to {', '.join(answers)}"
+        )
     for name, answer in answers.items():
         if type(answer) is not int or not 0 <= answer <= YES:
             raise ValueError(f"the answer {name!r} is {answer!r}, not 0, 1 or 2")
@@ -139,14 +171,20 @@ def _label(row: Mapping[str, Any]) -> Label:
 
 @dataclass(frozen=True)
 class Judged:
-    """What all labellers together said about a clip; means of those who labelled it.
+    """
+    The consensus of all labellers on one clip: means over those who labelled it.
 
     Args:
-        clip_id, file, prompt_id (`str`): Which clip.
-        obedience (`float`): In [0, 1].
-        obeys (`bool`, *optional*): What the majority says; `None` when it is split.
-        absent (`float`): Share of the labellers to whom the animal or the object is missing, or there several times.
-        answers (`dict[str, float]`): Question -> mean answer in [0, 1], of those to whom nothing is missing.
+        clip_id, file, prompt_id (`str`):
+            The clip, its file, and its prompt.
+        obedience (`float`):
+            Mean obedience, in [0, 1].
+        obeys (`bool`, *optional*):
+            The majority's decision; `None` if the labellers are split.
+        absent (`float`):
+            Share of the labellers who say that the animal or the object is missing, or that there are several.
+        answers (`dict[str, float]`):
+            Question -> mean answer in [0, 1], over the labellers who do not say so.
     """
 
     clip_id: str
@@ -159,23 +197,33 @@ class Judged:
 
 
 def consensus(files: Sequence[LabelFile]) -> list[Judged]:
-    """What the labellers say together about every clip that at least one of them labelled."""
+    """
+    Combine the labels of several people.
+
+    Args:
+        files (sequence of [`LabelFile`]):
+            The labels, one file per labeller.
+
+    Returns:
+        `list[Judged]`: The consensus on every clip that at least one of them labelled.
+    """
     by_clip: dict[str, list[Label]] = {}
     for file in files:
         for clip_id, label in file.labels.items():
             by_clip.setdefault(clip_id, []).append(label)
-    return [_together(labels) for labels in by_clip.values()]
-
-
-def _together(labels: Sequence[Label]) -> Judged:
-    share = fmean(label.obeys for label in labels)
-    names = dict.fromkeys(name for label in labels for name in label.answers)
-    return Judged(
-        clip_id=labels[0].clip_id,
-        file=labels[0].file,
-        prompt_id=labels[0].prompt_id,
-        obedience=fmean(label.obedience for label in labels),
-        obeys=None if share == 0.5 else share > 0.5,
-        absent=fmean(label.absent for label in labels),
-        answers={n: fmean(label.answers[n] / YES for label in labels if n in label.answers) for n in names},
-    )
+    judged = []
+    for labels in by_clip.values():
+        share = fmean(label.obeys for label in labels)
+        names = dict.fromkeys(name for label in labels for name in label.answers)
+        judged.append(
+            Judged(
+                clip_id=labels[0].clip_id,
+                file=labels[0].file,
+                prompt_id=labels[0].prompt_id,
+                obedience=fmean(label.obedience for label in labels),
+                obeys=None if share == 0.5 else share > 0.5,
+                absent=fmean(label.absent for label in labels),
+                answers={n: fmean(label.answers[n] / YES for label in labels if n in label.answers) for n in names},
+            )
+        )
+    return judged

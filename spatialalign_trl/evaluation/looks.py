@@ -1,4 +1,4 @@
-"""Measuring the guards on stored videos, each once: measures are kept by sample, and found again by a rerun."""
+"""Measure the quality guards on stored videos. Values are kept by sample, so a rerun measures only what is missing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ if TYPE_CHECKING:
 
 
 class Videos(Protocol):
-    """What is asked of a store."""
+    """A store that reads videos by sample id."""
 
     def video(self, sample_id: str) -> Video: ...
 
 
 class StoredVideos(Sequence):
-    """Videos that are read when they are looked at: all at once would not fit into memory."""
+    """
+    A sequence of videos, each read from its store on access: all of them would not fit into memory.
+
+    Args:
+        store ([`Videos`]):
+            The store of the videos.
+        samples (sequence of [`Sample`]):
+            The videos' samples.
+    """
 
     def __init__(self, store: Videos, samples: Sequence[Sample]) -> None:
         self.store = store
@@ -34,25 +42,29 @@ class StoredVideos(Sequence):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, place: int) -> Video:
-        return self.store.video(self.samples[place].sample_id)
+    def __getitem__(self, index: int) -> Video:
+        return self.store.video(self.samples[index].sample_id)
 
 
-class Looks:
+class QualityMeasures:
     """
-    The guards of an evaluation.
+    The quality guards of an evaluation, and the values that they have measured.
 
     Args:
-        specs (sequence of `str`): As `get_guard` takes them.
-        folder (`Path`): Where measures are kept.
-        rows (sequence of `dict`, *optional*): The prompts, which guards may refuse.
-        accelerator (`Accelerator`, *optional*): Deals the videos over the processes.
-        own (`Mapping[str, Guard]`, *optional*): Guards that no spec can make, by the name that their measures are kept
-            under.
+        specs (sequence of `str`):
+            Guards as [`~spatialalign_trl.evaluation.guards.get_guard`] takes them.
+        folder (`Path`):
+            Where the values are kept, one JSON file per sample.
+        rows (sequence of `dict`, *optional*):
+            The prompts, which a guard may refuse.
+        accelerator (`Accelerator`, *optional*):
+            The processes that share the videos.
+        extra (`Mapping[str, Guard]`, *optional*):
+            Guards that no spec can create, by the name that their values are stored under.
 
     Raises:
-        ValueError: for an unknown guard, or prompts that a guard cannot judge.
-        ImportError, FileNotFoundError, ConnectionError: for a package or a checkpoint that a guard lacks.
+        ValueError: For an unknown guard, or prompts that a guard cannot measure.
+        ImportError, FileNotFoundError, ConnectionError: For a package or a checkpoint that a guard needs.
     """
 
     def __init__(
@@ -61,9 +73,9 @@ class Looks:
         folder: Path,
         rows: Sequence[Mapping[str, Any]] = (),
         accelerator: Accelerator | None = None,
-        own: Mapping[str, Guard] | None = None,
+        extra: Mapping[str, Guard] | None = None,
     ) -> None:
-        self.guards: dict[str, Guard] = {spec: get_guard(spec) for spec in dict.fromkeys(specs)} | dict(own or {})
+        self.guards: dict[str, Guard] = {spec: get_guard(spec) for spec in dict.fromkeys(specs)} | dict(extra or {})
         self.folder = folder
         self.accelerator = accelerator
         for guard in self.guards.values():
@@ -77,40 +89,53 @@ class Looks:
         store: Videos,
         samples: Sequence[Sample],
         base: Sequence[tuple[Videos, Sample] | None] | None = None,
-        desc: str = "looking",
+        desc: str = "measuring quality",
     ) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
         """
-        Measures what is missing.
+        Measure what is missing, and read the rest.
 
         Args:
-            store: where the videos lie.
-            samples: the videos.
-            base: the baseline's video of the same prompt and seed for each, where there is one.
-            desc: of the progress bar.
+            store ([`Videos`]):
+                The store of the videos.
+            samples (sequence of [`Sample`]):
+                The videos' samples.
+            base (sequence of `(Videos, Sample)` or `None`, *optional*):
+                For each sample the baseline's video of the same prompt and seed, `None` where there is none.
+            desc (`str`, *optional*, defaults to `"measuring quality"`):
+                Text of the progress bar.
 
         Returns:
-            The mean of every measure, and those that have a value a video.
+            `tuple[dict[str, float | None], dict[str, list[float | None]]]`: The mean of every measure, and the
+            measures that have one value per video, in the order of the samples.
         """
-        whole = {spec: guard for spec, guard in self.guards.items() if spec in WHOLE_SET}
-        single = {spec: guard for spec, guard in self.guards.items() if spec not in WHOLE_SET}
+        per_video_guards = {spec: guard for spec, guard in self.guards.items() if spec not in WHOLE_SET}
         partners = list(base) if base is not None else [None] * len(samples)
+        pairs = list(zip(samples, partners, strict=True))
+
+        # 1. Every process measures its share of the videos and writes the values into files.
         rank, world = (self.accelerator.process_index, self.accelerator.num_processes) if self.accelerator else (0, 1)
-        jobs = list(zip(samples, partners, strict=True))
-        mine = [job for job in jobs[rank::world] if self._missing(single, *job)]
-        for sample, partner in tqdm(mine, desc=desc, unit="video", disable=rank != 0 or not mine):
-            self._measure_one(single, store, sample, partner)
+        share = [pair for pair in pairs[rank::world] if self._missing(per_video_guards, *pair)]
+        for sample, partner in tqdm(share, desc=desc, unit="video", disable=rank != 0 or not share):
+            self._measure_video(per_video_guards, store, sample, partner)
         if self.accelerator:
             self.accelerator.wait_for_everyone()
-        found = [self._known(single, *job) for job in jobs]
-        names = dict.fromkeys(name for one in found for name in one)
-        measures: dict[str, Any] = {name: [one.get(name) for one in found] for name in names}
-        for guard in whole.values() if samples else ():
-            measures |= guard(StoredVideos(store, samples), [sample.row for sample in samples])
+
+        # 2. Every process reads the values of all videos.
+        stored = [self._stored(per_video_guards, *pair) for pair in pairs]
+        names = dict.fromkeys(name for values in stored for name in values)
+        measures: dict[str, Any] = {name: [values.get(name) for values in stored] for name in names}
+
+        # 3. A measure of the whole set cannot be put together from parts, so every process computes it.
+        if samples:
+            rows = [sample.row for sample in samples]
+            for spec, guard in self.guards.items():
+                if spec in WHOLE_SET:
+                    measures |= guard(StoredVideos(store, samples), rows)
         per_video = {name: value for name, value in measures.items() if isinstance(value, list)}
         return {name: mean_of(value) for name, value in measures.items()}, per_video
 
     def release(self) -> None:
-        """Frees the guards' models."""
+        """Free the guards' models."""
         for guard in self.guards.values():
             if hasattr(guard, "release"):
                 guard.release()
@@ -125,12 +150,12 @@ class Looks:
     def _missing(
         self, guards: Mapping[str, Guard], sample: Sample, partner: tuple[Videos, Sample] | None
     ) -> dict[str, Guard]:
-        """Those of the guards that have not looked at the video yet."""
-        there = self._read(sample)
-        asked = {key: spec for spec, guard in guards.items() if (key := _key(spec, guard, partner))}
-        return {key: guards[spec] for key, spec in asked.items() if key not in there}
+        """Return the guards that have not measured the video yet, by the key of their values."""
+        stored = self._read(sample)
+        keys = {key: spec for spec, guard in guards.items() if (key := _key(spec, guard, partner))}
+        return {key: guards[spec] for key, spec in keys.items() if key not in stored}
 
-    def _measure_one(
+    def _measure_video(
         self, guards: Mapping[str, Guard], store: Videos, sample: Sample, partner: tuple[Videos, Sample] | None
     ) -> None:
         missing, video = self._missing(guards, sample, partner), store.video(sample.sample_id)
@@ -141,19 +166,22 @@ class Looks:
                 measured = guard([video], [row], base_videos=[base_store.video(base_sample.sample_id)])
             else:
                 measured = guard([video], [row])
-            write_json(self._file(sample), self._read(sample) | {key: {name: v[0] for name, v in measured.items()}})
+            values = {name: per_video[0] for name, per_video in measured.items()}
+            # Written after each guard, so that an interrupted run keeps what is finished.
+            write_json(self._file(sample), self._read(sample) | {key: values})
 
-    def _known(
+    def _stored(
         self, guards: Mapping[str, Guard], sample: Sample, partner: tuple[Videos, Sample] | None
     ) -> dict[str, float | None]:
-        there, known = self._read(sample), {}
+        """Return the values of these guards from the sample's file."""
+        stored, values = self._read(sample), {}
         for spec, guard in guards.items():
-            known |= there.get(_key(spec, guard, partner) or "", {})
-        return known
+            values |= stored.get(_key(spec, guard, partner) or "", {})
+        return values
 
 
 def _key(spec: str, guard: Guard, partner: tuple[Videos, Sample] | None) -> str | None:
-    """What a measure is kept under; `None` where the guard has nothing to compare with."""
+    """Return the key that a guard's values are stored under; `None` if it has no video to compare with."""
     if not needs_baseline(guard):
         return spec
     return None if partner is None else f"{spec} from {partner[1].sample_id}"

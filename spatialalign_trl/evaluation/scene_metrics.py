@@ -1,14 +1,17 @@
-"""Videos of scene tasks in numbers: nearness to the right answer, and what the rewards measured, with intervals.
+"""
+Measure videos of scene tasks: PSNR against the ground truth, and what the rewards logged, with intervals.
 
-    psnr                 10 log10(255^2 / mean squared error) against the ground truth, dB, over all frames
-    <reward>_<factor>    what a reward logged of each video: SD and IF (object grounding: where SD < 0.2) as the paper
-                         evaluates by them, `rotation_error` (degrees), `position_error` (the unit of the poses),
-                         and the factors that its value is the product of
-    <reward>_invalid_rate  share of the videos that it could not score, where there are any
+    psnr                   10 log10(255^2 / mean squared error) against the ground truth, dB, over all frames
+    <reward>_<factor>      what a reward logged for each video: SD and IF, the paper's measures (IF is of object
+                           grounding, and 0 unless SD < 0.2); `rotation_error` (degrees); `position_error` (the unit of
+                           the poses); and the factors whose product is the reward
+    <reward>_invalid_rate  share of the videos that the reward could not score, if there are any
 
-Means are over the videos that have a value; intervals are 95 %, bootstrapped over tasks. Source of the measures:
-Video4Spatial (arXiv 2512.03040); PSNR against one right answer is fair where the path is prescribed (navigation), and
-for grounding, where any path that finds the object is right, it is only told.
+Means are over the videos that have a value. Intervals are 95 %, bootstrapped over tasks. PSNR against one ground truth
+is fair if the path is prescribed (navigation). In object grounding any path that finds the object is right, so there
+it is only shown.
+
+Source of the measures: Video4Spatial (arXiv 2512.03040).
 """
 
 from __future__ import annotations
@@ -28,11 +31,11 @@ from spatialalign_trl.video import Video
 METRICS_FILE = "scene_metrics.json"
 PSNR = "psnr"
 PSNR_OF_EQUALS = 100.0
-"""Of videos that are equal, which have no finite one."""
+"""Value for equal videos, whose PSNR is infinite, and the largest value of [`psnr`]."""
 
 
 class StoredSample(Protocol):
-    """What is read of a sample; [`~spatialalign_trl.rollout.store.Sample`] has it."""
+    """The part of a [`~spatialalign_trl.rollout.store.Sample`] that is read here."""
 
     sample_id: str
     prompt_id: str
@@ -42,42 +45,49 @@ class StoredSample(Protocol):
 
 
 class Videos(Protocol):
-    """Where samples' videos are; [`~spatialalign_trl.rollout.store.SampleStore`] is one."""
+    """A store that reads videos by sample id, such as [`~spatialalign_trl.rollout.store.SampleStore`]."""
 
     def video(self, sample_id: str) -> Video: ...
 
 
 def psnr(video: Video, truth: Video) -> float:
     """
-    Peak signal-to-noise ratio in dB, `10 log10(255^2 / mean((video - truth)^2))`.
+    Compute the peak signal-to-noise ratio, `10 log10(255^2 / mean((video - truth)^2))`.
+
+    Args:
+        video, truth (`np.ndarray` of shape (frames, height, width, 3)):
+            The video and its ground truth, `uint8`.
+
+    Returns:
+        `float`: In dB, at most `PSNR_OF_EQUALS`.
 
     Raises:
-        ValueError: when the two are not of one shape.
+        ValueError: If the two differ in shape.
     """
     if video.shape != truth.shape:
-        raise ValueError(f"a video of shape {video.shape} cannot be compared with a ground truth of {truth.shape}")
+        raise ValueError(f"a video of shape {video.shape} cannot be compared with a ground truth of {truth.shape}.")
     error = float(np.mean((video.astype(np.float32) - truth.astype(np.float32)) ** 2))
     return PSNR_OF_EQUALS if error == 0 else min(10 * math.log10(255**2 / error), PSNR_OF_EQUALS)
 
 
 class TruthGuard:
     """
-    Quality guard of scene tasks: `psnr` of every video against the right answer, in dB.
+    Quality guard of scene tasks: the `psnr` of every video against its ground truth, in dB.
 
     Args:
         truths (`Mapping[str, np.ndarray]`):
-            Prompt id -> the right answer. A video without one, or of another size, has no value.
+            Prompt id -> ground-truth video. A video without one, or of another size, has no value.
     """
 
     def __init__(self, truths: Mapping[str, Video]) -> None:
         self.truths = truths
 
     def __call__(self, videos: Sequence[Video], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-        answers = [self.truths.get(row["prompt_id"]) for row in rows]
+        truths = [self.truths.get(row["prompt_id"]) for row in rows]
         return {
             PSNR: [
-                psnr(video, answer) if answer is not None and answer.shape == video.shape else None
-                for video, answer in zip(videos, answers, strict=True)
+                psnr(video, truth) if truth is not None and truth.shape == video.shape else None
+                for video, truth in zip(videos, truths, strict=True)
             ]
         }
 
@@ -86,28 +96,29 @@ def scene_values(
     samples: Sequence[StoredSample], store: Videos, truths: Mapping[str, Video]
 ) -> dict[str, list[float | None]]:
     """
-    The measures of every video.
+    Collect the measures of every video.
 
     Args:
         samples (sequence of [`~spatialalign_trl.rollout.store.Sample`]):
             Scored samples.
         store ([`~spatialalign_trl.rollout.store.SampleStore`]):
-            Where their videos are.
+            The store of their videos.
         truths (`Mapping[str, np.ndarray]`):
-            Prompt id -> the right answer, as far as there is one.
+            Prompt id -> ground-truth video. Prompts may be missing.
 
     Returns:
-        `dict[str, list]`: measure -> one value a sample, `None` where it has none.
+        `dict[str, list]`: Measure -> one value per sample, `None` if it has none.
     """
     values: dict[str, list[float | None]] = {}
     if truths:
         values[PSNR] = [
-            psnr(store.video(one.sample_id), truths[one.prompt_id]) if one.prompt_id in truths else None
-            for one in samples
+            psnr(store.video(sample.sample_id), truths[sample.prompt_id]) if sample.prompt_id in truths else None
+            for sample in samples
         ]
     for reward in dict.fromkeys(name for sample in samples for name in sample.rewards):
         values[reward] = [sample.rewards.get(reward) for sample in samples]
-        if None in values[reward]:  # the means leave these videos out, so that they must be told
+        # The means leave out INVALID videos, so their share is reported too.
+        if None in values[reward]:
             values[f"{reward}_invalid_rate"] = [float(value is None) for value in values[reward]]
         values |= measured(samples, reward)
     return values
@@ -115,23 +126,24 @@ def scene_values(
 
 def summarize_scenes(values: Mapping[str, Sequence[float | None]], prompt_ids: Sequence[str]) -> dict[str, Any]:
     """
-    Means with intervals.
+    Compute means with intervals.
 
     Args:
         values (`Mapping[str, list]`):
-            From [`scene_values`].
+            Measures from [`scene_values`].
         prompt_ids (sequence of `str`):
             The task of each video.
 
     Returns:
-        `dict`: measure -> `mean`, `interval` (95 %, over tasks) and `num_videos` that have a value.
+        `dict`: Measure -> `mean`, `interval` (95 %, over tasks) and `num_videos` that have a value.
     """
     summary = {}
     for name, numbers in values.items():
-        told = mean_difference(numbers, [0.0] * len(numbers), prompt_ids)
-        if told is not None:
+        # The mean is the difference to zeros, which gives it the same bootstrap interval over tasks.
+        mean = mean_difference(numbers, [0.0] * len(numbers), prompt_ids)
+        if mean is not None:
             summary[name] = {
-                "mean": told["difference"], "interval": told["interval"], "num_videos": told["num_pairs"]
+                "mean": mean["difference"], "interval": mean["interval"], "num_videos": mean["num_pairs"]
             }  # fmt: skip
     return summary
 
@@ -140,23 +152,26 @@ def compare_scenes(
     base: Sequence[StoredSample], other: Sequence[StoredSample], store: Videos, truths: Mapping[str, Video]
 ) -> dict[str, Any]:
     """
-    Before and after: both summaries, and the paired differences other - base.
+    Summarise two policies, such as before and after training, and compute the paired differences other - base.
 
     Args:
         base, other (sequences of [`~spatialalign_trl.rollout.store.Sample`]):
             Scored samples of the same tasks and seeds, in the same order.
-        store, truths: As of [`scene_values`].
+        store ([`~spatialalign_trl.rollout.store.SampleStore`]):
+            The store of their videos.
+        truths (`Mapping[str, np.ndarray]`):
+            Prompt id -> ground-truth video. Prompts may be missing.
 
     Returns:
-        `dict`: `base`, `other` ([`summarize_scenes`]), `difference` (measure -> `difference`, `interval`, `num_pairs`)
-        and `num_tasks`.
+        `dict`: `base`, `other` (from [`summarize_scenes`]), `difference` (measure -> `difference`, `interval`,
+        `num_pairs`) and `num_tasks`.
 
     Raises:
-        ValueError: when the samples are not of the same tasks and seeds.
+        ValueError: If the samples are not of the same tasks and seeds.
     """
     ids = [sample.prompt_id for sample in base]
-    if [(one.prompt_id, one.seed) for one in base] != [(one.prompt_id, one.seed) for one in other]:
-        raise ValueError("the two policies' samples are not of the same tasks and seeds in the same order")
+    if [(sample.prompt_id, sample.seed) for sample in base] != [(sample.prompt_id, sample.seed) for sample in other]:
+        raise ValueError("the two policies' samples are not of the same tasks and seeds in the same order.")
     before, after = (scene_values(samples, store, truths) for samples in (base, other))
     differences = {
         name: mean_difference(after[name], before[name], ids) for name in before if name in after
@@ -164,7 +179,7 @@ def compare_scenes(
     return {
         "base": summarize_scenes(before, ids),
         "other": summarize_scenes(after, ids),
-        "difference": {name: told for name, told in differences.items() if told is not None},
+        "difference": {name: difference for name, difference in differences.items() if difference is not None},
         "num_tasks": len(set(ids)),
     }
 
@@ -173,13 +188,20 @@ def write_comparison(
     folder: Path, comparison: Mapping[str, Any], names: tuple[str, str], console: Console | None = None
 ) -> Path:
     """
-    Writes `scene_metrics.json` and prints it as a table.
+    Write a comparison to `scene_metrics.json`, and print it as a table.
 
     Args:
-        folder (`Path`): Where the file goes.
-        comparison (`Mapping`): From [`compare_scenes`].
-        names (tuple of 2 `str`): What the two policies are called.
-        console (`Console`, *optional*): Where the table goes.
+        folder (`Path`):
+            Folder of the file.
+        comparison (`Mapping`):
+            The comparison, from [`compare_scenes`].
+        names (tuple of 2 `str`):
+            Names of the two policies.
+        console (`Console`, *optional*):
+            Where the table is printed. Defaults to standard output.
+
+    Returns:
+        `Path`: The file.
     """
     from rich.table import Table
 
@@ -194,17 +216,23 @@ def write_comparison(
 
 
 def comparison_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
-    """Rows `[measure, base, other, difference]`, as text, of what [`compare_scenes`] returned."""
+    """
+    Format a comparison as table rows.
+
+    Args:
+        comparison (`Mapping`):
+            The comparison, from [`compare_scenes`].
+
+    Returns:
+        `list[list[str]]`: Rows `[measure, base, other, difference]`.
+    """
     rows = []
     for name in dict.fromkeys([*comparison["base"], *comparison["other"]]):
         sides = [comparison[side].get(name) for side in ("base", "other")]
-        means = ["-" if told is None else f"{told['mean']:.3f}" for told in sides]
-        rows.append([name, *means, _with_interval(comparison["difference"].get(name))])
+        means = ["-" if summary is None else f"{summary['mean']:.3f}" for summary in sides]
+        text, difference = "-", comparison["difference"].get(name)
+        if difference is not None:
+            low, high = difference["interval"]
+            text = f"{difference['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        rows.append([name, *means, text])
     return rows
-
-
-def _with_interval(told: Mapping[str, Any] | None) -> str:
-    if told is None:
-        return "-"
-    low, high = told["interval"]
-    return f"{told['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"

@@ -1,4 +1,4 @@
-"""A folder of videos that exist already, from any model, as samples that can be scored."""
+"""A folder of existing videos, from any model, read as samples that can be scored."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from spatialalign_trl.video import Video, read_video
 
 class VideoFolder:
     """
-    Videos named as the authors name theirs (`{prompt_id}_F81_seed{ss}.mp4`; both endings may be missing), or samples
-    as `SampleStore` leaves them, whose records say what they are. Nothing is written into the folder.
+    A folder of existing videos, read as samples.
+
+    The files are named as the paper's authors name theirs (`{prompt_id}_F81_seed{ss}.mp4`; both suffixes may be
+    missing), or they are samples of a [`SampleStore`] with their records. Nothing is written into the folder. It reads
+    videos and scores as a `SampleStore` does, so that `score_samples` takes it in place of one.
 
     Args:
         folder (`Path`):
-            The videos.
+            The folder of the videos.
         rows (sequence of `dict`):
-            The prompts; videos of others are left out. Empty: the records beside the videos say the prompts.
+            The prompts. Videos of other prompts are left out. If empty, the prompts are read from the records next to
+            the videos.
         scores_dir (`Path`):
-            Where scores are kept, by what is in the videos: a changed file is scored again.
+            Where scores are kept, keyed by the content of the videos: a changed file is scored again.
 
     Attributes:
-        samples (`list[Sample]`): By the order of the prompts, then by seed.
-        problems (`list[str]`): Videos and prompts that fit nothing.
+        samples (`list[Sample]`):
+            The samples, in the order of the prompts, then by seed.
+        problems (`list[str]`):
+            Videos that are left out and prompts without a video, with the reason.
 
     Raises:
-        ValueError: when no video fits a prompt.
+        ValueError: If no video fits a prompt.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]], scores_dir: Path) -> None:
@@ -42,57 +48,70 @@ class VideoFolder:
         self._rows = {str(row["prompt_id"]): dict(row) for row in rows}
         self._paths: dict[str, Path] = {}
         self._samples: dict[str, Sample] = {}
-        taken: dict[tuple[str, str, int], Path] = {}
+
+        # 1. Read what each file is, and leave out what fits no prompt.
+        paths: dict[tuple[str, str, int], Path] = {}
         for path in videos_in(folder):
             try:
-                sample = self._sample(path)
+                sample = self._read_sample(path)
             except ValueError as error:
                 self.problems.append(f"{path}: {error}")
                 continue
             if sample is None:
                 continue
             key = (sample.policy_revision, sample.prompt_id, sample.seed)
-            if key in taken:
-                self.problems.append(f"{path}: left out, {taken[key].name} is of the same prompt and seed")
+            if key in paths:
+                self.problems.append(f"{path}: left out, {paths[key].name} is of the same prompt and seed")
                 continue
-            taken[key] = path
+            paths[key] = path
             self._samples[sample.sample_id], self._paths[sample.sample_id] = sample, path
         if not self._samples:
-            why = "\n  ".join(self.problems[:3]) or f"it holds no video ({', '.join(VIDEO_SUFFIXES)}) of these prompts"
-            raise ValueError(f"no video in {folder} fits a prompt: {why}")
-        order = {prompt_id: place for place, prompt_id in enumerate(self._rows)}
+            reason = (
+                "\n  ".join(self.problems[:3]) or f"it holds no video ({', '.join(VIDEO_SUFFIXES)}) of these prompts"
+            )
+            raise ValueError(f"no video in {folder} fits a prompt: {reason}")
+
+        # 2. Order the samples as the prompts are ordered, and report the prompts without a video.
+        order = {prompt_id: index for index, prompt_id in enumerate(self._rows)}
         self.samples = sorted(
-            self._samples.values(), key=lambda one: (order.get(one.prompt_id, 0), one.prompt_id, one.seed)
+            self._samples.values(),
+            key=lambda sample: (order.get(sample.prompt_id, 0), sample.prompt_id, sample.seed),
         )
-        missing = [prompt_id for prompt_id in self._rows if all(one.prompt_id != prompt_id for one in self.samples)]
+        sampled = {sample.prompt_id for sample in self.samples}
+        missing = [prompt_id for prompt_id in self._rows if prompt_id not in sampled]
         if missing:
             named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             self.problems.append(f"{folder}: {len(missing)} prompts have no video ({named})")
 
     def by_policy(self) -> dict[str, list[Sample]]:
-        """The samples with their scores by what sampled them, the base first, as far as their records tell."""
-        revisions = sorted({one.policy_revision for one in self.samples}, key=lambda r: (not r.endswith("@base"), r))
-        samples = [self.load(one.sample_id) for one in self.samples]
-        return {name: [one for one in samples if one.policy_revision == name] for name in revisions}
-
-    def _sample(self, path: Path) -> Sample | None:
-        """What a file is; `None` when it is of a prompt that is not asked for.
-
-        Raises:
-            ValueError: when it is of no prompt, or not what its record says.
         """
+        Return the samples with their scores by the policy that sampled them, as far as their records name it.
+
+        Returns:
+            `dict[str, list[Sample]]`: Policy revision -> its samples; base models come first.
+        """
+        revisions = {sample.policy_revision for sample in self.samples}
+        revisions = sorted(revisions, key=lambda revision: (not revision.endswith("@base"), revision))
+        samples = [self.load(sample.sample_id) for sample in self.samples]
+        return {
+            revision: [sample for sample in samples if sample.policy_revision == revision] for revision in revisions
+        }
+
+    def _read_sample(self, path: Path) -> Sample | None:
+        """Identify a file; return `None` for a prompt that is not asked for, raise `ValueError` if it is damaged."""
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        record = path.with_suffix(".json")
         settings, revision = {"video_sha256": digest}, ""
-        if record.is_file():
-            found = read_json(record)
+        record_path = path.with_suffix(".json")
+        if record_path.is_file():
+            record = read_json(record_path)
             try:
-                prompt_id, seed, revision = str(found["prompt_id"]), int(found["seed"]), str(found["policy_revision"])
-                row, written = dict(found["row"]), found["files"]["video"]["sha256"]
-                settings |= {"fps": found["settings"]["fps"]} if "fps" in found["settings"] else {}
+                prompt_id, seed = str(record["prompt_id"]), int(record["seed"])
+                revision, row = str(record["policy_revision"]), dict(record["row"])
+                recorded_digest = record["files"]["video"]["sha256"]
+                settings |= {"fps": record["settings"]["fps"]} if "fps" in record["settings"] else {}
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{record.name} is not the record of a sample ({error!r})") from error
-            if written != digest:
+                raise ValueError(f"{record_path.name} is not the record of a sample ({error!r})") from error
+            if recorded_digest != digest:
                 raise ValueError("damaged: its checksum is not the one in its record")
             if self._rows and prompt_id not in self._rows:
                 return None
@@ -108,23 +127,43 @@ class VideoFolder:
             row, seed = self._rows[prompt_id], number or 0
         return SampleStore.new_sample(row, seed, settings, revision)
 
-    # What scoring asks of a store
+    # The methods of a SampleStore that scoring uses
 
     def path(self, sample_id: str) -> Path:
-        """The video's file."""
+        """
+        Return the path of a sample's video.
+
+        Args:
+            sample_id (`str`):
+                The sample's id.
+        """
         return self._paths[sample_id]
 
     def video(self, sample_id: str) -> Video:
-        """The video."""
+        """
+        Read a sample's video.
+
+        Args:
+            sample_id (`str`):
+                The sample's id.
+
+        Returns:
+            `np.ndarray` of shape (frames, height, width, 3): The video, `uint8`.
+        """
         return read_video(self._paths[sample_id])
 
     def load(self, sample_id: str) -> Sample:
-        """The sample with its scores, if it has any."""
+        """
+        Load a sample, with its scores if it has any.
+
+        Args:
+            sample_id (`str`):
+                The sample's id.
+        """
         file = self.scores_dir / f"{sample_id}.json"
         if not file.is_file():
             return self._samples[sample_id]
-        scores = read_json(file)
-        return replace(self._samples[sample_id], scored=True, **scores)
+        return replace(self._samples[sample_id], scored=True, **read_json(file))
 
     def write_scores(
         self,
@@ -133,7 +172,22 @@ class VideoFolder:
         reward: float | None,
         components: Mapping[str, Any] | None = None,
     ) -> Sample:
-        """Writes what the rewards said about a video."""
+        """
+        Write a sample's scores into `scores_dir`.
+
+        Args:
+            sample_id (`str`):
+                The sample's id.
+            rewards (`Mapping[str, float | None]`):
+                Reward -> its value; `None` is INVALID.
+            reward (`float`, *optional*):
+                The combination of all rewards; `None` is INVALID.
+            components (`Mapping[str, Any]`, *optional*):
+                What the rewards logged.
+
+        Returns:
+            [`Sample`]: The sample with its scores.
+        """
         scores = {"rewards": dict(rewards), "reward": reward, "components": dict(components or {})}
         write_json(self.scores_dir / f"{sample_id}.json", plain(scores, nan_is_none=True))
         return self.load(sample_id)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from transformers import ProgressCallback, TrainerCallback, set_seed
 
 from spatialalign_trl.evaluation import EVALUATION_SEED, summarize
-from spatialalign_trl.evaluation.looks import Looks
+from spatialalign_trl.evaluation.looks import QualityMeasures
 from spatialalign_trl.evaluation.verdict import Measured, judge
 from spatialalign_trl.files import lock_folder, read_json, write_json
 from spatialalign_trl.models.base import VideoModel
@@ -142,7 +142,9 @@ class OnlineSpatialAlignTrainer:
 
         self.accelerator = Accelerator(cpu=args.use_cpu)
         self.output_dir = Path(args.output_dir)
-        self.looks = Looks(args.quality_guards, self.output_dir / "looks", self.eval_rows, self.accelerator)
+        self.quality = QualityMeasures(
+            args.quality_guards, self.output_dir / "looks", self.eval_rows, self.accelerator
+        )
         self.store = SampleStore(args.samples_dir or self.output_dir / "samples")
         self.console = Console(quiet=not self.accelerator.is_main_process)
         self.parts = RunParts(
@@ -330,9 +332,9 @@ class OnlineSpatialAlignTrainer:
         rows = self.eval_rows if rows is None else rows
         samples = sample_and_score(self.parts, rows, seeds, revision, f"evaluating {revision.split('@')[-1]}")
         partners = None if base is None else [(self.store, sample) for sample in base]
-        quality, looks = self.looks.measure(self.store, samples, partners)
-        self.looks.release()
-        return Measured(samples, summarize(samples, quality, seed=self.args.seed), looks)
+        quality, quality_per_video = self.quality.measure(self.store, samples, partners)
+        self.quality.release()
+        return Measured(samples, summarize(samples, quality, seed=self.args.seed), quality_per_video)
 
     # What a caller may ask of the policy afterwards
 

@@ -49,7 +49,7 @@ from spatialalign_trl.report.tables import (
 from spatialalign_trl.report.write import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE
 
 if TYPE_CHECKING:
-    from spatialalign_trl.evaluation.compare import Evaluated
+    from spatialalign_trl.evaluation.comparison import Evaluated
 
 MARKDOWN_FILE = "table.md"
 LATEX_FILE = "table.tex"
@@ -211,7 +211,9 @@ def _sample_rows(folder: Path, name: str, evaluated: Evaluated) -> list[dict[str
                 **prompt,
                 **score,
                 **_columns("reward", sample.rewards),
-                **_columns("quality", {measure: values[place] for measure, values in evaluated.looks.items()}),
+                **_columns(
+                    "quality", {measure: values[place] for measure, values in evaluated.quality_per_video.items()}
+                ),
                 "components": json.dumps(sample.components, ensure_ascii=False),
             }
         )

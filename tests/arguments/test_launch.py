@@ -1,4 +1,4 @@
-"""Was the job started as its user meant? Several processes asked for, one running, must not go unsaid."""
+"""The launch check warns if several processes were requested and only one runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACCELERATE = ["/venv/bin/python3.11", "/venv/bin/accelerate", "launch"]
     ],
 )
 def test_the_number_asked_for_is_read_from_the_launchers_command_line(command, asked):
-    assert launch._processes_asked_for([*command, ""]) == asked  # /proc ends it with a zero byte
+    assert launch._requested_processes([*command, ""]) == asked  # /proc ends it with a zero byte
 
 
 def test_one_process_where_two_were_asked_for_is_warned_about(monkeypatch):
@@ -64,7 +64,7 @@ def test_a_launch_that_did_what_was_asked_is_not(monkeypatch, world_size, comman
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="the parent's command line is in /proc on Linux")
 def test_the_parents_command_line_is_read():
-    code = "from spatialalign_trl import launch; print(launch._parent_command())"
+    code = "from spatialalign_trl.arguments import launch; print(launch._parent_command())"
     outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
     done = subprocess.run([sys.executable, "-c", outer, code, "--mark"], capture_output=True, text=True, check=True)
     assert "'--mark'" in done.stdout

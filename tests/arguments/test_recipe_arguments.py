@@ -1,4 +1,4 @@
-"""What a recipe is told: YAML, flags over it, and mistakes that are named."""
+"""The recipes' arguments: YAML files, flags that override them, and errors that name the mistake."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from spatialalign_trl.arguments import prompts as prompt_arguments
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments, SceneRewardArguments
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.models.lora_keys import export_lora
 from spatialalign_trl.models.wan import WanVideoModel
@@ -25,7 +26,7 @@ from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.prompts import DSR_TYPES, build_prompt
 from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
 
-TYPES = (PromptArguments, OnlineSpatialAlignConfig, ModelArguments)
+TYPES = (PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArguments)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def refusal(capsys, *arguments: str, default: str | None = None) -> str:
 
 def test_flags_win_over_the_yaml_and_the_yaml_over_the_defaults(config):
     path = config("num_generations: 7\nbeta: 2.0\nlora_r: 4\ntrain_prompts: dsr_prompts")
-    prompts, args, model = parse("--config", path, "--beta", "3.0", "--lora_alpha", "8")
+    prompts, _, args, model = parse("--config", path, "--beta", "3.0", "--lora_alpha", "8")
     assert (args.num_generations, args.beta, args.margin_clip) == (7, 3.0, 5.0)
     assert (model.lora_r, model.lora_alpha) == (4, 8)
     assert prompts.train_prompts == "dsr_prompts" and prompts.eval_prompts is None
@@ -66,23 +67,23 @@ def test_flags_win_over_the_yaml_and_the_yaml_over_the_defaults(config):
 def test_config_may_be_given_with_an_equals_sign_and_anywhere(config):
     path = config("num_generations: 7")
     for arguments in (("--beta", "3", "--config", path), ("--beta=3", f"--config={path}")):
-        _, args, _ = parse(*arguments)
+        _, _, args, _ = parse(*arguments)
         assert (args.num_generations, args.beta) == (7, 3.0)
 
 
 def test_the_default_config_is_used_unless_another_is_named(config):
     default, other = config("num_generations: 7", "default.yaml"), config("beta: 2.0", "other.yaml")
-    assert parse(default=default)[1].num_generations == 7
-    _, args, _ = parse("--config", other, default=default)
+    assert parse(default=default)[2].num_generations == 7
+    _, _, args, _ = parse("--config", other, default=default)
     assert (args.num_generations, args.beta) == (5, 2.0)
-    _, args, _ = parse(f"--config={other}", default=default)
+    _, _, args, _ = parse(f"--config={other}", default=default)
     assert (args.num_generations, args.beta) == (5, 2.0)
-    assert parse("--num_generations", "9", default=default)[1].num_generations == 9
+    assert parse("--num_generations", "9", default=default)[2].num_generations == 9
 
 
 def test_the_command_line_is_read_when_no_arguments_are_given(config, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--config", config("beta: 2.0"), "--lora_r=3"])
-    _, args, model = parse_recipe(TYPES)
+    _, _, args, model = parse_recipe(TYPES)
     assert (args.beta, model.lora_r) == (2.0, 3)
 
 
@@ -103,7 +104,7 @@ def test_the_command_line_is_read_when_no_arguments_are_given(config, monkeypatc
     ],
 )
 def test_yaml_values_take_the_fields_type(config, line, field, value):
-    found = getattr(parse("--config", config(line))[1], field)
+    found = getattr(parse("--config", config(line))[2], field)
     assert found == value and type(found) is type(value)
 
 
@@ -239,7 +240,7 @@ def test_one_lora_target_stays_a_list(model, config):
     assert targets(model, "--lora_target_modules", "attn2.to_k") == {"attn2.to_k"}
     assert targets(model, "--lora_target_modules", "attn2.to_k", "attn2.to_v") == {"attn2.to_k", "attn2.to_v"}
     for text in ("lora_target_modules: attn2.to_k", "lora_target_modules: [attn2.to_k]"):
-        _, _, arguments = parse("--config", config(text))
+        _, _, _, arguments = parse("--config", config(text))
         assert arguments.lora_target_modules == ["attn2.to_k"]
 
 
@@ -248,7 +249,7 @@ def test_the_default_targets_are_the_papers_and_all_linear_is_more(model, config
     assert paper == set(model.default_lora_targets)
     more = targets(model, "--lora_target_modules", "all-linear")
     assert paper < more and {"attn1.to_q", "ffn.net.2"} <= more
-    arguments = parse("--config", config("lora_target_modules: all-linear"))[2]
+    arguments = parse("--config", config("lora_target_modules: all-linear"))[3]
     assert set(arguments.lora_config(model).target_modules) == more
 
 
@@ -290,19 +291,24 @@ def test_dtype_and_revision_reach_the_model_and_an_unknown_dtype_does_not(monkey
 
 def test_a_reward_takes_its_options_from_the_yaml_and_from_a_flag(config):
     reward = config("reward_options:\n  dsr_score:\n    min_frames: 7")
-    (from_yaml,) = parse("--config", reward)[0].load_rewards()
+    (from_yaml,) = parse("--config", reward)[1].load_rewards()
     flag = '{"dsr_score": {"min_frames": 5}}'
-    (from_flag,) = parse("--config", reward, "--reward_options", flag)[0].load_rewards()
+    (from_flag,) = parse("--config", reward, "--reward_options", flag)[1].load_rewards()
     assert (from_yaml.min_frames, from_flag.min_frames) == (7, 5)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [('{"dsr_scor": {}}', "'dsr_score'"), ("{min_frames", "not JSON"), ('{"dsr_score": 3}', "expected")],
 )
-def test_options_that_no_reward_can_take_are_refused(config, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_options_that_no_reward_can_take_are_refused(config, options, message):
+    with pytest.raises(ValueError, match=message):
         parse("--config", config(""), "--reward_options", options)
+
+
+def test_scene_recipes_have_their_own_default_reward():
+    assert parse_recipe((SceneRewardArguments,), None, [])[0].reward_funcs == ["scene_navigation"]
+    assert parse_recipe((RewardArguments,), None, [])[0].reward_funcs == ["dsr_score"]
 
 
 # A LoRA to go on from

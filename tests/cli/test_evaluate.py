@@ -15,6 +15,7 @@ from spatialalign_trl.cli import main
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.video import write_video
 
+SAM3 = ["--reward_options", '{"dsr_score": {"tracker": "sam3"}}']
 TINY = ["evaluate", "--model", "tiny", "--prompts", "tiny_world_prompts", "--num_inference_steps", "2"]
 
 
@@ -84,6 +85,9 @@ def test_scene_tasks_are_rendered_sampled_and_compared_with_their_right_answers(
         ([*TINY[1:], "--model_init_kwargs", "{"], "model_init_kwargs='{' is not JSON"),
         (["--model", "tiny", "--prompts", "none.csv"], "there is no prompt file none.csv"),
         (["--videos", "nowhere", "--tracker", "color_segmentation"], "no folder of videos 'nowhere'"),
+        ([*TINY[1:], "--reward_funcs", "motion", "--tracker", "sam3"], "tracker='sam3' is an option of dsr_score"),
+        ([*TINY[1:], *SAM3, "--tracker", "grounded_sam"], "tracker='grounded_sam', but reward_options has 'sam3'"),
+        ([*TINY[1:], "--reward_funcs", "motion", *SAM3], "reward_options: 'dsr_score' is not in reward_funcs"),
         (["--model", "tiny", "--prompts", "tiny_world_promts"], "Did you mean 'tiny_world_prompts'?"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Agreement of rewards with people: against SciPy, against formulas on small tables, and what must not change it."""
+"""Agreement of rewards with people: compared with SciPy and with formulas on small tables."""
 
 import numpy as np
 import pytest
@@ -21,10 +21,10 @@ def judged(obedience, prompt_id="p", **more):
     return Judged(clip_id="c", file="c.mp4", prompt_id=prompt_id, obedience=obedience, **{**defaults, **more})
 
 
-def labels(name, said, prompts):
+def labels(name, answers, prompts):
     found = {
         f"c{k}": Label(f"c{k}", f"c{k}.mp4", prompt, {"start": 2, "end": answer, "looks": 2}, False, 1.0)
-        for k, (answer, prompt) in enumerate(zip(said, prompts, strict=True))
+        for k, (answer, prompt) in enumerate(zip(answers, prompts, strict=True))
     }
     return LabelFile(name, name, found, 0)
 
@@ -101,12 +101,12 @@ def test_components_are_held_to_their_own_questions():
 def test_more_prompts_make_narrower_intervals_than_more_clips_of_few():
     random = np.random.default_rng(0)
     humans = [judged(float(random.integers(0, 5)) / 4, f"p{k}") for k in range(120)]
-    scores = [one.obedience + random.normal(0, 0.3) for one in humans]
-    few = [judged(one.obedience, f"p{k % 6}") for k, one in enumerate(humans)]
+    scores = [clip.obedience + random.normal(0, 0.3) for clip in humans]
+    few = [judged(clip.obedience, f"p{k % 6}") for k, clip in enumerate(humans)]
     many, clustered = (reward_agreement(group, scores, 0.7)["tau_b"] for group in (humans, few))
     assert many["value"] == clustered["value"]
     assert many["interval"][0] < many["value"] < many["interval"][1]
-    one_prompt = [judged(one.obedience, "p") for one in humans]
+    one_prompt = [judged(clip.obedience, "p") for clip in humans]
     assert reward_agreement(one_prompt, scores, 0.7)["tau_b"]["interval"] is None
 
 

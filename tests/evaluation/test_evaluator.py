@@ -1,4 +1,4 @@
-"""Policies side by side on a random pipeline: identical seeds, nothing made twice, and what the files hold."""
+"""Evaluate policies on a random pipeline: equal seeds, nothing computed twice, and the content of the files."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from datasets import Dataset
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan
 
-from spatialalign_trl.evaluation import Evaluation
-from spatialalign_trl.evaluation.compare import Evaluated, compare_policies
+import spatialalign_trl.evaluation as evaluation_face
+from spatialalign_trl.arguments.evaluation import run_and_write
+from spatialalign_trl.evaluation import Evaluation, PolicySampling, QualityGuards
+from spatialalign_trl.evaluation.comparison import Evaluated, compare_policies
 from spatialalign_trl.evaluation.policies import Policy, plan_policies
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.prompts import DSR_TYPES, build_prompt
@@ -30,14 +32,14 @@ SAMPLING = {
 
 
 class Brightness:
-    """A reward that counts what it is asked; dark videos are INVALID."""
+    """A reward that counts the videos it scores. Dark videos are INVALID."""
 
     def __init__(self) -> None:
         self.__name__ = "brightness"
-        self.asked = 0
+        self.scored = 0
 
     def __call__(self, prompts, completions, log_extra=None, **kwargs):
-        self.asked += len(completions)
+        self.scored += len(completions)
         values = [float(video.mean()) / 255 for video in completions]
         log_extra("brightness_reason", [None if value > 0.1 else "too dark" for value in values])
         return [value if value > 0.1 else None for value in values]
@@ -56,25 +58,34 @@ def loras(model, tmp_path_factory) -> list[str]:
     folders = []
     for seed in range(2):
         torch.manual_seed(seed)
-        one = load_video_model(model, device="cpu")
-        attach_lora(one, default_lora_config(one, r=2, alpha=2))
-        for name, parameter in one.transformer.named_parameters():
+        adapted = load_video_model(model, device="cpu")
+        attach_lora(adapted, default_lora_config(adapted, r=2, alpha=2))
+        for name, parameter in adapted.transformer.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
-        folders.append(str(one.save_lora(tmp_path_factory.mktemp("lora")).parent))
+        folders.append(str(adapted.save_lora(tmp_path_factory.mktemp("lora")).parent))
     return folders
 
 
-def evaluation(policies: list[Policy], output_dir: Path, reward=None, **overrides) -> Evaluation:
-    settings = {
+def evaluation(
+    policies: list[Policy], output_dir: Path, reward=None, rows=ROWS, baseline=None, guards=None, **overrides
+) -> Evaluation:
+    sampling = {
         "load_model": lambda name: load_video_model(name, device="cpu"),
         "seeds": 2,
-        "sampling": SAMPLING,
+        "settings": SAMPLING,
         "video_crf": 0,
         **overrides,
     }
-    return Evaluation(policies, overrides.pop("rows", ROWS), RewardRunner(reward or Brightness()), output_dir,
-                      **{k: v for k, v in settings.items() if k != "rows"})  # fmt: skip
+    return Evaluation(
+        policies,
+        rows,
+        RewardRunner(reward or Brightness()),
+        output_dir,
+        sampling=PolicySampling(**sampling),
+        guards=None if guards is None else QualityGuards(guards),
+        baseline=baseline,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +93,7 @@ def finished(model, loras, tmp_path_factory) -> SimpleNamespace:
     """A run of the model and one LoRA on it."""
     folder = tmp_path_factory.mktemp("evaluation")
     policies = plan_policies([model], [f"ours={loras[0]}"], [])
-    results = evaluation(policies, folder).run({"settings": {"a": 1}})
+    results = run_and_write(evaluation(policies, folder), {"settings": {"a": 1}})
     return SimpleNamespace(folder=folder, policies=policies, results=results)
 
 
@@ -120,7 +131,7 @@ def test_it_leaves_results_tables_and_samples(finished):
         assert "base" in text and "ours" in text and re.search(r"reward\\?_mean", text)
 
 
-def test_the_samples_table_tells_each_videos_prompt_score_looks_and_file(finished):
+def test_the_samples_table_has_each_videos_prompt_score_quality_and_file(finished):
     rows = samples_of(finished.folder)
     assert len(rows) == 12
     store = SampleStore(finished.folder / "samples")
@@ -142,25 +153,25 @@ def test_policies_get_the_same_seeds_and_differ_in_their_videos(finished):
     assert not set(by_policy["base"].values()) & set(by_policy["ours"].values())
 
 
-def test_a_rerun_makes_nothing_and_another_lora_only_what_it_lacks(finished, model, loras, monkeypatch, tmp_path):
-    sampled, looked = [], []
+def test_a_rerun_samples_nothing_and_another_lora_only_what_is_missing(finished, model, loras, monkeypatch, tmp_path):
+    sampled, measured_videos = [], []
     from spatialalign_trl.evaluation import looks
     from spatialalign_trl.models.wan import WanVideoModel
 
-    sample, measure = WanVideoModel.sample, looks.Looks._measure_one
+    sample, measure = WanVideoModel.sample, looks.QualityMeasures._measure_video
     monkeypatch.setattr(
         WanVideoModel, "sample", lambda self, c, n, seeds, s: sampled.extend(seeds) or sample(self, c, n, seeds, s)
     )
-    monkeypatch.setattr(looks.Looks, "_measure_one", lambda *a: looked.append(a) or measure(*a))
+    monkeypatch.setattr(looks.QualityMeasures, "_measure_video", lambda *a: measured_videos.append(a) or measure(*a))
     reward = Brightness()
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    again = evaluation(finished.policies, folder, reward).run({"settings": {"a": 1}})
+    again = run_and_write(evaluation(finished.policies, folder, reward), {"settings": {"a": 1}})
     assert json.dumps(again) == json.dumps(finished.results)
-    assert (sampled, reward.asked, looked) == ([], 0, [])
+    assert (sampled, reward.scored, measured_videos) == ([], 0, [])
 
     more = plan_policies([model], [f"ours={loras[0]}", f"theirs={loras[1]}"], [])
-    results = evaluation(more, folder, reward).run()
-    assert len(sampled) == reward.asked == len(looked) == 6
+    results, _ = evaluation(more, folder, reward).run()
+    assert len(sampled) == reward.scored == len(measured_videos) == 6
     assert list(results["differences"]) == ["ours", "theirs"]
     assert results["policies"]["ours"] == finished.results["policies"]["ours"]
 
@@ -175,34 +186,35 @@ def test_a_folder_in_the_authors_naming_scores_as_the_samples_that_it_holds(fini
     (videos / "unknown_F81_seed00.mp4").write_bytes((finished.folder / rows[0]["video"]).read_bytes())
     policies = plan_policies([], [], [str(videos)])
     reward = Brightness()
-    results = evaluation(policies, tmp_path / "out", reward).run()
+    results = run_and_write(evaluation(policies, tmp_path / "out", reward), {})
     assert results["policies"]["theirs"]["summary"] == finished.results["policies"]["base"]["summary"]
-    assert reward.asked == 6
+    assert reward.scored == 6
     assert len(results["problems"]) == 1 and "'unknown'" in results["problems"][0]
     evaluation(policies, tmp_path / "out", reward).run()
-    assert reward.asked == 6  # scores are kept
+    assert reward.scored == 6  # scores are kept
     assert {row["video"] for row in samples_of(tmp_path / "out")} <= {str(path) for path in videos.iterdir()}
 
 
-def test_a_runs_samples_are_told_apart_by_what_sampled_them_and_need_no_prompts(finished, tmp_path):
+def test_a_runs_samples_are_grouped_by_their_policy_and_need_no_prompts(finished, tmp_path):
     policies = plan_policies([], [], [f"run={finished.folder / 'samples'}"])
-    results = evaluation(policies, tmp_path, rows=[]).run()
+    results, _ = evaluation(policies, tmp_path, rows=[]).run()
     first, second = results["policies"]
     assert first == results["baseline"] == "run base" and second.startswith("run ")
     for name, original in ((first, "base"), (second, "ours")):
         assert results["policies"][name]["summary"] == finished.results["policies"][original]["summary"]
+    assert not (tmp_path / "results.json").exists(), "Evaluation.run only returns the results"
     theirs = results["differences"][second]
     assert theirs["rewards"] == finished.results["differences"]["ours"]["rewards"]
     assert theirs["paired_by"] == "seed"
 
 
-def test_a_model_and_a_folder_stand_side_by_side_on_the_prompts_they_share(finished, model, tmp_path):
+def test_a_model_and_a_folder_are_compared_on_the_prompts_they_share(finished, model, tmp_path):
     videos = tmp_path / "others"
     videos.mkdir()
-    one = next(row for row in samples_of(finished.folder) if row["prompt_id"] == "p1")
-    (videos / "p1.mp4").write_bytes((finished.folder / one["video"]).read_bytes())
+    sampled = next(row for row in samples_of(finished.folder) if row["prompt_id"] == "p1")
+    (videos / "p1.mp4").write_bytes((finished.folder / sampled["video"]).read_bytes())
     policies = plan_policies([model], [], [f"others={videos}"])
-    results = evaluation(policies, tmp_path / "out", samples_dir=finished.folder / "samples").run()
+    results, _ = evaluation(policies, tmp_path / "out", samples_dir=finished.folder / "samples").run()
     difference = results["differences"]["others"]
     assert (difference["num_prompts"], difference["num_pairs"], difference["paired_by"]) == (1, 1, "prompt")
     assert any("2 prompts have no video" in problem for problem in results["problems"])
@@ -218,7 +230,7 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(ValueError, match="There are no prompts|needs prompts"):
         evaluation(model, tmp_path, rows=[], load_model=nothing)
     with pytest.raises(ValueError, match=r"unknown quality guard 'flick'. Did you mean 'flicker'"):
-        evaluation(model, tmp_path, quality_guards=["flick"], load_model=nothing)
+        evaluation(model, tmp_path, guards=["flick"], load_model=nothing)
     with pytest.raises(ValueError, match=r"baseline='bse' is none of the policies. Did you mean 'base'"):
         evaluation(model, tmp_path, baseline="bse", load_model=nothing)
     with pytest.raises(ValueError, match="seeds=0"):
@@ -234,22 +246,33 @@ def test_a_damaged_video_is_a_problem_and_the_others_are_evaluated(finished, tmp
         (videos / file.name).write_bytes(file.read_bytes())
     broken = sorted(videos.glob("*.mp4"))[0]
     broken.write_bytes(broken.read_bytes()[:-10])
-    results = evaluation(plan_policies([], [], [f"run={videos}"]), tmp_path / "out").run()
-    assert sum(one["summary"]["num_videos"] for one in results["policies"].values()) == 11
+    results, _ = evaluation(plan_policies([], [], [f"run={videos}"]), tmp_path / "out").run()
+    assert sum(policy["summary"]["num_videos"] for policy in results["policies"].values()) == 11
     assert any(broken.name in problem and "damaged" in problem for problem in results["problems"])
+
+
+def test_no_module_hides_a_function_of_the_face():
+    """A module of the same name would replace `evaluation.compare` as soon as anything imports the module."""
+    names = {name for name in evaluation_face.__all__ if isinstance(getattr(evaluation_face, name), ModuleType)}
+    assert not names
+    assert not {path.stem for path in Path(evaluation_face.__file__).parent.glob("*.py")} & set(
+        evaluation_face.__all__
+    )
 
 
 # Pairing
 
 
-def measured(prompt_ids: list[str], seeds: list[int], rewards: list[float], looks: list[float | None]) -> Evaluated:
+def measured(
+    prompt_ids: list[str], seeds: list[int], rewards: list[float], sharpness: list[float | None]
+) -> Evaluated:
     samples = [
         SampleStore.new_sample({"prompt_id": p, "prompt": p}, s, {}, "x")
         for p, s in zip(prompt_ids, seeds, strict=True)
     ]
     for sample, reward in zip(samples, rewards, strict=True):
         sample.reward = reward
-    return Evaluated(Policy("x"), None, samples, {}, {"sharpness": looks})
+    return Evaluated(Policy("x"), None, samples, {}, {"sharpness": sharpness})
 
 
 def test_videos_are_paired_by_seed_in_whatever_order_they_come():
@@ -273,7 +296,7 @@ def test_other_models_videos_are_paired_by_prompt():
     }  # fmt: skip
 
 
-# The guard that looks at the baseline
+# A guard that compares with the baseline
 
 
 def test_a_guard_that_compares_sees_the_baselines_video_of_the_same_seed(finished, model, monkeypatch, tmp_path):
@@ -285,11 +308,11 @@ def test_a_guard_that_compares_sees_the_baselines_video_of_the_same_seed(finishe
 
     monkeypatch.setitem(guards.GUARDS, "mine", "spatialalign_trl.evaluation.guards:mine_drift")
     monkeypatch.setattr(guards, "mine_drift", drift, raising=False)
-    results = evaluation(
+    results, _ = evaluation(
         [*finished.policies, Policy("twin", folder=str(finished.folder / "samples"))],
         tmp_path,
         samples_dir=finished.folder / "samples",
-        quality_guards=["mine"],
+        guards=["mine"],
     ).run()
     quality = {name: policy["summary"]["quality"] for name, policy in results["policies"].items()}
     assert "drift" not in quality["base"] and quality["ours"]["drift"] > 0

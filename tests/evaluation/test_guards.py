@@ -1,4 +1,4 @@
-"""Quality guards: what they see, what they do not mind, and how they are found and put together."""
+"""Quality guards: what they measure, what they ignore, and how they are found and combined."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_frame_statistics_do_not_wrap_around_and_stay_finite_on_single_frames_an
     flicker = np.zeros((2, 16, 16, 3), np.uint8)
     flicker[1] = 255
     assert frame_statistics([flicker, flicker[::-1]], [{}] * 2)["frame_change"] == [1.0, 1.0]
-    one = frame_statistics([flicker[:1], np.zeros((3, 1, 1, 3), np.uint8)], [{}] * 2)
-    assert one == {"frame_change": [0.0, 0.0], "sharpness": [0.0, 0.0]}
+    values = frame_statistics([flicker[:1], np.zeros((3, 1, 1, 3), np.uint8)], [{}] * 2)
+    assert values == {"frame_change": [0.0, 0.0], "sharpness": [0.0, 0.0]}
     checker = np.where(np.indices((2, 8, 8)).sum(0) % 2, 255, 0).astype(np.uint8)[..., None].repeat(3, -1)
     assert frame_statistics([checker], [{}])["sharpness"] == [1.0]
 

@@ -47,8 +47,8 @@ def test_longer_types_ask_for_what_is_between(file):
 
 
 def test_several_labellers_make_means_and_majorities(tmp_path):
-    said = {"a": row(end=2), "b": row(end=0), "c": row(absent=True, answers={})}
-    files = [read_labels(write(tmp_path / f"{name}.json", one, labeller=name)) for name, one in said.items()]
+    rows = {"a": row(end=2), "b": row(end=0), "c": row(absent=True, answers={})}
+    files = [read_labels(write(tmp_path / f"{name}.json", label, labeller=name)) for name, label in rows.items()]
     (two,) = consensus(files[:2])
     assert two.obeys is None and two.obedience == 0.75 and two.answers["end"] == 0.5
     (three,) = consensus(files)

@@ -1,4 +1,4 @@
-"""Guards with a package or a model: what they measure, on tiny random models of the real classes."""
+"""Guards that need a package or a model, on tiny random models of the real classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tiny_judges import saved_clip, saved_dinov2
 
 from spatialalign_trl.evaluation import get_guard
-from spatialalign_trl.evaluation.looks import Looks
+from spatialalign_trl.evaluation.looks import QualityMeasures
 from spatialalign_trl.evaluation.model_guards import DriftGuard, FlowGuard
 
 ROW = {"prompt": "a red fox", "type": "LR", "animal": "fox", "object": "stump", "attribute": "red"}
@@ -53,7 +53,7 @@ def test_without_opencv_the_extra_is_named_before_any_work(monkeypatch, tmp_path
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"guard 'flow' needs OpenCV: pip install 'spatialalign-trl\[motion\]'"):
-        Looks(["flow"], tmp_path)
+        QualityMeasures(["flow"], tmp_path)
 
 
 def test_drift_is_nothing_from_oneself_and_grows_with_what_is_seen(dinov2):
@@ -72,9 +72,9 @@ def test_drift_is_nothing_from_oneself_and_grows_with_what_is_seen(dinov2):
 
 def test_a_checkpoint_that_is_not_there_is_refused_before_any_work(tmp_path):
     with pytest.raises((FileNotFoundError, ConnectionError), match="nowhere"):
-        Looks([f"drift,checkpoint={tmp_path / 'nowhere'}"], tmp_path)
+        QualityMeasures([f"drift,checkpoint={tmp_path / 'nowhere'}"], tmp_path)
     with pytest.raises((FileNotFoundError, ConnectionError), match="nowhere"):
-        Looks([f"identity,checkpoint={tmp_path / 'nowhere'}"], tmp_path, [ROW])
+        QualityMeasures([f"identity,checkpoint={tmp_path / 'nowhere'}"], tmp_path, [ROW])
 
 
 def test_identity_and_clip_iqa_are_guards_by_name(dinov2, tmp_path_factory):

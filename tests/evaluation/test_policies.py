@@ -1,4 +1,4 @@
-"""What a command line names is told apart, and refused where it cannot work."""
+"""Policies on a command line get their names, and those that cannot work are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_names_are_given_or_the_last_part_of_the_place(places):
         Policy("lora", model="owner/model", lora="owner/lora"),
         Policy("clips", folder=str(clips)),
     ]
-    assert [one.name for one in plan_policies(["owner/model", "small=tiny"], [], [])] == ["model", "small"]
+    assert [policy.name for policy in plan_policies(["owner/model", "small=tiny"], [], [])] == ["model", "small"]
 
 
 def test_a_path_may_hold_an_equals_sign(places):

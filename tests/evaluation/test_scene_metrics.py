@@ -1,4 +1,4 @@
-"""Numbers of scene videos: means over tasks, paired differences, and nothing where nothing was measured."""
+"""Measures of scene videos: means over tasks, paired differences, and no entries without values."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_values_are_numbers_of_the_rewards_alone():
         sample(0, 0, "a", 0.5, SD=0.1, flag=True, P=float("nan")),
         sample(1, 0, "a", None, SD=None, rotation_error=7),
     ]
-    store = Store({one.sample_id: GREY for one in samples})
+    store = Store({item.sample_id: GREY for item in samples})
     values = scene_values(samples, store, {"task 1": GREY + 5})
     assert values == {
         "psnr": [None, pytest.approx(34.15, abs=0.01)], "nav": [0.5, None], "nav_invalid_rate": [0.0, 1.0],
@@ -63,20 +63,20 @@ def test_policies_are_compared_pair_by_pair_and_the_intervals_are_over_tasks(tmp
     rng = np.random.default_rng(0)
     base = [sample(task, seed, "a", task / 10, P=rng.random()) for task in range(8) for seed in range(2)]
     other = [sample(task, seed, "b", task / 10 + 0.2, P=None) for task in range(8) for seed in range(2)]
-    store = Store({one.sample_id: GREY + (one.sample_id[0] == "a") * np.uint8(9) for one in [*base, *other]})
-    told = compare_scenes(base, other, store, {f"task {task}": GREY + 1 for task in range(8)})
-    assert told["num_tasks"] == 8 and told["base"]["nav"]["num_videos"] == 16
-    gain = told["difference"]["nav"]
+    store = Store({item.sample_id: GREY + (item.sample_id[0] == "a") * np.uint8(9) for item in [*base, *other]})
+    comparison = compare_scenes(base, other, store, {f"task {task}": GREY + 1 for task in range(8)})
+    assert comparison["num_tasks"] == 8 and comparison["base"]["nav"]["num_videos"] == 16
+    gain = comparison["difference"]["nav"]
     assert gain["difference"] == pytest.approx(0.2) and gain["interval"] == pytest.approx([0.2, 0.2])
-    low, high = told["base"]["nav"]["interval"]
-    assert told["base"]["nav"]["mean"] == pytest.approx(0.35) and low < 0.35 < high
-    assert told["difference"]["psnr"]["difference"] == pytest.approx(20 * np.log10(8))
-    assert "nav_P" not in told["difference"] and "nav_P" not in told["other"]
-    rows = {row[0]: row[1:] for row in comparison_rows(told)}
+    low, high = comparison["base"]["nav"]["interval"]
+    assert comparison["base"]["nav"]["mean"] == pytest.approx(0.35) and low < 0.35 < high
+    assert comparison["difference"]["psnr"]["difference"] == pytest.approx(20 * np.log10(8))
+    assert "nav_P" not in comparison["difference"] and "nav_P" not in comparison["other"]
+    rows = {row[0]: row[1:] for row in comparison_rows(comparison)}
     assert rows["nav"] == ["0.350", "0.550", "+0.200 [+0.200, +0.200]"] and rows["nav_P"][1:] == ["-", "-"]
 
     console = Console(file=StringIO(), width=100)
-    write_comparison(tmp_path, told, ("before", "after"), console)
+    write_comparison(tmp_path, comparison, ("before", "after"), console)
     assert read_json(tmp_path / "scene_metrics.json").keys() == {"before", "after", "difference", "num_tasks"}
     assert "after" in console.file.getvalue() and "8 held-out tasks" in console.file.getvalue()
     with pytest.raises(ValueError, match="same tasks and seeds"):

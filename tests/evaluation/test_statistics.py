@@ -1,4 +1,4 @@
-"""What alignment bought: shares of all videos, intervals over prompts, and summaries that are JSON."""
+"""Statistics of scored videos: success rates of all videos, intervals over prompts, and summaries in JSON."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def test_the_interval_covers_the_true_rate_about_95_times_in_100():
 def test_seeds_that_agree_are_one_observation():
     """Four equal seeds of 40 prompts say as much as one; four independent ones say more."""
     outcomes = [float(k % 3 == 0) for k in range(40)]
-    single = scored({f"p{k}": [one] for k, one in enumerate(outcomes)})
-    correlated = scored({f"p{k}": [one] * 4 for k, one in enumerate(outcomes)})
+    single = scored({f"p{k}": [outcome] for k, outcome in enumerate(outcomes)})
+    correlated = scored({f"p{k}": [outcome] * 4 for k, outcome in enumerate(outcomes)})
     independent = scored({f"p{k}": [1.0, 0.0, 0.0, 0.0] if k % 3 else [1.0, 1.0, 0.0, 0.0] for k in range(40)})
     width = {
         name: np.ptp(bootstrap_interval(samples, 0.7))

@@ -1,4 +1,4 @@
-"""The verdict warns when the reward rose while a guard fell by more than its interval, and only then."""
+"""The verdict warns if the reward rose while a guard got worse by more than its interval, and only then."""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ import pytest
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-MAIN_JOB = (PromptArguments, OnlineSpatialAlignConfig, ModelArguments)
+MAIN_JOB = (PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArguments)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +40,15 @@ def planned(recipe, monkeypatch, tmp_path):
     class Loop:
         def train(self) -> None: ...
 
-    def build_loop(prompts: Any, args: Any, model: Any) -> Loop:
+    def build_loop(prompts: Any, rewards: Any, args: Any, model: Any) -> Loop:
         built.append((args, model))
         return Loop()
 
     built: list[tuple[Any, Any]] = []
     monkeypatch.setattr(recipe, "build_loop", build_loop)
-    prompts, args, model = parse_recipe(MAIN_JOB, recipe.DEFAULT_CONFIG, ["--use_cpu", "true"])
+    prompts, rewards, args, model = parse_recipe(MAIN_JOB, recipe.DEFAULT_CONFIG, ["--use_cpu", "true"])
     for name, overrides in recipe.METHODS.items():
-        recipe.run_method(overrides, 1, tmp_path / name / "seed1", prompts, args, model)
+        recipe.run_method(overrides, 1, tmp_path / name / "seed1", prompts, rewards, args, model)
     return dict(zip(recipe.METHODS, built, strict=True)) | {"as configured": (args, model)}
 
 
@@ -89,4 +90,5 @@ def test_variants_are_read_and_a_wrong_field_is_named(recipe):
 
 def test_an_unknown_method_is_named_before_anything_runs(recipe):
     with pytest.raises(ValueError, match="unknown method 'tunde'. Did you mean 'tuned'"):
-        recipe.main(recipe.CompareArguments(methods=["tunde"]), PromptArguments(), None, ModelArguments())
+        compare = recipe.CompareArguments(methods=["tunde"])
+        recipe.main(compare, PromptArguments(), RewardArguments(), None, ModelArguments())

@@ -14,6 +14,7 @@ from spatialalign_trl.arguments.evaluation import EvaluationArguments
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments, SceneRewardArguments
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.models.wan import WanVideoModel
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
@@ -22,7 +23,7 @@ from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
-MAIN_JOB = (PromptArguments, OnlineSpatialAlignConfig, ModelArguments)
+MAIN_JOB = (PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArguments)
 
 
 def recipe(path: Path):
@@ -62,10 +63,10 @@ def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
         (args,) = parse_recipe((EvaluationArguments,), None, arguments)
         assert args.model and bool(args.prompts) != bool(args.tasks) and args.output_dir == str(tmp_path)
     if script == "recipes/spatialalign.py":
-        prompts, args, _ = parse_recipe(MAIN_JOB, None, [*arguments, "--bf16", "false"])
+        prompts, rewards, args, _ = parse_recipe(MAIN_JOB, None, [*arguments, "--bf16", "false"])
         train, evaluation = prompts.load()
         assert len(train) and len(evaluation) and not set(train["prompt"]) & set(evaluation["prompt"])
-        RewardRunner(prompts.reward_funcs).check_columns(train.column_names)
+        RewardRunner(rewards.reward_funcs).check_columns(train.column_names)
         assert args.output_dir == str(tmp_path)
     if Path(script).stem in ("video4spatial_sft", "video4spatial_navigation", "video4spatial_grounding"):
         check_scenes(ROOT / script, [*arguments, "--bf16", "false"])
@@ -78,7 +79,8 @@ def check_scenes(script: Path, arguments: list[str]) -> None:
     sys.path.remove(str(script.parent))
     is_loop = script.stem != "video4spatial_sft"
     kinds = (OnlineSpatialAlignConfig,) if is_loop else (ContextSFTConfig, job.HeldOutArguments)
-    scenes, args, *_, model = parse_recipe((SceneArguments, *kinds, ModelArguments), None, arguments)
+    kinds = (SceneArguments, SceneRewardArguments, *kinds, ModelArguments)
+    scenes, rewards, *_, model = parse_recipe(kinds, None, arguments)
     assert model.variant == "context"
     train, evaluation = scenes.load()
     assert not set(train["task_id"]) & set(evaluation["task_id"])
@@ -93,13 +95,13 @@ def check_scenes(script: Path, arguments: list[str]) -> None:
         "room_seed",
         "style",
     ]
-    RewardRunner(scenes.load_rewards()).check_columns([*columns, asked])
+    RewardRunner(rewards.load_rewards()).check_columns([*columns, asked])
 
 
 def test_the_main_jobs_default_is_tiny(tmp_path):
     main_job = recipe(ROOT / "recipes" / "spatialalign.py")
     assert main_job.DEFAULT_CONFIG == ROOT / "recipes" / "configs" / "tiny.yaml"
-    _, args, model = parse_recipe(MAIN_JOB, main_job.DEFAULT_CONFIG, ["--use_cpu", "true"])
+    _, _, args, model = parse_recipe(MAIN_JOB, main_job.DEFAULT_CONFIG, ["--use_cpu", "true"])
     assert model.model_name_or_path == "tiny" and "tiny_world" in args.quality_guards
 
 
@@ -112,7 +114,7 @@ def paper():
 
 def test_the_papers_recipe_is_the_papers(paper):
     """SpatialAlign (arXiv 2602.22745), training details and released code."""
-    prompts, args, model = paper
+    _, _, args, model = paper
     assert model.model_name_or_path == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" and model.dtype == "bfloat16"
     assert (model.lora_r, model.lora_alpha, model.lora_target_modules) == (16, 16, None)
     assert WanVideoModel.default_lora_targets == (
@@ -144,7 +146,7 @@ def test_the_papers_recipe_is_the_papers(paper):
 def test_the_papers_recipe_trains_48_pairs_a_step(paper):
     words = launch_line(ROOT / "recipes" / "configs" / "wan2.1_t2v_1.3b.yaml")
     processes = int(words[words.index("--num_processes") + 1])
-    _, args, _ = paper
+    _, _, args, _ = paper
     assert processes * args.per_device_train_batch_size * args.gradient_accumulation_steps == 48
 
 
@@ -157,9 +159,9 @@ def test_the_papers_prompts_are_refused_by_a_tracker_that_cannot_see_them(paper)
 
 
 def test_the_papers_recipe_judges_with_grounded_sam_and_says_at_once_where_it_is_missing(paper, monkeypatch, tmp_path):
-    prompts, _, _ = paper
+    prompts, rewards, _, _ = paper
     train, _ = prompts.load()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    runner = RewardRunner(prompts.load_rewards())
+    runner = RewardRunner(rewards.load_rewards())
     with pytest.raises(OSError, match="IDEA-Research/grounding-dino-tiny"):
         runner.check_prompts(list(train))

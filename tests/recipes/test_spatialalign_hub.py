@@ -16,13 +16,14 @@ from loopback_hub import LoopbackHub
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import describe_recipe, parse_recipe
 from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.models.tiny import tiny_model_path
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.video import encode_video
 
 ROOT = Path(__file__).parents[2]
 REPO = "tester/smoke-lora"
-TYPES = (PromptArguments, OnlineSpatialAlignConfig, ModelArguments)
+TYPES = (PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArguments)
 SMALL = ["--max_steps", "4", "--save_steps", "2", "--max_train_prompts", "6", "--max_eval_prompts", "3"]
 
 

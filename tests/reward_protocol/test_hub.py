@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import HfApi, snapshot_download
 
 from spatialalign_rewards import DSRScore
-from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.cli.new_reward import write_package
 from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.rewards.runner import RewardRunner
@@ -180,9 +180,9 @@ def test_what_is_a_name_on_the_hub():
 def test_the_command_line_takes_it_and_what_run_json_keeps_names_the_commit(pushed):
     spec = f"{REPO}@{pushed.push()}"
     with pytest.raises(PermissionError):
-        PromptArguments(reward_funcs=[spec]).load_rewards()
+        RewardArguments(reward_funcs=[spec]).load_rewards()
     options = json.dumps({spec: {"level": 0.25}})
-    arguments = PromptArguments(reward_funcs=[spec], trust_remote_code=True, reward_options=options)
+    arguments = RewardArguments(reward_funcs=[spec], trust_remote_code=True, reward_options=options)
     (reward,) = arguments.load_rewards()
     assert score(reward) == [1.25]
     assert RewardRunner(reward).describe() == {"level": {"hub": spec}}

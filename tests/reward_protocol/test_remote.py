@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.rewards import remote as http_reward
 from spatialalign_trl.rewards.remote import HTTPReward, read_scores, request_body
 from spatialalign_trl.rewards.runner import RewardRunner, load_reward
@@ -308,7 +308,7 @@ def test_a_misspelt_option_shows_no_secret_either():
     with pytest.raises(
         ValueError, match="'http://judge/y' is not in reward_funcs. Did you mean 'http://judge/x'"
     ) as caught:
-        PromptArguments(reward_funcs=["http://pa55@judge/x"], reward_options={"http://pa55@judge/y": {}})
+        RewardArguments(reward_funcs=["http://pa55@judge/x"], reward_options={"http://pa55@judge/y": {}})
     assert "pa55" not in str(caught.value)
 
 

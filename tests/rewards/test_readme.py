@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spatialalign_trl.arguments.parsing import parse_recipe
-from spatialalign_trl.arguments.prompts import PromptArguments
+from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.prompts import RELATIONS
@@ -97,16 +97,16 @@ def test_the_recipes_of_several_rewards_are_understood(blocks, tmp_path):
     together, elsewhere = blocks["yaml"]
     config = tmp_path / "config.yaml"
     config.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\n{together}")
-    prompts, args = parse_recipe((PromptArguments, OnlineSpatialAlignConfig), config, [])
+    loaded, args = parse_recipe((RewardArguments, OnlineSpatialAlignConfig), config, [])
     pytest.importorskip("cv2")
     runner = RewardRunner(
-        prompts.load_rewards(), args.reward_weights, 0.5, args.reward_normalization, args.reward_gates
+        loaded.load_rewards(), args.reward_weights, 0.5, args.reward_normalization, args.reward_gates
     )
     assert runner.combination.gates == {"motion": 0.02, "dsr_score": 0}
     assert runner.combination.weights == {"dsr_score": 1.0, "clip_similarity": 0.5, "motion": 0.0}
     config.write_text(elsewhere)
-    (prompts,) = parse_recipe((PromptArguments,), config, [])
-    assert [reward.__name__ for reward in prompts.load_rewards()] == ["dsr_score", "motion"]
+    (loaded,) = parse_recipe((RewardArguments,), config, [])
+    assert [reward.__name__ for reward in loaded.load_rewards()] == ["dsr_score", "motion"]
 
 
 def test_the_array_example_prints_what_it_says(blocks, capsys):
