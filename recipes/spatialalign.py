@@ -2,8 +2,8 @@
 
 It samples videos for the training prompts, scores them with a reward (DSR-Score), pairs winners with losers, trains a
 LoRA with zeroth-order regularised Diffusion-DPO, and evaluates before and after on held-out prompts with fixed seeds.
-`recipes/loop_from_parts.py` shows the same algorithm in one file, from top to bottom; this recipe launches the library's
-loop, with several rounds and processes, checkpoints, cards and a page.
+`recipes/loop_from_parts.py` shows the same algorithm in one file, from top to bottom. This recipe launches the
+library's loop, with several rounds and processes, checkpoints, cards and a page.
 
     accelerate launch recipes/spatialalign.py                                                  # a laptop, minutes
     accelerate launch recipes/spatialalign.py --config recipes/configs/wan2.1_t2v_1.3b.yaml    # the paper, GPUs

@@ -1,7 +1,7 @@
 """Compare the ablations of Video4Spatial's supervised stage in one table.
 
-Every variant is trained from the same checkpoint, on the same examples with the same noise, for the same number of steps
-(as in `recipes/video4spatial_sft.py`), and samples the same held-out tasks from the same noise:
+Every variant is trained from the same checkpoint, on the same examples with the same noise, for the same number of
+steps (as in `recipes/video4spatial_sft.py`), and samples the same held-out tasks from the same noise:
 
     full                  the paper's model: context at its own time indices, joint guidance, box of the target
     no_context            the recording is left out

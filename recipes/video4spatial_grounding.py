@@ -2,7 +2,7 @@
 
 Every task is a recording of a scene and an instruction ("Find the green plant."). The model plans its path itself. The
 reward measures whether the video ends with the real object in view, at its real place (`rewards/object_grounding.py`).
-Everything else is as in `recipes/video4spatial_navigation.py`: this is the same job with another reward and other tasks.
+Everything else is as in `recipes/video4spatial_navigation.py`.
 
     accelerate launch recipes/video4spatial_grounding.py
     accelerate launch recipes/video4spatial_grounding.py \
@@ -11,8 +11,8 @@ Everything else is as in `recipes/video4spatial_navigation.py`: this is the same
 Without `--config` it runs `recipes/configs/video4spatial_grounding_tiny.yaml`. Flags override the YAML. Running the
 same command again continues an interrupted run.
 
-Simplified: as in `recipes/video4spatial_navigation.py`. Any path that finds the object is right, so PSNR against the one
-known answer says little here.
+Simplified: as in `recipes/video4spatial_navigation.py`. Any path that finds the object is right, so PSNR against the
+one known answer says little here.
 """
 
 from __future__ import annotations
