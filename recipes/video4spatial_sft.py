@@ -1,9 +1,9 @@
 """Teach a video model to use a recording of a scene: the supervised stage of Video4Spatial.
 
 It trains a LoRA of a context-conditioned model (`ContextSFTTrainer`) on videos of scenes. The inputs are clean frames
-of a recording and an instruction; the target is the video that is the right answer. The default data are rendered rooms.
-Real recordings go in as finished rows (`spatialalign_trl/scenes/rows.py`); `spatialalign_trl/scenes/curation.py` makes
-such rows of videos with known cameras.
+of a recording and an instruction; the target is the video that is the right answer. The default data are rendered
+rooms. Real recordings go in as finished rows (`spatialalign_trl/scenes/rows.py`), which
+`spatialalign_trl/scenes/curation.py` makes of videos with known cameras.
 
     accelerate launch recipes/video4spatial_sft.py
     accelerate launch recipes/video4spatial_sft.py --config recipes/configs/video4spatial_sft_wan2.1_1.3b.yaml
