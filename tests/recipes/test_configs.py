@@ -112,7 +112,7 @@ def paper():
 
 
 def test_the_papers_recipe_is_the_papers(paper):
-    """Compare with the training details and the released code of SpatialAlign (arXiv 2602.22745)."""
+    """SpatialAlign (arXiv 2602.22745), training details and released code."""
     prompts, args, model = paper
     assert model.model_name_or_path == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers" and model.dtype == "bfloat16"
     assert (model.lora_r, model.lora_alpha, model.lora_target_modules) == (16, 16, None)
