@@ -1,25 +1,26 @@
-"""Compares ways to align the same model: from the same samples and pairs, with the same budget, over several seeds.
+"""Compare ways to align the same model, from the same samples and pairs, with the same budget, over several seeds.
 
-Prints one row a method, with obedience *and* looks, and writes `comparison.json` and `comparison.md`:
+It prints one row per method, with prompt following *and* picture quality, and writes `comparison.json` and
+`comparison.md`:
 
     base                     no training
     sft                      supervised fine-tuning on the winners
     dpo                      Diffusion-DPO without the zeroth-order term
     paper                    the paper's loss and hyper-parameters (learning rate 1e-4, lambda 0.5, its LoRA targets)
-    paper_lr                 the same with this size's learning rate
+    paper_lr                 the same with the learning rate of the configuration
     one_round                the configuration, in one round
-    tuned                    what the configuration says (recipes/configs/tiny.yaml, the default of the main job: two
+    tuned                    the configuration itself (recipes/configs/tiny.yaml, the default of the main job: two
                              rounds, the second on the samples of both)
     rounds_fresh             the second round on its own samples alone
-    rounds_refreshed         the second round with the first one's policy as reference
+    rounds_refreshed         the second round with the policy of the first one as reference
 
-All but the last three train on the same base samples in one round; every row takes the same number of steps in all.
+All but the last three train on the same base samples in one round. Every row takes the same total number of steps.
 
     accelerate launch recipes/compare_methods.py --output_dir runs/compare
     accelerate launch recipes/compare_methods.py --output_dir runs/tune --eval_split validation --methods tuned dpo
 
-Simplified: a seed stands for the LoRA's initialisation, the pairs' draw and the training noise; the rollouts of the
-base model and the evaluation seeds are shared by all rows. Rerunning continues where it was.
+Simplified: a seed decides the LoRA's initialisation, the draw of pairs and the training noise. All rows share the
+rollouts of the base model and the evaluation seeds. Running the same command again continues an interrupted run.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ ONE_ROUND = {"num_rounds": 1}
 TWO_ROUNDS = {"num_rounds": 2, "evaluate_every_round": True}
 PAPER_LORA = {"lora_target_modules": None, "lora_r": 16, "lora_alpha": 16}
 
-# Method -> what it changes of the configuration, and of the LoRA.
+# Method -> (changes to the configuration, changes to the LoRA).
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sft": ({**ONE_ROUND, "loss_type": "sft", "zeroth_order_weight": 0.0}, {}),
     "dpo": ({**ONE_ROUND, "zeroth_order_weight": 0.0}, {}),
@@ -70,26 +71,26 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rounds_fresh": ({**TWO_ROUNDS, "pool_rounds": False}, {}),
     "rounds_refreshed": ({**TWO_ROUNDS, "pool_rounds": True, "refresh_reference": True}, {}),
 }
-LOOKS = ("sprite_shape", "sprite_kind", "sprite_color", "motion", "distance_to_real", "sharpness")
+QUALITY = ("sprite_shape", "sprite_kind", "sprite_color", "motion", "distance_to_real", "sharpness")
 
 
 @dataclass
 class CompareArguments:
     methods: list[str] = field(
-        default_factory=lambda: list(METHODS), metadata={"help": f"Some of {', '.join(METHODS)}."}
+        default_factory=lambda: list(METHODS), metadata={"help": f"Methods to compare, out of {', '.join(METHODS)}."}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of every method."})
     variants: list[str] = field(
         default_factory=list,
-        metadata={"help": "More rows, for tuning: name:field=value,field=value changes the configuration's fields."},
+        metadata={"help": "More rows, for tuning: name:field=value,field=value changes fields of the configuration."},
     )
 
 
 def parse_variants(texts: list[str]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """`["hot:learning_rate=4e-3,max_steps=60"]` -> methods like those above.
+    """Parse variants such as `["hot:learning_rate=4e-3,max_steps=60"]` into methods like those above.
 
     Raises:
-        ValueError: for a text of another form, or an unknown field.
+        ValueError: if a field is unknown.
     """
     known = OnlineSpatialAlignConfig.__dataclass_fields__
     methods = {}
@@ -125,7 +126,7 @@ def run_method(
     args: OnlineSpatialAlignConfig,
     model_arguments: ModelArguments,
 ) -> Any:
-    """One method with one seed; returns the finished loop, which holds its samples."""
+    """Run one method with one seed, and return the finished loop with its samples."""
     own, lora = copy.copy(args), copy.copy(model_arguments)
     own.output_dir, own.samples_dir, own.seed, own.data_seed = (
         str(folder),
@@ -145,7 +146,7 @@ def run_method(
 
 
 def summarize_runs(loops: list[Any], policy: str) -> dict[str, Any]:
-    """Means over seeds; the interval is over prompts, with all seeds' videos of a prompt together."""
+    """Average a method over its seeds. The interval is over prompts; the videos of all seeds are pooled per prompt."""
     results = [loop.results[policy] for loop in loops]
     samples = [sample for loop in loops for sample in loop.evaluation_samples[policy]]
     base = [sample for loop in loops for sample in loop.evaluation_samples["base"]]
@@ -161,15 +162,15 @@ def summarize_runs(loops: list[Any], policy: str) -> dict[str, Any]:
         rounds = [[r["evaluation"]["S@0.7"] for r in loop.results["rounds"] if "evaluation" in r] for loop in loops]
         row["S@0.7_by_round"] = [fmean(values) for values in zip(*rounds, strict=True)]
     row["quality"] = {
-        name: fmean(r["quality"][name] for r in results) for name in LOOKS if name in results[0]["quality"]
+        name: fmean(r["quality"][name] for r in results) for name in QUALITY if name in results[0]["quality"]
     }
     return row
 
 
 def table_rows(comparison: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the printed table."""
-    looks = list(next(iter(comparison.values()))["quality"])
-    header = ["method", "S@0.5", "S@0.7 [95 %]", "over seeds", "by round", "S@0.8", "invalid", *looks]
+    """Return the header and the rows of the printed table."""
+    quality = list(next(iter(comparison.values()))["quality"])
+    header = ["method", "S@0.5", "S@0.7 [95 %]", "over seeds", "by round", "S@0.8", "invalid", *quality]
     rows = []
     for name, row in comparison.items():
         low, high = row["S@0.7_interval"]
@@ -183,7 +184,7 @@ def table_rows(comparison: dict[str, dict[str, Any]]) -> tuple[list[str], list[l
                 " ".join(f"{value:.3f}" for value in rounds) if len(rounds) > 1 else "",
                 f"{row['S@0.8']:.3f}",
                 f"{row['invalid_rate']:.3f}",
-                *(f"{row['quality'][name]:.3f}" for name in looks),
+                *(f"{row['quality'][name]:.3f}" for name in quality),
             ]
         )
     return header, rows
@@ -212,7 +213,7 @@ def main(
         header, rows = table_rows(comparison)
         write_json(out / "comparison.json", comparison)
         write_atomic(out / "comparison.md", (markdown_table(header, rows) + "\n").encode())
-    table = Table(*header, title=f"{len(compare.seeds)} seeds a method")
+    table = Table(*header, title=f"{len(compare.seeds)} seeds per method")
     for row in rows:
         table.add_row(*row)
     Console(width=200).print(table)

@@ -1,16 +1,18 @@
-"""The main job: teach a text-to-video model where things go, from its own samples.
+"""Teach a text-to-video model where things go, from its own samples: the main job.
 
-Samples videos for the training prompts, grades them with a reward (DSR-Score), pairs winners with losers, trains a
+It samples videos for the training prompts, scores them with a reward (DSR-Score), pairs winners with losers, trains a
 LoRA with zeroth-order regularised Diffusion-DPO, and evaluates before and after on held-out prompts with fixed seeds.
+`recipes/loop_from_parts.py` shows the same algorithm in one file, from top to bottom. This recipe launches the
+library's loop, with several rounds and processes, checkpoints, cards and a page.
 
     accelerate launch recipes/spatialalign.py                                                  # a laptop, minutes
     accelerate launch recipes/spatialalign.py --config recipes/configs/wan2.1_t2v_1.3b.yaml    # the paper, GPUs
 
 Without `--config` it runs `recipes/configs/tiny.yaml`: the embedded model of the tiny world. Flags override the YAML.
-Rerunning the same line continues an interrupted run; every finished video, score, pair and checkpoint is kept.
+Running the same command again continues an interrupted run; every finished video, score, pair and checkpoint is kept.
 
 Simplified: pairs are drawn once per round (the paper draws a pair at every visit of a prompt; `pairs_per_prompt` > 1
-comes to the same), and the samples are the policy's own in every round.
+has the same effect), and every round samples from the current policy.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def build_loop(
     args: OnlineSpatialAlignConfig,
     model_arguments: ModelArguments,
 ) -> OnlineSpatialAlignTrainer:
-    """The loop that the arguments describe, not yet run."""
+    """Build the loop that the arguments describe, without running it."""
     from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
 
     rows = prompt_arguments.load()

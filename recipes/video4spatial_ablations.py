@@ -1,26 +1,27 @@
-"""The ablations of Video4Spatial's supervised stage, in one table.
+"""Compare the ablations of Video4Spatial's supervised stage in one table.
 
-Every variant goes on from the same checkpoint, on the same examples with the same noise, for the same number of steps
-(`recipes/video4spatial_sft.py`), and samples the same held-out tasks from the same noise:
+Every variant is trained from the same checkpoint, on the same examples with the same noise, for the same number of
+steps (as in `recipes/video4spatial_sft.py`), and samples the same held-out tasks from the same noise:
 
     full                  the paper's model: context at its own time indices, joint guidance, box of the target
     no_context            the recording is left out
     contiguous            time indices of the context without gaps
     instruction_guidance  guidance on the instruction alone: the context is in both branches
-    no_box                no box of the target in the videos to learn from (object grounding only)
+    no_box                no box around the target in the training videos (object grounding only)
 
-and of the full variant, without more training: `longer_context` (twice the frames), `told_cameras` (the network is
-told where the context was taken, which the paper does without) and `outdoor` (rooms of a style never trained on).
+Three more variants sample the full variant without further training: `longer_context` (twice the frames),
+`told_cameras` (the network is given the cameras of the context, which the paper does not do) and `outdoor` (rooms in a
+style that is never trained on).
 
     accelerate launch recipes/video4spatial_ablations.py
     accelerate launch recipes/video4spatial_ablations.py \
         --config recipes/configs/video4spatial_ablations_grounding.yaml
 
-Rerunning goes on where it stopped. It leaves `ablations.json`, `ablations.md`, and a folder with a LoRA for each
-variant.
+Running the same command again continues an interrupted run. It writes `ablations.json`, `ablations.md`, and a folder
+with a LoRA for each trained variant.
 
-Simplified: the paper trains each ablation from its base model. Here all start from a checkpoint that was trained with
-the full recipe, so that an ablation has to unlearn; `max_steps` says for how long.
+Simplified: the paper trains each ablation from its base model. Here all of them start from a checkpoint that was
+trained with the full recipe, so that an ablation has to unlearn it; `max_steps` decides for how long.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video4spatial_sft import HeldOutArguments, sampled, train_on
+from video4spatial_sft import HeldOutArguments, sample_and_score, train_on
 
 from spatialalign_trl.arguments.launch import launched
 from spatialalign_trl.arguments.model import ModelArguments
@@ -57,35 +58,35 @@ TRAINED: dict[str, dict[str, Any]] = {
     "instruction_guidance": {"guidance": "instruction"},
     "no_box": {},
 }
-"""Variants that are trained, and the model's options in training and in sampling."""
+"""Variants that are trained, and the model's options in their training and sampling."""
 
 SHOWN = ("psnr", "rotation_error", "position_error", "registered", "visible", "SD", "IF")
-"""Measures of the table, beside the rewards; the JSON file has all."""
+"""Measures that the table shows in addition to the rewards. The JSON file has all measures."""
 
 SAMPLED = ("longer_context", "told_cameras", "outdoor")
-"""Variants of the full one that only sample."""
+"""Variants that sample from the full variant with other options or tasks, without training."""
 
 
 @dataclass
 class AblationArguments:
-    """Which variants are trained and measured."""
+    """Arguments that choose the variants to train and to measure."""
 
     variants: list[str] = field(
         default_factory=lambda: [*TRAINED, *SAMPLED],
-        metadata={"help": f"Some of {', '.join([*TRAINED, *SAMPLED])}; full is always among them."},
+        metadata={"help": f"Variants, out of {', '.join([*TRAINED, *SAMPLED])}; full is always included."},
     )
     outdoor_split: str = field(default="outdoor", metadata={"help": "Split of train_prompts for the variant outdoor."})
 
     def __post_init__(self) -> None:
         for name in self.variants:
             if name not in (*TRAINED, *SAMPLED):
-                raise ValueError(f"variants: {name!r} is none. {near_miss(name, [*TRAINED, *SAMPLED])}")
+                raise ValueError(f"variants={name!r}: unknown variant. {near_miss(name, [*TRAINED, *SAMPLED])}")
         self.variants = ["full", *(name for name in self.variants if name != "full")]
 
 
 @dataclass
 class Ablation:
-    """One run of all variants."""
+    """A run of all variants."""
 
     scenes: SceneArguments
     rewards: SceneRewardArguments
@@ -105,31 +106,33 @@ class Ablation:
         self.store = SampleStore(self.folder / "samples")
 
     def run(self, variants: Sequence[str], outdoor_split: str) -> dict[str, Any]:
-        """Measures what is missing; returns what `ablations.json` holds."""
+        """Train, sample and compare the variants that are missing, and return the contents of `ablations.json`."""
         path = self.folder / RESULTS_FILE
         results = read_json(path) if path.exists() else {}
         full: list[Sample] = []
-        searches = [bool(row.get("object")) for row in self.scenes.load()[1]]
+        is_search = [bool(row.get("object")) for row in self.scenes.load()[1]]
         for name in variants:
-            if (name == "no_box" and not any(searches)) or (name == "told_cameras" and all(searches)):
-                continue  # nothing is looked for, so there is no box; no path is given, and no cameras with it
+            if name == "no_box" and not any(is_search):
+                continue  # navigation has no object, so there is no box to leave out
+            if name == "told_cameras" and all(is_search):
+                continue  # a search has no path, in whose coordinates the cameras would be given
             if name in results and name != "full":
                 continue
-            samples, truths = self._trained(name) if name in TRAINED else self._sampled(name, outdoor_split)
+            samples, truths = self._train(name) if name in TRAINED else self._vary_full(name, outdoor_split)
             if name == "full":
                 full = samples
-            results[name] = self._measured(samples, truths, None if name in ("full", "outdoor") else full)
+            results[name] = self._compare(samples, truths, None if name in ("full", "outdoor") else full)
             if self.accelerator.is_main_process:
                 write_json(path, results)
                 write_atomic(self.folder / TABLE_FILE, to_markdown(results).encode())
         return results
 
-    def _trained(self, name: str) -> tuple[list[Sample], Mapping[str, Any]]:
-        """Trains a variant, or loads what was trained, and samples held-out tasks."""
+    def _train(self, name: str) -> tuple[list[Sample], Mapping[str, Any]]:
+        """Train a variant, or load its LoRA if it exists, and sample the held-out tasks."""
         from spatialalign_trl.models.lora import LORA_FILE
         from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
 
-        folder, model = self.folder / name, self._model(TRAINED[name])
+        folder, model = self.folder / name, self._load_model(TRAINED[name])
         if not (folder / LORA_FILE).exists():
             settings = self.held_out.sampling_settings(model.default_settings())
             with self.args.main_process_first(local=False, desc="preparing scenes"):
@@ -140,10 +143,10 @@ class Ablation:
             train_on(ContextSFTTrainer(model, args, train_dataset=train, peft_config=config), folder)
         else:
             model.load_lora(folder)
-        return self._held_out(model, name, self.scenes)
+        return self._sample_held_out(model, name, self.scenes)
 
-    def _sampled(self, name: str, outdoor_split: str) -> tuple[list[Sample], Mapping[str, Any]]:
-        """Samples the full variant otherwise."""
+    def _vary_full(self, name: str, outdoor_split: str) -> tuple[list[Sample], Mapping[str, Any]]:
+        """Sample from the full variant, with another option of the model or on other tasks."""
         scenes, options = self.scenes, {}
         if name == "longer_context":
             options = {"context_frames": 2 * ((self.args.model_init_kwargs or {}).get("context_frames") or 8)}
@@ -151,14 +154,14 @@ class Ablation:
             options = {"context_cameras": True}
         else:
             scenes = dataclasses.replace(self.scenes, eval_split=outdoor_split)
-        model = self._model(options)
+        model = self._load_model(options)
         model.load_lora(self.folder / "full")
-        return self._held_out(model, name, scenes)
+        return self._sample_held_out(model, name, scenes)
 
-    def _model(self, options: Mapping[str, Any]) -> VideoModel:
+    def _load_model(self, options: Mapping[str, Any]) -> VideoModel:
         return self.model_arguments.load(**{**(self.args.model_init_kwargs or {}), **options})
 
-    def _held_out(
+    def _sample_held_out(
         self, model: VideoModel, name: str, scenes: SceneArguments
     ) -> tuple[list[Sample], Mapping[str, Any]]:
         settings, published = self.held_out.sampling_settings(model.default_settings()), scenes.load()
@@ -166,10 +169,12 @@ class Ablation:
             _, tasks = scenes.at_size(published, settings, self.folder)
         self.runner.check_prompts(list(tasks))
         model.transformer.eval()
-        samples = sampled(model, tasks, settings, self.held_out, self.store, self.runner, self.accelerator, name)
+        samples = sample_and_score(
+            model, tasks, settings, self.held_out, self.store, self.runner, self.accelerator, name
+        )
         return samples, scenes.answers(published[1], settings, self.folder)
 
-    def _measured(self, samples: list[Sample], truths: Mapping[str, Any], full: list[Sample] | None) -> dict[str, Any]:
+    def _compare(self, samples: list[Sample], truths: Mapping[str, Any], full: list[Sample] | None) -> dict[str, Any]:
         from spatialalign_trl.evaluation.scene_metrics import compare_scenes
 
         compared = compare_scenes(full or samples, samples, self.store, truths)
@@ -177,7 +182,7 @@ class Ablation:
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
-    """A row a variant: the means, and beside them the difference from the full variant with its 95 % interval."""
+    """Make a table with a row per variant: means, each with its difference from the full variant and 95 % interval."""
     measured = dict.fromkeys(name for result in results.values() for name in result["measures"])
     rewards = [name for name in measured if any(other.startswith(f"{name}_") for other in measured)]
     names = [name for name in measured if name in rewards or name.endswith(SHOWN)]
@@ -185,10 +190,11 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     for variant, result in results.items():
         cells = []
         for name in names:
-            told, apart = result["measures"].get(name), result["difference"].get(name)
-            cell = "-" if told is None else f"{told['mean']:.3f}"
-            if apart is not None:
-                cell += f" ({apart['difference']:+.3f} [{apart['interval'][0]:+.3f}, {apart['interval'][1]:+.3f}])"
+            measure, change = result["measures"].get(name), result["difference"].get(name)
+            cell = "-" if measure is None else f"{measure['mean']:.3f}"
+            if change is not None:
+                low, high = change["interval"]
+                cell += f" ({change['difference']:+.3f} [{low:+.3f}, {high:+.3f}])"
             cells.append(cell)
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -210,7 +216,7 @@ def main(
 
 
 def launch(default_config: Path) -> None:
-    """The command line."""
+    """Run the command line of this recipe."""
     with launched():
         common = (SceneArguments, SceneRewardArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
         ablation, scenes, rewards, args, *others = parse_recipe((AblationArguments, *common), default_config)

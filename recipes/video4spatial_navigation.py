@@ -1,25 +1,25 @@
 """Teach a context-conditioned video model to follow a camera trajectory through a scene, from its own samples.
 
-Every task is a recording of a scene and a trajectory of cameras. The model samples videos for the training tasks; a
-reward finds the cameras of each video in the scene and says how well it follows (`rewards/scene_navigation.py`);
-winners and losers are paired, a LoRA is trained with zeroth-order regularised Diffusion-DPO, and held-out scenes are
-evaluated before and after with fixed seeds.
+Every task is a recording of a scene and a trajectory of cameras. The model samples videos for the training tasks. A
+reward locates the cameras of each video in the scene and measures how well they follow the trajectory
+(`rewards/scene_navigation.py`). Winners and losers are paired, a LoRA is trained with zeroth-order regularised
+Diffusion-DPO, and held-out scenes are evaluated before and after with fixed seeds.
 
     accelerate launch recipes/video4spatial_navigation.py
     accelerate launch recipes/video4spatial_navigation.py \
         --config recipes/configs/video4spatial_navigation_wan2.1_1.3b.yaml
 
 Without `--config` it runs `recipes/configs/video4spatial_navigation_tiny.yaml`: rendered rooms and the model that was
-trained on them. Flags override the YAML. Rerunning the same line continues an interrupted run.
+trained on them. Flags override the YAML. Running the same command again continues an interrupted run.
 
-It leaves what `recipes/spatialalign.py` leaves, whose loop it runs, and `scene_metrics.json`: PSNR against the ground
-truth and the rewards' factors, before and after, with 95 % intervals.
+It runs the loop of `recipes/spatialalign.py` and writes the same files. It also writes `scene_metrics.json`: PSNR
+against the ground truth and the rewards' factors, before and after, with 95 % intervals.
 
 Video4Spatial (arXiv 2512.03040) trains such models with supervision only (`recipes/video4spatial_sft.py`) and has no
-public code. That they are aligned by a reward too, and this reward, are ours. The reference of the preference loss is
-the supervised model: the checkpoint itself, or with `lora_path` and `refresh_reference: true` its LoRA.
+public code. Aligning them with a reward, and this reward, are our additions. The reference of the preference loss is
+the supervised model: the checkpoint itself, or its LoRA with `lora_path` and `refresh_reference: true`.
 
-Simplified: as `recipes/spatialalign.py`; PSNR compares with one right answer.
+Simplified: as in `recipes/spatialalign.py`; PSNR compares with only one of the right answers.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def main(
     loop.recipe = recipe
     results = loop.train()
     if loop.accelerator.is_main_process and loop.evaluation_samples:
-        tell_metrics(loop, scenes)
+        write_scene_metrics(loop, scenes)
     return results
 
 
-def tell_metrics(loop: OnlineSpatialAlignTrainer, scenes: SceneArguments) -> None:
-    """Compares both policies' videos with the right answers; writes `scene_metrics.json` and prints it."""
+def write_scene_metrics(loop: OnlineSpatialAlignTrainer, scenes: SceneArguments) -> None:
+    """Compare both policies' videos with the right answers, write `scene_metrics.json` and print the table."""
     from spatialalign_trl.evaluation.scene_metrics import compare_scenes, write_comparison
 
     _, published = scenes.load()
@@ -69,7 +69,7 @@ def tell_metrics(loop: OnlineSpatialAlignTrainer, scenes: SceneArguments) -> Non
 
 
 def launch(default_config: Path) -> None:
-    """The command line of both tasks' recipes."""
+    """Run the command line that the recipes of both tasks share."""
     with launched():
         kinds = (SceneArguments, SceneRewardArguments, OnlineSpatialAlignConfig, ModelArguments)
         parsed = parse_recipe(kinds, default_config)

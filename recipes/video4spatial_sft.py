@@ -1,27 +1,28 @@
-"""The supervised stage of Video4Spatial: a video model learns to look into a recording of a scene.
+"""Teach a video model to use a recording of a scene: the supervised stage of Video4Spatial.
 
-Trains a LoRA of a context-conditioned model (`ContextSFTTrainer`) on videos of scenes: clean frames of a recording and
-an instruction in, the video that is the right answer out. Rendered rooms by default; real recordings as finished rows
-(`spatialalign_trl/scenes/rows.py`), such as `scenes/curation.py` makes of posed videos.
+It trains a LoRA of a context-conditioned model (`ContextSFTTrainer`) on videos of scenes. The inputs are clean frames
+of a recording and an instruction; the target is the video that is the right answer. The default data are rendered
+rooms. Real recordings go in as finished rows (`spatialalign_trl/scenes/rows.py`), which
+`spatialalign_trl/scenes/curation.py` makes of videos with known cameras.
 
     accelerate launch recipes/video4spatial_sft.py
     accelerate launch recipes/video4spatial_sft.py --config recipes/configs/video4spatial_sft_wan2.1_1.3b.yaml
 
-Without `--config` it runs `recipes/configs/video4spatial_sft_tiny.yaml`. Flags override the YAML. Rerunning the same
-line goes on from the last checkpoint, and samples nothing again.
+Without `--config` it runs `recipes/configs/video4spatial_sft_tiny.yaml`. Flags override the YAML. Running the same
+command again continues from the last checkpoint and samples nothing twice.
 
 The paper's ablations are options:
 
     --model_init_kwargs '{"context_layout": "contiguous"}'     time indices without gaps
     --model_init_kwargs '{"context_layout": "none"}'           no context
     --model_init_kwargs '{"guidance": "instruction"}'          guidance on the instruction alone
-    --auxiliary_box false                                      no box of the target in the videos to learn from
+    --auxiliary_box false                                      no box around the target in the training videos
 
-It leaves the LoRA with its card, `samples/`, and `scene_metrics.json`: PSNR against the ground truth, the rewards and
-their factors on held-out tasks, before and after, with 95 % intervals; the table is printed.
+It writes the LoRA with its card, `samples/`, and `scene_metrics.json`: PSNR against the ground truth, the rewards and
+their factors on held-out tasks, before and after, with 95 % intervals. The table is also printed.
 
-Simplified: the paper trains the whole network on real recordings, and names neither noise levels nor rates; see
-`ContextSFTConfig` for what is ours. One set of tasks a run.
+Simplified: the paper trains the whole network on real recordings, and states neither noise levels nor learning rates;
+`ContextSFTConfig` says which values are ours. A run trains on one set of tasks.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "video4spatial_sft_tiny.yam
 
 @dataclass
 class HeldOutArguments(SamplingArguments):
-    """Size of all videos, and how held-out tasks are sampled before and after."""
+    """The size of all videos, and how held-out tasks are sampled before and after training."""
 
     evaluation_seeds: int = field(
-        default=2, metadata={"help": "Videos of a held-out task, with fixed seeds. 0: nothing is evaluated."}
+        default=2, metadata={"help": "Videos per held-out task, with fixed seeds. 0: no evaluation."}
     )
     rollout_batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
     video_crf: int = field(default=18, metadata={"help": "x264 quality of stored videos; 0 is lossless RGB."})
@@ -83,6 +84,8 @@ def main(
     model = model_arguments.load(**(args.model_init_kwargs or {}))
     settings, folder = held_out.sampling_settings(model.default_settings()), Path(args.output_dir)
     model.check_size(settings.num_frames, settings.height, settings.width)
+
+    # 1. Render or read the tasks at the model's size, and check that the rewards can score them.
     with args.main_process_first(local=False, desc="preparing scenes"):
         train = scenes.with_answers(published[0], settings, folder)
         _, tasks = scenes.at_size(published, settings, folder)
@@ -90,24 +93,27 @@ def main(
     accelerator, store = Accelerator(cpu=args.use_cpu), SampleStore(folder / "samples")
 
     def evaluate(name: str) -> list[Sample]:
-        return sampled(model, tasks, settings, held_out, store, runner, accelerator, name)
+        return sample_and_score(model, tasks, settings, held_out, store, runner, accelerator, name)
 
+    # 2. Sample held-out tasks, train, and sample them again from the same noise.
     before = evaluate("before")
     trainer = ContextSFTTrainer(model, args, train_dataset=train, peft_config=model_arguments.lora_config(model))
     train_on(trainer, folder)
     model.transformer.eval()
     after = evaluate("after")
+
+    # 3. Compare both with the right answers.
     if accelerator.is_main_process and before:
         truths = scenes.answers(published[1], settings, folder)
         write_comparison(folder, compare_scenes(before, after, store, truths), ("before", "after"))
 
 
 def train_on(trainer: ContextSFTTrainer, folder: Path) -> None:
-    """Trains from the last checkpoint that is whole, and saves the LoRA."""
+    """Train, starting from the last complete checkpoint if there is one, and save the LoRA."""
     from spatialalign_trl.trainer.callbacks import SaveOnInterrupt
     from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
 
-    interrupt = SaveOnInterrupt("the same command goes on from there")
+    interrupt = SaveOnInterrupt("the same command continues from there")
     trainer.add_callback(interrupt)
     try:
         trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder, trainer.args.world_size))
@@ -116,7 +122,7 @@ def train_on(trainer: ContextSFTTrainer, folder: Path) -> None:
     trainer.save_model()
 
 
-def sampled(
+def sample_and_score(
     model: VideoModel,
     tasks: Dataset,
     settings: SamplingSettings,
@@ -126,7 +132,7 @@ def sampled(
     accelerator: Accelerator,
     name: str,
 ) -> list[Sample]:
-    """Samples and scores the held-out tasks; what is there is not made again."""
+    """Sample and score the held-out tasks. Samples and scores in the store are reused."""
     from spatialalign_trl.evaluation import EVALUATION_SEED
     from spatialalign_trl.rewards.scoring import score_samples
     from spatialalign_trl.rollout.sampler import roll_out
@@ -150,16 +156,16 @@ def sampled(
 
 
 def revision(model: VideoModel) -> str:
-    """A name for the weights and for what else decides on the videos, such as the context's layout."""
+    """Return a name for the weights and everything else that decides the videos, such as the context's layout."""
     from spatialalign_trl.models.lora import active_adapters, lora_fingerprint
 
-    start = lora_fingerprint(model.lora_state_dict()) if active_adapters(model.transformer) else "base"
-    how = hashlib.sha256(json.dumps(model.computation, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return f"{model.name_or_path}@{start} {how}"
+    weights = lora_fingerprint(model.lora_state_dict()) if active_adapters(model.transformer) else "base"
+    computation = hashlib.sha256(json.dumps(model.computation, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{model.name_or_path}@{weights} {computation}"
 
 
 def launch(default_config: Path) -> None:
-    """The command line."""
+    """Run the command line of this recipe."""
     with launched():
         kinds = (SceneArguments, SceneRewardArguments, ContextSFTConfig, HeldOutArguments, ModelArguments)
         scenes, rewards, args, *others = parse_recipe(kinds, default_config)

@@ -1,4 +1,4 @@
-"""The code blocks of docs/training.md, run as they stand but for names and sizes."""
+"""Run the code blocks of docs/training.md, with only names and sizes changed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 def blocks(kind: str) -> str:
-    """The page's blocks of one story, as one program: they follow one another on the page."""
+    """Join the page's blocks of one kind into one program, in their order on the page."""
     return "\n".join(re.findall(rf"```python {kind}\n(.*?)```", PAGE, flags=re.DOTALL))
 
 
-def test_every_block_belongs_to_a_story_that_is_run():
+def test_every_block_belongs_to_a_program_that_is_run():
     assert set(re.findall(r"```python ?(\w*)", PAGE)) == {"online", "offline"}
 
 
@@ -30,9 +30,10 @@ def model(tmp_path_factory) -> str:
 
 
 def run(program: str, changes: dict[str, str]) -> dict[str, object]:
-    for there, instead in changes.items():
-        assert there in program, f"docs/training.md no longer says {there!r}"
-        program = program.replace(there, instead)
+    """Replace parts of a program, run it, and return its variables."""
+    for old, new in changes.items():
+        assert old in program, f"docs/training.md no longer contains {old!r}. Adapt this test to the page."
+        program = program.replace(old, new)
     names: dict[str, object] = {}
     exec(compile(program, "docs/training.md", "exec"), names)
     return names
@@ -67,7 +68,7 @@ def test_online(model, tmp_path, monkeypatch, loopback_client):
 def test_offline(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = video_pairs(2)
-    for column in ("chosen", "rejected"):  # as a dataset from the Hub arrives: columns that would be decoded
+    for column in ("chosen", "rejected"):  # as in a dataset from the Hub, where they would be decoded
         pairs = pairs.cast_column(column, datasets.Video())
     (tmp_path / "pairs" / "data").mkdir(parents=True)
     pairs.to_parquet(tmp_path / "pairs" / "data" / "train-00000-of-00001.parquet")

@@ -1,4 +1,4 @@
-"""The launch configurations: accelerate reads each as it is meant, and their first lines launch something."""
+"""Check that accelerate reads each launch configuration as intended, and that its first line is a launch line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TYPES = {
 }
 
 
-def test_there_is_one_for_every_way():
+def test_the_configurations_are_those_listed_here():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == set(TYPES)
 
 
@@ -47,6 +47,6 @@ def test_deepspeed_stays_at_the_stage_that_is_supported():
     assert load_config_from_file(str(FOLDER / "deepspeed_zero2.yaml")).deepspeed_config["zero_stage"] == 2
 
 
-def test_several_machines_know_their_first():
+def test_the_multi_node_configuration_names_the_main_machine():
     config = load_config_from_file(str(FOLDER / "multi_node.yaml"))
     assert config.num_machines == 2 and config.main_process_ip and config.main_process_port

@@ -1,4 +1,4 @@
-"""Which runs the comparison makes: every method changes what its name says, and all take the same number of steps."""
+"""Check the runs that the comparison plans: each method changes what its name says, all take as many steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAIN_JOB = (PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArg
 
 @pytest.fixture(scope="module")
 def recipe():
-    sys.path.insert(0, str(RECIPES))  # as launching it does: it imports the main job
+    sys.path.insert(0, str(RECIPES))  # as when it is launched: it imports the main job
     spec = importlib.util.spec_from_file_location("recipe_compare_methods", RECIPES / "compare_methods.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -35,7 +35,7 @@ def recipe():
 
 @pytest.fixture
 def planned(recipe, monkeypatch, tmp_path):
-    """`{method: (loop's arguments, LoRA's arguments)}` of the default configuration, nothing of it run."""
+    """Plan the runs of the default configuration without running them: method -> (loop's, LoRA's arguments)."""
 
     class Loop:
         def train(self) -> None: ...
@@ -60,13 +60,13 @@ def test_every_method_takes_the_same_number_of_steps(planned):
 def test_a_method_changes_what_it_says_and_nothing_else(planned, recipe):
     configured, lora = planned["as configured"]
     tuned, tuned_lora = planned["tuned"]
-    own = {"output_dir", "samples_dir", "seed", "data_seed", "contact_sheet_prompts"}
+    per_run = {"output_dir", "samples_dir", "seed", "data_seed", "contact_sheet_prompts"}
     differing = {
         field.name
         for field in dataclasses.fields(configured)
         if getattr(tuned, field.name) != getattr(configured, field.name)
     }
-    assert differing <= own and tuned_lora == lora
+    assert differing <= per_run and tuned_lora == lora
     paper, paper_lora = planned["paper"]
     assert (paper.learning_rate, paper.zeroth_order_weight, paper.score_threshold) == (1e-4, 0.5, 0.7)
     assert (paper.shared_noise, paper.min_sigma, paper_lora.lora_r) == (False, 0.0, 16)

@@ -1,4 +1,4 @@
-"""Every configuration parses, says how it is launched, and the paper's holds the paper's numbers."""
+"""Check that every configuration parses and begins with its launch line, and that the paper's has its numbers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MAIN_JOB = (PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArg
 
 
 def recipe(path: Path):
-    """A recipe's module, imported as launching it would."""
+    """Import a recipe's module as launching it would."""
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -39,11 +39,12 @@ def launch_line(path: Path) -> list[str]:
     return shlex.split(path.read_text().splitlines()[0].removeprefix("#"))
 
 
-def test_there_are_configurations_for_every_way_in():
+def test_every_configuration_is_documented():
     names = {path.stem for path in CONFIGS}
     assert {"tiny", "smoke", "wan2.1_t2v_1.3b"} <= names
-    told = "".join((ROOT / page).read_text() for page in ("README.md", "docs/evaluation.md", "docs/video4spatial.md"))
-    assert [name for name in sorted(names - {"smoke"}) if f"{name}.yaml" not in told] == []
+    pages = ("README.md", "docs/evaluation.md", "docs/video4spatial.md")
+    documented = "".join((ROOT / page).read_text() for page in pages)
+    assert [name for name in sorted(names - {"smoke"}) if f"{name}.yaml" not in documented] == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -73,7 +74,7 @@ def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
 
 
 def check_scenes(script: Path, arguments: list[str]) -> None:
-    """A configuration of scenes: its tasks load, apart, and its rewards find their columns among those of its rows."""
+    """Check that a scene configuration's splits share no task, and that its rows have its rewards' columns."""
     sys.path.insert(0, str(script.parent))
     job = recipe(script)
     sys.path.remove(str(script.parent))
@@ -108,7 +109,7 @@ def test_the_main_jobs_default_is_tiny(tmp_path):
 @pytest.fixture(scope="module")
 def paper():
     path = ROOT / "recipes" / "configs" / "wan2.1_t2v_1.3b.yaml"
-    # what the machine must have is not what is asked here
+    # CPU and fp32, so that the configuration parses on any machine
     return parse_recipe(MAIN_JOB, None, ["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
 
 
@@ -151,7 +152,7 @@ def test_the_papers_recipe_trains_48_pairs_a_step(paper):
 
 
 def test_the_papers_prompts_are_refused_by_a_tracker_that_cannot_see_them(paper):
-    """Before anything is sampled: DSR-Score's default tracker knows the tiny world alone."""
+    """The check comes before sampling: DSR-Score's default tracker only knows the tiny world."""
     train, _ = paper[0].load()
     runner = RewardRunner("dsr_score")
     with pytest.raises(ValueError, match="The reward 'dsr_score' cannot score these prompts: .*not in the tiny world"):

@@ -1,4 +1,4 @@
-"""One command puts the LoRA and the preferences of a run on the Hub, and the token nowhere."""
+"""Check that one command pushes a run's LoRA and preferences to the Hub, and writes the token nowhere."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PUSHES = "--push_to_hub --hub_model_id tester/lora --push_preferences_to_hub tes
 
 
 @pytest.mark.slow
-def test_the_command_line_does_it_all(loopback_client, tmp_path):
+def test_the_command_line_pushes_everything(loopback_client, tmp_path):
     hub, output = loopback_client, tmp_path / "run"
     hub.fail("POST", "/api/datasets/tester/prefs/commit/", 429, times=1, headers={"Retry-After": "1"})
-    hub.fail("POST", "/api/datasets/tester/prefs/preupload/", 401, times=1)  # a push among samples is lost for good
+    hub.fail("POST", "/api/datasets/tester/prefs/preupload/", 401, times=1)  # a push of samples that fails for good
     words = f"{LINE} {SMALLER} {PUSHES} --output_dir {output}".split()
     environment = hub.environment(tmp_path / "home")
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -45,8 +45,8 @@ def test_the_command_line_does_it_all(loopback_client, tmp_path):
 
     assert TOKEN not in printed
     files = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for kind, held in (("model", model), ("dataset", data)):
-        files |= {f"on the Hub, {kind}: {name}": content for name, content in held.items()}
+    for kind, pushed in (("model", model), ("dataset", data)):
+        files |= {f"on the Hub, {kind}: {name}": content for name, content in pushed.items()}
     assert not [name for name, content in files.items() if TOKEN.encode() in content]
     texts = [samples.remove_columns("video"), pairs.remove_columns(["chosen", "rejected"])]  # Parquet is compressed
     assert TOKEN not in str([row for rows in texts for row in rows])

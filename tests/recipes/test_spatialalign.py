@@ -1,4 +1,4 @@
-"""The main job through its command line, on the embedded model."""
+"""Run the main job through its command line, on the embedded model."""
 
 import json
 import os
@@ -24,7 +24,7 @@ SMOKE = ["--config", "recipes/configs/smoke.yaml"]
 
 
 def command(output_dir: Path, *more: str, launcher: bool = False) -> list[str]:
-    """The job's line; the launcher is a process of its own, which imports for seconds to start this one."""
+    """Return the job's command line. The launcher is left out by default, as it takes seconds to import."""
     python = [sys.executable, *(LAUNCHER if launcher else [])]
     return [*python, "recipes/spatialalign.py", *SMOKE, "--output_dir", str(output_dir), "--use_cpu", *more]
 
@@ -35,7 +35,7 @@ def run(output_dir: Path, *more: str, launcher: bool = False) -> subprocess.Comp
 
 
 def kill_at(output_dir: Path, mark: str) -> None:
-    """Starts the job and kills it as soon as there is a file of this pattern."""
+    """Start the job and kill it as soon as a file matches the pattern."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command(output_dir), cwd=ROOT, start_new_session=True, **quiet)
     deadline = time.monotonic() + 300

@@ -1,4 +1,4 @@
-"""The main job with a Hub: what it pushes from the command line, and the card's quick start, executed as it stands."""
+"""Run the main job with a Hub: check what the command line pushes, and run the card's quick start unchanged."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_everything_is_there_and_the_token_is_nowhere(finished, hub):
 
 
 @pytest.mark.slow
-def test_the_cards_recipe_runs_the_same_again(finished, hub, tmp_path):
+def test_the_cards_recipe_runs_the_same_job_again(finished, hub, tmp_path):
     files = hub.files("model", REPO)
     card = ModelCard(files["README.md"].decode())
     assert "accelerate launch recipes/spatialalign.py --config recipes/configs/smoke.yaml" in card.text
@@ -98,7 +98,7 @@ def test_the_quick_start_runs_in_a_fresh_process_and_gives_the_same_video(finish
     assert (tmp_path / "video.mp4").read_bytes() == encode_video((video * 255).round().astype("uint8"), fps)
 
 
-def test_the_line_and_its_settings_are_told_without_tokens(tmp_path):
+def test_the_command_and_its_settings_are_described_without_tokens(tmp_path):
     (tmp_path / "mine.yaml").write_text("max_steps: 7\nhub_token: hf_inTheYaml\nreward_funcs: [dsr_score]\n")
     line = [
         "--config",

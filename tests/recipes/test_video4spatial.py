@@ -1,4 +1,4 @@
-"""The recipes of scenes through their command lines, on a tiny random model: they run, go on, and are measured."""
+"""Run the recipes for scenes through their command lines on a tiny random model: they run, resume, write metrics."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ LOOP = "--num_generations 2 --min_pair_gap 0 --reward_weights 1 0 --report_megab
 
 
 @pytest.fixture(scope="module")
-def things(tmp_path_factory) -> Path:
-    """A model, a reward under which no two videos tie, and rooms that are rendered once."""
-    folder = tmp_path_factory.mktemp("things")
+def inputs(tmp_path_factory) -> Path:
+    """Make a model, a reward that scores no two videos equally, and a folder for rooms that are rendered once."""
+    folder = tmp_path_factory.mktemp("inputs")
     saved_wan(folder / "model")
     (folder / "judge.py").write_text(JUDGE)
     return folder
 
 
 @pytest.fixture
-def run(things, tmp_path, monkeypatch):
-    """Runs a recipe as its command line would, in this process: the imports are most of the time."""
+def run(inputs, tmp_path, monkeypatch):
+    """Run a recipe as its command line would, but in this process, because imports take most of the time."""
 
     def run(name: str, *more: str, output_dir: Path | None = None) -> Path:
         monkeypatch.syspath_prepend(str(ROOT / "recipes"))
         module = importlib.import_module(name)
         folder = output_dir or tmp_path / "run"
-        places = ["--model_name_or_path", things / "model", "--scenes_dir", things / "scenes", "--output_dir", folder]
+        places = ["--model_name_or_path", inputs / "model", "--scenes_dir", inputs / "scenes", "--output_dir", folder]
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, places), *SIZE, *FEW, *HOW, *more])
         module.launch(module.DEFAULT_CONFIG)
         return folder
@@ -57,8 +57,8 @@ def run(things, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "reward"), [("navigation", "scene_navigation"), ("grounding", "object_grounding")])
-def test_alignment_runs_measures_and_goes_on(run, things, capsys, task, reward):
-    line = [f"video4spatial_{task}", *LOOP, "--reward_funcs", f"{things / 'judge.py'}:brightness", reward]
+def test_alignment_runs_measures_and_resumes(run, inputs, capsys, task, reward):
+    line = [f"video4spatial_{task}", *LOOP, "--reward_funcs", f"{inputs / 'judge.py'}:brightness", reward]
     folder = run(*line)
     for name in ("results.json", "report.html", "contact_sheet.png", "pytorch_lora_weights.safetensors"):
         assert (folder / name).is_file()
@@ -82,7 +82,7 @@ def test_alignment_runs_measures_and_goes_on(run, things, capsys, task, reward):
 
 
 @pytest.mark.slow
-def test_the_supervised_stage_runs_measures_and_goes_on(run, tmp_path, capsys):
+def test_the_supervised_stage_runs_measures_and_resumes(run, tmp_path, capsys):
     options = ["--model_init_kwargs", json.dumps({"context_layout": "contiguous", "context_frames": 3})]
     line = ["video4spatial_sft", *options, "--context_dropout", "0.5"]
     folder = run(*line)
@@ -104,11 +104,11 @@ def test_the_supervised_stage_runs_measures_and_goes_on(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_ablations_end_in_one_table_and_go_on(run, things, capsys):
-    judge = ["--reward_funcs", f"{things / 'judge.py'}:brightness", "--reward_options", "{}"]
+def test_ablations_end_in_one_table_and_resume(run, inputs, capsys):
+    judge = ["--reward_funcs", f"{inputs / 'judge.py'}:brightness", "--reward_options", "{}"]
     prompts = ["--train_prompts", "video4spatial_grounding"]
     variants = ["contiguous", "no_box", "longer_context", "outdoor"]
-    # searches have no trajectory, in whose system a camera could be told
+    # told_cameras is skipped: a search has no trajectory, in whose coordinates the cameras could be given
     line = ["video4spatial_ablations", *judge, *prompts, "--variants", *variants, "told_cameras"]
     folder = run(*line)
     results = read_json(folder / "ablations.json")
@@ -121,7 +121,7 @@ def test_ablations_end_in_one_table_and_go_on(run, things, capsys):
         load_file(folder / name / "pytorch_lora_weights.safetensors") for name in ("full", "contiguous", "no_box")
     ]
     for other in trained[1:]:
-        assert any((other[name] != trained[0][name]).any() for name in other), "a variant was trained as the full one"
+        assert any((other[name] != trained[0][name]).any() for name in other), "a variant was trained as full"
 
     written = {file: file.stat().st_mtime_ns for file in (folder / "samples").iterdir()}
     run(*line)
@@ -130,10 +130,8 @@ def test_ablations_end_in_one_table_and_go_on(run, things, capsys):
 
 
 @pytest.mark.slow
-def test_the_pages_lines_make_recordings_into_rows_that_the_supervised_stage_learns_from(
-    run, things, tmp_path, monkeypatch
-):
-    """docs/video4spatial.md as it stands but for sizes, on files that are written as RealEstate10K's."""
+def test_the_lines_of_the_page_turn_recordings_into_rows_for_the_supervised_stage(run, inputs, tmp_path, monkeypatch):
+    """Run the lines of docs/video4spatial.md, with only sizes changed, on files in the layout of RealEstate10K."""
     (tmp_path / "recordings").mkdir()
     for seed in (6, 7, 8):
         room = sample_room(seed)
@@ -161,7 +159,7 @@ def test_the_pages_lines_make_recordings_into_rows_that_the_supervised_stage_lea
     assert read_json(folder / "checkpoint-2" / "trainer_state.json")["global_step"] == 2
 
 
-def test_wrong_options_are_refused_with_what_was_meant(run, tmp_path):
+def test_wrong_options_are_refused_with_the_nearest_name(run, tmp_path):
     for kwargs, message in (
         ({"context_layout": "continuous"}, "context_layout is 'continuous'. Did you mean 'contiguous'"),
         ({"context_layot": "none"}, "context_layot.*Did you mean 'context_layout'"),
