@@ -1,8 +1,11 @@
+"""Files are written in one step, leftovers of killed processes are removed, and a folder has one process at a time."""
+
 import os
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from fresh_process import program_command
 
 from spatialalign_trl import files
 from spatialalign_trl.files import lock_folder, read_json, remove_leftovers, write_atomic, write_json
@@ -59,43 +62,36 @@ def test_read_json_names_the_broken_file(tmp_path):
 
 
 def test_files_of_killed_processes_are_removed_and_those_of_running_ones_kept(tmp_path):
-    script = (
-        "import os, sys; from spatialalign_trl import files\n"
-        "os.replace = lambda *args: os._exit(9)\n"  # killed between the writing and the renaming
-        "files.write_atomic(sys.argv[1], b'half')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "dead.mp4")])
-    assert done.returncode == 9
-    (dead,) = tmp_path.iterdir()
-    parts = dead.name.split(".")
-    parts[-3] = str(os.getpid())
-    living = tmp_path / ".".join(parts)
-    living.write_bytes(b"")
-    parts[-4] = "another-host"
-    parts[-3] = "1"
-    elsewhere = tmp_path / ".".join(parts)
-    elsewhere.write_bytes(b"")
-    mine = tmp_path / ".notes.tmp"
-    mine.write_bytes(b"")
-    assert remove_leftovers(tmp_path) == [dead]
-    assert set(tmp_path.iterdir()) == {living, elsewhere, mine}
+    assert subprocess.run(program_command("die_while_writing.py", tmp_path / "clip.mp4")).returncode == 9
+    (of_killed,) = tmp_path.iterdir()
+    *name, host, pid, random_part, suffix = of_killed.name.split(".")
+
+    def leftover(*, host: str = host, pid: int) -> Path:
+        path = tmp_path / ".".join([*name, host, str(pid), random_part, suffix])
+        path.write_bytes(b"")
+        return path
+
+    of_running = leftover(pid=os.getpid())
+    of_another_host = leftover(host="another-host", pid=1)
+    of_another_program = tmp_path / ".notes.tmp"
+    of_another_program.write_bytes(b"")
+    assert remove_leftovers(tmp_path) == [of_killed]
+    assert set(tmp_path.iterdir()) == {of_running, of_another_host, of_another_program}
 
 
 def test_a_folder_is_locked_by_one_process_until_it_ends(tmp_path, monkeypatch):
-    script = (
-        "import sys, time; from spatialalign_trl.files import lock_folder\n"
-        "with lock_folder(sys.argv[1]): print(1, flush=True); time.sleep(600)"
-    )
     monkeypatch.setattr(files, "PATIENCE", 0.1)
     folder = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(RuntimeError, match=rf"process {other.pid} on \S+ is using .*run\. .*another output_dir"):
-            with lock_folder(folder):
+    with subprocess.Popen(program_command("hold_lock.py", folder), stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout.readline() == b"locked\n"
+            message = rf"process {other.pid} on \S+ is using .*run\. .*another output_dir"
+            with pytest.raises(RuntimeError, match=message), lock_folder(folder):
                 pass
-        with lock_folder(folder, here=False):  # another process of one job
-            pass
-        other.kill()
+            with lock_folder(folder, here=False):  # another process of the same job
+                pass
+        finally:
+            other.kill()
     monkeypatch.setattr(files, "PATIENCE", 10)
     for _ in range(2):
         with lock_folder(folder):

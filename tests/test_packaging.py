@@ -1,3 +1,5 @@
+"""What is installed is what the folders contain, and importing it stays light."""
+
 import configparser
 import importlib
 import importlib.metadata
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import run_program
 
 import spatialalign_trl
 
@@ -18,8 +21,8 @@ def setup_cfg(repo_root):
     return config
 
 
-def _python(repo_root: Path, *arguments: str) -> str:
-    """What a fresh interpreter in the repository's root prints."""
+def python(repo_root: Path, *arguments: str) -> str:
+    """Run a fresh interpreter in the repository's root and return what it prints."""
     result = subprocess.run([sys.executable, *arguments], cwd=repo_root, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -31,11 +34,11 @@ def test_version(setup_cfg):
 
 
 def test_every_folder_with_an_init_is_listed(repo_root, setup_cfg):
-    found = set()
+    packages = set()
     for top, package in {"spatialalign_trl": "spatialalign_trl", "rewards": "spatialalign_rewards"}.items():
         for init in (repo_root / top).rglob("__init__.py"):
-            found.add(".".join((package, *init.parent.relative_to(repo_root / top).parts)))
-    assert sorted(found) == sorted(setup_cfg["options"]["packages"].split())
+            packages.add(".".join((package, *init.parent.relative_to(repo_root / top).parts)))
+    assert sorted(packages) == sorted(setup_cfg["options"]["packages"].split())
 
 
 def test_the_rewards_folder_is_installed_under_its_own_name(repo_root):
@@ -62,15 +65,11 @@ def test_package_data_covers_the_embedded_model_and_the_templates(repo_root, set
 
 def test_importing_the_package_is_light(repo_root):
     heavy = "torch", "transformers", "diffusers", "datasets", "trl"
-    code = (
-        "import sys, spatialalign_trl, spatialalign_rewards, spatialalign_trl.prompts, spatialalign_trl.trainer\n"
-        f"print([name for name in {heavy!r} if name in sys.modules])"
-    )
-    assert _python(repo_root, "-c", code).strip() == "[]"
+    assert run_program("list_heavy_imports.py", *heavy, cwd=repo_root).stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("module", ["spatialalign_trl", "spatialalign_rewards"])
-def test_every_public_name_is_there(module):
+def test_every_public_name_can_be_imported(module):
     package = importlib.import_module(module)
     for name in package.__all__:
         assert getattr(package, name) is not None
@@ -85,10 +84,10 @@ def test_the_datasets_folder_does_not_hide_hugging_faces_library(repo_root):
     assert not (repo_root / "datasets" / "__init__.py").exists()
     assert not (repo_root / "datasets.py").exists()
     code = "import datasets; print(datasets.load_dataset.__module__, datasets.__file__)"
-    module, file = _python(repo_root, "-c", code).split(maxsplit=1)
+    module, file = python(repo_root, "-c", code).split(maxsplit=1)
     assert module == "datasets.load"
     assert not Path(file.strip()).is_relative_to(repo_root / "datasets")
 
 
 def test_the_code_is_ruff_clean(repo_root):
-    _python(repo_root, "-m", "ruff", "check", "--no-cache", ".")
+    python(repo_root, "-m", "ruff", "check", "--no-cache", ".")

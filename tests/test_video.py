@@ -1,11 +1,12 @@
+"""A video that is written is the video that is read, the same bytes in every process, and playable in browsers."""
+
 import io
 import os
-import subprocess
-import sys
 
 import av
 import numpy as np
 import pytest
+from fresh_process import run_program
 
 from spatialalign_trl.video import browser_mp4, browser_mp4_of, check_video, encode_video, read_video, write_video
 
@@ -27,12 +28,12 @@ def test_lossless_round_trip_is_exact(shape):
 def test_lossy_round_trip_keeps_frames_order_and_colours(tmp_path):
     video = moving_square()
     path = write_video(tmp_path / "clip.mp4", video, fps=8)
-    again = read_video(path)
-    assert again.shape == video.shape
-    assert again.dtype == np.uint8
-    error = np.abs(again.astype(int) - video.astype(int))
+    decoded = read_video(path)
+    assert decoded.shape == video.shape
+    assert decoded.dtype == np.uint8
+    error = np.abs(decoded.astype(int) - video.astype(int))
     assert error.mean() < 4
-    closest = [np.abs(again[i].astype(int) - video.astype(int)).mean(axis=(1, 2, 3)).argmin() for i in range(9)]
+    closest = [np.abs(decoded[i].astype(int) - video.astype(int)).mean(axis=(1, 2, 3)).argmin() for i in range(9)]
     assert closest == list(range(9))
 
 
@@ -40,19 +41,10 @@ def test_lossy_round_trip_keeps_frames_order_and_colours(tmp_path):
 def test_the_same_video_gives_the_same_bytes_in_every_process(tmp_path):
     video = np.random.default_rng(0).integers(0, 256, (9, 20, 30, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
     np.save(tmp_path / "video.npy", video)
-    code = (
-        "import hashlib, os, sys, numpy as np\n"
-        "cores = os.sched_getaffinity(0)\n"
-        "os.sched_setaffinity(0, set(sorted(cores)[: int(sys.argv[2])]))\n"
-        "from spatialalign_trl.video import encode_video\n"
-        "print(hashlib.sha256(encode_video(np.load(sys.argv[1]), 8)).hexdigest())\n"
-    )
     digests = set()
-    for fill, cores in (("0", "99"), ("85", "1"), ("170", "99")):  # what malloc leaves in memory; how many cores
-        line = [sys.executable, "-c", code, str(tmp_path / "video.npy"), cores]
-        done = subprocess.run(line, env=os.environ | {"MALLOC_PERTURB_": fill}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        digests.add(done.stdout)
+    for fill, cores in (("0", 99), ("85", 1), ("170", 99)):  # the byte that malloc fills memory with; number of cores
+        environment = os.environ | {"MALLOC_PERTURB_": fill}
+        digests.add(run_program("encode_digest.py", tmp_path / "video.npy", cores, env=environment).stdout)
     assert len(digests) == 1
 
 
@@ -71,7 +63,7 @@ def test_fps_survives(fps):
         assert float(container.streams.video[0].average_rate) == pytest.approx(fps, rel=1e-3)
 
 
-def test_a_view_is_encoded_as_it_looks():
+def test_a_reversed_view_is_encoded_in_its_own_order():
     video = moving_square()[::-1, :, ::-1]
     np.testing.assert_array_equal(read_video(encode_video(video, 8, crf=0)), video)
 
@@ -81,14 +73,14 @@ def test_odd_sizes_name_the_remedy():
         encode_video(np.zeros((2, 17, 31, 3), np.uint8), 8)
 
 
-@pytest.mark.parametrize(("fps", "crf", "said"), [(0, 18, "fps is 0"), (8, 52, "crf is 52"), (8, -1, "crf is -1")])
-def test_ranges(fps, crf, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("fps", "crf", "message"), [(0, 18, "fps is 0"), (8, 52, "crf is 52"), (8, -1, "crf is -1")])
+def test_settings_out_of_range_are_refused(fps, crf, message):
+    with pytest.raises(ValueError, match=message):
         encode_video(moving_square(), fps, crf)
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "said"),
+    ("value", "error", "message"),
     [
         ([1, 2], TypeError, "clip is a list"),
         (np.zeros((2, 4, 4, 3), np.float32), TypeError, "clip has dtype float32"),
@@ -97,22 +89,31 @@ def test_ranges(fps, crf, said):
         (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "not empty"),
     ],
 )
-def test_check_video_says_what_is_wrong(value, error, said):
-    with pytest.raises(error, match=said):
+def test_check_video_says_what_is_wrong(value, error, message):
+    with pytest.raises(error, match=message):
         check_video(value, "clip")
 
 
-def test_unreadable_files_are_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.mp4"):
         read_video(tmp_path / "none.mp4")
+
+
+def test_a_file_that_is_no_video_is_named(tmp_path):
     noise = tmp_path / "noise.mp4"
     noise.write_bytes(b"this is no video at all" * 10)
     with pytest.raises(ValueError, match=r"noise\.mp4 is not a readable video"):
         read_video(noise)
+
+
+def test_a_truncated_file_is_named(tmp_path):
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(encode_video(moving_square(), 8)[:-200])
     with pytest.raises(ValueError, match=r"cut\.mp4"):
         read_video(cut)
+
+
+def test_empty_bytes_are_refused():
     with pytest.raises(ValueError, match="<0 bytes>"):
         read_video(b"")
 
@@ -137,7 +138,7 @@ def test_an_enlarged_clip_shows_the_same_pixels():
     assert np.abs(large[:, 2::4, 2::4].astype(int) - video).mean() < 6
 
 
-def test_what_browsers_play_is_kept_and_what_they_do_not_is_made_again():
+def test_videos_that_browsers_cannot_play_or_that_are_too_small_are_encoded_again():
     video = moving_square(height=64, width=96)
     playable, lossless = encode_video(video, 12, crf=18), encode_video(video, 12, crf=0)
     assert browser_mp4_of(playable, min_height=64) is playable
@@ -147,11 +148,11 @@ def test_what_browsers_play_is_kept_and_what_they_do_not_is_made_again():
 
 
 @pytest.mark.parametrize("data", [b"", b"no video"])
-def test_what_is_no_video_is_said_to_be_none(data):
+def test_bytes_that_are_no_video_are_refused(data):
     with pytest.raises(ValueError, match="not a readable video"):
         browser_mp4_of(data)
 
 
-def test_lossless_is_nothing_for_browsers():
+def test_lossless_videos_for_browsers_are_refused():
     with pytest.raises(ValueError, match="crf is 0"):
         browser_mp4(moving_square(), 8, crf=0)

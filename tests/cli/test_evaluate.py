@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fresh_process import PROGRAMS
 
 from spatialalign_trl.arguments.evaluation import EvaluationArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
@@ -112,12 +113,10 @@ def test_the_authors_prompt_files_and_names_are_taken_as_they_are(name, tmp_path
     videos.mkdir()
     for prompt_id in ids[:3]:
         (videos / f"{prompt_id}_F81_seed01.mp4").write_bytes(b"not opened before it is scored")
-    reward = tmp_path / "mine.py"
-    reward.write_text("def mine(prompts, completions, **kwargs):\n    return [0.5] * len(prompts)\n")
     args = EvaluationArguments(
         videos=[str(videos)],
         prompts=str(file),
-        reward_funcs=[f"{reward}:mine"],
+        reward_funcs=[f"{PROGRAMS / 'constant_reward.py'}:one_half"],
         output_dir=str(tmp_path / "out"),
         use_cpu=True,
     )

@@ -1,25 +1,27 @@
-"""The preference dataset on the Hub: what is pushed when, what comes back, and that no failure stops the run."""
+"""A run pushes its samples and pairs to the Hub as a dataset for others, and no failure of the Hub stops the run."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from datasets import Video, load_dataset
+from datasets import Dataset, Video, load_dataset
+from fresh_process import run_program
 from huggingface_hub import DatasetCard, HfApi
-from loopback_hub import TOKEN
+from loopback_hub import TOKEN, LoopbackHub, redirect_clients
 from tiny_loop import config, loop, prompts
 from tiny_pipelines import saved_wan
 
 from spatialalign_trl.cli import main as spatialalign
 from spatialalign_trl.hub import pushing
 from spatialalign_trl.online.preference_repo import PreferenceRepo
+from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
 from spatialalign_trl.preferences import PairingResult
 
 REPO = "tester/prefs"
@@ -37,7 +39,8 @@ def no_pauses(monkeypatch) -> list[float]:
     return pauses
 
 
-def run(folder: str, output: Path, **overrides):
+def run(folder: str, output: Path, **overrides) -> OnlineSpatialAlignTrainer:
+    """Run a loop of one short round that pushes its preferences."""
     settings = {"push_preferences_to_hub": REPO, "max_steps": 1, "evaluation_seeds": 1, **overrides}
     trainer = loop(folder, output, **settings)
     trainer.train()
@@ -53,99 +56,153 @@ def ran_without_the_hub(folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def finished(ran_without_the_hub, tmp_path) -> Path:
-    """The folder of a run that is done and has pushed nothing."""
+    """Return the folder of a run that has ended and has pushed nothing."""
     return Path(shutil.copytree(ran_without_the_hub, tmp_path / "run"))
 
 
-def loaded(config_name: str, **kwargs):
-    dataset = load_dataset(REPO, config_name, split="train", **kwargs)
+def loaded(config_name: str) -> Dataset:
+    """Return a configuration of the dataset, with videos as bytes."""
+    dataset = load_dataset(REPO, config_name, split="train")
     for column in ("chosen", "rejected") if config_name == "preferences" else ("video",):
         dataset = dataset.cast_column(column, Video(decode=False))
     return dataset
 
 
-FRESH = """\
-import hashlib, json, sys
-from datasets import Video, load_dataset
-out = {}
-for streaming in (False, True):
-    for name, columns in (("preferences", ("chosen", "rejected")), ("samples", ("video",))):
-        dataset = load_dataset("tester/prefs", name, split="train", streaming=streaming)
-        for column in columns:
-            dataset = dataset.cast_column(column, Video(decode=False))
-        out[f"{name}{streaming}"] = [
-            [row[c]["path"] + hashlib.sha256(row[c]["bytes"]).hexdigest() for c in columns] for row in dataset]
-json.dump(out, open(sys.argv[1], "w"))
-from spatialalign_trl.models import load_video_model
-from spatialalign_trl.trainer import DiffusionDPOConfig, DiffusionDPOTrainer
-pairs = load_dataset("tester/prefs", "preferences", split="train")
-args = DiffusionDPOConfig(output_dir=sys.argv[3], max_steps=1, per_device_train_batch_size=2, use_cpu=True, bf16=False,
-    report_to="none", gradient_checkpointing=False, logging_steps=1, disable_tqdm=True, save_strategy="no")
-trainer = DiffusionDPOTrainer(model=load_video_model(sys.argv[2], device="cpu"), args=args, train_dataset=pairs)
-trainer.train()
-print("loss", trainer.state.log_history[0]["loss"])
-"""
+# A run of two rounds
 
 
-def test_two_rounds_arrive_and_a_fresh_process_loads_the_same_bytes_and_trains(loopback_client, folder, tmp_path):
-    import hashlib
+@dataclasses.dataclass
+class PushedRun:
+    """A run that has pushed two rounds, and its dataset as it was loaded from the Hub."""
 
-    trainer = run(folder, tmp_path / "run", num_rounds=2, push_preferences_every=4, pair_strategy="min_gap",
-                  min_pair_gap=1e-6)  # fmt: skip
-    hub = loopback_client
-    assert hub.repo("dataset", REPO).private
-    names = set(hub.files("dataset", REPO))
-    assert names == {
+    hub: LoopbackHub
+    trainer: OnlineSpatialAlignTrainer
+    output: Path
+    samples: Dataset
+    pairs: Dataset
+
+    @property
+    def card(self) -> DatasetCard:
+        return DatasetCard(self.hub.files("dataset", REPO)["README.md"].decode())
+
+    def video(self, sample_id: str) -> str:
+        """Return the file name and the SHA-256 of a sample's video, as `use_preference_dataset.py` writes them."""
+        return f"{sample_id}.mp4 {hashlib.sha256(self.trainer.store.video_bytes(sample_id)).hexdigest()}"
+
+
+@pytest.fixture(scope="module")
+def pushed(folder, tmp_path_factory) -> Iterator[PushedRun]:
+    output, home = tmp_path_factory.mktemp("two rounds") / "run", tmp_path_factory.mktemp("home")
+    with LoopbackHub() as hub:
+        with pytest.MonkeyPatch.context() as patch:
+            redirect_clients(hub, home, patch)
+            trainer = run(folder, output, num_rounds=2, push_preferences_every=4, pair_strategy="min_gap",
+                          min_pair_gap=1e-6)  # fmt: skip
+            result = PushedRun(hub, trainer, output, loaded("samples"), loaded("preferences"))
+        yield result
+
+
+@pytest.fixture
+def client_of_pushed(pushed, tmp_path, monkeypatch) -> PushedRun:
+    """Return the run, and let the clients of this process use its Hub."""
+    redirect_clients(pushed.hub, tmp_path / "hf_home", monkeypatch)
+    return pushed
+
+
+def test_the_dataset_is_private_and_has_a_file_for_every_round(pushed):
+    assert pushed.hub.repo("dataset", REPO).private
+    assert set(pushed.hub.files("dataset", REPO)) == {
         ".gitattributes", "README.md", "preview.png",
-        *(f"{c}/round-0{n}-00000.parquet" for c in ("preferences", "samples") for n in (1, 2)),
+        *(f"{config}/round-0{n}-00000.parquet" for config in ("preferences", "samples") for n in (1, 2)),
     }  # fmt: skip
+
+
+def test_commits_name_the_round_and_its_progress(client_of_pushed):
     titles = [commit.title for commit in HfApi().list_repo_commits(REPO, repo_type="dataset")]
     assert titles[::-1] == ["initial commit", *["Round 1: sampling"] * 2, "Round 1: sampled",
                             *["Round 2: sampling"] * 2, "Round 2: sampled", "Round 2: trained"]  # fmt: skip
 
-    samples = loaded("samples")
-    assert len(samples) == 24 and samples["round"][:] == [1] * 12 + [2] * 12
-    pairs = loaded("preferences")
-    last = json.loads((tmp_path / "run/rounds/02/round.json").read_text())
-    assert pairs["round"][:].count(2) == last["preferences"]["pairs"]
-    row = pairs[0]
+
+def test_the_samples_of_both_rounds_are_in_the_dataset(pushed):
+    assert len(pushed.samples) == 24 and pushed.samples["round"][:] == [1] * 12 + [2] * 12
+
+
+def test_the_pairs_of_the_last_round_are_in_the_dataset(pushed):
+    last = json.loads((pushed.output / "rounds/02/round.json").read_text())
+    assert pushed.pairs["round"][:].count(2) == last["preferences"]["pairs"]
+
+
+def test_a_pair_says_how_its_videos_were_made_and_scored(pushed):
+    row = pushed.pairs[0]
     assert row["score_chosen"] == row["rewards_chosen"]["luck"] > row["score_rejected"]
-    assert json.loads(row["sampling_settings_chosen"]) == trainer.settings.to_dict()
-    assert row["policy_revision_chosen"].endswith("@base") and str(tmp_path) not in json.dumps(str(row))
+    assert json.loads(row["sampling_settings_chosen"]) == pushed.trainer.settings.to_dict()
+    assert row["policy_revision_chosen"].endswith("@base")
     assert {"seed_chosen", "chosen_noise_seed", "components_rejected", "chosen_sample_id"} <= set(row)
 
-    environment = hub.environment(tmp_path / "home")
-    words = [sys.executable, "-c", FRESH, str(tmp_path / "out.json"), folder, str(tmp_path / "trained")]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "loss 0.69" in done.stdout, done.stderr
-    seen = json.loads((tmp_path / "out.json").read_text())
-    name_of = lambda sample_id: (  # noqa: E731
-        f"{sample_id}.mp4" + hashlib.sha256(trainer.store.video_bytes(sample_id)).hexdigest()
-    )
-    expected = [[name_of(row["sample_id"])] for row in samples]
-    assert seen["samplesFalse"] == seen["samplesTrue"] == expected
-    expected = [[name_of(row[f"{side}_sample_id"]) for side in ("chosen", "rejected")] for row in pairs]
-    assert seen["preferencesFalse"] == seen["preferencesTrue"] == expected
-    check_card(hub, tmp_path / "run")
-    code = hub.files("dataset", REPO)["README.md"].decode().split("```python\n")[1].split("```")[0]
-    shown: dict = {}
-    exec(code, shown)
-    assert shown["pairs"][0]["chosen"] == pairs[0]["chosen"] and next(iter(shown["samples"]))["prompt"]
+
+def test_a_pair_names_no_path_of_this_machine(pushed):
+    assert str(pushed.output.parent) not in json.dumps(str(pushed.pairs[0]))
 
 
-def check_card(hub, output: Path) -> None:
-    card = DatasetCard(hub.files("dataset", REPO)["README.md"].decode())
-    assert card.data.license == "apache-2.0" and {"dpo", "spatialalign"} <= set(card.data.tags)
-    assert [c["config_name"] for c in card.data.to_dict()["configs"]] == ["preferences", "samples"]
-    for words in ("S@0.7", "INVALID", "█", "arXiv", "2602.22745", "| round 2 |", "before and after", "preview.png",
-                  "In a meadow", "`luck`", "24 sampled videos"):  # fmt: skip
-        assert words in card.text, words
-    assert str(output) not in card.text and TOKEN not in card.text
-    assert hub.files("dataset", REPO)["preview.png"].startswith(b"\x89PNG")
+@pytest.fixture(scope="module")
+def stranger(pushed, folder, tmp_path_factory) -> SimpleNamespace:
+    """Use the dataset in a fresh process; `videos` is what it loaded, `output` what it printed."""
+    place = tmp_path_factory.mktemp("stranger")
+    environment = pushed.hub.environment(place / "home")
+    done = run_program("use_preference_dataset.py", REPO, folder, place / "trained", env=environment)
+    return SimpleNamespace(videos=json.loads((place / "trained" / "videos.json").read_text()), output=done.stdout)
 
 
-def test_pushing_again_replaces_a_round_and_leaves_no_stale_files(loopback_client, folder, finished):
-    assert not (finished / "hub_preferences").exists()  # it ran without the Hub; a rerun pushes what it finds
+def test_a_fresh_process_loads_the_bytes_of_the_sampled_videos(pushed, stranger):
+    expected = [[pushed.video(row["sample_id"])] for row in pushed.samples]
+    assert stranger.videos["downloaded"]["samples"] == stranger.videos["streamed"]["samples"] == expected
+
+
+def test_a_fresh_process_loads_the_bytes_of_both_videos_of_a_pair(pushed, stranger):
+    expected = [[pushed.video(row[f"{side}_sample_id"]) for side in ("chosen", "rejected")] for row in pushed.pairs]
+    assert stranger.videos["downloaded"]["preferences"] == stranger.videos["streamed"]["preferences"] == expected
+
+
+def test_a_fresh_process_trains_on_the_pairs(stranger):
+    assert "loss 0.69" in stranger.output  # ln 2: nothing has been learned before the first step
+
+
+def test_the_card_declares_license_tags_and_configurations(pushed):
+    data = pushed.card.data
+    assert data.license == "apache-2.0" and {"dpo", "spatialalign"} <= set(data.tags)
+    assert [config["config_name"] for config in data.to_dict()["configs"]] == ["preferences", "samples"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["S@0.7", "INVALID", "█", "arXiv", "2602.22745", "| round 2 |", "before and after", "preview.png", "In a meadow",
+     "`luck`", "24 sampled videos"],
+)  # fmt: skip
+def test_the_card_describes_the_run(pushed, words):
+    assert words in pushed.card.text
+
+
+def test_the_card_shows_a_preview(pushed):
+    assert pushed.hub.files("dataset", REPO)["preview.png"].startswith(b"\x89PNG")
+
+
+def test_the_card_holds_no_path_of_this_machine_and_no_token(pushed):
+    assert str(pushed.output) not in pushed.card.text and TOKEN not in pushed.card.text
+
+
+def test_the_code_on_the_card_loads_the_dataset(client_of_pushed):
+    code = client_of_pushed.hub.files("dataset", REPO)["README.md"].decode().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert names["pairs"][0]["chosen"] == client_of_pushed.pairs[0]["chosen"]
+    assert next(iter(names["samples"]))["prompt"]
+
+
+# Runs that are pushed again, and a Hub that fails
+
+
+def test_running_again_pushes_what_is_missing_and_removes_stale_files(loopback_client, folder, finished):
+    assert not (finished / "hub_preferences").exists()  # the first run did not push; the second pushes its samples
     run(folder, finished)
     before = loopback_client.files("dataset", REPO)
     samples = loaded("samples")
@@ -160,9 +217,9 @@ def test_pushing_again_replaces_a_round_and_leaves_no_stale_files(loopback_clien
         assert len(loopback_client.repo("dataset", REPO).branches["main"]) == commits + 1
 
 
-def kept(caught, output: Path) -> list[str]:
-    """The words of the command that a warning gives."""
-    (message,) = {str(one.message) for one in caught if "not on the Hub" in str(one.message)}
+def push_command(warned, output: Path) -> list[str]:
+    """Return the arguments of the `spatialalign` command that a warning of a failed push recommends."""
+    (message,) = {str(warning.message) for warning in warned if "not on the Hub" in str(warning.message)}
     assert TOKEN not in message and "The run goes on" in message
     words = message.splitlines()[-1].split()
     assert words == ["spatialalign", "push-preferences", str(output), "--repo", REPO]
@@ -179,20 +236,20 @@ def test_a_run_outlives_a_failed_push_and_says_how_to_push_later(
     if where == "/repos/create":
         HfApi().create_repo(REPO, repo_type="dataset")
     fault = loopback_client.fail("*", where, status, times=10_000)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning) as warned:
         assert run(folder, finished).results["rounds"]
     assert fault.hits
     loopback_client.faults.clear()
-    assert spatialalign(kept(caught, finished)) == 0
+    assert spatialalign(push_command(warned, finished)) == 0
     assert "/commit/" in capsys.readouterr().out and len(loaded("samples")) == 12
 
 
 def test_a_push_that_fails_while_sampling_stops_neither_sampling_nor_training(loopback_client, folder, tmp_path):
     fault = loopback_client.fail("POST", "/commit/", 403, times=2)  # among the samples, and after them
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning) as warned:
         run(folder, tmp_path / "run", push_preferences_every=8)
-    assert fault.hits == 2 and kept(caught, tmp_path / "run")
-    assert len(loaded("samples")) == 12  # the push at the end held it all
+    assert fault.hits == 2 and push_command(warned, tmp_path / "run")
+    assert len(loaded("samples")) == 12  # the push at the end contains everything
 
 
 @pytest.mark.parametrize("name", ["prefs", "a/b/c", "me/with space", "me/..", "datasets/me/x", ""])
@@ -201,16 +258,24 @@ def test_an_impossible_name_is_refused_at_once(tmp_path, name):
         config(tmp_path, push_preferences_to_hub=name)
 
 
-def test_a_missing_or_wrong_token_is_heard_before_anything_is_sampled(loopback_client, folder, tmp_path, monkeypatch):
+def test_a_namespace_of_others_is_refused_before_anything_is_sampled(loopback_client, folder, tmp_path):
     with pytest.raises(PermissionError, match="403"):
-        run(folder, tmp_path / "a", push_preferences_to_hub="stranger/prefs")
+        run(folder, tmp_path, push_preferences_to_hub="stranger/prefs")
+    assert not list(tmp_path.glob("samples/*"))
+
+
+def test_a_wrong_token_is_refused_before_anything_is_sampled_and_not_shown(loopback_client, folder, tmp_path):
     with pytest.raises(PermissionError, match="401") as caught:
-        run(folder, tmp_path / "b", hub_token="hf_wrongwrong")
+        run(folder, tmp_path, hub_token="hf_wrongwrong")
     assert "hf_wrong" not in str(caught.value)
+    assert not list(tmp_path.glob("samples/*"))
+
+
+def test_a_missing_token_is_reported_before_anything_is_sampled(loopback_client, folder, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(PermissionError, match="needs a token"):
-        run(folder, tmp_path / "c")
-    assert not list(tmp_path.glob("?/samples/*"))
+        run(folder, tmp_path)
+    assert not list(tmp_path.glob("samples/*"))
 
 
 def test_a_hub_that_is_down_at_the_start_stops_nothing(loopback_client, folder, finished):

@@ -1,16 +1,15 @@
-"""Rewards on the Hub: settings need no code; code is executed only if trusted and only from the pinned commit."""
+"""A reward on the Hub is loaded without code if it is only settings, and runs its code only if trusted and pinned."""
 
 from __future__ import annotations
 
 import json
 import py_compile
-import subprocess
-import sys
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
+from fresh_process import PROGRAMS, run_program
 from huggingface_hub import HfApi, snapshot_download
 
 from spatialalign_rewards import DSRScore
@@ -20,35 +19,21 @@ from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.rewards.settings import is_hub_spec
 
-CODE = """
-from pathlib import Path
-
-Path({mark!r}).touch()
-
-class Level:
-    def __init__(self, level=0.0, trainer=None):
-        self.__name__, self.level = "level", level
-
-    def __call__(self, prompts, completions, **kwargs):
-        return [self.level + {version}] * len(completions)
-
-def plain(prompts, completions, **kwargs):
-    return [{version}] * len(completions)
-"""
+CODE = (PROGRAMS / "level.py").read_text()
 REPO = "tester/my-reward"
 
 
-class Pushed:
-    """A repository of a reward, and the file that its code writes when it is executed."""
+class PushedReward:
+    """A repository of a reward whose code, `level.py`, creates a file when it is executed."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, executed: Path) -> None:
+        self.executed = executed
         self.api = HfApi()
         self.api.create_repo(REPO, private=True)
 
     def push(self, version: int = 1, reward: str = "level.py:Level", **more: object) -> str:
         config = {"reward": reward, "options": {"level": 0.5}} | more
-        self.put("level.py", CODE.format(mark=str(self.mark), version=version).encode())
+        self.put("level.py", CODE.replace("VERSION = 1", f"VERSION = {version}").encode())
         return self.put("reward_config.json", json.dumps(config).encode())
 
     def put(self, name: str, data: bytes) -> str:
@@ -56,12 +41,13 @@ class Pushed:
 
     @property
     def was_executed(self) -> bool:
-        return self.mark.exists()
+        return self.executed.exists()
 
 
 @pytest.fixture
-def pushed(loopback_client, tmp_path) -> Pushed:
-    return Pushed(tmp_path / "executed")
+def pushed(loopback_client, tmp_path, monkeypatch) -> PushedReward:
+    monkeypatch.setenv("LEVEL_EXECUTED", str(tmp_path / "executed"))
+    return PushedReward(tmp_path / "executed")
 
 
 def score(reward) -> list[float]:
@@ -84,7 +70,7 @@ def test_trusted_code_is_not_executed_without_a_full_commit(pushed, at):
     assert not pushed.was_executed
 
 
-def test_the_pinned_commits_code_runs_whatever_came_later(pushed):
+def test_the_code_of_the_pinned_commit_runs_even_if_there_are_later_ones(pushed):
     first, second = pushed.push(version=1), pushed.push(version=2)
     for commit, value in ((first, 1.5), (second, 2.5), (first, 1.5)):
         reward = load_reward(f"{REPO}@{commit}", trust_remote_code=True)
@@ -93,25 +79,25 @@ def test_the_pinned_commits_code_runs_whatever_came_later(pushed):
     assert score(load_reward(f"{REPO}@{first}", trust_remote_code=True, level=1.0)) == [2.0]
 
 
-def test_a_compiled_file_beside_the_source_is_not_what_runs(pushed, tmp_path):
+def test_the_source_runs_and_not_a_compiled_file_in_the_repository(pushed, tmp_path):
     """Python would use the compiled file in place of the source, and a user cannot review it."""
     pushed.push()
-    evil = tmp_path / "level.py"
-    evil.write_text("def Level(**options): return lambda **given: ['evil']")
-    compiled = py_compile.compile(str(evil), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    malicious = tmp_path / "level.py"
+    malicious.write_text("def Level(**options): return lambda **given: ['evil']")
+    compiled = py_compile.compile(str(malicious), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
     commit = pushed.put(f"__pycache__/{Path(compiled).name}", Path(compiled).read_bytes())
     snapshot_download(REPO, revision=commit)
     assert score(load_reward(f"{REPO}@{commit}", trust_remote_code=True)) == [1.5]
 
 
-def test_another_commits_files_are_refused(pushed, monkeypatch):
+def test_files_of_another_commit_than_the_pinned_one_are_refused(pushed, monkeypatch):
     first, second = pushed.push(version=1), pushed.push(version=2)
-    real = HfApi.hf_hub_download
+    download = HfApi.hf_hub_download
 
-    def swapped(repo, name, revision=None, token=None):
-        return real(HfApi(), repo, name, revision=second)
+    def download_second(repo, name, revision=None, token=None):
+        return download(HfApi(), repo, name, revision=second)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", swapped)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download_second)
     with pytest.raises(ValueError, match=f"commit {first} was asked for, and the Hub gave .* of commit {second}"):
         load_reward(f"{REPO}@{first}", trust_remote_code=True)
     assert not pushed.was_executed
@@ -124,7 +110,7 @@ def test_a_function_may_be_a_reward_too(pushed):
     assert runner.describe() == {"plain": {"hub": f"{REPO}@{commit}"}} and score(reward) == [1]
 
 
-def test_what_new_reward_writes_can_be_pushed_as_its_readme_says(pushed, tmp_path):
+def test_a_package_of_new_reward_can_be_pushed_as_its_readme_says(pushed, tmp_path):
     write_package(tmp_path / "smooth", "smooth")
     commit = pushed.api.upload_folder(
         repo_id=REPO, folder_path=tmp_path / "smooth", allow_patterns=["smooth.py", "reward_config.json", "README.md"]
@@ -151,36 +137,47 @@ def test_what_new_reward_writes_can_be_pushed_as_its_readme_says(pushed, tmp_pat
         ([], "expected"),
     ],
 )
-def test_configs_that_are_refused(pushed, config, message):
+def test_a_config_that_names_no_reward_is_refused(pushed, config, message):
     pushed.push()
     commit = pushed.put("reward_config.json", json.dumps(config).encode())
     with pytest.raises(ValueError, match=message):
         load_reward(f"{REPO}@{commit}", trust_remote_code=True)
 
 
-def test_a_repository_that_is_no_reward_or_is_not_there(pushed):
-    with pytest.raises(ValueError, match="is no reward: it has no reward_config.json"):
-        load_reward(REPO)
-    with pytest.raises(FileNotFoundError, match="tester/absent"):
-        load_reward("tester/absent")
-    with pytest.raises(FileNotFoundError, match="no revision 'v1'"):
-        load_reward(f"{REPO}@v1")
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        (REPO, ValueError, "is no reward: it has no reward_config.json"),
+        ("tester/absent", FileNotFoundError, "tester/absent"),
+        (f"{REPO}@v1", FileNotFoundError, "no revision 'v1'"),
+    ],
+)
+def test_a_missing_repository_revision_or_config_is_named(pushed, spec, error, message):
+    with pytest.raises(error, match=message):
+        load_reward(spec)
 
 
-def test_what_is_a_name_on_the_hub():
-    for spec in ("me/reward", "me/my.reward-2@main", "me/reward@" + "a" * 40, "me/reward@refs/pr/1"):
-        assert is_hub_spec(spec)
-    for spec in (
-        "dsr_score", "a/b/c", "../b", "a/..", "a/b@../c", "/a/b", "./a/b", "a/b.py", "a/b.py:C", "http://host/x",
-        "a /b", "a/b@", "a\n/b",
-    ):  # fmt: skip
-        assert not is_hub_spec(spec), spec
+@pytest.mark.parametrize("spec", ["me/reward", "me/my.reward-2@main", "me/reward@" + "a" * 40, "me/reward@refs/pr/1"])
+def test_owner_and_name_with_or_without_a_revision_are_a_name_on_the_hub(spec):
+    assert is_hub_spec(spec)
 
 
-def test_the_command_line_takes_it_and_what_run_json_keeps_names_the_commit(pushed):
-    spec = f"{REPO}@{pushed.push()}"
+@pytest.mark.parametrize(
+    "spec",
+    ["dsr_score", "a/b/c", "../b", "a/..", "a/b@../c", "/a/b", "./a/b", "a/b.py", "a/b.py:C", "http://host/x", "a /b",
+     "a/b@", "a\n/b"],
+)  # fmt: skip
+def test_paths_urls_and_single_words_are_no_names_on_the_hub(spec):
+    assert not is_hub_spec(spec)
+
+
+def test_the_command_line_trusts_no_code_by_itself(pushed):
     with pytest.raises(PermissionError):
-        RewardArguments(reward_funcs=[spec]).load_rewards()
+        RewardArguments(reward_funcs=[f"{REPO}@{pushed.push()}"]).load_rewards()
+
+
+def test_the_command_line_passes_trust_and_options_on_and_the_description_names_the_commit(pushed):
+    spec = f"{REPO}@{pushed.push()}"
     options = json.dumps({spec: {"level": 0.25}})
     arguments = RewardArguments(reward_funcs=[spec], trust_remote_code=True, reward_options=options)
     (reward,) = arguments.load_rewards()
@@ -197,7 +194,7 @@ SETTINGS = {
 }
 
 
-def test_dsr_score_comes_back_from_the_hub_without_code(loopback_client):
+def test_settings_are_pushed_as_a_private_repository_without_code(loopback_client):
     commit = DSRScore(**SETTINGS).push_to_hub("tester/strict-dsr")
     repo = loopback_client.repo("model", "tester/strict-dsr")
     assert repo.private and repo.at("main").oid == commit
@@ -205,6 +202,10 @@ def test_dsr_score_comes_back_from_the_hub_without_code(loopback_client):
     assert set(files) == {".gitattributes", "README.md", "reward_config.json"}
     config = json.loads(files["reward_config.json"])
     assert config["reward"] == "dsr_score" and config["options"]["tracker_options"] == SETTINGS["tracker_options"]
+
+
+def test_settings_are_loaded_in_every_way_and_name_their_commit(loopback_client):
+    commit = DSRScore(**SETTINGS).push_to_hub("tester/strict-dsr")
     for reward in (
         DSRScore.from_pretrained("tester/strict-dsr"),
         load_reward("tester/strict-dsr"),
@@ -212,6 +213,10 @@ def test_dsr_score_comes_back_from_the_hub_without_code(loopback_client):
     ):
         assert reward.describe() == {"hub": f"tester/strict-dsr@{commit}"} | DSRScore(**SETTINGS).describe()
         assert reward.tracker.rules is not None and reward.min_frames == 7
+
+
+def test_a_loaded_setting_can_be_replaced(loopback_client):
+    DSRScore(**SETTINGS).push_to_hub("tester/strict-dsr")
     assert DSRScore.from_pretrained("tester/strict-dsr", min_frames=9).min_frames == 9
 
 
@@ -223,25 +228,15 @@ def test_pushing_the_same_settings_gives_the_same_bytes(tmp_path):
     assert "hub" not in DSRScore.from_pretrained(first).describe()
 
 
-def test_a_fresh_process_loads_the_same_scores(loopback_hub, tmp_path, repo_root):
-    def python(code: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=repo_root, env=loopback_hub.environment(tmp_path / "home"),
-            capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert loopback_hub.token not in done.stdout + done.stderr
-        return done.stdout
-
-    grade = (
-        "import numpy as np\nfrom spatialalign_rewards import DSRScore\n"
-        "from spatialalign_trl.rewards.loading import load_reward\n"
-        "clips = list(np.random.default_rng(0).integers(0, 256, (2, 9, 32, 48, 3), dtype=np.uint8))\n"
-        "columns = {'type': ['LR'] * 2, 'animal': ['fox'] * 2, 'object': ['stump'] * 2, 'attribute': ['red'] * 2}\n"
-        "say = lambda reward: print(*reward.grade(clips, **columns))\n"
-    )
-    pushed = python(grade + "reward = DSRScore(min_frames=3)\nreward.push_to_hub('tester/dsr')\nsay(reward)")
-    assert python(grade + "say(load_reward('tester/dsr'))") == pushed
+def test_a_fresh_process_loads_the_same_scores_and_the_token_is_written_nowhere(loopback_hub, tmp_path, repo_root):
+    environment = loopback_hub.environment(tmp_path / "home")
+    outputs = [
+        run_program("dsr_grades.py", action, "tester/dsr", env=environment, cwd=repo_root)
+        for action in ("push", "load")
+    ]
+    pushed, loaded = outputs
+    assert loaded.stdout == pushed.stdout
+    assert all(loopback_hub.token not in output.stdout + output.stderr for output in outputs)
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or loopback_hub.token.encode() not in file.read_bytes()
     assert all(loopback_hub.token.encode() not in data for data in loopback_hub.files("model", "tester/dsr").values())
@@ -263,12 +258,12 @@ def test_settings_of_one_machine_are_not_saved(tmp_path):
         ({"trust_remote_code": True}, "trust_remote_code cannot be saved"),
     ],
 )
-def test_settings_that_mean_nothing_elsewhere_are_refused(tmp_path, options, message):
+def test_settings_that_mean_nothing_on_another_machine_cannot_be_saved(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         DSRScore(tracker="grounded_sam", tracker_options=options).save_pretrained(tmp_path / "saved")
 
 
-def test_an_object_cannot_be_saved(tmp_path):
+def test_a_tracker_that_is_an_object_cannot_be_saved(tmp_path):
     tracker = DSRScore().tracker
     with pytest.raises(ValueError, match="only parts given by name can be saved"):
         DSRScore(tracker=tracker).save_pretrained(tmp_path / "saved")
@@ -286,16 +281,19 @@ def test_an_object_cannot_be_saved(tmp_path):
         ({"tracker": "no_such_tracker"}, "no tracker named"),
     ],
 )
-def test_settings_from_elsewhere_name_no_paths_and_ask_for_no_code(tmp_path, repo_root, monkeypatch, options, message):
+def test_loaded_settings_may_name_no_paths_and_ask_for_no_code(tmp_path, repo_root, monkeypatch, options, message):
     monkeypatch.chdir(repo_root)
     (tmp_path / "reward_config.json").write_text(json.dumps({"reward": "dsr_score", "options": options}))
     with pytest.raises(ValueError, match=message):
         DSRScore.from_pretrained(tmp_path)
 
 
-def test_another_rewards_settings_are_refused(tmp_path):
+def test_settings_of_another_reward_are_refused(tmp_path):
     (tmp_path / "reward_config.json").write_text(json.dumps({"reward": "motion", "options": {}}))
     with pytest.raises(ValueError, match="contains the reward 'motion', not 'dsr_score'"):
         DSRScore.from_pretrained(tmp_path)
+
+
+def test_a_missing_folder_of_settings_is_named():
     with pytest.raises(FileNotFoundError, match="no folder '../x'"):
         DSRScore.from_pretrained("../x")

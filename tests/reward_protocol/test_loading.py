@@ -1,44 +1,23 @@
-"""Finding a reward: entry points, files, classes, functions, and the errors for missing ones."""
+"""A reward is found by its entry point, its file, or as an object, and a missing one is named with the nearest."""
 
 import functools
 import importlib.metadata
 
 import pytest
+from fresh_process import PROGRAMS
 
 from spatialalign_trl.rewards.convention import required_columns, reward_name
 from spatialalign_trl.rewards.loading import load_reward
 
-SOURCE = """
-from dataclasses import dataclass
-
-def brightness(prompts, completions, **kwargs):
-    return [float(video.mean()) for video in completions]
-
-@dataclass
-class Scaled:
-    factor: float = 1.0
-
-    def __call__(self, prompts, completions, **kwargs):
-        return [self.factor for _ in completions]
-
-class Mute:
-    pass
-
-NUMBER = 3
-"""
-
-
-@pytest.fixture
-def reward_file(tmp_path):
-    path = tmp_path / "my_rewards.py"
-    path.write_text(SOURCE)
-    return path
+REWARD_FILE = PROGRAMS / "my_rewards.py"
+NAMES = "Mute, Scaled, brightness"  # the functions and classes that it defines
 
 
 def entry_points_are(monkeypatch, *points):
+    """Pretend that these (name, value) are the installed entry points."""
     group = "spatialalign_trl.rewards"
-    found = importlib.metadata.EntryPoints(importlib.metadata.EntryPoint(n, v, group) for n, v in points)
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **wanted: found.select(**wanted))
+    installed = importlib.metadata.EntryPoints(importlib.metadata.EntryPoint(n, v, group) for n, v in points)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **selection: installed.select(**selection))
 
 
 def plain(prompts, completions, type, level=1, **kwargs):
@@ -99,31 +78,31 @@ def test_a_broken_entry_point_is_named(monkeypatch, value):
         load_reward("judge")
 
 
-def test_a_file_and_a_name(reward_file):
-    assert load_reward(f"{reward_file}:brightness").__name__ == "brightness"
-    assert load_reward(f"{reward_file}:Scaled", factor=2.0)(prompts=["p"], completions=["v"]) == [2.0]
+def test_a_reward_is_loaded_from_a_file_by_its_name():
+    assert load_reward(f"{REWARD_FILE}:brightness").__name__ == "brightness"
+    assert load_reward(f"{REWARD_FILE}:Scaled", factor=2.0)(prompts=["p"], completions=["v"]) == [2.0]
 
 
-def test_files_of_one_name_do_not_replace_each_other(reward_file, tmp_path):
-    other = tmp_path / "elsewhere" / "my_rewards.py"
-    other.parent.mkdir()
-    other.write_text("def brightness(prompts, completions, **kwargs):\n    return ['other']\n")
-    first, second = load_reward(f"{reward_file}:brightness"), load_reward(f"{other}:brightness")
+def test_files_of_one_name_do_not_replace_each_other():
+    other_file = PROGRAMS / "other_folder" / "my_rewards.py"
+    first, second = load_reward(f"{REWARD_FILE}:brightness"), load_reward(f"{other_file}:brightness")
     assert second(prompts=[], completions=[]) == ["other"]
     assert first(prompts=[], completions=[]) == []
 
 
-def test_mistakes_in_a_file_spec(reward_file, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*absent.py.*'brightness'"):
-        load_reward(f"{tmp_path / 'absent.py'}:brightness")
-    with pytest.raises(ValueError, match="no 'brightnes'. Did you mean 'brightness'.*Known: Mute, Scaled, brightness"):
-        load_reward(f"{reward_file}:brightnes")
-    with pytest.raises(ValueError, match="name of the reward is missing.*Known: Mute, Scaled, brightness"):
-        load_reward(str(reward_file))
-    with pytest.raises(TypeError, match="is 3, which cannot be called"):
-        load_reward(f"{reward_file}:NUMBER")
-    with pytest.raises(TypeError, match="class Mute has no __call__"):
-        load_reward(f"{reward_file}:Mute")
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        (f"{PROGRAMS}/absent.py:brightness", FileNotFoundError, "no file .*absent.py.*'brightness'"),
+        (f"{REWARD_FILE}:brightnes", ValueError, "no 'brightnes'. Did you mean 'brightness'.*Known: " + NAMES),
+        (f"{REWARD_FILE}", ValueError, "name of the reward is missing.*Known: " + NAMES),
+        (f"{REWARD_FILE}:NUMBER", TypeError, "is 3, which cannot be called"),
+        (f"{REWARD_FILE}:Mute", TypeError, "class Mute has no __call__"),
+    ],
+)
+def test_a_file_or_name_that_is_no_reward_is_refused(spec, error, message):
+    with pytest.raises(error, match=message):
+        load_reward(spec)
 
 
 def test_a_file_that_cannot_be_imported_is_named(tmp_path):

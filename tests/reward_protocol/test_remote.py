@@ -1,4 +1,4 @@
-"""A reward on another machine: the same scores as a local one, and every way in which a server can fail."""
+"""A reward on another machine gives the scores that it gives on this one, and every failure of its server is named."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from fresh_process import PROGRAMS
+from httpx2 import post
 
 from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.rewards import remote as http_reward
@@ -78,7 +80,7 @@ def drop(handler: BaseHTTPRequestHandler) -> None:
     handler.connection.close()
 
 
-def ask(server: Script, count: int = 2, **options) -> list | str:
+def score_with(server: Script, count: int = 2, **options) -> list | str:
     """Return the scores, or the error."""
     output = RewardRunner(load_reward(server.url, **options))(["p"] * count, VIDEOS[:count])
     return output.errors["judge"][0] if output.errors else output.rewards
@@ -95,89 +97,124 @@ def brightness(prompts, completions, animal, log_extra=None, **kwargs):
 
 def test_scores_and_columns_are_those_of_the_reward_itself():
     columns = {"animal": ["fox", "cat", "dog", "hen"], "fps": [8.0] * 4}
-    here = RewardRunner(brightness)(["p"] * 4, VIDEOS, columns)
+    local = RewardRunner(brightness)(["p"] * 4, VIDEOS, columns)
     with running(RewardServer(brightness, port=0)) as server:
-        there = RewardRunner(load_reward(server.url, max_videos=3))(["p"] * 4, VIDEOS, columns)
-    assert there.per_reward == here.per_reward == {"brightness": [None, 0.2, 0.4, 1.0]}
-    assert there.extra == here.extra and there.errors == {}
+        remote = RewardRunner(load_reward(server.url, max_videos=3))(["p"] * 4, VIDEOS, columns)
+    assert remote.per_reward == local.per_reward == {"brightness": [None, 0.2, 0.4, 1.0]}
+    assert remote.extra == local.extra and remote.errors == {}
 
 
-def test_what_the_server_needs_is_asked_before_anything_is_sampled():
+def test_prompts_are_checked_for_the_columns_that_the_served_reward_needs():
     with running(RewardServer(brightness, port=0)) as server:
-        reward = load_reward(server.url)
-        runner = RewardRunner(reward)
+        runner = RewardRunner(load_reward(server.url))
         runner.check_prompts([{"prompt": "p", "animal": "fox"}])
         with pytest.raises(ValueError, match="'brightness' cannot score.*needs the column 'animal'.*Did you mean"):
             runner.check_prompts([{"prompt": "p", "animals": "fox"}])
-        about = {"reward": "brightness", "required_columns": ["animal"], "settings": None}
-        assert reward.describe() == {"url": server.url, "crf": 0, "server": about}
-    with pytest.raises(ConnectionError, match=f"{server.url} cannot be reached.*start its server first"):
-        RewardRunner(load_reward(server.url)).check_prompts([{"prompt": "p"}])
 
 
-def test_async_rewards_and_failing_ones_can_be_served():
+def test_the_description_contains_that_of_the_served_reward():
+    with running(RewardServer(brightness, port=0)) as server:
+        served = {"reward": "brightness", "required_columns": ["animal"], "settings": None}
+        assert load_reward(server.url).describe() == {"url": server.url, "crf": 0, "server": served}
+
+
+def test_a_server_that_is_not_running_is_reported_before_anything_is_sampled():
+    with running(RewardServer(brightness, port=0)) as server:
+        url = server.url
+    with pytest.raises(ConnectionError, match=f"{url} cannot be reached.*start its server first"):
+        RewardRunner(load_reward(url)).check_prompts([{"prompt": "p"}])
+
+
+def test_an_async_reward_can_be_served():
     async def waits(prompts, completions, **kwargs):
         return [0.5] * len(prompts)
 
+    with running(RewardServer(waits, port=0)) as server:
+        assert RewardRunner(load_reward(server.url))(["p"], VIDEOS[:1]).rewards == [0.5]
+
+
+def test_the_error_of_a_served_reward_is_reported():
     def broken(prompts, completions, **kwargs):
         raise RuntimeError("out of memory")
 
-    with running(RewardServer(waits, port=0)) as server:
-        assert RewardRunner(load_reward(server.url))(["p"], VIDEOS[:1]).rewards == [0.5]
     with running(RewardServer(broken, port=0)) as server:
         output = RewardRunner(load_reward(server.url, retries=1))(["p"], VIDEOS[:1])
     assert "the reward 'broken' failed: RuntimeError: out of memory (asked 2 times)" in output.errors["broken"][0]
 
 
-def test_other_rewards_go_on_while_the_server_thinks():
-    thinking, done = threading.Event(), threading.Event()
+def test_other_rewards_run_while_the_server_computes():
+    computing, done = threading.Event(), threading.Event()
 
     def slow(handler: BaseHTTPRequestHandler) -> None:
-        thinking.set()
+        computing.set()
         assert done.wait(timeout=20)
         handler.send_response(200)
         handler.end_headers()
         handler.wfile.write(b'{"scores": [1.0]}')
 
-    def here(prompts, completions, **kwargs):
-        assert thinking.wait(timeout=20)
+    def local(prompts, completions, **kwargs):
+        assert computing.wait(timeout=20)
         done.set()
         return [10.0]
 
     with running(Script(slow)) as server:
-        assert RewardRunner([here, load_reward(server.url)])(["p"], VIDEOS[:1]).rewards == [11.0]
+        assert RewardRunner([local, load_reward(server.url)])(["p"], VIDEOS[:1]).rewards == [11.0]
 
 
-def test_a_token_is_sent_asked_for_and_shown_nowhere(monkeypatch, caplog, capfd):
+# -------------------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.fixture
+def guarded(monkeypatch, caplog) -> Iterator[RewardServer]:
+    """Serve the reward `luck` to those who know the token, which $JUDGE_TOKEN contains, and log everything."""
     monkeypatch.setenv("JUDGE_TOKEN", "s3cret-t0ken")
 
     def luck(prompts, completions, **kwargs):
         return [0.5] * len(prompts)
 
     with running(RewardServer(luck, port=0, token="s3cret-t0ken")) as server, caplog.at_level("DEBUG"):
-        reward = load_reward(server.url, token_env="JUDGE_TOKEN")
-        assert RewardRunner(reward)(["p"], VIDEOS[:1]).rewards == [0.5]
-        told = str(reward.describe())
-        without = RewardRunner(load_reward(server.url))(["p"], VIDEOS[:1])
-        assert "PermissionError" in without.errors["luck"][0] and "token_env" in without.errors["luck"][0]
-        with pytest.raises(PermissionError, match="token_env"):
-            load_reward(server.url).describe()
-        monkeypatch.setenv("JUDGE_TOKEN", "another-s3cret")
-        wrong = RewardRunner(load_reward(server.url, token_env="JUDGE_TOKEN"))(["p"], VIDEOS[:1])
-        assert "Check the token in $JUDGE_TOKEN" in wrong.errors["luck"][0]
-        monkeypatch.delenv("JUDGE_TOKEN")
-        unset = RewardRunner(load_reward(server.url, token_env="JUDGE_TOKEN"))(["p"], VIDEOS[:1])
-        assert "$JUDGE_TOKEN, which is not set" in unset.errors["luck"][0]
-    shown = caplog.text + "".join(capfd.readouterr()) + told + str(wrong.errors)
-    assert "s3cret" not in shown
+        yield server
+
+
+def judge_one(reward: HTTPReward):
+    return RewardRunner(reward)(["p"], VIDEOS[:1])
+
+
+def test_a_token_is_sent_and_shown_nowhere(guarded, caplog, capfd):
+    reward = load_reward(guarded.url, token_env="JUDGE_TOKEN")
+    assert judge_one(reward).rewards == [0.5]
+    assert "s3cret" not in caplog.text + "".join(capfd.readouterr()) + str(reward.describe())
+
+
+def test_without_the_token_nothing_is_scored_and_the_option_is_named(guarded):
+    error = judge_one(load_reward(guarded.url)).errors["luck"][0]
+    assert "PermissionError" in error and "token_env" in error
+
+
+def test_without_the_token_nothing_is_described_and_the_option_is_named(guarded):
+    with pytest.raises(PermissionError, match="token_env"):
+        load_reward(guarded.url).describe()
+
+
+def test_a_wrong_token_is_reported_and_shown_nowhere(guarded, monkeypatch, caplog, capfd):
+    monkeypatch.setenv("JUDGE_TOKEN", "another-s3cret")
+    output = judge_one(load_reward(guarded.url, token_env="JUDGE_TOKEN"))
+    assert "Check the token in $JUDGE_TOKEN" in output.errors["luck"][0]
+    assert "s3cret" not in caplog.text + "".join(capfd.readouterr()) + str(output.errors)
+
+
+def test_a_token_that_is_not_set_is_named(guarded, monkeypatch):
+    monkeypatch.delenv("JUDGE_TOKEN")
+    output = judge_one(load_reward(guarded.url, token_env="JUDGE_TOKEN"))
+    assert "$JUDGE_TOKEN, which is not set" in output.errors["luck"][0]
 
 
 # ------------------------------------------------------------------------------------------------- a server's failures
 
 
-def test_videos_go_in_requests_of_a_limited_number_and_arrive_as_they_are():
+def test_a_request_holds_at_most_max_videos_and_the_videos_arrive_unchanged():
     with running(Script((200, {"scores": [1, None]}))) as server:
-        assert ask(server, 4, max_videos=2) == [1.0, None, 1.0, None]
+        assert score_with(server, 4, max_videos=2) == [1.0, None, 1.0, None]
     assert [len(body["videos"]) for _, body in server.requests] == [2, 2]
     prompts, videos, columns = read_request(server.requests[1][1])
     assert (
@@ -188,22 +225,22 @@ def test_videos_go_in_requests_of_a_limited_number_and_arrive_as_they_are():
 
 
 @pytest.mark.parametrize("failure", [(503, {}), (429, {}), (500, {"error": "busy"}), (408, b""), drop])
-def test_what_may_pass_is_tried_again(failure):
+def test_temporary_failures_are_retried(failure):
     with running(Script(failure, failure, (200, {"scores": [0.25, 0.5]}))) as server:
-        assert ask(server) == [0.25, 0.5]
+        assert score_with(server) == [0.25, 0.5]
     assert len(server.requests) == 3
 
 
-def test_after_the_last_try_the_error_says_what_and_how_often():
+def test_after_the_last_retry_the_error_names_the_answer_and_the_number_of_tries():
     with running(Script((503, {"error": "the GPU is away"}))) as server:
-        assert ask(server, retries=2).endswith("did not score: status 503: the GPU is away (asked 3 times)")
+        assert score_with(server, retries=2).endswith("did not score: status 503: the GPU is away (asked 3 times)")
     assert len(server.requests) == 3
 
 
-def test_a_server_that_is_too_slow_is_given_up(monkeypatch):
+def test_a_server_that_is_too_slow_is_given_up():
     release = threading.Event()
     with running(Script(lambda handler: release.wait(timeout=20) and drop(handler))) as server:
-        assert "no answer within 0.2 s (asked 2 times)" in ask(server, timeout=0.2, retries=1)
+        assert "no answer within 0.2 s (asked 2 times)" in score_with(server, timeout=0.2, retries=1)
         release.set()
 
 
@@ -224,13 +261,13 @@ def test_a_server_that_is_too_slow_is_given_up(monkeypatch):
         ((404, b"\x1b[31mnothing"), "refused the request: status 404"),
     ],
 )
-def test_an_answer_that_breaks_the_schema_is_told_and_not_asked_for_again(answer, problem):
+def test_an_answer_that_breaks_the_schema_is_named_and_not_requested_again(answer, problem):
     with running(Script(answer)) as server:
-        assert problem in ask(server)
+        assert problem in score_with(server)
     assert len(server.requests) == 1
 
 
-def test_a_server_that_asks_to_wait_is_waited_for(monkeypatch):
+def test_the_wait_that_a_server_asks_for_is_kept(monkeypatch):
     waits = []
 
     async def sleep(seconds):
@@ -244,18 +281,18 @@ def test_a_server_that_asks_to_wait_is_waited_for(monkeypatch):
 
     monkeypatch.setattr(http_reward.asyncio, "sleep", sleep)
     with running(Script(later, (503, {}), (200, {"scores": [1, 1]}))) as server:
-        assert ask(server) == [1.0, 1.0]
+        assert score_with(server) == [1.0, 1.0]
     assert waits == [7.0, 0.002]
 
 
-# ---------------------------------------------------------------------------------------------------- requests refused
-
-
-def test_columns_that_only_one_answer_has_are_filled_up():
+def test_columns_that_only_some_answers_have_are_filled_with_none():
     answers = [(200, {"scores": [1.0]}), (200, {"scores": [0.0], "extra": {"why": ["bad"]}}), (200, {"scores": [1.0]})]
     with running(Script(*answers)) as server:
         output = RewardRunner(load_reward(server.url, max_videos=1))(["p"] * 3, VIDEOS[:3])
     assert output.extra == {"why": [None, "bad", None]} and output.rewards == [1.0, 0.0, 1.0]
+
+
+# ---------------------------------------------------------------------------------------------------- requests refused
 
 
 @pytest.mark.parametrize(
@@ -270,19 +307,21 @@ def test_columns_that_only_one_answer_has_are_filled_up():
         ({"videos": [1, 2]}, r"videos\[0\] is no video file in base64"),
     ],
 )
-def test_a_request_that_breaks_the_schema_is_told(change, problem):
+def test_a_request_that_breaks_the_schema_is_refused_with_the_reason(change, problem):
     request = json.loads(request_body(["p", "q"], VIDEOS[:2], {"type": ["LR", "RL"]}))
     assert read_request(request)[0] == ["p", "q"]
     with pytest.raises(ValueError, match=problem):
         read_request({**request, **change})
 
 
-def test_a_page_in_a_browser_cannot_use_the_server():
-    from httpx2 import post
-
+def test_only_json_is_accepted_so_that_a_page_in_a_browser_cannot_use_the_server():
     with running(RewardServer(brightness, port=0)) as server:
         assert post(server.url, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
         assert post(server.url, content=b"[]", headers={"Content-Type": "application/json"}).status_code == 400
+
+
+def test_a_request_that_is_too_long_is_refused():
+    with running(RewardServer(brightness, port=0)) as server:
         connection = HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
         connection.request("POST", "/", body=iter([]), headers={"Content-Length": str(1 << 40)})
         assert connection.getresponse().status == 413
@@ -312,10 +351,13 @@ def test_a_misspelt_option_shows_no_secret_either():
     assert "pa55" not in str(caught.value)
 
 
-def test_names_come_from_the_url():
+def test_the_reward_is_named_after_its_url_or_as_the_option_says():
     assert HTTPReward("http://judge:8000/v1/vlm-judge").__name__ == "vlm_judge"
     assert HTTPReward("http://judge:8000").__name__ == "judge_8000"
     assert HTTPReward("http://judge:8000/x", name="mine").__name__ == "mine"
+
+
+def test_requests_of_no_videos_are_refused():
     with pytest.raises(ValueError, match="max_videos is 0"):
         HTTPReward("http://judge/x", max_videos=0)
 
@@ -329,23 +371,20 @@ def test_what_is_sent_is_the_schema_of_the_readme(repo_root):
     assert read_scores({"scores": [None]}, 1) == ([None], {})
 
 
-def test_the_command_serves_a_reward_from_a_file(tmp_path):
-    (tmp_path / "my_reward.py").write_text(
-        "class Constant:\n"
-        "    def __init__(self, value=0.0):\n"
-        "        self.__name__, self.value = 'constant', value\n"
-        "    def __call__(self, prompts, completions, **kwargs):\n"
-        "        return [self.value] * len(completions)\n"
-    )
-    code = "import sys; from spatialalign_trl.cli import main; sys.exit(main(sys.argv[1:]))"
-    line = [sys.executable, "-c", code, "serve-reward", f"{tmp_path}/my_reward.py:Constant"]
-    with subprocess.Popen(
-        [*line, "--port", "0", "--option", "value=0.75"], stdout=subprocess.PIPE, text=True
-    ) as process:
+COMMAND = "import sys; from spatialalign_trl.cli import main; sys.exit(main(sys.argv[1:]))"
+SERVE_CONSTANT = [sys.executable, "-c", COMMAND, "serve-reward", f"{PROGRAMS / 'constant_reward.py'}:Constant"]
+
+
+def test_the_command_serves_a_reward_from_a_file():
+    command = [*SERVE_CONSTANT, "--port", "0", "--option", "value=0.75"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             url = process.stdout.readline().split(" at ")[1].split()[0]
             assert RewardRunner(load_reward(url))(["p"], VIDEOS[:1]).rewards == [0.75]
         finally:
             process.terminate()
-    done = subprocess.run([*line, "--port", "99999"], capture_output=True, text=True, check=False)
+
+
+def test_the_command_refuses_an_impossible_port():
+    done = subprocess.run([*SERVE_CONSTANT, "--port", "99999"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "serve-reward: error" in done.stderr

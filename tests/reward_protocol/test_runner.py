@@ -1,4 +1,4 @@
-"""Running rewards: combining them, and surviving every way in which a reward can fail."""
+"""Rewards are called as TRL calls them, async ones at the same time, and a failing reward is named and survived."""
 
 import asyncio
 import functools
@@ -39,10 +39,10 @@ def fails(problem, name="bad"):
 
 
 def test_rewards_are_called_as_in_trl():
-    asked = {}
+    received = {}
 
     def spy(**kwargs):
-        asked.update(kwargs)
+        received.update(kwargs)
         return [1.0, 2.0]
 
     RewardRunner(spy)(
@@ -51,8 +51,8 @@ def test_rewards_are_called_as_in_trl():
         {"prompt": ["a", "b"], "type": ("LR", "TL"), "completion_ids": [1, 2]},
         trainer_state="state",
     )
-    assert asked.pop("log_extra") and asked.pop("log_metric")
-    assert asked == {
+    assert received.pop("log_extra") and received.pop("log_metric")
+    assert received == {
         "prompts": ["a", "b"],
         "completions": ["v", "w"],
         "type": ["LR", "TL"],
@@ -60,7 +60,7 @@ def test_rewards_are_called_as_in_trl():
     }
 
 
-def test_weighted_sum_leaves_out_what_gave_no_verdict():
+def test_the_weighted_sum_leaves_out_rewards_without_a_verdict():
     runner = RewardRunner([reward([1.0, None, None], "a"), reward([0.5, 0.5, None], "b")], reward_weights=[2.0, 1.0])
     output = judge(runner, 3)
     assert output.rewards == [2.5, 0.5, None]
@@ -99,7 +99,7 @@ def test_tensors_are_numbers_too():
     assert judge(RewardRunner(reward(torch.tensor([0.5, 1.0]))), 2).rewards == [0.5, 1.0]
 
 
-def test_class_instances_and_partials():
+def test_classes_and_partials_are_rewards_too():
     class Constant:
         def __init__(self, value=1.0):
             self.value = value
@@ -115,7 +115,7 @@ def test_class_instances_and_partials():
     assert judge(runner, 2).rewards == [4.0, 4.0]
 
 
-def test_no_videos():
+def test_no_videos_have_no_rewards_and_no_metrics():
     output = judge(RewardRunner(reward([])), 0)
     assert output.rewards == []
     assert output.metrics == {}
@@ -124,7 +124,7 @@ def test_no_videos():
 # -------------------------------------------------------------------------------------------------------------- async
 
 
-def test_async_rewards_run_at_once_beside_plain_ones():
+def test_async_rewards_run_at_the_same_time_and_together_with_plain_ones():
     meeting = {"arrived": 0}
 
     def make(name):
@@ -163,11 +163,11 @@ def test_async_rewards_keep_their_loop_and_work_inside_a_running_one():
 
 
 def test_the_thread_of_async_rewards_ends_with_the_runner():
-    async def one(prompts, completions, **kwargs):
+    async def instant(prompts, completions, **kwargs):
         return [1.0]
 
     before = set(threading.enumerate())
-    runner = RewardRunner(one)
+    runner = RewardRunner(instant)
     judge(runner, 1)
     (thread,) = set(threading.enumerate()) - before
     del runner
@@ -191,7 +191,7 @@ def test_a_failing_async_reward_leaves_the_others_alone():
 def test_an_async_reward_goes_on_while_plain_ones_run():
     started = threading.Event()
 
-    async def judge_elsewhere(prompts, completions, **kwargs):
+    async def remote(prompts, completions, **kwargs):
         started.set()
         return [1.0]
 
@@ -199,10 +199,10 @@ def test_an_async_reward_goes_on_while_plain_ones_run():
         assert started.wait(timeout=10)
         return [10.0]
 
-    assert judge(RewardRunner([plain, judge_elsewhere]), 1).rewards == [11.0]
+    assert judge(RewardRunner([plain, remote]), 1).rewards == [11.0]
 
 
-def test_an_interrupted_call_cancels_what_it_waits_for():
+def test_an_interrupted_call_cancels_its_async_rewards():
     started, cancelled = threading.Event(), threading.Event()
 
     async def never(prompts, completions, **kwargs):
@@ -347,10 +347,10 @@ def test_two_rewards_cannot_write_one_column():
     assert "already written by 'first'" in output.errors["second"][0]
 
 
-# ---------------------------------------------------------------------------------------- mistakes told before the run
+# ------------------------------------------------------------------------------------- mistakes found before the run
 
 
-def test_missing_columns_are_told_before_the_first_rollout():
+def test_missing_columns_are_named_before_the_first_rollout():
     def needs(prompts, completions, animal, **kwargs): ...
 
     runner = RewardRunner(needs)
@@ -366,7 +366,7 @@ def test_a_column_may_not_take_an_arguments_name():
         RewardRunner(reward([])).check_columns(["prompt", "trainer_state"])
 
 
-def test_lengths_must_fit():
+def test_columns_and_prompts_must_have_an_entry_for_every_video():
     runner = RewardRunner(reward([1.0, 1.0]))
     with pytest.raises(ValueError, match="type has 1 entries for 2 videos"):
         judge(runner, 2, type=["LR"])
@@ -390,7 +390,7 @@ def test_bad_settings_are_refused(arguments, message):
         RewardRunner(**arguments)
 
 
-def test_a_reward_must_take_what_it_does_not_need():
+def test_a_reward_without_kwargs_is_refused():
     def strict(prompts, completions): ...
 
     with pytest.raises(TypeError, match=r"'strict' must end its parameters with \*\*kwargs"):

@@ -1,4 +1,4 @@
-"""The geometry on arrays: the paper's six types bit for bit, and the relations and sequences that are ours."""
+"""The score of arrays of boxes: the paper's six types bit for bit, and the further relations and sequences."""
 
 import json
 from itertools import pairwise, product
@@ -80,8 +80,8 @@ def frozen_score(boxes, dsr_type):
     return components.sum(axis=1) / 8 + 0.5, components, curves
 
 
-def assert_same_bits(one, other):
-    assert np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
+def assert_same_bits(actual, expected):
+    assert np.ascontiguousarray(actual).tobytes() == np.ascontiguousarray(expected).tobytes()
 
 
 @pytest.mark.parametrize("dsr_type", DSR_TYPES)
@@ -92,7 +92,7 @@ def test_the_six_types_are_bit_identical_to_the_formula_as_it_stood(dsr_type):
     boxes = np.concatenate([corners, corners + sides], axis=-1)
     boxes[:3, :, 0] = boxes[:3, :, 1]
     together = score_box_arrays(boxes, dsr_type)
-    scores, components, curves = zip(*(frozen_score(one, dsr_type) for one in boxes), strict=True)
+    scores, components, curves = zip(*(frozen_score(clip, dsr_type) for clip in boxes), strict=True)
     assert_same_bits(together.scores, np.concatenate(scores))
     assert_same_bits(together.components.reshape(200, 4), np.concatenate(components))
     assert_same_bits(together.curves.T, np.concatenate(curves))
@@ -107,8 +107,8 @@ def test_short_and_odd_clips_are_bit_identical_too(clip, dsr_type):
     assert_same_bits(result.curves.T, curves)
 
 
-def test_the_golden_cases_are_bit_identical_too(shared_data):
-    for case in json.loads((shared_data / "dsr_golden.json").read_text())["cases"]:
+def test_the_golden_cases_are_bit_identical_too(golden_data):
+    for case in json.loads((golden_data / "dsr_golden.json").read_text())["cases"]:
         result = score_tracks(case["frames"], case["animal"], case["object"], case["type"])
         if result.score is None:
             continue
@@ -125,7 +125,7 @@ def test_the_golden_cases_are_bit_identical_too(shared_data):
 
 
 def frames_of(boxes):
-    return [FrameBoxes(k, LABELS, one) for k, one in enumerate(boxes)]
+    return [FrameBoxes(k, LABELS, pair) for k, pair in enumerate(boxes)]
 
 
 @settings(max_examples=40)
@@ -135,12 +135,12 @@ def test_padded_arrays_equal_the_videos_frame_by_frame(videos, data):
     boxes, nearness = np.full((len(videos), longest, 2, 4), np.nan), np.full((len(videos), longest, 2), np.nan)
     counted = data.draw(hnp.arrays(bool, (len(videos), longest)))
     tracks = []
-    for k, ((one, near), _) in enumerate(videos):
-        boxes[k, : len(one)], nearness[k, : len(one)] = one, near
-        kept = [frame for frame in frames_of(one) if counted[k, frame.frame_index]]
-        tracks.append(Tracks(kept, len(one), nearness=near))
+    for k, ((video_boxes, near), _) in enumerate(videos):
+        boxes[k, : len(video_boxes)], nearness[k, : len(video_boxes)] = video_boxes, near
+        counted_frames = [frame for frame in frames_of(video_boxes) if counted[k, frame.frame_index]]
+        tracks.append(Tracks(counted_frames, len(video_boxes), nearness=near))
     types = [dsr_type for _, dsr_type in videos]
-    lengths = [len(one) for (one, _), _ in videos]
+    lengths = [len(video_boxes) for (video_boxes, _), _ in videos]
     arrays = score_box_arrays(boxes, types, counted=counted, nearness=nearness, num_frames=lengths)
     results = score_tracks_batch(tracks, ["fox"] * len(videos), ["stump"] * len(videos), types)
     for k, result in enumerate(results):
@@ -157,12 +157,15 @@ def test_padded_arrays_equal_the_videos_frame_by_frame(videos, data):
         assert result.visit_frames == tuple(result.frame_indices[visits])
 
 
-def test_the_length_of_a_clip_sets_what_it_needs():
+def test_the_number_of_needed_frames_depends_on_the_length_of_the_clip():
     boxes = np.stack([clip_of("LR", rest=41)[0]] * 3)
     lengths = [82, 49, 9]
     arrays = score_box_arrays(boxes, "LR", counted=np.arange(82) < [[20], [13], [3]], num_frames=lengths)
     assert arrays.needed.tolist() == [required_frames(n) for n in lengths] == [21, 13, 3]
     assert np.isnan(arrays.scores).tolist() == [True, False, False]
+
+
+def test_no_videos_have_no_scores():
     assert score_box_arrays(np.empty((0, 5, 2, 4)), []).scores.shape == (0,)
 
 
@@ -187,7 +190,7 @@ def test_arrays_that_do_not_fit_are_refused(options, message):
 
 
 @pytest.mark.parametrize("bad", [(9, 0, 3, 4), (0, 0, np.inf, 4)])
-def test_boxes_that_are_no_boxes_are_refused_where_they_count(bad):
+def test_impossible_boxes_are_refused_only_in_frames_that_count(bad):
     boxes = np.stack([clip_of("LR")[0]] * 2)
     boxes[1, 5, 0] = bad
     with pytest.raises(ValueError, match="video 1, frame 5: boxes must be finite with x1 <= x2"):
@@ -210,9 +213,9 @@ def test_scores_components_and_curves_are_in_range(data, dsr_type):
 
 def flipped(boxes, axis):
     """Return the boxes of the picture flipped left to right (axis 0) or upside down (axis 1)."""
-    turned = boxes.copy()
-    turned[..., [axis, axis + 2]] = 200 - boxes[..., [axis + 2, axis]]
-    return turned
+    result = boxes.copy()
+    result[..., [axis, axis + 2]] = 200 - boxes[..., [axis + 2, axis]]
+    return result
 
 
 MIRRORS = {
@@ -226,11 +229,11 @@ MIRRORS = {
 @given(data=st.data(), dsr_type=st.sampled_from(ALL_TYPES))
 def test_mirroring_an_axis_swaps_its_two_relations(swap, data, dsr_type):
     boxes, nearness = data.draw(clips(relations=len(dsr_type)))
-    here = score(boxes, dsr_type, nearness)
-    swapped = dsr_type.translate(str.maketrans(swap, swap[::-1]))
-    there = score_clip(MIRRORS[swap](boxes, nearness), swapped)
-    np.testing.assert_array_equal(there.components, here.components)
-    np.testing.assert_array_equal(there.visits, here.visits)
+    original = score(boxes, dsr_type, nearness)
+    swapped_type = dsr_type.translate(str.maketrans(swap, swap[::-1]))
+    mirrored = score_clip(MIRRORS[swap](boxes, nearness), swapped_type)
+    np.testing.assert_array_equal(mirrored.components, original.components)
+    np.testing.assert_array_equal(mirrored.visits, original.visits)
 
 
 @given(st.data(), st.sampled_from(ALL_TYPES), st.randoms(use_true_random=False))
@@ -238,13 +241,13 @@ def test_order_of_frames_does_not_matter(data, dsr_type, random):
     boxes, nearness = data.draw(clips(relations=len(dsr_type)))
     shuffled = frames_of(boxes)
     random.shuffle(shuffled)
-    here = score(boxes, dsr_type, nearness)
-    there = score_tracks(Tracks(shuffled, len(boxes), nearness=nearness), *LABELS, dsr_type, min_frames=1)
-    assert there.score == here.scores[0]
+    original = score(boxes, dsr_type, nearness)
+    result = score_tracks(Tracks(shuffled, len(boxes), nearness=nearness), *LABELS, dsr_type, min_frames=1)
+    assert result.score == original.scores[0]
 
 
 @given(clips(), st.sampled_from(["LF", "BF", "TF", "FB", "FL", "LRF"]), st.data())
-def test_coming_nearer_at_the_end_never_lowers_a_clip_that_shall_end_in_front(clip, dsr_type, data):
+def test_coming_nearer_where_front_is_asked_for_never_lowers_the_score(clip, dsr_type, data):
     boxes, nearness = data.draw(clips(relations=len(dsr_type)))
     nearer = nearness.copy()
     raised = slice(-3, None) if dsr_type.endswith("F") else slice(None, 3)
@@ -253,7 +256,7 @@ def test_coming_nearer_at_the_end_never_lowers_a_clip_that_shall_end_in_front(cl
 
 
 @given(st.data(), st.sampled_from(SEQUENCES))
-def test_visits_are_the_best_in_order(data, dsr_type):
+def test_visits_are_the_best_frames_in_the_order_of_the_sequence(data, dsr_type):
     """Compare with a search over all placements."""
     boxes, nearness = data.draw(clips(relations=len(dsr_type), longest=16))
     result = score(boxes, dsr_type, nearness)
@@ -267,30 +270,36 @@ def test_visits_are_the_best_in_order(data, dsr_type):
     best = max(sum(mean[start] for mean, start in zip(means, starts, strict=True)) for starts in placements)
     assert result.components[0, 1:-1, 0].sum() == pytest.approx(best)
     assert tuple(result.visits[0]) in placements
-    there = [mean[start] for mean, start in zip(means, result.visits[0], strict=True)]
-    np.testing.assert_allclose(result.components[0, 1:-1, 0], there, atol=1e-12)  # thirds of -1, 0 and 1 add up to -0
+    at_visits = [mean[start] for mean, start in zip(means, result.visits[0], strict=True)]
+    np.testing.assert_allclose(
+        result.components[0, 1:-1, 0], at_visits, atol=1e-12
+    )  # thirds of -1, 0 and 1 add up to -0
 
 
 @pytest.mark.parametrize("dsr_type", SEQUENCES)
-def test_a_sequence_done_as_told_beats_every_other_order(dsr_type):
-    boxes, nearness = clip_of(dsr_type)
-    told = score(boxes, dsr_type, nearness).scores[0]
-    assert told >= 0.75
+def test_a_correct_sequence_scores_above_every_other_order(dsr_type):
+    correct = score_clip(clip_of(dsr_type), dsr_type).scores[0]
+    assert correct >= 0.75
     others = {other for other in ALL_TYPES if len(other) == len(dsr_type)} - {dsr_type}
     for other in others:
-        assert score_clip(clip_of(other), dsr_type).scores[0] < told
+        assert score_clip(clip_of(other), dsr_type).scores[0] < correct
+
+
+@pytest.mark.parametrize("dsr_type", SEQUENCES)
+def test_a_sequence_without_its_visits_scores_less(dsr_type):
+    correct = score_clip(clip_of(dsr_type), dsr_type).scores[0]
     without = clip_of(dsr_type[0] + dsr_type[-1], rest=8) if dsr_type[0] != dsr_type[-1] else clip_of(dsr_type[0], 16)
-    assert score_clip(without, dsr_type).scores[0] <= told - 0.0625
+    assert score_clip(without, dsr_type).scores[0] <= correct - 0.0625
 
 
-def test_left_right_left_is_perfect_at_one():
+def test_a_perfect_left_right_left_scores_one():
     result = score(clip_of("LRL")[0], "LRL")
     assert result.scores[0] == 1.0
     assert result.visits.tolist() == [[4]]
     np.testing.assert_array_equal(result.components[0], np.ones((3, 2)))
 
 
-def test_sequence_components_by_hand():
+def test_components_of_a_sequence_equal_those_computed_by_hand():
     result = score_tracks(frames_of(clip_of("LTR")[0]), *LABELS, "LTR", min_frames=1)
     # Left: 1 at its start, 0 on top. Top: 1 at its visit, 0 on the left and the right. Right: 1 at the end.
     assert (result.initial_score, result.initial_gap) == (1.0, 0.5)
@@ -309,7 +318,7 @@ def test_a_sequence_needs_three_frames_for_every_relation():
     assert short.visit_scores == () and short.visit_curves.shape == (1, 8)
 
 
-def test_depth_relations_by_hand():
+def test_scores_of_depth_relations_equal_those_computed_by_hand():
     boxes, nearness = clip_of("FB")
     result = score(boxes, "FB", nearness)
     np.testing.assert_array_equal(result.curves[0], [0.5] * 4 + [-0.5] * 4)
@@ -318,7 +327,7 @@ def test_depth_relations_by_hand():
     assert score(boxes, "BF", nearness).scores[0] == 0.25
 
 
-def test_frames_of_unknown_depth_count_only_where_depth_is_not_asked_for():
+def test_frames_of_unknown_depth_count_only_for_types_without_depth():
     boxes, nearness = clip_of("FB", rest=12)
     nearness[::2, 1] = np.nan
     assert score(boxes, "FB", nearness).sizes.tolist() == [12]
@@ -328,9 +337,12 @@ def test_frames_of_unknown_depth_count_only_where_depth_is_not_asked_for():
     assert "found together in 12 of 24 frames" in result.reason and "depth unknown in 12" in result.reason
 
 
-def test_tracks_without_depth_cannot_answer_depth_relations():
+def test_depth_relations_of_tracks_without_depth_are_refused():
     for tracks in (frames_of(clip_of("FB")[0]), Tracks(frames_of(clip_of("FB")[0]), 8)):
         with pytest.raises(ValueError, match="video 0: the type 'FB' asks for depth"):
             score_tracks(tracks, *LABELS, "FB")
+
+
+def test_refused_tracks_need_no_depth():
     refused = Tracks([], 8, reason="no fox")
     assert score_tracks(refused, *LABELS, "FB").reason == "no fox"

@@ -1,4 +1,4 @@
-"""Rewards with a pretrained model, tested on random models of the same classes: what they compute and reject."""
+"""Rewards with a pretrained model compute their formulas and refuse other checkpoints; the models here are random."""
 
 import builtins
 
@@ -61,15 +61,17 @@ def test_clip_similarity_is_the_models_own_cosine(clip, videos):
     assert scores[0] != scores[1] and all(-1 <= score <= 1 for score in scores)
 
 
-def test_clip_similarity_sees_the_sides_of_the_frame_and_does_not_depend_on_batches(clip):
-    video = np.zeros((3, 32, 96, 3), np.uint8)
-    other = video.copy()
-    other[:, :, :20] = 255  # what a centre crop would lose
+def test_clip_similarity_sees_the_sides_of_the_frame(clip):
+    black = np.zeros((3, 32, 96, 3), np.uint8)
+    white_side = black.copy()
+    white_side[:, :, :20] = 255  # a centre crop would lose it
     reward = CLIPSimilarity(clip, **CPU)
-    assert reward(["a fox"], [video]) != reward(["a fox"], [other])
-    assert reward(["a fox"], [other])[0] == pytest.approx(
-        CLIPSimilarity(clip, batch_size=1, **CPU)(["a fox"], [other])[0]
-    )
+    assert reward(["a fox"], [black]) != reward(["a fox"], [white_side])
+
+
+def test_clip_similarity_does_not_depend_on_batches(clip, videos):
+    together, alone = (CLIPSimilarity(clip, **options, **CPU) for options in ({}, {"batch_size": 1}))
+    assert together(["a fox"], videos[:1])[0] == pytest.approx(alone(["a fox"], videos[:1])[0])
 
 
 def test_a_prompt_longer_than_clip_reads_is_cut(clip, videos):
@@ -87,27 +89,35 @@ def test_clip_iqa_is_the_softmax_of_good_against_bad(clip, videos):
     assert score == pytest.approx((1 / (1 + np.exp(100 * (bad - good)))).mean(), abs=1e-4)
 
 
-def test_clip_iqa_tells_its_prompts_apart_and_aesthetic_asks_for_beauty(clip, videos):
+def test_clip_iqa_is_the_mean_over_its_prompts_and_logs_each(clip, videos):
     pytest.importorskip("torchmetrics")
     logged = {}
     scores = CLIPIQA(clip, batch_size=4, **CPU)(["p"] * 2, videos, log_extra=logged.__setitem__)
     assert set(logged) == {"clip_iqa_natural", "clip_iqa_quality"}
     assert scores == pytest.approx(np.mean([logged["clip_iqa_natural"], logged["clip_iqa_quality"]], axis=0).tolist())
+
+
+def test_aesthetic_is_clip_iqa_with_the_prompt_beautiful(clip, videos):
+    pytest.importorskip("torchmetrics")
     aesthetic = load_reward("aesthetic", checkpoint=clip, **CPU)
     assert aesthetic.__name__ == "aesthetic" and aesthetic.describe()["prompts"] == ["beautiful"]
     beautiful = CLIPIQA(clip, prompts=["beautiful"], **CPU)
     assert aesthetic(["p"] * 2, videos) == beautiful(["p"] * 2, videos)
+
+
+def test_prompts_of_clip_iqa_must_be_a_list(clip):
+    pytest.importorskip("torchmetrics")
     with pytest.raises(ValueError, match="prompts is 'quality'"):
         Aesthetic(clip, prompts="quality")
 
 
 def test_without_torchmetrics_the_extra_is_named(clip, monkeypatch):
-    honest = builtins.__import__
+    original_import = builtins.__import__
 
     def without(name, *args, **kwargs):
         if name.startswith("torchmetrics"):
             raise ImportError("no torchmetrics")
-        return honest(name, *args, **kwargs)
+        return original_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
@@ -148,27 +158,31 @@ def test_consistency_is_the_formula():
 
 def test_identity_crops_in_time_order_and_falls_when_the_animal_changes(dinov2):
     boxes = [(10 + k, 10, 40 + k, 40) for k in range(6)]
-    still = np.full((6, 48, 80, 3), 60, np.uint8)
+    ground = np.full((6, 48, 80, 3), 60, np.uint8)
     fox = np.random.default_rng(0).integers(0, 255, (30, 30, 3), np.uint8)
-    same, changed = still.copy(), still.copy()
+    same, changed = ground.copy(), ground.copy()
     for k in range(6):
         same[k, 10:40, 10 + k : 40 + k] = changed[k, 10:40, 10 + k : 40 + k] = fox
     changed[3:, 10:40, 10:60] = (250, 20, 20)
     reward = IdentityConsistency(tracker=Boxes(boxes), checkpoint=dinov2, batch_size=4, **CPU)
     crops = animal_crops(same, reward.tracker.track([same], **WORDS)[0], "fox")
     assert len(crops) == 6 and all((crop == fox).all() for crop in crops)
-    (one,), (other,) = reward(["p"], [same], **WORDS), reward(["p"], [changed], **WORDS)
-    assert one == pytest.approx(1.0, abs=1e-5) and other < one - 1e-3
+    (same_score,), (changed_score,) = reward(["p"], [same], **WORDS), reward(["p"], [changed], **WORDS)
+    assert same_score == pytest.approx(1.0, abs=1e-5) and changed_score < same_score - 1e-3
 
 
-def test_identity_is_invalid_where_the_tracker_gave_up_or_saw_too_little(dinov2, videos):
+@pytest.mark.parametrize(
+    ("tracker", "reason"),
+    [
+        (Boxes([(0, 0, 0, 0)] * 6), "the fox was found on 0 of 6 frames; at least 2 are needed"),
+        (Boxes([(0, 0, 20, 20)] * 6, "too redundant"), "too redundant"),
+    ],
+)
+def test_identity_is_invalid_if_the_tracker_refused_or_found_too_little(dinov2, videos, tracker, reason):
     logged = {}
-    gone = IdentityConsistency(tracker=Boxes([(0, 0, 0, 0)] * 6), checkpoint=dinov2, **CPU)
-    assert gone(["p"], videos[:1], **WORDS, log_extra=logged.__setitem__) == [None]
-    assert logged["identity_reason"] == ["the fox was found on 0 of 6 frames; at least 2 are needed"]
-    refused = IdentityConsistency(tracker=Boxes([(0, 0, 20, 20)] * 6, "too redundant"), checkpoint=dinov2, **CPU)
-    assert refused(["p"], videos[:1], **WORDS, log_extra=logged.__setitem__) == [None]
-    assert logged["identity_reason"] == ["too redundant"]
+    reward = IdentityConsistency(tracker=tracker, checkpoint=dinov2, **CPU)
+    assert reward(["p"], videos[:1], **WORDS, log_extra=logged.__setitem__) == [None]
+    assert logged["identity_reason"] == [reason]
 
 
 def test_boxes_are_cut_at_the_frames_edges():
@@ -191,22 +205,30 @@ def test_boxes_are_cut_at_the_frames_edges():
         ("7/5", None), ("7%", None), ("100", None),
     ],
 )  # fmt: skip
-def test_an_answer_that_is_no_grade_is_no_grade(answer, grade):
+def test_only_a_whole_number_from_0_to_10_is_a_grade(answer, grade):
     assert read_grade(answer) == grade
 
 
-def test_the_judge_is_shown_the_frames_and_the_prompt_and_answers(llava, videos, monkeypatch):
+def test_the_judge_receives_the_frames_and_the_prompt(llava, videos, monkeypatch):
     judge = load_reward("vlm_judge", checkpoint=llava, num_frames=3, max_new_tokens=4, **CPU)
     model, processor = judge.pretrained.load()
-    seen, honest = [], model.generate
-    monkeypatch.setattr(model, "generate", lambda **inputs: seen.append(inputs) or honest(**inputs))
-    logged = {}
-    # A random model answers with letters, which are not a grade.
+    calls, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **inputs: calls.append(inputs) or generate(**inputs))
+    judge(["a fox {jumps}"], videos[:1])
+    assert calls[0]["pixel_values"].shape == (3, 3, 32, 32) and not calls[0]["do_sample"]
+    words = processor.tokenizer.decode(calls[0]["input_ids"][0], skip_special_tokens=True)
+    assert "jumps" in words.replace(" ", "")
+
+
+def test_an_answer_of_the_judge_that_is_no_grade_is_logged(llava, videos):
+    """A random model answers with letters."""
+    judge, logged = VLMJudge(llava, num_frames=3, max_new_tokens=4, **CPU), {}
     assert judge(["a fox {jumps}"], videos[:1], log_extra=logged.__setitem__) == [None]
     assert "the judge answered '" in logged["vlm_judge_reason"][0]
-    assert seen[0]["pixel_values"].shape == (3, 3, 32, 32) and not seen[0]["do_sample"]
-    words = processor.tokenizer.decode(seen[0]["input_ids"][0], skip_special_tokens=True)
-    assert "jumps" in words.replace(" ", "")
+
+
+def test_the_judge_gives_the_same_answer_again(llava, videos):
+    judge = VLMJudge(llava, num_frames=3, max_new_tokens=4, **CPU)
     assert judge.ask("a fox", videos[0]) == judge.ask("a fox", videos[0])
 
 
@@ -217,11 +239,14 @@ def test_the_judges_grade_becomes_the_reward(llava, videos, monkeypatch):
     output = RewardRunner(judge)(["p"] * 3, [videos[0]] * 3)
     assert output.rewards == [0.7, None, 1.0] and output.errors == {}
     assert output.extra["vlm_judge_reason"] == [None, "the judge answered 'The video is great', no grade", None]
+
+
+def test_a_question_without_the_prompt_is_refused(llava):
     with pytest.raises(ValueError, match="must contain {prompt}"):
         VLMJudge(llava, question="How good is it?")
 
 
-# ------------------------------------------------------------------------------------------------------------- of all
+# --------------------------------------------------------------------------------------------------------- all rewards
 
 MODELS = {
     "clip_similarity": "clip",

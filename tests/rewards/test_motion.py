@@ -1,4 +1,4 @@
-"""Motion: the measured speed is the true one, at any size and frame rate of a video."""
+"""Motion measures the true speed at any size and frame rate, and disqualifies motionless videos as a gate."""
 
 import builtins
 
@@ -32,7 +32,7 @@ def walk(speed: float, height: int = 240, width: int = 416, fps: float = 16, sec
 
 @pytest.mark.parametrize(("height", "width", "fps"), [(240, 416, 16), (480, 832, 8), (96, 168, 12)])
 @pytest.mark.parametrize("speed", [0.05, 0.2])
-def test_speed_is_that_of_what_moves_whatever_the_size_and_the_frame_rate(speed, height, width, fps):
+def test_speed_does_not_depend_on_size_and_frame_rate(speed, height, width, fps):
     assert motion_speed(walk(speed, height, width, fps), fps) == pytest.approx(speed, rel=0.3)
 
 
@@ -46,7 +46,7 @@ def test_the_score_has_a_floor_and_a_ceiling():
     assert Motion(floor=0.2, ceiling=1.0)(["p"], [clips[2]]) == [0.0]
 
 
-def test_without_the_column_the_frame_rate_is_the_rewards_own():
+def test_without_the_column_fps_the_option_fps_is_used():
     clip = [walk(0.05, fps=8)]
     assert Motion(fps=8)(["p"], clip) == Motion()(["p"], clip, fps=[8.0])
     assert Motion()(["p"], clip)[0] == pytest.approx(Motion(floor=0.0025, ceiling=0.05, fps=8)(["p"], clip)[0])
@@ -56,7 +56,7 @@ def test_a_single_frame_cannot_be_judged():
     assert Motion()(["p"], [walk(0.0)[:1]]) == [None]
 
 
-def test_as_a_gate_it_disqualifies_a_still_clip():
+def test_as_a_gate_it_disqualifies_a_motionless_clip():
     def luck(prompts, completions, **kwargs):
         return [0.9] * len(prompts)
 
@@ -72,12 +72,12 @@ def test_settings_out_of_range_are_refused(options):
 
 
 def test_without_opencv_the_extra_is_named_before_anything_is_sampled(monkeypatch):
-    honest = builtins.__import__
+    original_import = builtins.__import__
 
     def without(name, *args, **kwargs):
         if name == "cv2":
             raise ImportError("no cv2")
-        return honest(name, *args, **kwargs)
+        return original_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"'motion' needs OpenCV: pip install 'spatialalign-trl\[motion\]'"):

@@ -44,15 +44,15 @@ def run(checkpoint: str, **options):
     return runner([f"Find the {name}." for name in names], videos, columns)
 
 
-def test_boxes_of_the_name_are_scored(checkpoint):
+def test_detected_boxes_of_the_object_are_scored(checkpoint):
     output = run(checkpoint, box_threshold=0.0)
     assert output.errors == {}
-    assert all(isinstance(one, float) and 0 <= one <= 1 for one in output.rewards)
-    assert all(0 < one <= 1 for one in output.extra["object_grounding_visible"])
+    assert all(isinstance(value, float) and 0 <= value <= 1 for value in output.rewards)
+    assert all(0 < share <= 1 for share in output.extra["object_grounding_visible"])
     assert output.extra["object_grounding_reason"] == [None, None]
 
 
-def test_a_video_in_which_nothing_is_found_has_zero_and_says_so(checkpoint):
+def test_a_video_without_the_object_scores_zero_with_a_reason(checkpoint):
     output = run(checkpoint, box_threshold=1.0)
     assert output.rewards == [0, 0]
     assert output.extra["object_grounding_reason"] == [

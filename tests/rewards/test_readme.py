@@ -1,4 +1,4 @@
-"""Write and run the examples of rewards/README.md."""
+"""The examples of rewards/README.md run as they are printed, and its tables are complete."""
 
 import configparser
 import importlib.metadata
@@ -19,12 +19,12 @@ from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 @pytest.fixture(scope="module")
 def blocks(repo_root):
     """Return the README's fenced blocks: language -> contents, in order."""
-    found = {}
+    blocks_of = {}
     for language, content in re.findall(
         r"```(\w+)\n(.*?)```", (repo_root / "rewards" / "README.md").read_text(), re.S
     ):
-        found.setdefault(language, []).append(content)
-    return found
+        blocks_of.setdefault(language, []).append(content)
+    return blocks_of
 
 
 @pytest.fixture
@@ -32,34 +32,56 @@ def videos():
     return [np.full((9, 32, 32, 3), level, dtype=np.uint8) for level in (0, 51, 255)]
 
 
-def test_the_ten_lines_are_ten_lines_and_run(blocks, videos, tmp_path, monkeypatch, capsys):
-    function, usage, _ = blocks["python"]
-    assert len(function.splitlines()) <= 10
-    (tmp_path / "my_reward.py").write_text(function)
+@pytest.fixture
+def my_reward(blocks, tmp_path, monkeypatch) -> None:
+    """Write the README's first reward into the current folder."""
+    (tmp_path / "my_reward.py").write_text(blocks["python"][0])
     monkeypatch.chdir(tmp_path)
 
+
+def test_the_first_reward_has_ten_lines(blocks):
+    assert len(blocks["python"][0].splitlines()) <= 10
+
+
+def test_the_usage_of_the_first_reward_prints_what_the_readme_says(blocks, my_reward, capsys):
+    usage = blocks["python"][1]
     exec(compile(usage, "rewards/README.md", "exec"), {})
     assert "# [None, 0.2, 1.0]" in usage
     assert capsys.readouterr().out == "[None, 0.2, 1.0]\n"
 
+
+def test_the_first_reward_runs_in_the_runner_and_logs_the_brightness(my_reward, videos):
     output = RewardRunner(load_reward("my_reward.py:brightness"))(["p"] * 3, videos)
     assert output.extra["brightness"] == [0.0, 0.2, 1.0]
     assert output.metrics["rewards/brightness/invalid_rate"] == pytest.approx(1 / 3)
     assert output.errors == {}
 
 
-def test_the_class_runs_and_says_what_it_needs(blocks, videos, tmp_path):
-    path = tmp_path / "frame_change.py"
-    path.write_text(blocks["python"][2])
-    moving = [np.stack([np.full((8, 8, 3), 5 * k, np.uint8) for k in range(4)])]
-    runner = RewardRunner(f"{path}:FrameChange")
+MOVING = np.stack([np.full((8, 8, 3), 5 * k, np.uint8) for k in range(4)])
+
+
+@pytest.fixture
+def frame_change(blocks, tmp_path) -> str:
+    """Write the README's class to a file and return how it is loaded."""
+    (tmp_path / "frame_change.py").write_text(blocks["python"][2])
+    return f"{tmp_path / 'frame_change.py'}:FrameChange"
+
+
+def test_the_class_has_its_own_name_and_requires_its_column(frame_change):
+    runner = RewardRunner(frame_change)
     assert runner.names == ["frame_change"]
     with pytest.raises(ValueError, match="'frame_change' needs the prompt column 'animal'"):
         runner.check_columns(["prompt"])
-    output = runner(["p"] * 4, videos + moving, {"animal": ["fox"] * 4})
+
+
+def test_the_class_scores_motion_and_logs_a_metric(frame_change, videos):
+    output = RewardRunner(frame_change)(["p"] * 4, [*videos, MOVING], {"animal": ["fox"] * 4})
     assert output.rewards == [0.0, 0.0, 0.0, 0.5]
     assert output.metrics["grey_levels"] == pytest.approx(1.25)
-    assert load_reward(f"{path}:FrameChange", full=5.0)(prompts=["p"], completions=moving) == [1.0]
+
+
+def test_the_class_takes_an_option(frame_change):
+    assert load_reward(frame_change, full=5.0)(prompts=["p"], completions=[MOVING]) == [1.0]
 
 
 def test_the_entry_point_registers_the_class(blocks, tmp_path, monkeypatch):
@@ -85,28 +107,34 @@ def test_the_entry_point_registers_the_class(blocks, tmp_path, monkeypatch):
 
 def test_the_table_names_every_reward_that_is_registered_here(repo_root):
     text = (repo_root / "rewards" / "README.md").read_text()
-    own = [p for p in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP) if p.module.startswith("spatialalign_")]
-    assert own
-    for point in own:
+    points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    points = [point for point in points if point.module.startswith("spatialalign_")]
+    assert points
+    for point in points:
         assert f"| `{point.name}` |" in text
         columns = ", ".join(f"`{column}`" for column in point.load().required_columns)
         assert columns in text
 
 
-def test_the_recipes_of_several_rewards_are_understood(blocks, tmp_path):
-    together, elsewhere = blocks["yaml"]
-    config = tmp_path / "config.yaml"
-    config.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\n{together}")
-    loaded, args = parse_recipe((RewardArguments, OnlineSpatialAlignConfig), config, [])
+def test_the_config_of_several_rewards_sets_weights_and_gates(blocks, tmp_path):
     pytest.importorskip("cv2")
+    config = tmp_path / "config.yaml"
+    config.write_text(f"output_dir: {tmp_path}\nuse_cpu: true\n{blocks['yaml'][0]}")
+    rewards, args = parse_recipe((RewardArguments, OnlineSpatialAlignConfig), config, [])
     runner = RewardRunner(
-        loaded.load_rewards(), args.reward_weights, 0.5, args.reward_normalization, args.reward_gates
+        rewards.load_rewards(), args.reward_weights, 0.5, args.reward_normalization, args.reward_gates
     )
     assert runner.combination.gates == {"motion": 0.02, "dsr_score": 0}
     assert runner.combination.weights == {"dsr_score": 1.0, "clip_similarity": 0.5, "motion": 0.0}
-    config.write_text(elsewhere)
-    (loaded,) = parse_recipe((RewardArguments,), config, [])
-    assert [reward.__name__ for reward in loaded.load_rewards()] == ["dsr_score", "motion"]
+
+
+def test_the_config_with_options_loads_its_rewards(blocks, tmp_path):
+    pytest.importorskip("cv2")
+    _, options = blocks["yaml"]
+    config = tmp_path / "config.yaml"
+    config.write_text(options)
+    (rewards,) = parse_recipe((RewardArguments,), config, [])
+    assert [reward.__name__ for reward in rewards.load_rewards()] == ["dsr_score", "motion"]
 
 
 def test_the_array_example_prints_what_it_says(blocks, capsys):
@@ -115,9 +143,13 @@ def test_the_array_example_prints_what_it_says(blocks, capsys):
     assert f"print(scores)  # {capsys.readouterr().out.strip()}\n" in example
 
 
-def test_the_tables_name_every_tracker_and_every_relation(repo_root):
+def test_the_table_names_every_tracker(repo_root):
     text = (repo_root / "rewards" / "README.md").read_text()
     for name in TRACKERS:
         assert f"| `{name}`" in text
+
+
+def test_the_table_names_every_relation_and_its_words(repo_root):
+    text = (repo_root / "rewards" / "README.md").read_text()
     for code, relation in RELATIONS.items():
         assert re.search(rf"\| `{code}` \| .* \| {relation.initial} \| {relation.final} \|", text)

@@ -1,4 +1,4 @@
-"""Navigation and grounding: the correct video is good, no hack is half as good, and a bad row is not a bad video."""
+"""Navigation and grounding: the correct video scores well, no hack half as well, and invalid rows have no score."""
 
 import cv2
 import numpy as np
@@ -41,7 +41,7 @@ def table(world, navigation, grounding) -> dict[str, tuple[SceneGrade, SceneGrad
     }
 
 
-def test_the_correct_video_is_good(table):
+def test_the_correct_video_scores_well(table):
     navigation, grounding = table["correct"]
     assert navigation.reward > 0.6
     assert grounding.reward > 0.6
@@ -57,7 +57,7 @@ HACKS = (
 
 @pytest.mark.parametrize("hack", HACKS)
 @pytest.mark.parametrize("task", [0, 1], ids=["navigation", "grounding"])
-def test_no_hack_is_half_as_good(table, hack, task):
+def test_no_hack_scores_half_as_well(table, hack, task):
     grade = table[hack][task]
     assert grade.reward is not None, grade.reason
     assert grade.reward <= 0.5 * table["correct"][task].reward, grade
@@ -67,15 +67,18 @@ def test_all_hacks_are_tried(world):
     assert {"correct", *HACKS} == set(world.cases)
 
 
-def test_a_bad_video_has_zero_and_says_why(table):
+def test_videos_of_another_scene_score_zero_with_a_reason(table):
     for hack in ("black", "noise", "other room"):
         for grade in table[hack]:
             assert grade.reward == 0
             assert grade.reason == "no frame was found in the scene of the context"
+
+
+def test_a_motionless_video_has_that_as_its_reason(table):
     assert table["static"][0].reason == "nothing moves in the video"
 
 
-def test_what_catches_the_pasted_target_is_the_scene_behind_it(table):
+def test_a_pasted_target_is_visible_but_does_not_belong_to_the_scene(table):
     factors = table["target pasted in"][1].factors
     assert factors["visible"] > 0.6
     assert factors["V"] < 0.3
@@ -84,24 +87,31 @@ def test_what_catches_the_pasted_target_is_the_scene_behind_it(table):
 BOX = np.array([40.0, 40, 60, 60])
 
 
-def sightings(in_box: int, seen_in_box: float, elsewhere: float) -> Sightings:
-    """Return 100 points outside the box and some inside, of which the given shares are seen."""
-    pixels = np.concatenate([np.tile(BOX[:2] + 5, (in_box, 1)), np.tile(BOX[2:] + 5, (100, 1))])
-    seen = np.concatenate([np.arange(in_box) < seen_in_box * in_box, np.arange(100) < elsewhere * 100])
-    return Sightings(pixels, seen)
+def sightings(count_inside: int, share_inside: float, share_outside: float) -> Sightings:
+    """Return some points inside the box and 100 outside it, of which the given shares are visible."""
+    pixels = np.concatenate([np.tile(BOX[:2] + 5, (count_inside, 1)), np.tile(BOX[2:] + 5, (100, 1))])
+    inside = np.arange(count_inside) < share_inside * count_inside
+    outside = np.arange(100) < share_outside * 100
+    return Sightings(pixels, np.concatenate([inside, outside]))
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
-def test_a_box_is_asked_for_what_its_frame_shows_again(share):
+def test_a_box_must_show_as_many_of_its_points_as_its_frame(share):
     assert same_object(sightings(20, share, share), BOX) == 1
     assert same_object(sightings(20, 0.0, share), BOX) == 0
     assert 0 < same_object(sightings(20, 0.35 * share, share), BOX) < 1
 
 
-def test_a_box_without_points_proves_nothing_and_a_frame_of_nothing_forgives_nothing():
+def test_a_box_with_too_few_points_is_unproven():
     assert same_object(sightings(3, 1.0, 0.5), BOX) == UNPROVEN
+
+
+def test_a_box_without_visible_points_is_another_object_even_if_its_frame_has_none():
     assert same_object(sightings(20, 0.0, 0.0), BOX) == 0
-    assert same_object(None, BOX) == 1  # an estimator without points
+
+
+def test_a_box_is_accepted_if_the_estimator_gives_no_points():
+    assert same_object(None, BOX) == 1
 
 
 def test_recompression_and_a_little_noise_cost_little(world, navigation, table):
@@ -123,15 +133,15 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("change, message", BAD_ROWS.values(), ids=BAD_ROWS)
-def test_a_bad_row_is_invalid_whatever_the_video(world, change, message):
+def test_an_invalid_row_is_invalid_whatever_the_video(world, change, message):
     grade = SceneNavigation(frames=3, context_frames=12).grade(world.cases["correct"].video, {**world.row, **change})
     assert grade.reward is None
     assert message in grade.reason
 
 
 def test_a_static_context_is_invalid(world):
-    still = np.repeat(world.row["context"][:1], 12, axis=0)
-    grade = SceneNavigation(frames=2).grade(world.cases["correct"].video, {**world.row, "context": still})
+    static = np.repeat(world.row["context"][:1], 12, axis=0)
+    grade = SceneNavigation(frames=2).grade(world.cases["correct"].video, {**world.row, "context": static})
     assert grade.reward is None
     assert "all the same picture" in grade.reason
 
@@ -148,11 +158,11 @@ def test_rows_are_refused_before_anything_is_sampled(navigation, grounding):
 
 
 def follow(estimates):
-    """Return an estimator that answers with given poses, whatever it sees."""
+    """Return an estimator that returns these poses for any frames."""
     return CallableEstimator(lambda frames, intrinsics: estimates, name="given")
 
 
-def test_they_run_in_the_loop_by_their_columns(world):
+def test_the_runner_passes_the_columns_of_a_scene(world):
     exact = np.concatenate([world.row["context_poses"], world.walk_poses])
     reward = SceneNavigation(pose_estimator=follow(exact), frames=FRAMES, context_frames=12)
     runner = RewardRunner([reward])
@@ -162,42 +172,45 @@ def test_they_run_in_the_loop_by_their_columns(world):
     assert output.errors == {}
     assert output.rewards[0] == pytest.approx(1.0)
     assert output.extra["scene_navigation_P"] == [pytest.approx(1.0)]
+
+
+def test_a_data_set_without_a_required_column_is_refused():
     with pytest.raises(ValueError, match="needs the prompt column 'camera_poses'"):
-        runner.check_columns(["prompt", "context", "intrinsics"])
+        RewardRunner([SceneNavigation(frames=FRAMES)]).check_columns(["prompt", "context", "intrinsics"])
 
 
-def test_the_alignment_does_not_look_at_the_generated_cameras(world):
-    """Half the motion, in other coordinates: the context determines the scale, so it is measured as half."""
-    half = world.walk_poses.copy()
-    half[:, :3, 3] = half[:1, :3, 3] + 0.5 * (half[:, :3, 3] - half[:1, :3, 3])
-    poses = np.concatenate([world.row["context_poses"], half])
+@pytest.mark.parametrize(("share", "expected"), [(1.0, pytest.approx(1.0)), (0.5, None)])
+def test_the_scale_is_that_of_the_context_and_not_of_the_generated_cameras(world, share, expected):
+    """In other coordinates, seven times as large, the correct motion is correct and half the motion is half."""
+    walk = world.walk_poses.copy()
+    walk[:, :3, 3] = walk[:1, :3, 3] + share * (walk[:, :3, 3] - walk[:1, :3, 3])
+    poses = np.concatenate([world.row["context_poses"], walk])
     poses[:, :3, 3] *= 7.0
     reward = SceneNavigation(pose_estimator=follow(poses), frames=FRAMES, context_frames=12)
-    video = world.cases["correct"].video
-    assert reward.grade(video, world.row).reward < 0.4
-    poses = np.concatenate([world.row["context_poses"], world.walk_poses])
-    poses[:, :3, 3] *= 7.0
-    reward = SceneNavigation(pose_estimator=follow(poses), frames=FRAMES, context_frames=12)
-    assert reward.grade(video, world.row).reward == pytest.approx(1.0)
+    score = reward.grade(world.cases["correct"].video, world.row).reward
+    if expected is None:
+        assert score < 0.4
+    else:
+        assert score == expected
 
 
 PATH = np.stack([look((0.2 * k, -1.4, 0.1 * k), 4 * k) for k in range(9)])
 
 
-def test_perfect_poses_have_perfect_factors():
+def test_the_correct_poses_have_perfect_factors():
     for factors in (pose_factors(PATH, PATH, 1.0), step_factors(PATH, PATH)):
         assert factors["P"] == pytest.approx(1.0)
         assert factors["M"] == pytest.approx(1.0)
 
 
-def test_steps_alone_do_not_see_the_unit_but_the_direction():
+def test_factors_of_steps_do_not_depend_on_the_unit_but_on_the_direction():
     larger = PATH.copy()
     larger[:, :3, 3] *= 3
     assert step_factors(larger, PATH)["P"] == pytest.approx(1.0)
     assert step_factors(PATH[::-1], PATH)["P"] < 0.1
 
 
-def test_unknown_poses_count_as_nothing():
+def test_unknown_poses_count_as_wrong_and_motionless():
     lost = PATH.copy()
     lost[4:] = np.nan
     factors = pose_factors(lost, PATH, 1.0)
@@ -208,39 +221,42 @@ def test_unknown_poses_count_as_nothing():
 
 def jittered(poses: np.ndarray, seed: int, metres: float, degrees: float) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    found = poses.copy()
-    found[:, :3, 3] += rng.normal(0, metres, (len(poses), 3))
-    found[:, :3, :3] = (
+    estimated = poses.copy()
+    estimated[:, :3, 3] += rng.normal(0, metres, (len(poses), 3))
+    estimated[:, :3, :3] = (
         Rotation.from_rotvec(np.radians(rng.normal(0, degrees, (len(poses), 3)))).as_matrix() @ (poses[:, :3, :3])
     )
-    return found
+    return estimated
 
 
-def test_the_jitter_of_an_estimator_is_no_motion_and_hides_none():
-    still = np.repeat(PATH[:1], len(PATH), axis=0)
+def test_the_jitter_of_an_estimator_does_not_hide_motion():
     for factors_of in (lambda poses: pose_factors(poses, PATH, 1.0), lambda poses: step_factors(poses, PATH)):
-        moved = [factors_of(jittered(PATH, seed, 0.02, 0.5))["M"] for seed in range(20)]
-        assert np.mean(moved) > 0.9
-    stood = [pose_factors(jittered(still, seed, 0.05, 1.5), PATH, 1.0)["M"] for seed in range(20)]
-    sizes = [np.linalg.norm(np.diff(jittered(still, 0, 0.05, 1.5)[:, :3, 3], axis=0), axis=1).mean() / 0.224]
+        motion = [factors_of(jittered(PATH, seed, 0.02, 0.5))["M"] for seed in range(20)]
+        assert np.mean(motion) > 0.9
+
+
+def test_the_jitter_of_an_estimator_is_no_motion():
+    motionless = np.repeat(PATH[:1], len(PATH), axis=0)
+    motion = [pose_factors(jittered(motionless, seed, 0.05, 1.5), PATH, 1.0)["M"] for seed in range(20)]
+    sizes = [np.linalg.norm(np.diff(jittered(motionless, 0, 0.05, 1.5)[:, :3, 3], axis=0), axis=1).mean() / 0.224]
     assert sizes[0] > 0.3, "in size alone the jitter makes a third of the steps"
-    assert np.mean(stood) < 0.12
+    assert np.mean(motion) < 0.12
 
 
-def test_motion_backwards_is_none():
+def test_motion_backwards_counts_as_no_motion():
     for factors in (pose_factors(PATH[::-1], PATH, 1.0), step_factors(PATH[::-1], PATH)):
         assert factors["M"] == 0
     there_and_back = np.concatenate([PATH[:5], PATH[3::-1]])
     assert pose_factors(there_and_back, PATH, 1.0)["M"] < 0.05
 
 
-def test_half_of_every_step_is_motion_enough_and_a_quarter_is_half():
+def test_half_of_every_step_is_full_motion_and_a_quarter_is_half():
     for share, expected in ((0.5, 1.0), (0.25, 0.5)):
         slower = np.stack([look((0.2 * share * k, -1.4, 0.1 * share * k), 4 * share * k) for k in range(9)])
         assert pose_factors(slower, PATH, 1.0)["M"] == pytest.approx(expected, abs=0.02)
 
 
-def test_a_turn_on_the_spot_is_not_asked_for_centimetres():
+def test_a_turn_on_the_spot_tolerates_centimetres_but_not_metres():
     turn = np.stack([look((0, -1.4, 0), 5 * k) for k in range(9)])
     near = turn.copy()
     near[:, 0, 3] += 0.02
@@ -263,31 +279,40 @@ def test_a_call_without_a_required_column_names_it(navigation):
         navigation(prompts=[], completions=[], context=[], intrinsics=[])
 
 
-def test_what_trembles_on_the_spot_is_no_cut():
+def test_a_camera_that_trembles_on_the_spot_is_no_cut():
     turn = np.stack([look((0, -1.4, 0), 5 * k) for k in range(9)])
     turn[:, :3, 3] += np.random.default_rng(0).normal(0, 0.01, (9, 3))
     assert continuity_factor(CameraEstimate(PATH, turn, np.ones(9)), np.arange(9)) == 1
 
 
-def test_they_are_found_by_name_and_say_what_they_are():
+def test_the_rewards_are_found_by_name_and_describe_their_parts():
     reward = load_reward("scene_navigation", frames=5)
     assert reward.describe()["pose_estimator"] == "sift"
     assert load_reward("object_grounding").describe()["detector"] == "grounding_dino"
+
+
+def test_an_unknown_pose_estimator_is_named():
     with pytest.raises(ValueError, match="no pose estimator named 'shift'"):
         load_reward("scene_navigation", pose_estimator="shift")
+
+
+def test_a_detector_without_detect_is_refused():
     with pytest.raises(TypeError, match="needs a method detect"):
         get_detector(object(), {})
 
 
 def test_named_settings_survive_saving(tmp_path):
     reward = SceneNavigation(frames=5)
-    again = SceneNavigation.from_pretrained(reward.save_pretrained(tmp_path))
-    assert again.describe() == reward.describe()
+    loaded = SceneNavigation.from_pretrained(reward.save_pretrained(tmp_path))
+    assert loaded.describe() == reward.describe()
+
+
+def test_a_detector_that_is_an_object_cannot_be_saved():
     with pytest.raises(ValueError, match="only parts given by name can be saved"):
         ObjectGrounding(detector=PerfectDetector()).settings()
 
 
-def test_sd_tells_the_scene_from_another(world):
+def test_spatial_distance_is_small_in_the_scene_and_maximal_in_another(world):
     """The map is made from the video here, so another room cannot be aligned with the context."""
     reward = ObjectGrounding(
         detector=PerfectDetector(), frames=2, last_frames=1, context_frames=12, distance_estimator="sift"

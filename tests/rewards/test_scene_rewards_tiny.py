@@ -1,4 +1,4 @@
-"""Both scene rewards on 32x48 videos of the tiny world's rooms, with render and compare."""
+"""Both scene rewards distinguish correct from wrong 32x48 videos of tiny rooms, with render and compare."""
 
 import numpy as np
 import pytest
@@ -62,20 +62,20 @@ def table() -> dict[str, dict[str, SceneGrade]]:
 
 
 @pytest.mark.parametrize("task", SEEDS)
-def test_what_follows_is_good_sharp_or_blurred(table, task):
+def test_correct_videos_score_well_sharp_or_blurred(table, task):
     for name in GOOD:
         assert table[task][name].reward > 0.6, (name, table[task][name])
 
 
 @pytest.mark.parametrize("task", SEEDS)
-def test_what_does_not_follow_is_at_most_half_as_good(table, task):
+def test_wrong_videos_score_at_most_half_as_well(table, task):
     best = table[task]["correct"].reward
     for name, grade in table[task].items():
         if name not in GOOD:
             assert grade.reward <= 0.5 * best, (name, grade)
 
 
-def test_half_of_the_way_is_worth_more_than_none(table):
+def test_half_of_the_motion_scores_between_none_and_all(table):
     grades = table["navigation"]
     assert grades["static"].reward < grades["half motion"].reward < grades["correct"].reward
     assert abs(grades["half motion"].reward - grades["blurred half motion"].reward) < 0.1
@@ -89,7 +89,7 @@ def test_poses_of_blurred_videos_are_near(table):
 
 
 @pytest.mark.parametrize("task", SEEDS)
-def test_nothing_is_found_in_what_shows_another_scene(table, task):
+def test_videos_that_show_no_scene_score_zero_with_a_reason(table, task):
     for name in ("black", "noise"):
         assert table[task][name].reward == 0
         assert table[task][name].reason == "no frame was found in the scene of the context"
@@ -110,7 +110,7 @@ def test_an_instruction_counts_as_followed_only_in_the_scene(table):
     assert grades["noise"].factors["IF"] == 0
 
 
-def test_a_camera_before_a_blank_wall_stops_nothing():
+def test_a_view_of_a_blank_wall_has_no_pose_and_no_error():
     """A view of a single colour has no contrast that could distort the measure."""
 
     def blank(poses: np.ndarray, size: tuple[int, int], intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,5 +118,5 @@ def test_a_camera_before_a_blank_wall_stops_nothing():
 
     video = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
     poses = np.tile(np.eye(4), (2, 1, 1))
-    found = RenderAndCompare(blank).estimate(video[:2], video, np.diag([31.0, 31.0, 1.0]), poses)
-    assert np.isnan(found.poses).all() and not found.support.any()
+    estimate = RenderAndCompare(blank).estimate(video[:2], video, np.diag([31.0, 31.0, 1.0]), poses)
+    assert np.isnan(estimate.poses).all() and not estimate.support.any()

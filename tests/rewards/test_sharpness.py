@@ -1,4 +1,4 @@
-"""Sharpness: it falls with blur at any size, equals the guard's measure, and breaks ties of another reward."""
+"""Sharpness falls with blur at any size, equals the guard's measure, and breaks ties of another reward."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_it_falls_with_blur_and_is_what_the_guard_measures(height, width):
     assert values == frame_statistics(clips, [{}] * 4)["sharpness"]
 
 
-def test_above_the_ceiling_nothing_is_gained():
+def test_the_score_is_limited_by_the_ceiling():
     noise = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
     assert Sharpness(ceiling=0.1)(["p"], [noise]) == [0.1] and Sharpness()(["p"], [noise])[0] > 0.3
 
@@ -36,17 +36,17 @@ def test_a_ceiling_out_of_range_is_refused(ceiling):
         Sharpness(ceiling=ceiling)
 
 
-def test_what_is_no_video_is_named():
+def test_a_completion_that_is_no_video_is_named():
     with pytest.raises(ValueError, match=r"completions\[1\] has shape"):
         Sharpness()(["p"] * 2, [np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)])
 
 
-def test_with_a_small_weight_it_decides_among_equals_and_no_more():
+def test_with_a_small_weight_it_only_decides_between_equals():
     blurred, sharp = picture(32, 48, 0.4), picture(32, 48, 0.0)
 
     def moves(prompts, completions, **kwargs):
         return [0.9, 0.1, 0.1]
 
     runner = RewardRunner([moves, load_reward("sharpness", ceiling=0.3)], [1.0, 1.0])
-    obeys, equal, sharper = runner(["p"] * 3, [blurred, blurred, sharp]).rewards
-    assert obeys > sharper > equal
+    obedient, blurred_tie, sharp_tie = runner(["p"] * 3, [blurred, blurred, sharp]).rewards
+    assert obedient > sharp_tie > blurred_tie
