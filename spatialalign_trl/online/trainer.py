@@ -55,6 +55,7 @@ from spatialalign_trl.rollout.store import Sample, SampleStore
 from spatialalign_trl.trainer.callbacks import EMA_FOLDER, LoraEMA, MetricsOnTheBar, SaveOnInterrupt
 from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
 from spatialalign_trl.trainer.distribution import refuse_unsupported_distribution
+from spatialalign_trl.trainer.resuming import refuse_save_only_model
 from spatialalign_trl.trainer.spatialalign_trainer import SpatialAlignTrainer
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class OnlineSpatialAlignTrainer:
         # Refuse whatever cannot work before a model is loaded and a video sampled.
         refuse_unsupported_distribution(args, samples=True)
         check_optimizer(getattr(args.optim, "value", args.optim))
+        refuse_save_only_model(args)
         self.args = args
         self.runner = RewardRunner(
             reward_funcs, args.reward_weights, args.max_failure_share, args.reward_normalization, args.reward_gates

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spatialalign_trl.models.lora import LORA_FILE, adapter_weights
+from spatialalign_trl.trainer.finiteness import refuse_non_finite
 
 if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
@@ -56,7 +57,8 @@ class SaveOnInterrupt(TrainerCallback):
 
     The first Ctrl-C finishes the current step, writes a checkpoint, prints how to continue, and raises
     `KeyboardInterrupt` from `train`. A second Ctrl-C raises it at once. If there are several processes, it is enough
-    that one of them is interrupted: they agree at the end of every step.
+    that one of them is interrupted: they agree at the end of every step. The checkpoint is complete whatever
+    `save_strategy` and `save_only_model` say.
 
     Args:
         remedy (`str`, *optional*):
@@ -98,6 +100,7 @@ class SaveOnInterrupt(TrainerCallback):
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
             interrupted = bool(flag.item())
         if interrupted:
+            args.save_only_model = False  # a checkpoint without the optimizer could not be continued from
             control.should_save = control.should_training_stop = self.stopped = True
 
     def on_train_end(
@@ -248,6 +251,7 @@ class LoraEMA(TrainerCallback):
         self._save(args, Path(args.output_dir))
 
     def _save(self, args: TrainingArguments, folder: Path) -> None:
+        refuse_non_finite(self.average, f"the LoRA's average for {folder / EMA_FOLDER}")
         if args.should_save:
             with adapter_weights(self.model.transformer, self.average):
                 self.model.save_lora(folder / EMA_FOLDER)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import torch
 from safetensors import safe_open
 from torch.utils.data import Dataset
 
@@ -63,7 +64,7 @@ class SceneDataset(Dataset):
     """
     Videos as latents, and their conditioning, read from disk when an item is requested.
 
-    An item is `{"latents": (C, F, H, W) fp32, "conditioning": {name: tensor}}`.
+    An item is `{"latents": (C, F, H, W) fp32, "conditioning": {name: tensor}, "row": its number}`.
 
     Args:
         columns ([`SceneColumns`]):
@@ -94,7 +95,7 @@ class SceneDataset(Dataset):
         latents, conditioning = (
             load_tensors(file.read_bytes(), f"{self.columns.name} row {row} (cached in {file})") for file in files
         )
-        return {"latents": latents[LATENTS].float(), "conditioning": conditioning}
+        return {"latents": latents[LATENTS].float(), "conditioning": conditioning, "row": torch.tensor(row)}
 
 
 def prepare_scenes(

@@ -48,6 +48,7 @@ class DiffusionDPOTrainer(VideoTrainer):
     config_class: ClassVar[type[DiffusionDPOConfig]] = DiffusionDPOConfig
     _tag_names = ["spatialalign-trl", "trl", "text-to-video", "lora", "diffusers", "template:sd-lora", "diffusion-dpo"]
     _name = "Diffusion-DPO"
+    _latents_key = "chosen"
     collate = staticmethod(collate_pairs)
 
     def _finish_init(self) -> None:

@@ -74,6 +74,11 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def columns(self) -> PairColumns:
+        """The checked dataset, under the name that it has in every dataset of examples."""
+        return self.pairs
+
     def latents(self, row: int, side: str) -> Tensor:
         """Read the latents of one side of a row: `(C, F, H, W)`, fp32."""
         where = self.pairs.where(row, side)

@@ -47,6 +47,11 @@ class ExampleColumns(ABC):
         """Return everything that conditions the model in a row: the prompt, and the columns that the model reads."""
         return {"prompt": self.prompts[row], **(self.conditions[row] if self.conditions is not None else {})}
 
+    def describe(self, row: int) -> str:
+        """Return how errors refer to a row: the dataset, the row's number and its prompt."""
+        prompt = self.prompts[row]
+        return f"{self.name} row {row} ({prompt if len(prompt) <= 60 else prompt[:57] + '...'!r})"
+
     @abstractmethod
     def where(self, row: int, side: str) -> str:
         """Return how errors refer to a cell."""

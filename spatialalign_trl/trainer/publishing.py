@@ -56,6 +56,7 @@ class LoraPublishing:
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the adapter in PEFT's format (to resume from), the LoRA in diffusers' format, and the card."""
+        self._refuse_non_finite_weights(output_dir or self.args.output_dir, state_dict)
         if not self.args.should_save:
             return
         output_dir = output_dir or self.args.output_dir

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import os
 from abc import abstractmethod
 from collections import defaultdict
@@ -23,14 +24,16 @@ from spatialalign_trl.devices import release_memory
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.quantization import check_optimizer
 from spatialalign_trl.trainer.distribution import refuse_unsupported_distribution
+from spatialalign_trl.trainer.finite_training import FiniteTraining
 from spatialalign_trl.trainer.flow_matching import pair_generator, sigma_bounds, step_position
 from spatialalign_trl.trainer.latents import Share
 from spatialalign_trl.trainer.lora import attach_lora
 from spatialalign_trl.trainer.publishing import METRIC_NAMES, LoraPublishing
+from spatialalign_trl.trainer.resuming import Resuming
 from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 
-class VideoTrainer(LoraPublishing, BaseTrainer):
+class VideoTrainer(LoraPublishing, FiniteTraining, Resuming, BaseTrainer):
     """
     Encodes the examples once, releases the encoders, and trains a LoRA on them.
 
@@ -52,6 +55,9 @@ class VideoTrainer(LoraPublishing, BaseTrainer):
             Added to the default ones.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
             Optimizer and scheduler to use instead of those that `args` describes.
+
+    Raises:
+        NonFiniteError: from `train`, see [`FiniteTraining`].
     """
 
     loss_is_scaled_for_ga = False
@@ -89,7 +95,9 @@ class VideoTrainer(LoraPublishing, BaseTrainer):
         network = attach_lora(self.video_model, peft_config, seed=args.seed)
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._micro_step = (-1, -1)  # (optimizer step, index of its latest micro-step)
+        self._step_rows: tuple[int, list[Any]] = (-1, [])  # (optimizer step, rows of the dataset that it has seen)
         self._eval_batches = 0
+        self._eval_examples: Any = None
         self._unwrapped_cache: tuple[torch.nn.Module | None, torch.nn.Module | None] = (None, None)
         super().__init__(
             model=network,
@@ -161,8 +169,12 @@ class VideoTrainer(LoraPublishing, BaseTrainer):
         num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Compute the mean loss of a batch, and record its metrics for the next log."""
+        if self.model.training:
+            step, rows = self._step_rows
+            current_step = self.state.global_step
+            self._step_rows = current_step, [*(rows if step == current_step else []), inputs.get("row")]
         losses, metrics = self._example_losses(model, inputs)
-        self._record({**metrics, "loss": losses.detach()})
+        self._record({"loss": losses.detach(), **metrics}, inputs)
         loss = losses.mean()
         return (loss, metrics) if return_outputs else loss
 
@@ -202,16 +214,20 @@ class VideoTrainer(LoraPublishing, BaseTrainer):
 
     # Metrics
 
-    def _record(self, metrics: dict[str, Tensor]) -> None:
-        """Gather every example's metrics from all processes."""
-        values = torch.stack(list(metrics.values()), dim=1)  # (batch, metrics): one message instead of one per metric
+    def _record(self, metrics: dict[str, Tensor], inputs: dict[str, Any]) -> None:
+        """Gather every example's metrics from all processes, and stop all of them if a number is not finite."""
+        values = local = torch.stack(list(metrics.values()), dim=1)  # (batch, metrics): one message for all metrics
         if self.model.training:
             # Not gather_for_metrics: batches are fetched ahead, and it would truncate an earlier batch to the size of
             # the last one.
             mode, values = "train", self.accelerator.gather(values)
         else:
             mode, values = "eval", self.accelerator.gather_for_metrics(values)
-        for name, column in zip(metrics, values.T.tolist(), strict=True):
+        for index, (name, column) in enumerate(zip(metrics, values.T.tolist(), strict=True)):
+            # Every process has the values of all, so that all stop here. Other losses may have metrics of their own
+            # that are not always defined.
+            if (name == "loss" or name in METRIC_NAMES) and not all(map(math.isfinite, column)):
+                self._stop_at_loss(name, inputs, ~torch.isfinite(local[:, index]))
             if name == "loss" and mode == "train":  # Trainer logs it
                 continue
             self._metrics[mode][METRIC_NAMES.get(name, name)].extend(column)
@@ -223,6 +239,10 @@ class VideoTrainer(LoraPublishing, BaseTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the averages over all examples since the last log."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._mean_loss()
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # the loss scale of fp16 was too large: no step was made
+            del logs["grad_norm"]
         super().log({**logs, **self._take_metrics("train")} if self.model.training else logs, start_time)
 
     def evaluation_loop(
@@ -230,7 +250,7 @@ class VideoTrainer(LoraPublishing, BaseTrainer):
     ) -> EvalLoopOutput:
         """Evaluate with the same noise every time; the result has all metrics, averaged over examples."""
         self._metrics["eval"].clear()
-        self._eval_batches = 0
+        self._eval_batches, self._eval_examples = 0, dataloader.dataset
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         release_memory()  # evaluation's larger batches reserved memory that training needs
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in self._take_metrics("eval").items()})
@@ -239,8 +259,10 @@ class VideoTrainer(LoraPublishing, BaseTrainer):
     # Training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See [`~transformers.Trainer.train`]."""
+        """Train, or continue a training; see [`Resuming.train`]."""
         self._micro_step = (-1, -1)  # an interrupted step starts over with its first micro-step
+        self._step_rows = (-1, [])
+        self._metrics["train"].clear()
         return super().train(*args, **kwargs)
 
     def create_scheduler(

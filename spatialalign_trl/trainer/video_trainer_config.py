@@ -17,7 +17,8 @@ class VideoTrainerConfig(BaseConfig):
     These defaults differ from `TrainingArguments`:
 
     - `learning_rate` is 1e-4; `gradient_checkpointing` is on and `logging_steps` is 10, as in all of TRL.
-    - `remove_unused_columns` and `ddp_find_unused_parameters` are off.
+    - `remove_unused_columns` and `ddp_find_unused_parameters` are off, and so is
+      `logging_nan_inf_filter`, which would hide a loss that is not finite.
     - `data_seed` is `seed`, so that the order of the examples depends on the arguments alone.
     - Memory is pinned only if there is an accelerator.
     - `bf16` is on if the accelerator computes in bf16, and off on the CPU, where bf16 is no faster and, on short
@@ -54,6 +55,11 @@ class VideoTrainerConfig(BaseConfig):
         metadata={
             "help": "Off, because every LoRA weight is used in every step and a search for unused ones costs time."
         },
+    )
+
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Keep this off: it would replace losses that are not finite by the average of the others."},
     )
 
     model_init_kwargs: dict[str, Any] | str | None = field(
@@ -110,6 +116,11 @@ class VideoTrainerConfig(BaseConfig):
         self._check()
 
     def _check(self) -> None:
+        if self.logging_nan_inf_filter:
+            raise ValueError(
+                "logging_nan_inf_filter=True would hide losses that are not finite: leave it off. Training stops at "
+                "the first of them anyway."
+            )
         if self.flow_shift is not None and not self.flow_shift > 0:
             raise ValueError(f"flow_shift={self.flow_shift}: must be positive. Set None to use the model's shift.")
         if self.num_train_timesteps is not None and self.num_train_timesteps < 1:

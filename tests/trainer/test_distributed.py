@@ -48,6 +48,20 @@ def test_two_processes_train_the_same_lora_as_a_single_one(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_in_one_process_stops_both(tmp_path: Path, what: str) -> None:
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 1}
+    results = launch(tmp_path / "2", 2, pairs=8, stop={"rank": 1, "step": 2, "what": what}, **options)
+    (row,) = json.loads((tmp_path / "2" / "rows.json").read_text())
+    assert results[0]["error"] == results[1]["error"]
+    assert f"after 2 of 4 steps, the {what} is not finite for train_dataset row" in results[0]["error"]
+    assert f"train_dataset row {row} (" in results[0]["error"]
+    assert "checkpoint-1 is sound; checkpoint-2 is kept too" in results[0]["error"]
+    assert_same_weights(results[0]["lora"], results[1]["lora"])
+    assert all(value.isfinite().all() for value in results[0]["lora"].values())
+
+
+@pytest.mark.slow
 def test_an_odd_number_of_pairs_neither_hangs_nor_drops_one(tmp_path: Path) -> None:
     """5 pairs in batches of 1 make 6 batches; the last repeats the first pair."""
     options = {"pairs": 5, "per_device_train_batch_size": 1, "num_train_epochs": 1, "max_steps": -1}
