@@ -34,7 +34,7 @@ def test_two_processes_roll_out_score_pair_train_and_evaluate_as_one(tmp_path):
     (single,) = launch(folder, tmp_path / "1", 1, batch=2)
     assert first["world"] == second["world"] == 2  # some launchers quietly start a single process
     assert first == second
-    # Every video has its own noise, so it does not matter which process samples it. The reward is a hash of the pixels.
+    # Every video has its own noise, so it does not matter which process samples it. The reward hashes the pixels.
     assert first["base"] == single["base"]
     assert first["rounds"][0]["rollouts"] == single["rounds"][0]["rollouts"]
     assert first["rounds"][0]["preferences"] == single["rounds"][0]["preferences"]

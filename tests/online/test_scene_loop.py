@@ -63,7 +63,7 @@ def loop(pipeline: str, folder: Path, train: Dataset, evaluation: Dataset) -> On
 
 @dataclass
 class ContextRun:
-    """A run that has ended, whose recordings are deleted; the names of all tensors that its model was conditioned on."""
+    """A run that has ended and lost its recordings, and the names of the tensors that its model was conditioned on."""
 
     folder: Path
     results: dict
