@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import pytest
+from fresh_process import PROGRAMS
 
 from spatialalign_trl.arguments import launch
 from spatialalign_trl.arguments.launch import check_launch
@@ -70,13 +71,6 @@ def test_the_parents_command_line_is_read():
     assert "'--mark'" in done.stdout
 
 
-SCRIPT = """\
-from spatialalign_trl.arguments.launch import check_launch
-check_launch()
-print("ran")
-"""
-
-
 def accelerate_launch(script: os.PathLike, *flags: str) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--mixed_precision", "no"]
@@ -92,9 +86,8 @@ def accelerate_launch(script: os.PathLike, *flags: str) -> subprocess.CompletedP
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/cmdline"), reason="the parent's command line is in /proc on Linux")
-def test_accelerate_starts_one_process_on_cpus_and_the_script_says_so(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+def test_accelerate_starts_one_process_on_cpus_and_the_script_says_so():
+    script = PROGRAMS / "check_launch.py"
     done = accelerate_launch(script, "--cpu", "--num_processes", "2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ran") == 1  # should this be 2 one day, the check has no reason left

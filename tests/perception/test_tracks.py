@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from fresh_process import PROGRAMS
 
 from spatialalign_trl.perception.tracks import TRACKERS, FrameBoxes, Tracker, Tracks, get_tracker
 
@@ -52,29 +53,9 @@ def test_objects_that_cannot_track_are_refused(wrong, message):
         get_tracker(wrong)
 
 
-LAZY = """\
-class Lazy:
-    name = "lazy"
-    def __init__(self, cache_dir=None, device=None):
-        self.cache_dir = cache_dir
-    def track(self): ...
-class Open(Lazy):
-    def __init__(self, **options):
-        self.options = options
-class Grouped(Lazy):
-    option_names = ("label_mode",)
-    def __init__(self, detector=None):
-        self.detector = detector
-    @classmethod
-    def from_options(cls, **options):
-        return cls(detector=options)
-"""
-
-
 @pytest.fixture
-def lazy_trackers(tmp_path, monkeypatch):
-    (tmp_path / "trackers_with_options.py").write_text(LAZY)
-    monkeypatch.syspath_prepend(tmp_path)
+def lazy_trackers(monkeypatch):
+    monkeypatch.syspath_prepend(PROGRAMS)
     monkeypatch.setitem(TRACKERS, "lazy", "trackers_with_options:Lazy")
     monkeypatch.setitem(TRACKERS, "open", "trackers_with_options:Open")
     monkeypatch.setitem(TRACKERS, "grouped", "trackers_with_options:Grouped")

@@ -6,11 +6,13 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh_process import PROGRAMS
 from posed_recordings import realestate10k
 from safetensors.torch import load_file
 from tiny_pipelines import saved_wan
@@ -19,11 +21,6 @@ from spatialalign_trl.files import read_json
 from spatialalign_trl.tiny_world.rooms import render, sample_room, sample_trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
-JUDGE = """
-def brightness(completions, log_extra, **columns):
-    log_extra("brightness_red", [float(video[..., 0].mean()) for video in completions])
-    return [float(video.mean() + video.std() * 1e-3) for video in completions]
-"""
 SIZE = "--num_frames 9 --height 16 --width 32 --num_inference_steps 1 --guidance_scale 2 --supersample 1".split()
 FEW = "--max_train_prompts 2 --max_eval_prompts 1 --evaluation_seeds 1 --max_steps 2 --logging_steps 1".split()
 HOW = "--save_steps 1 --per_device_train_batch_size 2 --use_cpu --disable_tqdm true --report_to none".split()
@@ -35,7 +32,7 @@ def inputs(tmp_path_factory) -> Path:
     """Make a model, a reward that scores no two videos equally, and a folder for rooms that are rendered once."""
     folder = tmp_path_factory.mktemp("inputs")
     saved_wan(folder / "model")
-    (folder / "judge.py").write_text(JUDGE)
+    shutil.copy(PROGRAMS / "brightness_reward.py", folder / "judge.py")
     return folder
 
 
