@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ class LogState:
 
     def write(self, checkpoint: Path) -> None:
         """Write the state to a checkpoint's folder."""
-        write_json(checkpoint / LOG_STATE_FILE, asdict(self))
+        # JSON has no NaN; a metric of a user's own loss may be undefined for some examples.
+        metrics = {name: [v if math.isfinite(v) else str(v) for v in values] for name, values in self.metrics.items()}
+        write_json(checkpoint / LOG_STATE_FILE, {**asdict(self), "metrics": metrics})
 
     @classmethod
     def read(cls, checkpoint: Path, world_size: int) -> LogState | None:
@@ -68,7 +71,9 @@ class LogState:
         else:
             try:
                 state = cls(**read_json(file))
-            except TypeError as error:
+                metrics = {name: [float(value) for value in values] for name, values in state.metrics.items()}
+                state = replace(state, metrics=metrics)
+            except (TypeError, ValueError, AttributeError) as error:
                 raise ValueError(
                     f"{file} is not the state of a log ({error}): resume from another checkpoint"
                 ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import TrainerCallback
 
 from spatialalign_trl.trainer.callbacks import SaveOnInterrupt
 from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
-from spatialalign_trl.trainer.resuming import LOG_STATE_FILE, refuse_save_only_model
+from spatialalign_trl.trainer.resuming import LOG_STATE_FILE, LogState, refuse_save_only_model
 
 # 4 batches in an epoch, so that no number of steps below is a whole number of epochs.
 STEPS: dict[str, Any] = {"train_dataset": latent_pairs(7), "max_steps": 5, "save_strategy": "steps", "save_steps": 1}
@@ -82,6 +83,19 @@ def test_a_training_that_has_all_its_steps_makes_none(tmp_path: Path, schedule: 
     assert step_logs(again) == step_logs(first)
     assert_same_weights(lora_of(again), lora_of(first))
     assert not (tmp_path / "checkpoint-6").exists()
+
+
+def test_the_state_of_a_log_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Also the metrics of a user's own loss, which need not be defined for every example."""
+    state = LogState(3, [0.1, 1 / 3], 2.5, {"own": [math.nan, math.inf, -math.inf, 0.1 + 0.2]})
+    state.write(tmp_path)
+    found = LogState.read(tmp_path, world_size=2)
+    assert repr(found) == repr(state)  # NaN is not equal to itself
+    assert LogState.read(tmp_path, world_size=1) is None
+    for damaged in ("{}", "[]", '{"last_logged_step": 1, "losses": [], "logged_loss": 0, "metrics": 3}', "{"):
+        (tmp_path / LOG_STATE_FILE).write_text(damaged)
+        with pytest.raises(ValueError, match=LOG_STATE_FILE):
+            LogState.read(tmp_path, world_size=1)
 
 
 def test_a_checkpoint_without_its_log_continues_and_says_so(
