@@ -42,7 +42,7 @@ from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import PartialState
     from datasets import Dataset
 
     from spatialalign_trl.models.base import VideoModel
@@ -72,8 +72,6 @@ def main(
     held_out: HeldOutArguments,
     model_arguments: ModelArguments,
 ) -> None:
-    from accelerate import Accelerator
-
     from spatialalign_trl.evaluation.scene_metrics import compare_scenes, write_comparison
     from spatialalign_trl.rewards.runner import RewardRunner
     from spatialalign_trl.rollout.store import SampleStore
@@ -87,17 +85,17 @@ def main(
         train = scenes.with_answers(published[0], settings, folder)
         _, tasks = scenes.at_size(published, settings, folder)
     runner.check_prompts(list(tasks))
-    accelerator, store = Accelerator(cpu=args.use_cpu), SampleStore(folder / "samples")
+    store = SampleStore(folder / "samples")
 
     def evaluate(name: str) -> list[Sample]:
-        return sampled(model, tasks, settings, held_out, store, runner, accelerator, name)
+        return sampled(model, tasks, settings, held_out, store, runner, args.distributed_state, name)
 
     before = evaluate("before")
     trainer = ContextSFTTrainer(model, args, train_dataset=train, peft_config=model_arguments.lora_config(model))
     train_on(trainer, folder)
     model.transformer.eval()
     after = evaluate("after")
-    if accelerator.is_main_process and before:
+    if args.process_index == 0 and before:
         truths = scenes.answers(published[1], settings, folder)
         write_comparison(folder, compare_scenes(before, after, store, truths), ("before", "after"))
 
@@ -123,7 +121,7 @@ def sampled(
     held_out: HeldOutArguments,
     store: SampleStore,
     runner: RewardRunner,
-    accelerator: Accelerator,
+    processes: PartialState,
     name: str,
 ) -> list[Sample]:
     """Samples and scores the held-out tasks; what is there is not made again."""
@@ -142,11 +140,11 @@ def sampled(
         store,
         policy_revision=revision(model),
         batch_size=held_out.rollout_batch_size,
-        accelerator=accelerator,
+        accelerator=processes,
         crf=held_out.video_crf,
         desc=f"sampling {name}",
     )
-    return score_samples(samples, store, runner, accelerator=accelerator, desc=f"scoring {name}")
+    return score_samples(samples, store, runner, accelerator=processes, desc=f"scoring {name}")
 
 
 def revision(model: VideoModel) -> str:

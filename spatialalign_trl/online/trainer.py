@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
@@ -140,7 +139,8 @@ class OnlineSpatialAlignTrainer:
         self.peft_config = next(iter(model.transformer.peft_config.values())) if self.starts_adapted else peft_config
         self.callbacks = list(callbacks or [])
 
-        self.accelerator = Accelerator(cpu=args.use_cpu)
+        # The processes alone: an `Accelerator` would fix the precision, the compiler and the plugins of all later ones.
+        self.accelerator = args.distributed_state
         self.output_dir = Path(args.output_dir)
         self.quality = QualityMeasures(
             args.quality_guards, self.output_dir / "looks", self.eval_rows, self.accelerator

@@ -16,7 +16,7 @@ from spatialalign_trl.prompts.seeds import noise_seed
 from spatialalign_trl.rollout.store import Sample, SampleStore
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
     from spatialalign_trl.models.base import VideoModel
     from spatialalign_trl.models.encoding import Conditioning
@@ -30,7 +30,7 @@ def roll_out(
     store: SampleStore,
     policy_revision: str = "base",
     batch_size: int = 8,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | PartialState | None = None,
     crf: int = 18,
     desc: str = "sampling",
 ) -> list[Sample]:
@@ -57,7 +57,7 @@ def roll_out(
             Name of the policy's weights. It is part of every sample's identity, so give other weights another name.
         batch_size (`int`, *optional*, defaults to `8`):
             Number of videos that each process samples at a time.
-        accelerator (`Accelerator`, *optional*):
+        accelerator (`Accelerator` or `PartialState`, *optional*):
             The processes that share the work. By default this process does all of it.
         crf (`int`, *optional*, defaults to `18`):
             Quality of the mp4; 0 is lossless. See [`~spatialalign_trl.video.encode_video`].
