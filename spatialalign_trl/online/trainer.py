@@ -139,7 +139,7 @@ class OnlineSpatialAlignTrainer:
         self.peft_config = next(iter(model.transformer.peft_config.values())) if self.starts_adapted else peft_config
         self.callbacks = list(callbacks or [])
 
-        # The processes alone: an `Accelerator` would fix the precision, the compiler and the plugins of all later ones.
+        # Only the processes: an `Accelerator` would decide on the precision and plugins of the trainers' own.
         self.accelerator = args.distributed_state
         self.output_dir = Path(args.output_dir)
         self.quality = QualityMeasures(

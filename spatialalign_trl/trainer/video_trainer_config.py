@@ -11,7 +11,6 @@ from trl.trainer.base_config import _BaseConfig as BaseConfig
 
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
 
-
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 """Environment variable in which `accelerate launch` passes on its precision: no, bf16, fp16 or fp8."""
 
