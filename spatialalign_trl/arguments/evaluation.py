@@ -293,6 +293,8 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         """Return the loading options that change the videos, so that samples made with others are not reused."""
         names = ("model_revision", "dtype", "quantization", "model_init_kwargs")
         values = {name: getattr(self, name) for name in names}
+        if self.dtype == "float32":  # as the loop's samples of embedded models, which have no such mark
+            values.pop("dtype")
         return "".join(f" {name}={value}" for name, value in values.items() if value is not None)
 
     def _load_model(self, name: str) -> VideoModel:
