@@ -25,7 +25,7 @@ rollouts of the base model and the evaluation seeds. Running the same command ag
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -117,6 +117,31 @@ def _literal(text: str) -> Any:
     return text
 
 
+def method_arguments(
+    overrides: tuple[dict[str, Any], dict[str, Any]],
+    seed: int,
+    folder: Path,
+    args: OnlineSpatialAlignConfig,
+    model_arguments: ModelArguments,
+) -> tuple[OnlineSpatialAlignConfig, ModelArguments]:
+    """The configuration and the LoRA of a method with a seed, made anew: they are checked, and what follows from one
+    field, such as the precision from `bf16`, is set again."""
+    changes, lora_changes = overrides
+    own = {
+        "output_dir": str(folder),
+        "samples_dir": str(folder.parent.parent / "samples"),
+        "seed": seed,
+        "data_seed": seed,
+        "contact_sheet_prompts": args.contact_sheet_prompts if seed == 0 else 0,
+        **changes,
+    }
+    if "gradient_checkpointing" in changes:
+        own["activation_checkpointing"] = changes["gradient_checkpointing"]  # the same setting under its new name
+    if args.max_steps > 0 and "max_steps" not in changes:
+        own["max_steps"] = args.max_steps * args.num_rounds // changes.get("num_rounds", args.num_rounds)
+    return dataclasses.replace(args, **own), dataclasses.replace(model_arguments, **lora_changes)
+
+
 def run_method(
     overrides: tuple[dict[str, Any], dict[str, Any]],
     seed: int,
@@ -127,19 +152,7 @@ def run_method(
     model_arguments: ModelArguments,
 ) -> Any:
     """Run one method with one seed, and return the finished loop with its samples."""
-    own, lora = copy.copy(args), copy.copy(model_arguments)
-    own.output_dir, own.samples_dir, own.seed, own.data_seed = (
-        str(folder),
-        str(folder.parent.parent / "samples"),
-        seed,
-        seed,
-    )
-    own.contact_sheet_prompts = args.contact_sheet_prompts if seed == 0 else 0
-    for target, changes in ((own, overrides[0]), (lora, overrides[1])):
-        for name, value in changes.items():
-            setattr(target, name, value)
-    if own.max_steps > 0 and "max_steps" not in overrides[0]:
-        own.max_steps = args.max_steps * args.num_rounds // own.num_rounds
+    own, lora = method_arguments(overrides, seed, folder, args, model_arguments)
     loop = build_loop(prompt_arguments, reward_arguments, own, lora)
     loop.train()
     return loop
@@ -203,6 +216,11 @@ def main(
             raise ValueError(f"unknown method {name!r}. {near_miss(name, known)}")
     chosen = list(dict.fromkeys([*compare.methods, *parse_variants(compare.variants)]))
     out = Path(args.output_dir)
+    for name in chosen:  # refuse a wrong value of the last method before the first one runs
+        try:
+            method_arguments(known[name], 0, out / name / "seed0", args, model_arguments)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"method {name!r}: {error}") from error
     arguments = (prompt_arguments, reward_arguments, args, model_arguments)
     comparison: dict[str, dict[str, Any]] = {}
     for name in chosen:

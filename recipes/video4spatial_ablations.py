@@ -95,14 +95,12 @@ class Ablation:
     model_arguments: ModelArguments
 
     def __post_init__(self) -> None:
-        from accelerate import Accelerator
-
         from spatialalign_trl.rewards.runner import RewardRunner
         from spatialalign_trl.rollout.store import SampleStore
 
         self.folder = Path(self.args.output_dir)
         self.runner = RewardRunner(self.rewards.load_rewards())
-        self.accelerator = Accelerator(cpu=self.args.use_cpu)
+        self.processes = self.args.distributed_state
         self.store = SampleStore(self.folder / "samples")
 
     def run(self, variants: Sequence[str], outdoor_split: str) -> dict[str, Any]:
@@ -122,7 +120,7 @@ class Ablation:
             if name == "full":
                 full = samples
             results[name] = self._compare(samples, truths, None if name in ("full", "outdoor") else full)
-            if self.accelerator.is_main_process:
+            if self.processes.is_main_process:
                 write_json(path, results)
                 write_atomic(self.folder / TABLE_FILE, to_markdown(results).encode())
         return results
@@ -170,7 +168,7 @@ class Ablation:
         self.runner.check_prompts(list(tasks))
         model.transformer.eval()
         samples = sample_and_score(
-            model, tasks, settings, self.held_out, self.store, self.runner, self.accelerator, name
+            model, tasks, settings, self.held_out, self.store, self.runner, self.processes, name
         )
         return samples, scenes.answers(published[1], settings, self.folder)
 
@@ -210,7 +208,7 @@ def main(
 ) -> dict[str, Any]:
     run = Ablation(scenes, rewards, args, held_out, model_arguments)
     results = run.run(ablation.variants, ablation.outdoor_split)
-    if run.accelerator.is_main_process:
+    if run.processes.is_main_process:
         print(to_markdown(results))
     return results
 

@@ -43,7 +43,7 @@ from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import PartialState
     from datasets import Dataset
 
     from spatialalign_trl.models.base import VideoModel
@@ -73,8 +73,6 @@ def main(
     held_out: HeldOutArguments,
     model_arguments: ModelArguments,
 ) -> None:
-    from accelerate import Accelerator
-
     from spatialalign_trl.evaluation.scene_metrics import compare_scenes, write_comparison
     from spatialalign_trl.rewards.runner import RewardRunner
     from spatialalign_trl.rollout.store import SampleStore
@@ -90,10 +88,10 @@ def main(
         train = scenes.with_answers(published[0], settings, folder)
         _, tasks = scenes.at_size(published, settings, folder)
     runner.check_prompts(list(tasks))
-    accelerator, store = Accelerator(cpu=args.use_cpu), SampleStore(folder / "samples")
+    store = SampleStore(folder / "samples")
 
     def evaluate(name: str) -> list[Sample]:
-        return sample_and_score(model, tasks, settings, held_out, store, runner, accelerator, name)
+        return sample_and_score(model, tasks, settings, held_out, store, runner, args.distributed_state, name)
 
     # 2. Sample held-out tasks, train, and sample them again from the same noise.
     before = evaluate("before")
@@ -103,7 +101,7 @@ def main(
     after = evaluate("after")
 
     # 3. Compare both with the right answers.
-    if accelerator.is_main_process and before:
+    if args.process_index == 0 and before:
         truths = scenes.answers(published[1], settings, folder)
         write_comparison(folder, compare_scenes(before, after, store, truths), ("before", "after"))
 
@@ -129,7 +127,7 @@ def sample_and_score(
     held_out: HeldOutArguments,
     store: SampleStore,
     runner: RewardRunner,
-    accelerator: Accelerator,
+    processes: PartialState,
     name: str,
 ) -> list[Sample]:
     """Sample and score the held-out tasks. Samples and scores in the store are reused."""
@@ -148,11 +146,11 @@ def sample_and_score(
         store,
         policy_revision=revision(model),
         batch_size=held_out.rollout_batch_size,
-        accelerator=accelerator,
+        accelerator=processes,
         crf=held_out.video_crf,
         desc=f"sampling {name}",
     )
-    return score_samples(samples, store, runner, accelerator=accelerator, desc=f"scoring {name}")
+    return score_samples(samples, store, runner, accelerator=processes, desc=f"scoring {name}")
 
 
 def revision(model: VideoModel) -> str:

@@ -211,7 +211,7 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         Raises:
             ValueError, FileNotFoundError, ConnectionError, ImportError: See [`Evaluation`] and `plan_policies`.
         """
-        from accelerate import Accelerator
+        from accelerate import PartialState
 
         from spatialalign_trl.arguments.scenes import SceneArguments
         from spatialalign_trl.evaluation.evaluator import Evaluation, PolicySampling, QualityGuards
@@ -225,7 +225,7 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
             raise ValueError("a model needs prompts: give a file, a dataset, or a name under datasets/.")
         rows = [] if self.prompts is None else list(load_prompt_set(self.prompts, self.split, self.max_prompts))
         runner = RewardRunner(self.load_rewards(), self.reward_weights)
-        accelerator = Accelerator(cpu=self.use_cpu)
+        processes = PartialState(cpu=self.use_cpu)
 
         # 2. Render scene tasks at the size of the videos, by default the first model's. A model that is loaded for its
         # size is kept for sampling.
@@ -236,7 +236,7 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
             size = self._task_size(next(iter(loaded.values()), None))
             settings |= {name: getattr(size, name) for name in ("num_frames", "height", "width")}
             scenes = SceneArguments(self.tasks, scenes_dir=self.scenes_dir, supersample=self.supersample)
-            with accelerator.main_process_first():  # The main process renders, the others read its files.
+            with processes.main_process_first():  # The main process renders, the others read its files.
                 published = scenes.load_set(self.tasks, self.split, self.max_prompts)
                 rows = list(scenes.held_out(published, size, Path(self.output_dir)))
                 truths = scenes.answers(published, size, Path(self.output_dir))
@@ -262,7 +262,7 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
             sampling=sampling,
             guards=QualityGuards(guards, {"truth": TruthGuard(truths)} if truths else {}),
             baseline=self.baseline,
-            accelerator=accelerator,
+            accelerator=processes,
         )
 
     def notes(self) -> dict[str, Any]:
@@ -293,6 +293,8 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         """Return the loading options that change the videos, so that samples made with others are not reused."""
         names = ("model_revision", "dtype", "quantization", "model_init_kwargs")
         values = {name: getattr(self, name) for name in names}
+        if self.dtype == "float32":  # as the loop's samples of embedded models, which have no such mark
+            values.pop("dtype")
         return "".join(f" {name}={value}" for name, value in values.items() if value is not None)
 
     def _load_model(self, name: str) -> VideoModel:

@@ -33,7 +33,7 @@ from spatialalign_trl.rollout.sampler import roll_out
 from spatialalign_trl.rollout.store import Sample, SampleStore
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
     from spatialalign_trl.evaluation.guards import Guard
     from spatialalign_trl.models.base import VideoModel
@@ -128,7 +128,7 @@ class Evaluation:
             Which quality guards measure the videos.
         baseline (`str`, *optional*):
             Name of the policy that the others are compared with. Defaults to the first.
-        accelerator (`Accelerator`, *optional*):
+        accelerator (`Accelerator` or `PartialState`, *optional*):
             The processes that share the work.
 
     Raises:
@@ -148,7 +148,7 @@ class Evaluation:
         sampling: PolicySampling | None = None,
         guards: QualityGuards | None = None,
         baseline: str | None = None,
-        accelerator: Accelerator | None = None,
+        accelerator: Accelerator | PartialState | None = None,
     ) -> None:
         self.policies = list(policies)
         self.rows = [dict(row) for row in rows]

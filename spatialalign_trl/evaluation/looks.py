@@ -13,7 +13,7 @@ from spatialalign_trl.files import read_json, write_json
 from spatialalign_trl.video import Video
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
     from spatialalign_trl.rollout.store import Sample
 
@@ -57,7 +57,7 @@ class QualityMeasures:
             Where the values are kept, one JSON file per sample.
         rows (sequence of `dict`, *optional*):
             The prompts, which a guard may refuse.
-        accelerator (`Accelerator`, *optional*):
+        accelerator (`Accelerator` or `PartialState`, *optional*):
             The processes that share the videos.
         extra (`Mapping[str, Guard]`, *optional*):
             Guards that no spec can create, by the name that their values are stored under.
@@ -72,7 +72,7 @@ class QualityMeasures:
         specs: Sequence[str],
         folder: Path,
         rows: Sequence[Mapping[str, Any]] = (),
-        accelerator: Accelerator | None = None,
+        accelerator: Accelerator | PartialState | None = None,
         extra: Mapping[str, Guard] | None = None,
     ) -> None:
         self.guards: dict[str, Guard] = {spec: get_guard(spec) for spec in dict.fromkeys(specs)} | dict(extra or {})

@@ -23,7 +23,7 @@ from spatialalign_trl.rewards.scoring import combine_scores, has_failed, score_s
 from spatialalign_trl.rollout.sampler import roll_out
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import PartialState
     from rich.console import Console
 
     from spatialalign_trl.models.base import VideoModel
@@ -49,7 +49,7 @@ class RunParts:
         runner ([`RewardRunner`]): The rewards.
         store ([`SampleStore`]): The folder of all samples.
         train_rows (`list[dict]`): The training prompts.
-        accelerator (`Accelerator`): The processes of the run.
+        accelerator (`PartialState`): The processes of the run.
         console (`Console`): Where progress is printed; silent except on the main process.
     """
 
@@ -59,7 +59,7 @@ class RunParts:
     runner: RewardRunner
     store: SampleStore
     train_rows: list[dict[str, Any]]
-    accelerator: Accelerator
+    accelerator: PartialState
     console: Console
 
     @property

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
@@ -142,7 +141,8 @@ class OnlineSpatialAlignTrainer:
         self.peft_config = next(iter(model.transformer.peft_config.values())) if self.starts_adapted else peft_config
         self.callbacks = list(callbacks or [])
 
-        self.accelerator = Accelerator(cpu=args.use_cpu)
+        # Only the processes: an `Accelerator` would decide on the precision and plugins of the trainers' own.
+        self.accelerator = args.distributed_state
         self.output_dir = Path(args.output_dir)
         self.quality = QualityMeasures(
             args.quality_guards, self.output_dir / "looks", self.eval_rows, self.accelerator

@@ -14,7 +14,7 @@ from spatialalign_trl.rewards.combination import RewardCombination
 from spatialalign_trl.rewards.runner import RewardRunner
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
     from spatialalign_trl.video import Video
 
@@ -54,7 +54,7 @@ def score_samples(
     runner: RewardRunner,
     *,
     batch_size: int = 16,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | PartialState | None = None,
     desc: str = "scoring",
 ) -> list[StoredSample]:
     """
@@ -76,7 +76,7 @@ def score_samples(
             The rewards.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of videos per call of the rewards.
-        accelerator (`Accelerator`, *optional*):
+        accelerator (`Accelerator` or `PartialState`, *optional*):
             Distributes the samples over the processes (sample i to process i modulo their number) and waits for all of
             them. Every process must be given the same samples in the same order.
         desc (`str`, *optional*, defaults to `"scoring"`):

@@ -16,7 +16,7 @@ from spatialalign_trl.prompts.seeds import noise_seed
 from spatialalign_trl.rollout.store import Sample, SampleStore
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
     from spatialalign_trl.models.base import VideoModel
     from spatialalign_trl.models.encoding import Conditioning
@@ -30,7 +30,7 @@ def roll_out(
     store: SampleStore,
     policy_revision: str = "base",
     batch_size: int = 8,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | PartialState | None = None,
     crf: int = 18,
     desc: str = "sampling",
 ) -> list[Sample]:
@@ -40,7 +40,8 @@ def roll_out(
     The prompts are divided among the processes of `accelerator` (process r of w takes rows r, r + w, ...), and all of
     them must see the store. A batch may mix prompts and seeds, because a sample's noise depends on its seed and prompt
     alone. Every sample is written as soon as its batch is decoded, so that an interrupted run loses at most one batch
-    per process.
+    per process. It continues with the batches that it would have had, and therefore ends with the same videos bit for
+    bit: the size of a batch affects the rounding.
 
     Args:
         model ([`VideoModel`]):
@@ -57,7 +58,7 @@ def roll_out(
             Name of the policy's weights. It is part of every sample's identity, so give other weights another name.
         batch_size (`int`, *optional*, defaults to `8`):
             Number of videos that each process samples at a time.
-        accelerator (`Accelerator`, *optional*):
+        accelerator (`Accelerator` or `PartialState`, *optional*):
             The processes that share the work. By default this process does all of it.
         crf (`int`, *optional*, defaults to `18`):
             Quality of the mp4; 0 is lossless. See [`~spatialalign_trl.video.encode_video`].
@@ -88,7 +89,8 @@ def roll_out(
     if missing:
         num_done = len(assigned) - len(missing)
         with tqdm(total=len(assigned), initial=num_done, desc=desc, unit="video", disable=not is_main) as progress:
-            _sample_missing(model, missing, settings, store, batch_size, crf, progress)
+            batches, missing_ids = _batches(assigned, missing, batch_size), {sample.sample_id for sample in missing}
+            _sample_batches(model, batches, missing_ids, settings, store, crf, progress)
 
     # 4. Read what all processes wrote
     if accelerator is not None:
@@ -117,35 +119,44 @@ def _check_input(rows: list[dict[str, Any]], seeds: Sequence[int], batch_size: i
         raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
 
 
-def _sample_missing(
+def _batches(assigned: list[Sample], missing: list[Sample], batch_size: int) -> list[list[Sample]]:
+    """Divide the missing samples into batches; the first has all samples of the batch that an interruption cut off."""
+    num_done = len(assigned) - len(missing)
+    is_interrupted = all(a is b for a, b in zip(assigned[num_done:], missing, strict=True))
+    if is_interrupted:
+        missing = assigned[num_done - num_done % batch_size :]
+    return [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+
+
+def _sample_batches(
     model: VideoModel,
-    missing: list[Sample],
+    batches: list[list[Sample]],
+    missing_ids: set[str],
     settings: SamplingSettings,
     store: SampleStore,
-    batch_size: int,
     crf: int,
     progress: tqdm,
 ) -> None:
-    """Sample the missing videos batch by batch, and leave the model's encoders loaded or released as they were."""
+    """Sample the batches and store what is missing. The model's encoders are left loaded or released as they were."""
     had_encoders = model.has_encoders
     if not had_encoders:
         model.reload_encoders()
     try:
         # Embed all prompts first, so that the text encoders can leave the accelerator before sampling starts.
-        embeddings = _embed_prompts(model, missing)
+        embeddings = _embed_prompts(model, [sample for batch in batches for sample in batch])
         guided = model.uses_negative_prompt(settings)
         negative = model.encode_prompts([settings.negative_prompt]) if guided else None
         model.rest_text_encoders()
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
+        for batch in batches:
             batch_embeddings = [embeddings[sample.prompt_id] for sample in batch]
             conditioning = {name: torch.cat([e[name] for e in batch_embeddings]) for name in batch_embeddings[0]}
             noise_seeds = [noise_seed(sample.seed, sample.prompt_id) for sample in batch]
             batch_latents = model.sample(conditioning, negative, noise_seeds, settings)
             videos = model.decode_latents(batch_latents)
             for sample, video, latents in zip(batch, videos, batch_latents, strict=True):
-                store.add(sample, video, latents, fps=settings.fps, crf=crf)
-                progress.update()
+                if sample.sample_id in missing_ids:
+                    store.add(sample, video, latents, fps=settings.fps, crf=crf)
+                    progress.update()
     finally:
         if had_encoders:
             model.reload_encoders()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import datasets
 import torch
+from accelerate.state import AcceleratorState, PartialState
 from peft import LoraConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -156,6 +157,29 @@ class VideoTrainer(LoraPublishing, FiniteTraining, Resuming, BaseTrainer):
             network.disable_gradient_checkpointing()
         args.gradient_checkpointing = args.activation_checkpointing = False
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """
+        Create the accelerator, computing as these arguments say.
+
+        accelerate keeps one state per process: the first `Accelerator` would decide for all later ones on precision,
+        compiler and plugins.
+        """
+        if PartialState().device.type != self.args.device.type:  # the arguments of another run were made since
+            self.args.__dict__.pop("_setup_devices")
+            self.args.device  # noqa: B018 - sets up the processes on this device
+        AcceleratorState._reset_state()
+        super().create_accelerator_and_postprocess()
+        self._accelerator_state = self._read_accelerator_state()
+
+    def _read_accelerator_state(self) -> tuple[Any, ...]:
+        state = self.accelerator.state.__dict__  # empty if other arguments were made since
+        return tuple(state.get(name) for name in ("_mixed_precision", "device", "dynamo_plugin"))
+
+    def _restore_accelerator(self) -> None:
+        """Create the accelerator again if another run in this process has replaced accelerate's state."""
+        if self._read_accelerator_state() != self._accelerator_state:
+            self.create_accelerator_and_postprocess()
+
     def _send_telemetry(self) -> None:
         """Send nothing: TRL's own version reads fields that a diffusers config does not have."""
 
@@ -249,6 +273,7 @@ class VideoTrainer(LoraPublishing, FiniteTraining, Resuming, BaseTrainer):
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Evaluate with the same noise every time; the result has all metrics, averaged over examples."""
+        self._restore_accelerator()
         self._metrics["eval"].clear()
         self._eval_batches, self._eval_examples = 0, dataloader.dataset
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -264,6 +289,10 @@ class VideoTrainer(LoraPublishing, FiniteTraining, Resuming, BaseTrainer):
         self._step_rows = (-1, [])
         self._metrics["train"].clear()
         return super().train(*args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._restore_accelerator()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

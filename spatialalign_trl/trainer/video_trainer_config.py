@@ -1,5 +1,8 @@
 """Configuration that all trainers share: TRL's base config, flow matching, and the cache of latents."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,6 +10,9 @@ import torch
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
+
+LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+"""Environment variable in which `accelerate launch` passes on its precision: no, bf16, fp16 or fp8."""
 
 
 @dataclass
@@ -22,7 +28,8 @@ class VideoTrainerConfig(BaseConfig):
     - `data_seed` is `seed`, so that the order of the examples depends on the arguments alone.
     - Memory is pinned only if there is an accelerator.
     - `bf16` is on if the accelerator computes in bf16, and off on the CPU, where bf16 is no faster and, on short
-      latents, its rounding noise is larger than the differences of errors that make up the margin.
+      latents, its rounding noise is larger than the differences of errors that make up the margin. The precision that
+      `accelerate launch` was given applies where neither `bf16` nor `fp16` is set.
 
     Args:
         model_init_kwargs (`dict[str, Any]`, *optional*):
@@ -104,15 +111,23 @@ class VideoTrainerConfig(BaseConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:  # TRL would switch it on, even on the CPU
-            self.bf16 = not self.fp16 and not self.use_cpu and _accelerator_computes_in_bf16()
+        # 1. Choose the precision: these arguments, then the launcher's, then what suits the device. (TRL would switch
+        # bf16 on, even on the CPU.)
+        launched = os.environ.get(LAUNCHED_PRECISION, "no")
+        if self.bf16 is None and not self.fp16 and launched in ("bf16", "fp16"):
+            self.bf16, self.fp16 = launched == "bf16", launched == "fp16"
+        elif self.bf16 is None:
+            self.bf16 = not self.fp16 and launched == "no" and not self.use_cpu and _accelerator_computes_in_bf16()
+
+        # 2. Set the other defaults
         if self.activation_checkpointing is None:  # new name of the same field; setting only the old one warns
             self.activation_checkpointing = self.gradient_checkpointing
         if not torch.accelerator.is_available():  # torch would warn that there is nothing to pin memory for
             self.dataloader_pin_memory = False
         if self.data_seed is None:
             self.data_seed = self.seed
-        super().__post_init__()
+        with _launched_precision("no" if launched in ("bf16", "fp16") else launched):  # both flags hold it now
+            super().__post_init__()
         self._check()
 
     def _check(self) -> None:
@@ -120,6 +135,11 @@ class VideoTrainerConfig(BaseConfig):
             raise ValueError(
                 "logging_nan_inf_filter=True would hide losses that are not finite: leave it off. Training stops at "
                 "the first of them anyway."
+            )
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError(
+                "fp16=True: mixed precision in fp16 needs a GPU, and this run computes on the CPU. Set fp16=False; "
+                "bf16=True works on a CPU, too."
             )
         if self.flow_shift is not None and not self.flow_shift > 0:
             raise ValueError(f"flow_shift={self.flow_shift}: must be positive. Set None to use the model's shift.")
@@ -129,6 +149,20 @@ class VideoTrainerConfig(BaseConfig):
             )
         # Checks the bounds. The trainer, which knows the model's flow shift, checks the grid.
         sigma_bounds(self.flow_shift or 1.0, self.timestep_sampling, self.min_sigma, self.max_sigma, None)
+
+
+@contextmanager
+def _launched_precision(value: str) -> Iterator[None]:
+    """Replace the precision that `accelerate launch` was given, which `TrainingArguments` reads."""
+    original = os.environ.get(LAUNCHED_PRECISION)
+    os.environ[LAUNCHED_PRECISION] = value
+    try:
+        yield
+    finally:
+        if original is None:
+            del os.environ[LAUNCHED_PRECISION]
+        else:
+            os.environ[LAUNCHED_PRECISION] = original
 
 
 def _accelerator_computes_in_bf16() -> bool:

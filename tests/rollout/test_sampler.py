@@ -134,6 +134,33 @@ def test_an_interruption_loses_at_most_the_batch_in_flight(model, store, monkeyp
     assert [len(batch) for batch in model.sampled] == [2, 2]
 
 
+@pytest.mark.parametrize("num_done", [1, 3, 4, 5])
+def test_an_interrupted_rollout_ends_with_the_same_bytes(num_done, tmp_path, monkeypatch):
+    """On the embedded model, which rounds otherwise in a batch of one than in a batch of several."""
+    model = load_video_model("tiny", device="cpu")
+    settings = model.default_settings().updated({"num_inference_steps": 1, "num_frames": 5})
+    whole, resumed = SampleStore(tmp_path / "whole"), SampleStore(tmp_path / "resumed")
+    roll_out(model, ROWS, SEEDS, settings, whole, batch_size=4)
+    add = resumed.add
+
+    def interrupted(*args, **kwargs):
+        if len(resumed.samples()) == num_done:
+            raise KeyboardInterrupt
+        return add(*args, **kwargs)
+
+    monkeypatch.setattr(resumed, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        roll_out(model, ROWS, SEEDS, settings, resumed, batch_size=4)
+    monkeypatch.undo()
+    kept = contents(resumed)
+    assert len(resumed.samples()) == num_done
+    written = {path: path.stat().st_mtime_ns for path in resumed.directory.iterdir()}
+    roll_out(model, ROWS, SEEDS, settings, resumed, batch_size=4)
+    assert contents(resumed) == contents(whole)
+    assert kept.items() <= contents(resumed).items()
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items()), "a finished video was written again"
+
+
 def test_damaged_samples_are_made_again_alike(model, store):
     samples = roll_out(model, ROWS, SEEDS, SETTINGS, store, batch_size=1)
     before = contents(store)
