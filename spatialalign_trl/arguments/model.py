@@ -101,8 +101,8 @@ class ModelArguments:
         Raises:
             ValueError: for an unknown `variant`, `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or
                 one that this machine cannot run; for a `variant` that `model_options` has otherwise; for `cpu_threads`
-                below 1; for a LoRA under another program's names, or LoRA settings that differ from those of the one
-                to go on from.
+                below 1; for a file at `lora_path` that is no LoRA of this model, or LoRA settings that differ from
+                those of the one to go on from.
             ImportError: for a package that one of them needs.
             RuntimeError: for an attention backend that is installed and fails.
         """
@@ -151,9 +151,9 @@ class ModelArguments:
 
     def _continue_from(self, path: str, model: VideoModel) -> None:
         """Loads the LoRA to go on from; it cannot be given another shape."""
-        from spatialalign_trl.models.lora_keys import refuse_other_names
+        from spatialalign_trl.models.lora_keys import refuse_unreadable_lora
 
-        refuse_other_names(path)
+        refuse_unreadable_lora(path)
         model.load_lora(path)
         config = next(iter(model.transformer.peft_config.values()))
         for name, there in (("lora_r", config.r), ("lora_alpha", config.lora_alpha)):
