@@ -230,12 +230,13 @@ def _check_arrival(network: torch.nn.Module, lora: LoraFile, weights: dict[str, 
     """Check that the network's adapter has these weights and no others, and that nothing is without memory."""
     (adapter,) = network.peft_config
     arrived = get_peft_model_state_dict(network, adapter_name=adapter, save_embedding_layers=False)
-    empty = [name for name, parameter in network.named_parameters() if parameter.is_meta]
-    differing = sorted(arrived.keys() ^ weights.keys()) or [
+    wrong = [name for name, parameter in network.named_parameters() if parameter.is_meta]
+    wrong = wrong or sorted(arrived.keys() ^ weights.keys())
+    wrong = wrong or [
         name for name, value in weights.items() if not torch.equal(arrived[name], value.to(arrived[name]))
     ]
-    if empty or differing:
+    if wrong:
         raise ValueError(
-            f"{lora.path} could not be loaded: {len(empty) or len(differing)} weights did not arrive in the "
-            f"transformer, such as {(empty or differing)[0]!r}."
+            f"{lora.path} could not be loaded: {len(wrong)} weights did not arrive in the transformer, such as "
+            f"{wrong[0]!r}."
         )
