@@ -241,7 +241,10 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         if path is None:
             return self._family_settings()
         try:
-            return SamplingSettings.from_dict(read_json(path))
+            settings = read_json(path)
+            if not isinstance(settings, dict):
+                raise ValueError(f"expected settings by name, not a {type(settings).__name__}.")
+            return SamplingSettings.from_dict(settings)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 
