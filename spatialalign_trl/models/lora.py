@@ -354,8 +354,8 @@ class LoraMixin:
         self.lora_fit = place_lora(self.base_transformer, lora, self.pipeline)
 
     def _lora_converter(self) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None:
-        """Return what translates the names of the family's original code, if `lora_formats` does not know them."""
-        return getattr(type(self.pipeline), "lora_state_dict", None)
+        """Return what translates a file in the family's original layout, if renaming its keys is not enough."""
+        return None
 
     def unload_lora(self) -> None:
         """Remove all adapters from the transformer. Both the policy and the reference are then the base."""

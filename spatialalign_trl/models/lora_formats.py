@@ -184,10 +184,11 @@ def parse_lora(path: Path, component: str | None = None, convert: Converter | No
     tensors, metadata = read_safetensors(path)
     if not tensors:
         raise ValueError(f"{path} contains no LoRA weights, but nothing. It was probably not written to its end.")
+    _refuse_other_kinds(path, list(tensors))
     if convert is not None and not any(key.startswith("transformer.") for key in tensors):
         tensors = _converted(path, tensors, convert)
+        _refuse_other_kinds(path, list(tensors))
     keys = {key: _split_prefix(key) for key in tensors}
-    _refuse_other_kinds(path, [key for key, (_, rest) in keys.items() if _split_weight(rest) is None], len(keys))
 
     # 2. Choose the expert
     experts = {key: _expert(prefixes) for key, (prefixes, _) in keys.items()}
@@ -263,8 +264,9 @@ def _split_weight(rest: str) -> _Weight | None:
     return part and _Weight(match["module"], part, match["adapter"])
 
 
-def _refuse_other_kinds(path: Path, keys: list[str], total: int) -> None:
+def _refuse_other_kinds(path: Path, all_keys: list[str]) -> None:
     """Refuse a file with keys that are no LoRA weights, by the rarest kind of them."""
+    keys, total = [key for key in all_keys if _split_weight(_split_prefix(key)[1]) is None], len(all_keys)
     if not keys:
         return
     for pattern, kind, remedy in _OTHER_KINDS:

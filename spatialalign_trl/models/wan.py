@@ -125,9 +125,6 @@ class WanVideoModel(VideoModel):
     def lora_load_options(self) -> Mapping[str, Any]:
         return {"load_into_transformer_2": True} if self.trained_component == EXPERTS["low_noise"] else {}
 
-    def _lora_converter(self) -> None:
-        return None  # this library knows Wan's original names itself, and diffusers only some of their spellings
-
     def _load_other_expert(self) -> None:
         for component in _other_components(self.trained_component):
             if getattr(self.pipeline, component) is not None:
