@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -164,11 +165,24 @@ def read_settings(path: Path, metadata: Mapping[str, str], component: str, *, is
         raise ValueError(f"{origin}: expected settings by name, not {type(settings).__name__}.")
     named = {key.removeprefix(f"{component}."): v for key, v in settings.items() if key.startswith(f"{component}.")}
     settings = named or {key: value for key, value in settings.items() if "." not in key}
-    patterns = settings.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise ValueError(f"{origin}: alpha_pattern is {patterns!r}, not numbers by module.")
-    alphas = [settings[name] for name in ("lora_alpha", "r") if name in settings]
-    for value in [*alphas, *patterns.values()]:
+    numbers = [settings[name] for name in ("lora_alpha", "r") if name in settings]
+    for name in ("alpha_pattern", "rank_pattern"):
+        patterns = {} if settings.get(name) is None else settings[name]
+        if not isinstance(patterns, dict) or not all(_is_pattern(key) for key in patterns):
+            raise ValueError(f"{origin}: {name} is {patterns!r}, not numbers by (patterns of) modules.")
+        numbers += patterns.values()
+    for value in numbers:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value == 0:
             raise ValueError(f"{origin}: rank or alpha is {value!r}. It must be a number that is not 0.")
+    dropout = settings.get("lora_dropout", 0)
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"{origin}: lora_dropout is {dropout!r}. It must be a number from 0 to below 1.")
     return settings or None
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -169,9 +170,13 @@ def _peft_settings(network: torch.nn.Module, lora: LoraFile, modules: dict[str, 
                 "file was changed after training: get the original."
             )
     # Targets that mean other modules here would add modules without weights.
-    config = LoraConfig(**settings)
-    sizes = (name for name, module in network.named_modules() if _size(module) is not None)
-    if {name for name in sizes if check_target_module_exists(config, name)} != set(modules):
+    try:
+        config = LoraConfig(**settings)
+        sizes = (name for name, module in network.named_modules() if _size(module) is not None)
+        targeted = {name for name in sizes if check_target_module_exists(config, name)}
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(f"{lora.path}: PEFT cannot read its settings ({error}). Get the original file.") from error
+    if targeted != set(modules):
         selection = ("exclude_modules", "layers_to_transform", "layers_pattern")
         settings = {name: value for name, value in settings.items() if name not in selection}
         settings["target_modules"] = sorted(modules)

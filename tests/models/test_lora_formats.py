@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import random
 import re
 import zipfile
 from collections.abc import Callable
@@ -372,6 +373,10 @@ def with_settings(pairs: Pairs, folder: Path, **changes) -> Path:
         ({"lora_alpha": 0}, "rank or alpha is 0"),
         ({"lora_alpha": "4"}, "rank or alpha is '4'"),
         ({"alpha_pattern": {"attn2.to_k": None}}, "rank or alpha is None"),
+        ({"alpha_pattern": {"(": 2}}, r"alpha_pattern is .*not numbers by"),
+        ({"rank_pattern": "attn2"}, "rank_pattern is 'attn2', not numbers by"),
+        ({"lora_dropout": "x"}, "lora_dropout is 'x'"),
+        ({"exclude_modules": "("}, "PEFT cannot read its settings"),
         ({"peft_type": "LOHA"}, "an adapter of type LOHA"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', which changed the base"),
         ({"use_qalora": True}, "trained with use_qalora=True, which a plain LoRA cannot repeat"),
@@ -433,3 +438,36 @@ def test_names_are_translated_back_and_forth(pairs):
         for name in (module, renamed(module), underscored(module), underscored(renamed(module))):
             assert diffusers_name(name) == module
     assert diffusers_name("transformer_blocks.0.attn1.to_q") == "transformer_blocks.0.attn1.to_q"
+
+
+def test_no_change_of_a_files_bytes_or_keys_ends_in_another_error(model, pairs, tmp_path):
+    """A damaged or mixed-up file loads whole or is refused by its name, and never leaves anything behind."""
+    generator = random.Random(0)
+    file = tmp_path / "lora.safetensors"
+    module = next(name for name in pairs if name.endswith("attn2.to_k"))
+    sound = spelled({module: pairs[module]}, FORMATS["diffusers"][0])
+    save_file(sound, file)
+    data = file.read_bytes()
+    words = [prefix for pattern, _, _ in FORMATS.values() if (prefix := pattern.split("{")[0])]
+    words += "blocks.0. .. blocks_0_ attn2.to_k cross_attn.k .lora_A .lora_down .default .weight .alpha".split()
+    outcomes = {"loaded": 0, "refused": 0}
+    for trial in range(120):
+        if trial % 2:
+            changed = bytearray(data)
+            changed[generator.randrange(300)] = generator.randrange(256)
+            file.write_bytes(bytes(changed[: generator.choice([len(data), generator.randrange(len(data))])]))
+        else:
+            key = "".join(generator.choice(words) for _ in range(generator.randrange(1, 6)))
+            extra = generator.choice([torch.randn(2, 24), torch.tensor(2.0), torch.ones(2, 24).bool(), torch.zeros(0)])
+            save_file({**sound, key: extra}, file)
+        try:
+            model.load_lora(file)
+        except ValueError as error:
+            outcomes["refused"] += 1
+            assert str(file) in str(error)
+            assert getattr(model.base_transformer, "peft_config", None) is None
+        else:
+            outcomes["loaded"] += 1
+            assert not any(parameter.is_meta for parameter in model.base_transformer.parameters())
+            model.unload_lora()
+    assert min(outcomes.values()) > 0
