@@ -105,8 +105,8 @@ class ModelArguments:
         Raises:
             ValueError: For an unknown `variant`, `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or
                 one that this machine cannot run; if `variant` and `model_options` contradict each other; if
-                `cpu_threads` is less than 1; if the LoRA's keys follow another program's naming, or these arguments
-                ask for another LoRA shape than that of the LoRA at `lora_path`.
+                `cpu_threads` is less than 1; if the file at `lora_path` is no LoRA of this model, or these
+                arguments ask for another LoRA shape than its own.
             ImportError: For a missing package that one of them needs.
             RuntimeError: For an attention backend that is installed but fails.
         """
@@ -155,9 +155,9 @@ class ModelArguments:
 
     def _continue_from(self, path: str, model: VideoModel) -> None:
         """Load the LoRA to continue training; refuse arguments that ask for another shape than its own."""
-        from spatialalign_trl.models.lora_keys import refuse_other_names
+        from spatialalign_trl.models.lora_keys import refuse_unreadable_lora
 
-        refuse_other_names(path)
+        refuse_unreadable_lora(path)
         model.load_lora(path)
         config = next(iter(model.transformer.peft_config.values()))
         for name, loaded in (("lora_r", config.r), ("lora_alpha", config.lora_alpha)):

@@ -16,6 +16,8 @@ Write a LoRA of a Wan model in another program's format.
   spatialalign export-lora runs/mine/pytorch_lora_weights.safetensors --format original -o mine.safetensors
   spatialalign export-lora from_elsewhere.safetensors --format diffusers -o mine/pytorch_lora_weights.safetensors
 
+FOLDER may hold a LoRA under the names of diffusers, PEFT, kohya, ComfyUI, DiffSynth or OneTrainer.
+
   original    the parameter names of the Wan authors' code (cross_attn.k), without a prefix
   comfyui     the same names with the prefix diffusion_model., which diffusers reads as well
   diffusers   transformer.blocks.0.attn2.to_k: what training writes, and continues from with --lora_path"""

@@ -83,13 +83,13 @@ def check_lora(place: str) -> None:
 
     Raises:
         FileNotFoundError: If `place` is neither a LoRA on this machine nor a Hub id.
-        ValueError: If the LoRA's keys follow another program's naming.
+        ValueError: If the file is no LoRA.
     """
-    from spatialalign_trl.models.lora import LORA_FILE
-    from spatialalign_trl.models.lora_keys import refuse_other_names
+    from spatialalign_trl.models.lora_files import LORA_FILE, PEFT_FILE
+    from spatialalign_trl.models.lora_keys import refuse_unreadable_lora
 
     path = Path(place)
-    if path.is_dir() and not (path / LORA_FILE).is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in (LORA_FILE, PEFT_FILE)):
         raise FileNotFoundError(f"the folder {place!r} holds no {LORA_FILE}. Give the folder that a training wrote.")
     if not path.exists() and (path.parts[:1] == (RUNS,) or Path(*path.parts[:1]).is_dir()):
         raise FileNotFoundError(
@@ -97,7 +97,7 @@ def check_lora(place: str) -> None:
         )
     if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
         raise FileNotFoundError(f"there is no LoRA file or folder {place!r}, and it is no Hub id (owner/name) either.")
-    refuse_other_names(place)
+    refuse_unreadable_lora(place)
 
 
 def _split(argument: str) -> tuple[str, str]:

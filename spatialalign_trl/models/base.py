@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -29,12 +30,12 @@ from spatialalign_trl.models.quantization import describe_quantization, select_c
 from spatialalign_trl.models.sampling import SamplingMixin
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.models.sizes import SizesMixin
-from spatialalign_trl.models.sources import read_model_index, resolve_source
+from spatialalign_trl.models.sources import optional_file, read_model_index, resolve_source
 
 __all__ = ["Conditioning", "SamplingSettings", "VideoModel"]
 
 SETTINGS_FILE = "spatialalign.json"
-"""Optional file of a pipeline folder with its default sampling settings."""
+"""Optional file of a pipeline's folder or repository with its default sampling settings."""
 
 
 class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
@@ -230,11 +231,27 @@ class VideoModel(EncodingMixin, SamplingMixin, SizesMixin, LoraMixin, ABC):
         return self.base_transformer.dtype
 
     def default_settings(self) -> SamplingSettings:
-        """Return the sampling settings of the pipeline's folder (`spatialalign.json`), or else the family's."""
-        path = Path(self._source) / SETTINGS_FILE
-        if self._source and path.is_file():
-            return SamplingSettings.from_dict(read_json(path))
-        return self._family_settings()
+        """
+        Return the sampling settings that come with the pipeline (`spatialalign.json`), or else the family's.
+
+        Raises:
+            ValueError: if the file has settings that do not exist or are out of range.
+        """
+        path = self._settings_file
+        if path is None:
+            return self._family_settings()
+        try:
+            settings = read_json(path)
+            if not isinstance(settings, dict):
+                raise ValueError(f"expected settings by name, not a {type(settings).__name__}.")
+            return SamplingSettings.from_dict(settings)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @cached_property
+    def _settings_file(self) -> Path | None:
+        """The pipeline's `spatialalign.json`, in its folder or on the Hub, where it is looked for once."""
+        return optional_file(self._source, SETTINGS_FILE, self.revision)
 
     @abstractmethod
     def _family_settings(self) -> SamplingSettings:

@@ -13,7 +13,7 @@ HunyuanVideo 1.5 is a plain model with classifier-free guidance, or, if distille
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -39,6 +39,9 @@ class _HunyuanModel(VideoModel):
         "attn.add_k_proj",
         "attn.add_v_proj",
     )
+
+    def _lora_converter(self) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        return type(self.pipeline).lora_state_dict  # the original layers for queries, keys and values are one
 
     def _size_multiples(self) -> tuple[int, int, int]:
         config = self.pipeline.transformer.config

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from pathlib import Path
@@ -17,20 +17,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from spatialalign_trl.errors import explain_hub_errors
+from spatialalign_trl.models.lora_files import LORA_FILE, find_lora
+from spatialalign_trl.models.lora_formats import parse_lora
+from spatialalign_trl.models.lora_loading import LoraFit, place_lora
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The name under which diffusers looks for a LoRA."""
 
 
 def base_network(network: torch.nn.Module) -> torch.nn.Module:
@@ -208,7 +204,10 @@ class LoraMixin:
     pipeline: DiffusionPipeline
     transformer: torch.nn.Module
     name_or_path: str
+    trained_component: str
     base_transformer: torch.nn.Module
+    lora_fit: LoraFit | None = None
+    """Which keys of the file that [`~LoraMixin.load_lora`] loaded have a place; `None` if none was loaded."""
     _network: torch.nn.Module
     _reference_weights: dict[str, torch.Tensor] | None = None
 
@@ -329,65 +328,38 @@ class LoraMixin:
 
     def load_lora(self, source: str | os.PathLike) -> None:
         """
-        Load a LoRA into the transformer.
+        Load a LoRA into the transformer, under the key names of any trainer (`lora_formats` lists them).
+
+        Every weight of the file that fits a module is placed, and `lora_fit` says how many keys fit none. If loading
+        fails, the model stays as it was.
 
         Args:
             source (`str` or `os.PathLike`):
-                A folder with `pytorch_lora_weights.safetensors`, a safetensors file, or a Hub id.
+                A folder with `pytorch_lora_weights.safetensors` or PEFT's `adapter_model.safetensors`, a safetensors
+                file, or a Hub id.
 
         Raises:
             FileNotFoundError: if there is no such file or repository.
             ConnectionError: if the Hub cannot be reached and the file is not in the cache.
             RuntimeError: if the transformer already carries an adapter.
-            ValueError: if nothing in the file fits the transformer.
+            ValueError: if the file is no LoRA, has parts that no adapter can hold, belongs to a model of another size,
+                or fits the transformer nowhere.
         """
-        present = active_adapters(self.transformer)
+        present = list(getattr(self.base_transformer, "peft_config", None) or {})
         if present:
             raise RuntimeError(
                 f"the transformer already carries the adapter {present[0]!r}. Call unload_lora() first."
             )
+        lora = parse_lora(find_lora(source), self.trained_component, self._lora_converter())
+        self.lora_fit = place_lora(self.base_transformer, lora, self.pipeline)
 
-        # 1. Find the file
-        path: str | Path = Path(source)
-        if path.is_file():
-            path, name = path.parent, path.name
-        elif path.is_dir():
-            name = LORA_FILE
-            if not (path / name).is_file():
-                raise FileNotFoundError(
-                    f"{path} contains no {LORA_FILE}, but "
-                    f"{', '.join(sorted(file.name for file in path.iterdir())) or 'nothing'}. Pass a folder that "
-                    "save_lora wrote; a file named adapter_model.safetensors is PEFT's, for resuming."
-                )
-        elif len(path.parts) == 2 and not path.is_absolute():
-            path, name = _published_lora(os.fspath(source))
-        else:
-            raise FileNotFoundError(f"there is no LoRA file or folder {os.fspath(source)!r}.")
-
-        # 2. Load it, and check that it had an effect
-        misfit = f"nothing in {os.fspath(source)!r} fits the transformer: its keys are not this model's."
-        try:
-            self.pipeline.load_lora_weights(str(path), weight_name=name, **self.lora_load_options)
-        except ValueError as error:  # PEFT's message does not name the file
-            raise ValueError(f"{misfit} {error}") from error
-        # diffusers only warns about keys under other names, and the base would be mistaken for the aligned model.
-        if not active_adapters(self.transformer):
-            raise ValueError(misfit)
+    def _lora_converter(self) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None:
+        """Return what translates a file in the family's original layout, if renaming its keys is not enough."""
+        return None
 
     def unload_lora(self) -> None:
         """Remove all adapters from the transformer. Both the policy and the reference are then the base."""
         self.set_reference_to_base()
+        self.lora_fit = None
         self._network = self.base_transformer
         self.base_transformer.unload_lora()
-
-
-def _published_lora(name: str) -> tuple[str | Path, str | None]:
-    """Return where diffusers finds a repository's LoRA, and the file's name (`None`: its only safetensors file)."""
-    with explain_hub_errors(name):
-        try:
-            file = Path(hf_hub_download(name, LORA_FILE))
-        except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError, but it means that the Hub was not reached
-            raise
-        except EntryNotFoundError:  # another trainer wrote the repository, under another file name
-            return name, None
-    return file.parent, file.name

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from spatialalign_trl.errors import explain_hub_errors, near_miss
@@ -57,6 +57,8 @@ def optional_file(source: str, name: str, revision: str | None = None) -> Path |
     try:
         return Path(hf_hub_download(source, name, revision=revision))
     except LocalEntryNotFoundError:
+        if try_to_load_from_cache(source, name, revision=revision) is _CACHED_NO_EXIST:
+            return None  # the Hub has said so before
         logger.warning(
             "The Hub could not be reached to look for %s in %s. Going on as if the file did not exist.", name, source
         )

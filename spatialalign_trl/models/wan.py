@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
@@ -125,17 +124,6 @@ class WanVideoModel(VideoModel):
     @property
     def lora_load_options(self) -> Mapping[str, Any]:
         return {"load_into_transformer_2": True} if self.trained_component == EXPERTS["low_noise"] else {}
-
-    def load_lora(self, source: str | os.PathLike) -> None:
-        """Load a LoRA into the expert that is trained. See [`VideoModel.load_lora`]."""
-        absent = self.pipeline.transformer is None
-        if absent:  # diffusers reads `transformer` even if it loads into `transformer_2`
-            self.pipeline.transformer = self.base_transformer
-        try:
-            super().load_lora(source)
-        finally:
-            if absent:
-                self.pipeline.transformer = None
 
     def _load_other_expert(self) -> None:
         for component in _other_components(self.trained_component):

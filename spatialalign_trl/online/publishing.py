@@ -17,7 +17,7 @@ from spatialalign_trl.online.rounds import RunParts
 from spatialalign_trl.report.tables import markdown_table, summary_rows
 from spatialalign_trl.report.write import REPORT_FILE
 from spatialalign_trl.trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
-from spatialalign_trl.trainer.publishing import CARD_FILE
+from spatialalign_trl.trainer.publishing import CARD_FILE, STARTING_LORA
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -116,6 +116,8 @@ def _run_facts(parts: RunParts, outcome: Outcome) -> dict[str, Any]:
         "Rounds": parts.args.num_rounds,
         "Videos sampled per prompt": parts.args.num_generations,
     }
+    if fit := outcome.results.get("settings", {}).get("starting_policy_keys"):  # later rounds load their own LoRAs
+        facts[STARTING_LORA] = fit
     for policy in ("base", "aligned"):
         if summary := outcome.results.get(policy):
             headline = headline_of(summary)

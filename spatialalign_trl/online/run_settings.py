@@ -15,6 +15,7 @@ from spatialalign_trl.files import read_json, write_json
 
 if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.models.lora_loading import LoraFit
     from spatialalign_trl.models.settings import SamplingSettings
     from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
@@ -55,6 +56,7 @@ def check_same_run(
     rewards: Mapping[str, Any],
     prompts: Sequence[Mapping[str, Any]],
     starting_policy: str | None = None,
+    starting_fit: LoraFit | None = None,
 ) -> dict[str, Any]:
     """
     Write `run.json`, or compare the settings with an existing one.
@@ -67,6 +69,7 @@ def check_same_run(
         rewards (`dict`): Name -> the settings of the reward (`RewardRunner.describe`).
         prompts (sequence of `dict`): The training prompts.
         starting_policy (`str`, *optional*): The name of the LoRA that the model came with; `None` if it came without.
+        starting_fit ([`LoraFit`], *optional*): How much of that LoRA's file has a place in the model.
 
     Returns:
         `dict`: the run's settings.
@@ -84,6 +87,8 @@ def check_same_run(
         **({} if starting_policy is None else {"starting_policy": starting_policy}),
         **{name: value for name, value in args.to_dict().items() if name not in FREE},
     }
+    if starting_fit is not None and starting_fit.unplaced:
+        wanted["starting_policy_keys"] = starting_fit.describe()
     wanted = json.loads(json.dumps(wanted, sort_keys=True, default=str))
     file = output_dir / RUN_FILE
     if file.exists():
@@ -91,7 +96,8 @@ def check_same_run(
         # A run from before a setting existed used what is now its default.
         new = {f.name: f.default for f in fields(args) if f.name in wanted and f.name not in recorded}
         recorded |= json.loads(json.dumps({k: v for k, v in new.items() if v is not MISSING}, default=str))
-        recorded.setdefault("dtype", wanted["dtype"])  # older runs did not record it
+        for name in {"dtype", "starting_policy_keys"} & wanted.keys():  # older runs did not record them
+            recorded.setdefault(name, wanted[name])
         differing = [name for name in sorted({*recorded, *wanted}) if recorded.get(name) != wanted.get(name)]
         if differing:
             lines = "\n".join(

@@ -134,6 +134,7 @@ class OnlineSpatialAlignTrainer:
                 "(model.unload_lora()) to train a new one"
             )
         self.model = model
+        self.starting_fit = model.lora_fit  # later rounds load their own LoRAs
         self.settings = args.sampling_settings(model.default_settings())
         model.check_size(self.settings.num_frames, self.settings.height, self.settings.width)
         model.train_as_sampled(self.settings)
@@ -256,8 +257,9 @@ class OnlineSpatialAlignTrainer:
         """Refuse another run's folder and a Hub without access now, not after hours of sampling."""
         rewards, start = self.runner.describe(), self.base_revision if self.starts_adapted else None
         check_same_run(
-            self.output_dir, self.args, self.settings, self.model, rewards, self.train_rows, starting_policy=start
-        )
+            self.output_dir, self.args, self.settings, self.model, rewards, self.train_rows,
+            starting_policy=start, starting_fit=self.starting_fit,
+        )  # fmt: skip
         if self.args.push_to_hub:
             make_run_repository(self.parts)
         self.preference_repo.check_access()

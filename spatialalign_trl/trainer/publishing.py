@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
+STARTING_LORA = "The LoRA to go on from"
+"""The row of the card that says how many keys of that LoRA's file have no place in the model."""
 PUBLISHED = (LORA_FILE, CARD_FILE, f"ema/{LORA_FILE}")
 """The files of a folder that are pushed, if they exist."""
 
@@ -242,13 +244,14 @@ class LoraPublishing:
     def _facts(self) -> dict[str, Any]:
         args, lora = self.args, self.accelerator.unwrap_model(self.model).active_peft_config
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        targets = lora.target_modules
+        targets, starting_fit = lora.target_modules, self.video_model.lora_fit
         return {
             self._examples: len(self.train_dataset),
             "Optimizer steps": self.state.global_step,
             f"{self._examples} a step": batch,
             "LoRA": f"rank {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout}",
             "LoRA targets": targets if isinstance(targets, str) else ", ".join(f"`{t}`" for t in sorted(targets)),
+            **({STARTING_LORA: starting_fit.describe()} if starting_fit and starting_fit.unplaced else {}),
             "Learning rate": f"{args.learning_rate}, schedule {getattr(args.lr_scheduler_type, 'value', 'own')}",
             "Weight decay": args.weight_decay,
             "Noise levels": f"{args.timestep_sampling} in {list(self.sigma_bounds)}, shift {self.flow_shift}",

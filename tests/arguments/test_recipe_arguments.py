@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -328,7 +329,7 @@ def trained(tmp_path_factory) -> tuple[str, Path]:
     return str(folder / "model"), folder / "lora"
 
 
-@pytest.mark.parametrize("lora_format", ["diffusers", "comfyui"])
+@pytest.mark.parametrize("lora_format", ["diffusers", "comfyui", "original"])
 def test_a_lora_to_go_on_from_is_loaded_and_keeps_its_shape(trained, tmp_path, lora_format):
     folder, lora = trained
     path = str(export_lora(lora, tmp_path / "lora.safetensors", lora_format))
@@ -348,7 +349,7 @@ def test_a_lora_to_go_on_from_is_loaded_and_keeps_its_shape(trained, tmp_path, l
         ({"lora_r": 8}, "lora_r=8, but the LoRA at lora_path=.* has 4 and keeps it.*merged"),
         ({"lora_alpha": 4}, "lora_alpha=4, but"),
         ({"lora_target_modules": ["all-linear"]}, "has its own targets"),
-        ({"lora_path": "original.safetensors"}, "spatialalign export-lora .* --format diffusers"),
+        ({"lora_path": "pickle.safetensors"}, "pickle.safetensors is not a whole safetensors file, but a pickle"),
         ({"lora_path": "half.safetensors"}, "not a whole safetensors file"),
         ({"lora_path": "nowhere/at/all"}, "there is no LoRA file or folder"),
     ],
@@ -356,7 +357,7 @@ def test_a_lora_to_go_on_from_is_loaded_and_keeps_its_shape(trained, tmp_path, l
 def test_a_lora_that_cannot_be_gone_on_from_is_refused(trained, tmp_path, monkeypatch, options, message):
     folder, lora = trained
     monkeypatch.chdir(tmp_path)
-    export_lora(lora, tmp_path / "original.safetensors", "original")
+    (tmp_path / "pickle.safetensors").write_bytes(pickle.dumps({}, protocol=4))
     (tmp_path / "half.safetensors").write_bytes(b"half")
     arguments = ModelArguments(**{"model_name_or_path": folder, "lora_path": str(lora), **options})
     with pytest.raises((ValueError, FileNotFoundError), match=message):

@@ -55,6 +55,18 @@ def test_errors_exit_with_2_and_name_the_reason(folder, capsys, words, message):
     assert (folder / LORA_FILE).read_bytes() == before
 
 
+def test_the_remedy_for_dora_works(folder, capsys):
+    """What the command says to do instead is a command that works."""
+    weights = load_file(folder / LORA_FILE)
+    save_file({**weights, "transformer.blocks.0.attn2.to_k.lora_magnitude_vector": torch.ones(3)}, folder / LORA_FILE)
+    words = ["export-lora", str(folder), "-o", str(folder / "out.safetensors")]
+    with pytest.raises(SystemExit):
+        main(words)
+    remedy = re.search(r"use (--format \w+)", capsys.readouterr().err)[1]
+    assert main([*words, *remedy.split()]) == 0
+    assert (folder / "out.safetensors").read_bytes() == (folder / LORA_FILE).read_bytes()
+
+
 def test_the_commands_are_listed(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

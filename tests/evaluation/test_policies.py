@@ -11,7 +11,8 @@ from spatialalign_trl.evaluation.policies import Policy, plan_policies
 
 @pytest.fixture
 def places(tmp_path):
-    weights = {"transformer.blocks.0.attn2.to_k.lora_A.weight": torch.zeros(2, 4)}
+    name = "transformer.blocks.0.attn2.to_k"
+    weights = {f"{name}.lora_A.weight": torch.zeros(2, 4), f"{name}.lora_B.weight": torch.zeros(4, 2)}
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         save_file(weights, tmp_path / name / "pytorch_lora_weights.safetensors")
@@ -55,7 +56,13 @@ def test_what_cannot_work_is_refused(places, monkeypatch, models, loras, folders
         plan_policies(models, loras, folders)
 
 
-def test_another_programs_lora_is_refused_by_name(places):
-    save_file({"blocks.0.cross_attn.k.lora_A.weight": torch.zeros(2, 4)}, places / "wan.safetensors")
-    with pytest.raises(ValueError, match="spatialalign export-lora"):
-        plan_policies(["a/x"], [str(places / "wan.safetensors")], [])
+def test_another_programs_lora_is_taken_and_what_is_no_lora_is_refused_by_what_it_is(places):
+    names = {"A": torch.zeros(2, 4), "B": torch.zeros(4, 2)}
+    save_file({f"blocks.0.cross_attn.k.lora_{s}.weight": t for s, t in names.items()}, places / "wan.safetensors")
+    save_file(
+        {f"base_model.model.x.lora_{s}.weight": t for s, t in names.items()}, places / "adapter_model.safetensors"
+    )
+    plan_policies(["a/x"], [str(places / "wan.safetensors"), f"peft={places}"], [])
+    save_file({"blocks.0.cross_attn.k.diff_b": torch.zeros(4)}, places / "diff.safetensors")
+    with pytest.raises(ValueError, match=f"{places}/diff.safetensors contains no LoRA weights.*diff_b"):
+        plan_policies(["a/x"], [str(places / "diff.safetensors")], [])

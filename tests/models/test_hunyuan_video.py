@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from tiny_cogvideox_hunyuan import HEIGHT, NUM_FRAMES, WIDTH, hunyuan_video_15_pipeline, hunyuan_video_pipeline
 
 from spatialalign_trl.models import HunyuanVideo15Model, HunyuanVideoModel, SamplingSettings
@@ -233,3 +234,26 @@ def test_a_lora_15_loads_through_its_pipeline(tmp_path):
         assert fresh.pipeline.get_active_adapters()
         assert torch.equal(fresh.predict(*arguments), model.predict(*arguments))
         assert not torch.allclose(fresh.predict(*arguments), base)
+
+
+def test_a_lora_in_the_original_layout_is_split_into_queries_keys_and_values(tmp_path):
+    model = HunyuanVideoModel(hunyuan_video_pipeline())
+    layer = model.base_transformer.transformer_blocks[0].attn.to_q
+    width = layer.in_features
+    factor_a, factor_b = torch.randn(2, width), torch.randn(3 * width, 2)
+    name = "double_blocks.0.img_attn_qkv"
+    original = {f"{name}.lora_A.weight": factor_a, f"{name}.lora_B.weight": factor_b}
+    save_file(original, tmp_path / "original.safetensors")
+    model.load_lora(tmp_path / "original.safetensors")
+    loaded = model.lora_state_dict()
+    assert model.lora_fit.unplaced == () and len(loaded) == 6
+    for letter, part in zip("qkv", factor_b.chunk(3), strict=True):
+        assert torch.equal(loaded[f"transformer_blocks.0.attn.to_{letter}.lora_A.weight"], factor_a)
+        assert torch.equal(loaded[f"transformer_blocks.0.attn.to_{letter}.lora_B.weight"], part)
+    model.unload_lora()
+    save_file({**original, f"{name}.alpha": torch.tensor(1.0)}, tmp_path / "alpha.safetensors")
+    with pytest.raises(ValueError, match="diffusers cannot translate its names, such as 'double_blocks"):
+        model.load_lora(tmp_path / "alpha.safetensors")
+    save_file({**original, f"{name}.dora_scale": torch.ones(3 * width)}, tmp_path / "dora.safetensors")
+    with pytest.raises(ValueError, match="dora_scale"):  # diffusers leaves these keys out
+        model.load_lora(tmp_path / "dora.safetensors")

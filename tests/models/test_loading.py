@@ -7,6 +7,7 @@ import sys
 import pytest
 import tiny_pipelines
 import torch
+from huggingface_hub import HfApi, constants
 
 from spatialalign_trl.devices import default_device
 from spatialalign_trl.models import SamplingSettings, WanVideoModel, load_video_model, tiny_model_path
@@ -112,3 +113,45 @@ def test_settings_out_of_range(change, message):
 def test_unknown_settings_suggest_the_nearest_name():
     with pytest.raises(ValueError, match="'frames'.*Did you mean 'num_frames'"):
         SamplingSettings.from_dict({"frames": 9})
+
+
+SETTINGS = {"num_frames": 17, "height": 32, "width": 48, "num_inference_steps": 10, "guidance_scale": 3.0, "fps": 8.0}
+
+
+@pytest.fixture
+def published(tmp_path, loopback_client):
+    """A pipeline on the Hub, with its own sampling settings on the branch `small`."""
+    folder = tiny_pipelines.saved_wan(tmp_path / "pipeline")
+    HfApi().create_repo("tester/wan")
+    HfApi().upload_folder(folder_path=folder, repo_id="tester/wan")
+    HfApi().create_branch("tester/wan", branch="small")
+    data = json.dumps(SETTINGS).encode()
+    HfApi().upload_file(path_or_fileobj=data, path_in_repo="spatialalign.json", repo_id="tester/wan", revision="small")
+    return loopback_client
+
+
+def test_a_pipeline_on_the_hub_keeps_its_sampling_settings(published, monkeypatch, caplog):
+    def sizes(revision):
+        settings = load_video_model("tester/wan", device="cpu", revision=revision).default_settings()
+        return settings.num_frames, settings.height, settings.width, settings.num_inference_steps
+
+    assert sizes("small") == (17, 32, 48, 10)
+    assert sizes("main") == (81, 480, 832, 50)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert sizes("small") == (17, 32, 48, 10) and sizes("main") == (81, 480, 832, 50)
+    assert "could not be reached" not in caplog.text  # the cache knows that main has no such file
+
+
+def test_the_hub_is_asked_for_the_settings_once(published):
+    model = load_video_model("tester/wan", device="cpu", revision="small")
+    first = model.default_settings()
+    count = len(published.requests)
+    assert model.default_settings() == first and len(published.requests) == count
+
+
+def test_a_pipelines_bad_settings_name_their_file(tmp_path):
+    folder = tiny_pipelines.saved_wan(tmp_path)
+    for content, message in ((SETTINGS | {"num_frames": "x"}, "x"), ([1], "list")):
+        (tmp_path / "spatialalign.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"{tmp_path}/spatialalign.json: .*{message}"):
+            load_video_model(folder, device="cpu").default_settings()

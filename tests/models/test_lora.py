@@ -6,7 +6,6 @@ import json
 import pytest
 import torch
 from diffusers import WanPipeline
-from peft import LoraConfig
 from safetensors import safe_open
 from tiny_wan import PROMPTS, SETTINGS, add_lora, inputs, randomise_lora
 
@@ -156,22 +155,31 @@ def test_saving_without_an_adapter_is_refused(model, tmp_path):
         model.save_lora(tmp_path)
 
 
-def test_loading_refuses_what_is_not_a_lora_of_this_model(model, tmp_path):
+def test_loading_refuses_a_missing_file_and_a_second_adapter(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="no LoRA file or folder"):
         model.load_lora(tmp_path / "none" / "such")
+    (tmp_path / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="contains no pytorch_lora_weights.safetensors, but optimizer.pt"):
+        model.load_lora(tmp_path)
     add_lora(model, "wrapped and set")
-    model.transformer.save_pretrained(tmp_path / "peft")
     with pytest.raises(RuntimeError, match="already carries the adapter 'default'"):
         model.load_lora(tmp_path)
+
+
+def test_what_peft_and_diffusers_save_of_the_network_alone_is_loaded(model, tmp_path):
+    add_lora(model, "wrapped and set")
+    randomise_lora(model.transformer)
+    expected = model.lora_state_dict()
+    model.transformer.save_pretrained(tmp_path / "peft")
     model.unload_lora()
-    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors is PEFT's"):
-        model.load_lora(tmp_path / "peft")
-    # diffusers only warns about keys without its prefix, and the base would be mistaken for the aligned model.
-    model.transformer.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k"]))
-    model.transformer.save_lora_adapter(str(tmp_path / "bare"))
+    model.load_lora(tmp_path / "peft")
+    assert all(torch.equal(value, expected[name]) for name, value in model.lora_state_dict().items())
+    model.base_transformer.save_lora_adapter(str(tmp_path / "bare"), adapter_name="default_0")
     model.unload_lora()
-    with pytest.raises(ValueError, match="fits the transformer"):
-        model.load_lora(tmp_path / "bare")
+    model.load_lora(tmp_path / "bare")
+    assert all(torch.equal(value, expected[name]) for name, value in model.lora_state_dict().items())
+    (config,) = model.transformer.peft_config.values()
+    assert (config.r, config.lora_alpha) == (2, 8)
 
 
 def test_unloading_nothing_is_no_error_and_a_lora_can_follow_another(folder, tmp_path):

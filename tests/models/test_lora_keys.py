@@ -119,6 +119,53 @@ def test_diffusers_to_diffusers_copies_the_file(tmp_path):
     assert file.read_bytes() == (tmp_path / LORA_FILE).read_bytes()
 
 
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_bias": True}])
+def test_dora_and_biases_survive_in_the_diffusers_format(tmp_path, options):
+    model = saved_lora(tmp_path, **options)
+    extra = "lora_magnitude_vector" if "use_dora" in options else "lora_B.bias"
+    bare = {key.removeprefix("transformer."): value for key, value in load_file(tmp_path / LORA_FILE).items()}
+    bare |= {f"{key.split('.lora_')[0]}.alpha": torch.tensor(8.0) for key in bare}
+    save_file(bare, tmp_path / "bare.safetensors")
+    file = export_lora(tmp_path / "bare.safetensors", tmp_path / "back" / LORA_FILE, "diffusers")
+    assert sum(key.endswith(extra) for key in load_file(file)) == len(read_lora(file).modules)
+    torch.testing.assert_close(video(loaded(file)), video(model.pipeline), rtol=0, atol=1e-6)
+    for lora_format in ("comfyui", "original"):
+        with pytest.raises(ValueError, match=f"no place for .*{extra}.*--format diffusers"):
+            export_lora(tmp_path / "bare.safetensors", tmp_path / "out.safetensors", lora_format)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("diffusion_model.double_blocks.0.img_attn_qkv", "not a linear layer of a Wan transformer"),
+        ("lora_unet_double_blocks_0_img_attn_qkv", "not a linear layer of a Wan transformer"),
+        ("double_blocks.0.img_attn_qkv", "not a linear layer of a Wan transformer"),
+    ],
+)
+def test_names_of_unknown_code_are_not_called_diffusers(tmp_path, key, message):
+    save_file(pair(key), tmp_path / "in.safetensors")
+    with pytest.raises(ValueError, match=message):
+        export_lora(tmp_path / "in.safetensors", tmp_path / "out.safetensors", "diffusers")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_other_families_keep_their_diffusers_names(tmp_path):
+    name = "transformer_blocks.0.attn1.to_q"
+    save_file(pair(f"base_model.model.{name}"), tmp_path / "in.safetensors")
+    file = export_lora(tmp_path / "in.safetensors", tmp_path / LORA_FILE, "diffusers")
+    assert set(load_file(file)) == set(pair(f"transformer.{name}"))
+
+
+def test_image_to_video_modules_have_original_names(tmp_path):
+    """diffusers reads `k_img`, `v_img` and `img_emb` back to the modules that they came from."""
+    names = ["blocks.0.attn2.add_k_proj", "blocks.0.attn2.add_v_proj"]
+    names += [f"condition_embedder.image_embedder.ff.net.{layer}" for layer in ("0.proj", "2")]
+    diffusers = {key: value for name in names for key, value in pair(f"transformer.{name}").items()}
+    save_file(diffusers, tmp_path / LORA_FILE)
+    file = export_lora(tmp_path, tmp_path / "comfyui.safetensors", "comfyui")
+    assert set(WanPipeline.lora_state_dict(load_file(file))) == set(diffusers)
+
+
 def pair(module: str) -> dict[str, torch.Tensor]:
     return {f"{module}.lora_A.weight": torch.ones(2, 3), f"{module}.lora_B.weight": torch.ones(3, 2)}
 
@@ -133,7 +180,7 @@ def pair(module: str) -> dict[str, torch.Tensor]:
         (
             pair("transformer.blocks.0.attn2.to_k")
             | {"transformer.blocks.0.attn2.to_k.lora_magnitude_vector": torch.ones(3)},
-            "not a plain LoRA weight",
+            "no place for .*lora_magnitude_vector.*--format diffusers",
         ),
         (pair("transformer.blocks.0.attn2.to_k") | pair("transformer_2.blocks.0.attn2.to_k"), "one file per expert"),
         ({"blocks.0.attn2.to_k.weight": torch.ones(2)}, "contains no LoRA weights"),

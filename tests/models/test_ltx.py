@@ -7,6 +7,7 @@ import pytest
 import tiny_ltx
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import save_file
 
 from spatialalign_trl.models import SamplingSettings
 from spatialalign_trl.models.ltx import LTXVideoModel
@@ -89,3 +90,28 @@ def test_defaults_are_those_of_the_authors(model):
     model.check_size(found.num_frames, found.height, found.width)
     assert (found.num_frames, found.height, found.width, found.fps) == (161, 512, 704, 25.0)
     assert (found.num_inference_steps, found.guidance_scale, found.flow_shift) == (50, 3.0, None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sides"),
+    [
+        ("diffusion_model.{}.lora_{}.weight", "AB"),
+        ("base_model.model.{}.lora_{}.default.weight", "AB"),
+        ("{}.lora_{}.weight", ("down", "up")),
+        ("lora_unet_{}.lora_{}.weight", ("down", "up")),
+    ],
+)
+def test_other_trainers_names_are_looked_up_in_the_transformer(model, tmp_path, pattern, sides):
+    name = "transformer_blocks.0.attn2.to_k"
+    layer = model.base_transformer.get_submodule(name)
+    factors = torch.randn(2, layer.in_features), torch.randn(layer.out_features, 2)
+    spelled = name.replace(".", "_") if "unet" in pattern else name
+    file = tmp_path / "lora.safetensors"
+    save_file({pattern.format(spelled, side): value for side, value in zip(sides, factors, strict=True)}, file)
+    model.load_lora(file)
+    try:
+        loaded = model.lora_state_dict()
+        assert list(loaded) == [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
+        assert all(torch.equal(found, factor) for found, factor in zip(loaded.values(), factors, strict=True))
+    finally:
+        model.unload_lora()

@@ -8,6 +8,7 @@ import pytest
 import tiny_pipelines
 import torch
 from diffusers import WanPipeline
+from safetensors.torch import save_file
 from tiny_pairs import spatialalign_trainer
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH
 from tiny_wan import PROMPTS, SETTINGS, add_lora, inputs, random_videos, randomise_lora
@@ -151,6 +152,31 @@ def test_a_lora_of_the_low_noise_expert_loads_without_the_other_expert(two_exper
     assert again.pipeline.transformer is None
     with torch.no_grad():
         assert torch.equal(again.predict(noisy, sigma, conditioning), model.predict(noisy, sigma, conditioning))
+
+
+def test_a_file_for_both_experts_is_loaded_for_the_one_that_is_trained(two_experts, tmp_path, caplog):
+    def weights(component, value):
+        name = f"{component}.blocks.0.attn2.to_k"
+        return {f"{name}.lora_A.weight": torch.full((2, 24), value), f"{name}.lora_B.weight": torch.ones(24, 2)}
+
+    save_file(weights("transformer", 1.0) | weights("transformer_2", 2.0), tmp_path / "both.safetensors")
+    save_file(weights("transformer_2", 2.0), tmp_path / "low.safetensors")
+    for expert, value in (("high_noise", 1.0), ("low_noise", 2.0)):
+        model = load_video_model(two_experts, device="cpu", expert=expert)
+        caplog.clear()
+        model.load_lora(tmp_path / "both.safetensors")
+        (factor_a,) = (tensor for name, tensor in model.lora_state_dict().items() if "lora_A" in name)
+        assert (factor_a == value).all() and len(model.lora_fit.unplaced) == 2
+        assert "2 of 4 keys fit nothing in this transformer" in caplog.text
+        model.unload_lora()
+        if expert == "low_noise":
+            model.load_lora(tmp_path / "low.safetensors")
+            assert model.lora_fit.unplaced == ()
+            continue
+        with pytest.raises(ValueError, match='model_init_kwargs {"expert": "low_noise"}'):
+            model.load_lora(tmp_path / "low.safetensors")
+        remedy = {"expert": "low_noise"}
+        load_video_model(two_experts, device="cpu", **remedy).load_lora(tmp_path / "low.safetensors")
 
 
 def test_unknown_experts_are_refused(two_experts, folder):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from spatialalign_trl.models.lora_loading import LoraFit
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.online.run_settings import FREE, PACKAGES, check_same_run, describe_versions
@@ -20,11 +21,11 @@ PROMPTS = [{"prompt_id": "a", "prompt": "A fox."}, {"prompt_id": "b", "prompt": 
 
 def check(
     folder, *, model="tiny", dtype=torch.float32, computation=None, rewards=REWARDS, sampling=SAMPLING,
-    prompts=PROMPTS, **overrides,
+    prompts=PROMPTS, fit=None, **overrides,
 ):  # fmt: skip
     args = OnlineSpatialAlignConfig(**{"output_dir": str(folder), "use_cpu": True, "report_to": "none", **overrides})
     model = SimpleNamespace(name_or_path=model, dtype=dtype, computation=computation or {})
-    return check_same_run(folder, args, sampling, model, rewards, prompts)
+    return check_same_run(folder, args, sampling, model, rewards, prompts, starting_fit=fit)
 
 
 def test_the_first_start_writes_the_settings(tmp_path):
@@ -136,3 +137,13 @@ def test_versions_name_every_package():
 def test_a_missing_package_has_no_version(monkeypatch):
     monkeypatch.setattr("spatialalign_trl.online.run_settings.PACKAGES", ("no-such-package",))
     assert describe_versions()["no-such-package"] == "not installed"
+
+
+def test_keys_of_the_starting_lora_without_a_place_are_recorded(tmp_path):
+    assert "starting_policy_keys" not in check(tmp_path, fit=LoraFit(84))
+    fit = LoraFit(84, ("blocks.30.attn2.to_k.lora_A.weight", "blocks.30.attn2.to_k.lora_B.weight"))
+    recorded = check(tmp_path, fit=fit)["starting_policy_keys"]  # a run of before it was recorded goes on
+    assert recorded == json.loads((tmp_path / "run.json").read_text())["starting_policy_keys"]
+    assert recorded.startswith("2 of 84 keys fit nothing") and "blocks.30.attn2.to_k.lora_A.weight" in recorded
+    with pytest.raises(ValueError, match="starting_policy_keys: '2 of 84 .*' there, '1 of 84 .*' now"):
+        check(tmp_path, fit=LoraFit(84, ("a",)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from diffusers import WanPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_loop import config, loop, luck, prompts
 from tiny_pipelines import HEIGHT, NUM_FRAMES, WIDTH, saved_wan
 
@@ -216,6 +216,20 @@ def test_a_run_from_a_lora_trains_it_further(finished, continued):
 def test_a_run_from_a_lora_is_not_continued_without_it(folder, continued):
     with pytest.raises(ValueError, match="starting_policy: .* there, None now"):
         loop(folder, continued[0]).train()
+
+
+def test_a_lora_that_fits_in_part_says_so_in_run_json_and_on_the_card(folder, tmp_path):
+    run = loop(folder, tmp_path / "run", num_rounds=2)
+    name = "transformer.blocks.{}.attn2.to_k.lora_{}.weight"
+    sizes = (("A", (2, 24)), ("B", (24, 2)))
+    lora = {name.format(block, side): torch.ones(size) for block in (0, 30) for side, size in sizes}
+    save_file(lora, tmp_path / "half.safetensors")
+    run.model.load_lora(tmp_path / "half.safetensors")
+    run = OnlineSpatialAlignTrainer(run.model, luck, run.args, prompts("train", "red"), prompts("eval", "blue"))
+    run.train()
+    expected = "2 of 4 keys fit nothing in this transformer and were left out (transformer.blocks.30."
+    for file in ("run.json", "results.json", "README.md", "rounds/01/policy/README.md"):
+        assert expected in (run.output_dir / file).read_text(), file
 
 
 def test_a_model_with_a_lora_and_a_configuration_for_another_one_are_refused(folder, tmp_path):
