@@ -24,6 +24,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from spatialalign_trl.errors import explain_hub_errors
+from spatialalign_trl.files import check_intact, seal_file
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -325,7 +326,7 @@ class LoraMixin:
             transformer_lora_adapter_metadata=lora_metadata(self.transformer, self.name_or_path or None),
             weight_name=temporary,
         )
-        return (directory / temporary).replace(directory / LORA_FILE)
+        return seal_file(directory / temporary).replace(directory / LORA_FILE)
 
     def load_lora(self, source: str | os.PathLike) -> None:
         """
@@ -363,6 +364,9 @@ class LoraMixin:
             path, name = _published_lora(os.fspath(source))
         else:
             raise FileNotFoundError(f"there is no LoRA file or folder {os.fspath(source)!r}.")
+
+        if name is not None and (Path(path) / name).is_file():
+            check_intact(Path(path) / name, "Copy it again from where it is sound, such as a checkpoint of its run.")
 
         # 2. Load it, and check that it had an effect
         misfit = f"nothing in {os.fspath(source)!r} fits the transformer: its keys are not this model's."

@@ -22,6 +22,7 @@ from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
 from spatialalign_trl.devices import release_memory
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.quantization import check_optimizer
+from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
 from spatialalign_trl.trainer.distribution import refuse_unsupported_distribution
 from spatialalign_trl.trainer.flow_matching import pair_generator, sigma_bounds, step_position
 from spatialalign_trl.trainer.latents import Share
@@ -238,10 +239,12 @@ class VideoTrainer(LoraPublishing, BaseTrainer):
 
     # Training
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See [`~transformers.Trainer.train`]."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """See [`~transformers.Trainer.train`]; `True` resumes from the newest checkpoint that is undamaged."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(Path(self.args.output_dir)) or True
         self._micro_step = (-1, -1)  # an interrupted step starts over with its first micro-step
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
