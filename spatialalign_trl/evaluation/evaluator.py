@@ -29,6 +29,7 @@ from spatialalign_trl.models.lora import lora_fingerprint
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.rewards.scoring import score_samples
+from spatialalign_trl.rollout.origin import check_origin
 from spatialalign_trl.rollout.sampler import roll_out
 from spatialalign_trl.rollout.store import Sample, SampleStore
 
@@ -182,6 +183,8 @@ class Evaluation:
         for name in dict.fromkeys(policy.model for policy in self.policies if policy.model):
             store = store or SampleStore(self.samples_dir)
             model = self.load_model(name)
+            if self.is_main:
+                check_origin(store, model)
             settings = model.default_settings().updated(self.sampling)
             policies = [one for one in self.policies if one.model == name]
             for policy in policies:  # a LoRA that does not load is found before hours of sampling

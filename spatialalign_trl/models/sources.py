@@ -189,9 +189,10 @@ def _samples(file: BinaryIO, size: int, has_tensors: bool) -> Iterator[tuple[int
     yield 0, header_size + 8
     try:
         header = json.loads(os.pread(file.fileno(), header_size, 8))
-        tensors = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+        tensors = [map(int, entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return  # loading the model says what is wrong with the file
     for start, end in tensors:
         for position in (start, (start + end) // 2):
-            yield 8 + header_size + position, min(64, end - position)
+            if 0 <= position < min(end, size):
+                yield 8 + header_size + position, min(64, end - position)

@@ -63,7 +63,9 @@ def _fingerprint(definition: Any) -> str | None:
     # A script also holds what has nothing to do with the reward, such as the settings of the run.
     if module is None or name == "__main__" or file is None or not Path(file).is_file():
         try:
-            return f"{definition.__qualname__}, sha256 {sha256(inspect.getsource(definition).encode()).hexdigest()[:16]}"
+            return (
+                f"{definition.__qualname__}, sha256 {sha256(inspect.getsource(definition).encode()).hexdigest()[:16]}"
+            )
         except (OSError, TypeError):
             return None
     files = _files_of(module, Path(file))
