@@ -184,7 +184,7 @@ class Evaluation:
             store = store or SampleStore(self.samples_dir)
             model = self.load_model(name)
             if self.is_main:
-                check_origin(store, model)
+                check_origin(store, model, self.tag)
             settings = model.default_settings().updated(self.sampling)
             policies = [one for one in self.policies if one.model == name]
             for policy in policies:  # a LoRA that does not load is found before hours of sampling

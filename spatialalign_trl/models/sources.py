@@ -182,14 +182,14 @@ def _samples(file: BinaryIO, size: int, has_tensors: bool) -> Iterator[tuple[int
         yield 0, size
         return
     for number in range(_BLOCKS):
-        yield number * (size - _BLOCK) // (_BLOCKS - 1), _BLOCK
+        yield number * max(size - _BLOCK, 0) // (_BLOCKS - 1), _BLOCK
     header_size = int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
     if not has_tensors or header_size > min(size, 100 << 20):
         return
     yield 0, header_size + 8
     try:
         header = json.loads(os.pread(file.fileno(), header_size, 8))
-        tensors = [map(int, entry["data_offsets"]) for name, entry in header.items() if name != "__metadata__"]
+        tensors = [tuple(map(int, entry["data_offsets"])) for name, entry in header.items() if name != "__metadata__"]
     except (ValueError, KeyError, TypeError, AttributeError):
         return  # loading the model says what is wrong with the file
     for start, end in tensors:

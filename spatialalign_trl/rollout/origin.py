@@ -16,7 +16,7 @@ ORIGIN_FILE = "models.json"
 """Model name -> fingerprint of its files, type of its weights, and what else changes the numbers that it computes."""
 
 
-def check_origin(store: SampleStore, model: VideoModel) -> None:
+def check_origin(store: SampleStore, model: VideoModel, tag: str = "") -> None:
     """
     Record with which model a store is filled, or compare it with the model of the same name that filled it before.
 
@@ -27,6 +27,8 @@ def check_origin(store: SampleStore, model: VideoModel) -> None:
             The store that the model is about to fill.
         model ([`VideoModel`]):
             The model.
+        tag (`str`, *optional*):
+            What the samples' `policy_revision` ends with, if it names what else they depend on.
 
     Raises:
         ValueError: if the store was filled by other weights, or in another precision, under the same name.
@@ -41,14 +43,15 @@ def check_origin(store: SampleStore, model: VideoModel) -> None:
         **model.computation,
     }
     now = {name: value for name, value in json.loads(json.dumps(now, default=str)).items() if value is not None}
-    there = recorded.get(model.name_or_path)
+    name = f"{model.name_or_path}{tag}"
+    there = recorded.get(name)
     if there is None:
-        write_json(file, recorded | {model.name_or_path: now})
+        write_json(file, recorded | {name: now})
     elif there != now:
-        names = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
-        lines = "\n".join(f"  {name}: {there.get(name)!r} there, {now.get(name)!r} now" for name in names)
+        differing = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
+        lines = "\n".join(f"  {key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in differing)
         raise ValueError(
-            f"{store.directory} holds samples of {model.name_or_path!r} that were sampled otherwise:\n{lines}\n"
+            f"{store.directory} holds samples of {name!r} that were sampled otherwise:\n{lines}\n"
             "Under the same name they would be mixed. Use another --samples_dir (and keep this one), or the model as "
             "it was."
         )
