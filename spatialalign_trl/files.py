@@ -4,16 +4,21 @@ Every file is first written to a temporary file in the same folder (a rename acr
 then renamed over the old one. A killed process leaves at most a temporary file behind. Its name contains the host and
 the process id, so that stale temporary files of killed processes can be distinguished from files still being written.
 A job locks the folder that it writes to with [`lock_folder`].
+
+What is kept for later carries checksums: a safetensors file that this library writes has one in its own metadata
+([`seal_tensors`]), and a folder of several kinds of files has a `checksums.json` ([`write_checksums`]). Files without
+a checksum, such as those of earlier versions or of other programs, are read as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,11 @@ LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
 
 PATIENCE = 10.0
 """Seconds to wait for a lock: the data loader workers of a killed job keep its lock for a few seconds."""
+
+CHECKSUM_FILE = "checksums.json"
+"""File name -> size and SHA-256, for the other files of its folder."""
+SEAL = "spatialalign_sha256"
+"""Key, in the metadata of a safetensors file, of the SHA-256 of everything else in the file."""
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
 
@@ -115,6 +125,138 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{os.fspath(path)} is not a JSON file ({error}). Delete it or write it again.") from error
+
+
+# Checksums
+
+
+def seal_tensors(data: bytes) -> bytes:
+    """
+    Add a checksum to the metadata of a safetensors file.
+
+    Args:
+        data (`bytes`):
+            The content of a safetensors file.
+
+    Returns:
+        `bytes`: the content with the checksum. Equal tensors and equal metadata give equal bytes.
+    """
+    header, tensors = _split_safetensors(data)
+    metadata = {key: value for key, value in header.get("__metadata__", {}).items() if key != SEAL}
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    header["__metadata__"] = {**header["__metadata__"], SEAL: _checksum_of(header, tensors)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned, as the format recommends
+    return b"".join([len(text).to_bytes(8, "little"), text, tensors])
+
+
+def seal_file(path: str | os.PathLike) -> Path:
+    """Add a checksum to a safetensors file, atomically; see [`seal_tensors`]."""
+    return write_atomic(path, seal_tensors(Path(path).read_bytes()))
+
+
+def is_intact(data: bytes) -> bool:
+    """
+    Return whether a safetensors file has the content that its checksum was made of.
+
+    Args:
+        data (`bytes`):
+            The content of the file. One without a checksum counts as intact if its header can be read.
+    """
+    try:
+        header, tensors = _split_safetensors(data)
+        metadata = dict(header.get("__metadata__", {}))
+        checksum = metadata.pop(SEAL, None)
+        if checksum is None:
+            return SEAL not in json.dumps(header)  # the name of the metadata itself may be what is damaged
+        return checksum == _checksum_of({**header, "__metadata__": metadata}, tensors)
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def check_intact(path: str | os.PathLike, remedy: str) -> None:
+    """
+    Refuse a safetensors file that is damaged.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The file.
+        remedy (`str`):
+            What to do about it; the end of the error.
+
+    Raises:
+        ValueError: if the content differs from the one that the file's checksum was made of.
+    """
+    if not is_intact(Path(path).read_bytes()):
+        raise ValueError(f"{os.fspath(path)} is damaged: its content differs from its checksum. {remedy}")
+
+
+def _split_safetensors(data: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Return the header and the tensors' bytes of a safetensors file; raise `ValueError` if there is no header."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8:
+        raise ValueError("not a whole safetensors file: its header is cut off")
+    header = json.loads(bytes(data[8 : 8 + size]).decode("utf-8"))
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError("not a safetensors file: its header is not a JSON object")
+    return header, memoryview(data)[8 + size :]
+
+
+def _checksum_of(header: dict[str, Any], tensors: memoryview) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    digest.update(tensors)
+    return digest.hexdigest()
+
+
+def write_checksums(folder: str | os.PathLike, names: Iterable[str]) -> Path:
+    """
+    Write the sizes and checksums of some files of a folder to its `checksums.json`, which it replaces.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder.
+        names (iterable of `str`):
+            Names of files in it.
+
+    Returns:
+        `Path`: the file with the checksums.
+    """
+    folder = Path(folder)
+    return write_json(folder / CHECKSUM_FILE, {name: _size_and_checksum(folder / name) for name in sorted(names)})
+
+
+def damaged_files(folder: str | os.PathLike) -> dict[str, str]:
+    """
+    Compare the files of a folder with its `checksums.json`.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The folder. Without checksums, nothing in it counts as damaged.
+
+    Returns:
+        `dict[str, str]`: name of each damaged file -> what is wrong with it.
+    """
+    folder = Path(folder)
+    if not (folder / CHECKSUM_FILE).is_file():
+        return {}
+    try:
+        recorded = {str(name): dict(entry) for name, entry in read_json(folder / CHECKSUM_FILE).items()}
+    except (AttributeError, TypeError, ValueError):
+        return {CHECKSUM_FILE: "is not a list of checksums"}
+    damaged = {}
+    for name, expected in recorded.items():
+        if Path(name).name != name:  # never read outside of the folder
+            damaged[CHECKSUM_FILE] = f"names {name!r}, which is not a file of its folder"
+        elif not (folder / name).is_file():
+            damaged[name] = "is missing"
+        elif _size_and_checksum(folder / name) != expected:
+            damaged[name] = "differs from its checksum"
+    return damaged
+
+
+def _size_and_checksum(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _is_alive(pid: int) -> bool:

@@ -29,6 +29,7 @@ from spatialalign_trl.models.lora import lora_fingerprint
 from spatialalign_trl.models.settings import SamplingSettings
 from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.rewards.scoring import score_samples
+from spatialalign_trl.rollout.origin import check_origin
 from spatialalign_trl.rollout.sampler import roll_out
 from spatialalign_trl.rollout.store import Sample, SampleStore
 
@@ -231,6 +232,8 @@ class Evaluation:
             # Opening the store creates its folder, so it is opened only if there is something to sample.
             store = store or SampleStore(self.sampling.samples_dir or self.output_dir / "samples")
             model = self.sampling.load_model(name)
+            if self.is_main:
+                check_origin(store, model, self.sampling.tag)
             settings = model.default_settings().updated(self.sampling.settings)
             policies = [policy for policy in self.policies if policy.model == name]
             # Load every LoRA once, so that one that does not fit is found before hours of sampling.

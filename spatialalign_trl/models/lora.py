@@ -21,6 +21,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
+from spatialalign_trl.files import check_intact, seal_file
 from spatialalign_trl.models.lora_files import LORA_FILE, find_lora
 from spatialalign_trl.models.lora_formats import parse_lora
 from spatialalign_trl.models.lora_loading import LoraFit, place_lora
@@ -324,7 +325,7 @@ class LoraMixin:
             transformer_lora_adapter_metadata=lora_metadata(self.transformer, self.name_or_path or None),
             weight_name=temporary,
         )
-        return (directory / temporary).replace(directory / LORA_FILE)
+        return seal_file(directory / temporary).replace(directory / LORA_FILE)
 
     def load_lora(self, source: str | os.PathLike) -> None:
         """
@@ -350,7 +351,9 @@ class LoraMixin:
             raise RuntimeError(
                 f"the transformer already carries the adapter {present[0]!r}. Call unload_lora() first."
             )
-        lora = parse_lora(find_lora(source), self.trained_component, self._lora_converter())
+        file = find_lora(source)
+        check_intact(file, "Copy it again from where it is sound, such as a checkpoint of its run.")
+        lora = parse_lora(file, self.trained_component, self._lora_converter())
         self.lora_fit = place_lora(self.base_transformer, lora, self.pipeline)
 
     def _lora_converter(self) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None:

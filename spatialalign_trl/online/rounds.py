@@ -16,25 +16,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load
 
-from spatialalign_trl.files import read_json
+from spatialalign_trl.files import is_intact, read_json
+from spatialalign_trl.models.lora import LORA_FILE, lora_fingerprint
+from spatialalign_trl.online.run_settings import ROUND_FILE, check_same_run, describe_lora
 from spatialalign_trl.preferences import Pair, PairingResult, make_pairs, to_dataset
 from spatialalign_trl.rewards.scoring import combine_scores, has_failed, score_samples
+from spatialalign_trl.rewards.sources import source_fingerprints
+from spatialalign_trl.rollout.origin import check_origin
 from spatialalign_trl.rollout.sampler import roll_out
+from spatialalign_trl.trainer.checkpoints import checkpoints_of
+from spatialalign_trl.trainer.lora import default_lora_config
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+    from peft import LoraConfig
     from rich.console import Console
 
     from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.models.lora_loading import LoraFit
     from spatialalign_trl.models.settings import SamplingSettings
     from spatialalign_trl.online.config import OnlineSpatialAlignConfig
     from spatialalign_trl.rewards.runner import RewardRunner
     from spatialalign_trl.rollout.store import Sample, SampleStore
 
 PREFERENCES_FILE = "train-00000-of-00001.parquet"
-ROUND_FILE = "round.json"
-"""The numbers of a round, in its folder. Written last, so a round with this file is finished."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,40 @@ class RunParts:
     def round_folder(self, number: int) -> Path:
         """Return the folder of a round; the first round has number 1."""
         return self.output_dir / "rounds" / f"{number:02d}"
+
+
+# Before the first round
+
+
+def check_run_folder(
+    run: RunParts,
+    peft_config: LoraConfig | None,
+    starting_policy: str | None,
+    starting_fit: LoraFit | None = None,
+) -> dict[str, Any]:
+    """
+    Check that a run's folder, and that of its samples, belong to this run; see [`check_same_run`], [`check_origin`].
+
+    Args:
+        run ([`RunParts`]): The run.
+        peft_config ([`~peft.LoraConfig`], *optional*): The LoRA; `None`: the model's default.
+        starting_policy (`str`, *optional*): The name of the LoRA that the model came with; `None` if it came without.
+        starting_fit ([`LoraFit`], *optional*): How much of that LoRA's file has a place in the model.
+    """
+    settings = check_same_run(
+        run.output_dir,
+        run.args,
+        run.settings,
+        run.model,
+        run.runner.describe(),
+        run.train_rows,
+        starting_policy,
+        starting_fit,
+        lora=describe_lora(peft_config or default_lora_config(run.model)),
+        reward_sources=source_fingerprints(run.runner),
+    )
+    check_origin(run.store, run.model)
+    return settings
 
 
 # 1. Sample and score
@@ -128,6 +170,40 @@ def samples_of_round(run: RunParts, number: int) -> list[Sample]:
 def samples_before(run: RunParts, number: int) -> list[Sample]:
     """Load the training samples of all rounds before `number`."""
     return [sample for earlier in range(1, number) for sample in samples_of_round(run, earlier)]
+
+
+def read_round(run: RunParts, number: int) -> dict[str, Any]:
+    """
+    Return the record of a finished round, whose LoRA is as the round left it.
+
+    Raises:
+        ValueError: if the LoRA is missing or damaged; names an intact copy, or what else to do.
+    """
+    folder = run.round_folder(number)
+    record = read_json(folder / ROUND_FILE)
+    file = folder / "policy" / LORA_FILE
+    if not _holds_policy(file, record):
+        copies = [run.output_dir / LORA_FILE, *(path / LORA_FILE for path in checkpoints_of(folder / "policy"))]
+        copy = next((path for path in copies if _holds_policy(path, record)), None)
+        if copy is not None:
+            remedy = f"An intact copy of it is {copy}: cp {copy} {file}"
+        else:
+            remedy = (
+                f"There is no intact copy. Rename {folder / ROUND_FILE} and run the same command: it uses samples, "
+                "scores and sound checkpoints again, and ends the round's training anew."
+            )
+        raise ValueError(f"{file} is missing or damaged: it is not the LoRA that round {number} made. {remedy}")
+    return record
+
+
+def _holds_policy(file: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether a file is the LoRA that a round's record names."""
+    try:
+        data = file.read_bytes()
+        weights = load(data) if is_intact(data) else {}
+    except (OSError, SafetensorError):
+        return False
+    return lora_fingerprint(weights) == record["policy_revision"].rpartition("@")[2]
 
 
 def _sample_ids(run: RunParts, rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], revision: str) -> list[str]:

@@ -42,13 +42,15 @@ from spatialalign_trl.online.rounds import (
     RunParts,
     are_scored,
     check_pairs,
+    check_run_folder,
     make_round_pairs,
+    read_round,
     sample_and_score,
     samples_to_pair,
     store_pairs,
     training_seeds,
 )
-from spatialalign_trl.online.run_settings import RUN_FILE, check_disjoint, check_same_run, describe_versions
+from spatialalign_trl.online.run_settings import RUN_FILE, check_disjoint, describe_versions
 from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.rollout.store import Sample, SampleStore
 from spatialalign_trl.trainer.callbacks import EMA_FOLDER, LoraEMA, MetricsOnTheBar, SaveOnInterrupt
@@ -225,9 +227,10 @@ class OnlineSpatialAlignTrainer:
         """Run one round from the policy `revision`; the model carries the round's policy afterwards."""
         folder = self.parts.round_folder(number)
         if (folder / ROUND_FILE).exists():
+            record = read_round(self.parts, number)
             self.model.unload_lora()
             self.model.load_lora(folder / "policy")
-            return read_json(folder / ROUND_FILE)
+            return record
 
         samples = self._sample_for_training(number, revision)
         pool = samples_to_pair(self.parts, number, samples)
@@ -255,11 +258,8 @@ class OnlineSpatialAlignTrainer:
 
     def _check_before_sampling(self) -> None:
         """Refuse another run's folder and a Hub without access now, not after hours of sampling."""
-        rewards, start = self.runner.describe(), self.base_revision if self.starts_adapted else None
-        check_same_run(
-            self.output_dir, self.args, self.settings, self.model, rewards, self.train_rows,
-            starting_policy=start, starting_fit=self.starting_fit,
-        )  # fmt: skip
+        starting_policy = self.base_revision if self.starts_adapted else None
+        check_run_folder(self.parts, self.peft_config, starting_policy, self.starting_fit)
         if self.args.push_to_hub:
             make_run_repository(self.parts)
         self.preference_repo.check_access()

@@ -51,7 +51,7 @@ def make_reward(spec: str | RewardFunc, found: Any, /, **kwargs: Any) -> RewardF
 
 def reward_name(reward: RewardFunc) -> str:
     """Return the name a reward is logged under: its `__name__` (through `functools.partial`), else its class's."""
-    reward = _unwrap(reward)
+    reward = unwrap_reward(reward)
     return getattr(reward, "__name__", type(reward).__name__)
 
 
@@ -59,7 +59,7 @@ def required_columns(reward: RewardFunc) -> list[str]:
     """
     Return the prompt columns a reward needs: those in its `required_columns`, and every parameter without a default.
     """
-    declared = getattr(_unwrap(reward), "required_columns", ())
+    declared = getattr(unwrap_reward(reward), "required_columns", ())
     declared = [declared] if isinstance(declared, str) else list(declared)
     signature = signature_of(reward)
     for name, parameter in signature.parameters.items() if signature else ():
@@ -69,7 +69,8 @@ def required_columns(reward: RewardFunc) -> list[str]:
     return declared
 
 
-def _unwrap(reward: RewardFunc) -> RewardFunc:
+def unwrap_reward(reward: RewardFunc) -> RewardFunc:
+    """Return what a `functools.partial`, or several, binds arguments to."""
     while isinstance(reward, functools.partial):
         reward = reward.func
     return reward

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from spatialalign_trl.rewards.combination import RewardCombination
 from spatialalign_trl.rewards.runner import RewardRunner
+from spatialalign_trl.rewards.sources import source_fingerprints
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -95,12 +96,14 @@ def score_samples(
     # 1. Find the rewards to run on each sample. Distribute all samples, not only the unscored ones: a process that
     # loaded its samples late already sees the scores of a faster one, and would count differently.
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    described = {name: settings for name, settings in runner.describe().items() if settings is not None}
-    digests = {f"{name}_settings": _digest(settings) for name, settings in described.items()}
+    digests, former = _digests(runner)
     by_rewards: dict[tuple[str, ...], list[StoredSample]] = {}
     for sample in samples[rank::world]:
-        by_rewards.setdefault(_rewards_to_run(sample, runner.names, digests), []).append(sample)
-    by_rewards.pop((), None)
+        by_rewards.setdefault(_rewards_to_run(sample, runner.names, digests, former), []).append(sample)
+    for sample in by_rewards.pop((), []):
+        if any(sample.components.get(column) != digest for column, digest in digests.items()):
+            # Scores from before the code was recorded count as made by the present code, and by no later one.
+            store.write_scores(sample.sample_id, sample.rewards, sample.reward, sample.components | digests)
 
     # 2. Score and write, batch by batch
     total = sum(map(len, by_rewards.values()))
@@ -160,13 +163,32 @@ def has_failed(sample: StoredSample, names: Iterable[str]) -> bool:
     return any(sample.components.get(f"{name}_error") for name in names)
 
 
-def _rewards_to_run(sample: StoredSample, names: Sequence[str], digests: Mapping[str, str]) -> tuple[str, ...]:
+def _digests(runner: RewardRunner) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Return hashes of each reward's settings and code, by the column that holds them; and those of earlier versions,
+    which did not cover the code (`None`: there was no column)."""
+    digests, former = {}, {}
+    sources = source_fingerprints(runner)
+    for name, settings in runner.describe().items():
+        column = f"{name}_settings"
+        former[column] = None if settings is None else _digest(settings)
+        if sources[name] is not None:
+            digests[column] = f"{former[column] or ''}+{_digest(sources[name])}"
+        elif settings is not None:
+            digests[column] = former[column]
+    return digests, former
+
+
+def _rewards_to_run(
+    sample: StoredSample, names: Sequence[str], digests: Mapping[str, str], former: Mapping[str, str | None]
+) -> tuple[str, ...]:
     """Return the missing rewards if all stored scores came from these rewards with these settings and no error, else
     all: columns cannot be attributed to the reward that logged them."""
     present = [name for name in names if name in sample.rewards]
     is_reusable = sample.scored and len(present) == len(sample.rewards) and not has_failed(sample, present)
     columns = (f"{name}_settings" for name in present)
-    if not is_reusable or any(sample.components.get(column) != digests.get(column) for column in columns):
+    if not is_reusable or any(
+        sample.components.get(column) not in (digests.get(column), former[column]) for column in columns
+    ):
         return tuple(names)
     return tuple(name for name in names if name not in present)
 

@@ -1,27 +1,32 @@
-"""Find the checkpoint that a run can be resumed from after it was killed, or after its numbers became infinite."""
+"""Find the checkpoint that a stopped run can be resumed from, and refuse a damaged or a non-finite one."""
 
 from __future__ import annotations
 
 import re
+import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
-from spatialalign_trl.files import read_json, write_json
+from spatialalign_trl.files import damaged_files, is_intact, read_json, write_checksums, write_json
 from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.trainer.finiteness import first_non_finite
 
+STATE_FILE = "trainer_state.json"
 NON_FINITE_FILE = "non_finite.json"
 """File of a checkpoint whose weights gave a loss or a gradient that is not finite; says at which step and pair."""
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+_REPLACED = "replaced"
 
 
 def last_whole_checkpoint(folder: Path, world_size: int = 1, needed: tuple[str, ...] = ()) -> str | None:
     """
-    Return the newest checkpoint that is complete, and whose weights a training can continue from.
+    Return the newest checkpoint that is complete and undamaged. Warns of every newer one, with what is wrong with it.
 
     Trainer writes the files of a checkpoint one by one into its final folder, so a process that is killed while it
     saves leaves an incomplete checkpoint, which cannot be resumed from. Neither can one whose weights are not finite,
@@ -39,13 +44,51 @@ def last_whole_checkpoint(folder: Path, world_size: int = 1, needed: tuple[str, 
     Returns:
         `str`: the path of the checkpoint; `None` if there is no complete one.
     """
-    checkpoints = [
-        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))
-    ]
-    for _, path in sorted(checkpoints, reverse=True):
-        if _is_whole(path, world_size, needed):
-            return str(path)
-    return None
+    refused: list[str] = []
+    found: Path | None = None
+    for path in checkpoints_of(folder):
+        problem = _missing_file(path, world_size, needed) or damage_of(path)
+        if problem is None:
+            found = path
+            break
+        refused.append(f"{path.name} ({problem})")
+    if refused:
+        start = f"continuing from {found.name}" if found is not None else "there is no other: starting from step 0"
+        warnings.warn(
+            f"{folder}: cannot continue from {', '.join(refused)}; {start}. The folders are left as they are.",
+            stacklevel=2,
+        )
+    return None if found is None else str(found)
+
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """Return the checkpoints in a trainer's `output_dir`, whole or not, the newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.match(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def set_checkpoints_aside(folder: Path) -> Path | None:
+    """
+    Move all checkpoints of a trainer's `output_dir` to `replaced-N` in it, so that the training starts from step 0.
+
+    Args:
+        folder (`Path`):
+            The trainer's `output_dir`.
+
+    Returns:
+        `Path`: the folder that they are in now; `None` if there are none.
+    """
+    checkpoints = checkpoints_of(folder)
+    if not checkpoints:
+        return None
+    number = 1
+    while (folder / f"{_REPLACED}-{number}").exists():
+        number += 1
+    target = folder / f"{_REPLACED}-{number}"
+    target.mkdir()
+    for path in checkpoints:
+        path.rename(target / path.name)
+    return target
 
 
 def mark_non_finite(checkpoint: Path, reason: dict[str, Any]) -> bool:
@@ -67,20 +110,91 @@ def mark_non_finite(checkpoint: Path, reason: dict[str, Any]) -> bool:
     return True
 
 
-def _is_whole(path: Path, world_size: int, needed: tuple[str, ...]) -> bool:
-    if not all((path / name).is_file() for name in ("optimizer.pt", "scheduler.pt", *needed)):
-        return False
-    if (path / NON_FINITE_FILE).exists():
-        return False
-    if len(list(path.glob("rng_state*.pth"))) < world_size:
-        return False
-    try:
-        read_json(path / "trainer_state.json")  # Trainer writes it last
-        for name in (LORA_FILE, "adapter_model.safetensors", *needed):
-            if name.endswith(".safetensors"):
-                weights = load_file(path / name)  # fails if the file was cut off
-                if first_non_finite(weights) is not None:
-                    return False
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return True
+def record_checksums(checkpoint: Path) -> None:
+    """Write the checksums of all files that this process has saved in a checkpoint; called when it is complete."""
+    # The random state of another process may still be being written.
+    names = [path.name for path in checkpoint.iterdir() if path.is_file() and not _is_random_state_of_other(path)]
+    write_checksums(checkpoint, names)
+
+
+def _is_random_state_of_other(path: Path) -> bool:
+    return path.match("rng_state_*.pth") and path.name != "rng_state_0.pth"
+
+
+def _missing_file(path: Path, world_size: int, needed: tuple[str, ...]) -> str | None:
+    """Return what a checkpoint lacks to be resumed from, or `None`."""
+    names = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors", LORA_FILE, STATE_FILE, *needed)
+    for name in names:
+        if not (path / name).is_file():
+            return f"{name} is missing"
+    states = len(list(path.glob("rng_state*.pth")))
+    return None if states >= world_size else f"it has the random states of {states} of {world_size} processes"
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """
+    Return what is wrong with the files that a checkpoint has, or `None` if they are sound.
+
+    Compares them with the checksums that were written with the checkpoint. Files without one (of earlier versions, or
+    of other processes) must be readable: torch's files are archives with a checksum of each part.
+
+    Args:
+        checkpoint (`Path`):
+            The folder of the checkpoint.
+    """
+    return next(_problems(checkpoint), None)
+
+
+def _problems(checkpoint: Path) -> Iterator[str]:
+    if (checkpoint / NON_FINITE_FILE).exists():
+        yield f"its weights gave numbers that are not finite ({NON_FINITE_FILE})"
+    for name, problem in damaged_files(checkpoint).items():
+        yield f"{name} {problem}"
+    for path in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                is_damaged = archive.testzip() is not None
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+            is_damaged = True
+        if is_damaged:
+            yield f"{path.name} is not a whole file of torch"
+    for path in sorted(checkpoint.rglob("*.safetensors")):
+        try:
+            content = path.read_bytes()
+            weights = load(content)  # fails if the file was cut off
+        except (OSError, SafetensorError):
+            yield f"{path.relative_to(checkpoint)} is damaged"
+            continue
+        if not is_intact(content):
+            yield f"{path.relative_to(checkpoint)} is damaged"
+        elif first_non_finite(weights) is not None:
+            yield f"{path.relative_to(checkpoint)} has weights that are not finite"
+    if (checkpoint / STATE_FILE).is_file():
+        try:
+            state = read_json(checkpoint / STATE_FILE)
+        except ValueError:
+            yield f"{STATE_FILE} is not JSON"
+            return
+        step = state.get("global_step") if isinstance(state, dict) else None
+        match = _CHECKPOINT.match(checkpoint.name)
+        if not isinstance(step, int) or (match is not None and step != int(match[1])):
+            yield f"{STATE_FILE} has global_step {step!r}"
+
+
+def refuse_damaged(checkpoint: Path) -> None:
+    """
+    Refuse to resume from a damaged checkpoint.
+
+    Args:
+        checkpoint (`Path`):
+            The folder of the checkpoint.
+
+    Raises:
+        ValueError: names the file, and the newest sound checkpoint beside it.
+    """
+    problem = damage_of(checkpoint)
+    if problem is None:
+        return
+    others = [path for path in checkpoints_of(checkpoint.parent) if path != checkpoint and damage_of(path) is None]
+    remedy = f"Resume from {others[0]}." if others else "There is no other checkpoint beside it: train from step 0."
+    raise ValueError(f"{checkpoint} is damaged: {problem}. {remedy}")

@@ -6,6 +6,7 @@ and of the encoders, so a second run, or a second round, finds and reuses it. Ba
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from spatialalign_trl.files import write_atomic
+from spatialalign_trl.files import is_intact, seal_tensors, write_atomic
 from spatialalign_trl.trainer.pair_columns import (
     SIDES,
     ExampleColumns,
@@ -297,14 +298,20 @@ class EncodingCache:
         return self.folder / f"{kind}-{digest[:32]}.safetensors"
 
     def _missing_share(self, paths: dict[Path, Any], description: str) -> "tqdm[Path]":
-        """Return this process's share of the files that are missing or incomplete, with a progress bar."""
+        """Return this process's share of the files that are missing or damaged, with a progress bar."""
+        # A check reads the whole file, so the processes divide it, and remove what has to be encoded again.
+        for path in list(paths)[self.share.rank :: self.share.world_size]:
+            if path.is_file() and not is_whole(path):
+                path.unlink(missing_ok=True)
+        self.share.barrier()
         # No process may write before all have listed the missing files: otherwise they would divide different lists.
-        missing = [path for path in paths if not is_whole(path)]
+        missing = [path for path in paths if not path.is_file()]
         self.share.barrier()
         return self.progress(missing[self.share.rank :: self.share.world_size], description)
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        write_atomic(path, save_safetensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+        data = save_safetensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        write_atomic(path, seal_tensors(data))
 
 
 def encoder_fingerprint(model: "VideoModel") -> str:
@@ -331,20 +338,28 @@ def weights_digest(digest: "hashlib._Hash", part: str, weights: Mapping[str, Ten
 
 
 def load_tensors(data: bytes, where: str) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file; errors begin with `where`."""
+    """Load the tensors of a safetensors file, and compare its checksum if it has one; errors begin with `where`."""
     try:
-        return load_safetensors(data)
+        tensors = load_safetensors(data)
     except SafetensorError as error:
         raise_at(where, ValueError(f"not a whole safetensors file ({error}). Remove it and start again."))
+    if not is_intact(data):
+        raise_at(where, ValueError("the content differs from its checksum. Start again: it is computed again."))
+    return tensors
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a safetensors file exists and is complete."""
+    """Return whether a safetensors file exists and is undamaged. A damaged one causes a warning."""
     try:
-        with safe_open(path, "pt"):
-            return True
-    except (FileNotFoundError, SafetensorError):
+        with safe_open(path, "pt"):  # fails if the file was cut off
+            if is_intact(path.read_bytes()):
+                return True
+    except FileNotFoundError:
         return False
+    except SafetensorError:
+        pass
+    warnings.warn(f"{path} is damaged or incomplete. It is computed again.", stacklevel=2)
+    return False
 
 
 def shape_of(path: Path) -> tuple[int, ...]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from spatialalign_trl.files import write_json
+from spatialalign_trl.files import seal_file, write_json
 from spatialalign_trl.models.lora import LORA_FILE
+from spatialalign_trl.trainer.checkpoints import record_checksums, refuse_damaged
 from spatialalign_trl.trainer.model_card import DIFFUSION_DPO, lora_model_card
 
 if TYPE_CHECKING:
@@ -65,9 +66,22 @@ class LoraPublishing:
         os.makedirs(output_dir, exist_ok=True)
         network = self.accelerator.unwrap_model(self.model)
         network.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+        seal_file(Path(output_dir, "adapter_model.safetensors"))
         self.video_model.save_lora(output_dir, state_dict)
         write_json(Path(output_dir, "training_args.json"), self.args.to_dict())  # Trainer would write a pickle
         self._model_card().save(os.path.join(output_dir, CARD_FILE))  # replaces PEFT's card
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint, and then the checksums of its files."""
+        super()._save_checkpoint(model, trial)
+        checkpoint = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save and checkpoint.is_dir():  # save_total_limit may have removed it
+            record_checksums(checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the adapter of a checkpoint, unless a file of it is damaged."""
+        refuse_damaged(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # The Hub
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from spatialalign_trl.files import write_atomic
+from spatialalign_trl.files import seal_tensors, write_atomic
 from spatialalign_trl.trainer.draws import DrawKey
-from spatialalign_trl.trainer.latents import PairDataset, is_whole, weights_digest
+from spatialalign_trl.trainer.latents import PairDataset, is_whole, load_tensors, weights_digest
 from spatialalign_trl.trainer.losses import Pair
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class ReferenceCache:
         return self.folder / f"reference-{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
 
     def missing(self, pairs: PairDataset, keys: Sequence[DrawKey]) -> list[DrawKey]:
-        """Return the keys whose file is missing or incomplete."""
+        """Return the keys whose file is missing, incomplete or damaged; damage causes a warning."""
         return [key for key in keys if not is_whole(self.path(pairs, key))]
 
     def write(self, pairs: PairDataset, key: DrawKey, predictions: Pair) -> None:
@@ -80,7 +79,7 @@ class ReferenceCache:
         data = save_safetensors(
             {side: value.detach().cpu().contiguous() for side, value in predictions._asdict().items()}
         )
-        write_atomic(self.path(pairs, key), data)
+        write_atomic(self.path(pairs, key), seal_tensors(data))
 
     def read(self, pairs: PairDataset, keys: Sequence[DrawKey]) -> Pair:
         """
@@ -88,9 +87,11 @@ class ReferenceCache:
 
         Raises:
             FileNotFoundError: if one of them was never computed, or its file has been removed since.
+            ValueError: if a file is damaged.
         """
+        paths = [self.path(pairs, key) for key in keys]
         try:
-            files = [load_safetensors(self.path(pairs, key).read_bytes()) for key in keys]
+            files = [load_tensors(path.read_bytes(), str(path)) for path in paths]
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{error.filename}: a precomputed prediction of the reference is gone. Start again to compute it."

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from spatialalign_trl.files import write_atomic
+from spatialalign_trl.files import check_intact, seal_tensors, write_atomic
 
 if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
@@ -47,13 +47,15 @@ def save_reference(model: "VideoModel", folder: Path) -> None:
     """Write the reference's adapter to a checkpoint folder; write nothing if the reference is the base."""
     if model.reference_weights is not None:
         weights = {name: tensor.cpu().contiguous() for name, tensor in model.reference_weights.items()}
-        write_atomic(folder / REFERENCE_FILE, save_safetensors(weights))
+        write_atomic(folder / REFERENCE_FILE, seal_tensors(save_safetensors(weights)))
 
 
 def load_reference(model: "VideoModel", folder: Path) -> None:
     """Restore the reference from a checkpoint; without the file, the reference was the base."""
     file = folder / REFERENCE_FILE
     if file.is_file():
-        model.set_reference_weights({name: tensor.to(model.device) for name, tensor in load_file(file).items()})
+        check_intact(file, "Resume from an earlier checkpoint.")
+        weights = load_safetensors(file.read_bytes())
+        model.set_reference_weights({name: tensor.to(model.device) for name, tensor in weights.items()})
     else:
         model.set_reference_to_base()

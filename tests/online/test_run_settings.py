@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -11,21 +12,39 @@ import torch
 
 from spatialalign_trl.models.lora_loading import LoraFit
 from spatialalign_trl.models.settings import SamplingSettings
-from spatialalign_trl.online.config import OnlineSpatialAlignConfig
-from spatialalign_trl.online.run_settings import FREE, PACKAGES, check_same_run, describe_versions
+from spatialalign_trl.online.config import SAMPLING_FIELDS, OnlineSpatialAlignConfig
+from spatialalign_trl.online.run_settings import (
+    EVALUATION,
+    FREE,
+    MEMORY,
+    MODEL,
+    PACKAGES,
+    PAIRING,
+    SCORING,
+    check_same_run,
+    describe_versions,
+)
+from spatialalign_trl.online.run_settings import (
+    SAMPLING as SAMPLING_SETTINGS,
+)
+from spatialalign_trl.trainer.spatialalign_config import SpatialAlignConfig
 
 SAMPLING = SamplingSettings(17, 32, 48, num_inference_steps=10, guidance_scale=3.0, negative_prompt="blurry")
 REWARDS = {"dsr_score": None}
+SOURCES = {"dsr_score": "a"}
+LORA = {"r": 16, "lora_alpha": 16, "target_modules": ["to_k"]}
 PROMPTS = [{"prompt_id": "a", "prompt": "A fox."}, {"prompt_id": "b", "prompt": "A cat."}]
 
 
 def check(
     folder, *, model="tiny", dtype=torch.float32, computation=None, rewards=REWARDS, sampling=SAMPLING,
-    prompts=PROMPTS, fit=None, **overrides,
+    prompts=PROMPTS, fit=None, lora=LORA, reward_sources=SOURCES, **overrides,
 ):  # fmt: skip
     args = OnlineSpatialAlignConfig(**{"output_dir": str(folder), "use_cpu": True, "report_to": "none", **overrides})
     model = SimpleNamespace(name_or_path=model, dtype=dtype, computation=computation or {})
-    return check_same_run(folder, args, sampling, model, rewards, prompts, starting_fit=fit)
+    return check_same_run(
+        folder, args, sampling, model, rewards, prompts, starting_fit=fit, lora=lora, reward_sources=reward_sources
+    )
 
 
 def test_the_first_start_writes_the_settings(tmp_path):
@@ -47,6 +66,7 @@ def test_a_run_from_before_a_setting_existed_continues_with_its_default(tmp_path
     settings = check(tmp_path)
     del settings["sft_weight"], settings["winner_safe_mu"]
     (tmp_path / "run.json").write_text(json.dumps(settings))
+    finish_round(tmp_path)
     with pytest.raises(ValueError, match="  sft_weight: 0.0 there, 0.5 now"):
         check(tmp_path, sft_weight=0.5)
     assert check(tmp_path)["sft_weight"] == 0.0
@@ -61,40 +81,144 @@ def test_a_run_from_before_the_dtype_was_written_continues_with_any(tmp_path):
         check(tmp_path)
 
 
+CHANGES = [
+    ("model", {"model": "other"}, "model: 'tiny' there, 'other' now"),
+    ("scoring", {"rewards": {"dsr_score": None, "mine": None}}, "rewards: {'dsr_score': None} there, .*'mine': None}"),
+    ("scoring", {"rewards": {"dsr_score": {"tracker": "sam3"}}}, "rewards: {'dsr_score': None} there, .*sam3"),
+    ("scoring", {"reward_sources": {"dsr_score": "b"}}, "reward_sources: {'dsr_score': 'a'} there, .*'b'} now"),
+    ("sampling", {"prompts": PROMPTS[:1]}, "prompts: '2 prompts, sha256 .*' there, '1 prompts, sha256 .*' now"),
+    ("sampling", {"prompts": [PROMPTS[0], {**PROMPTS[1], "prompt": "A dog."}]}, "prompts: '2 .* there, '2 prompts"),
+    ("sampling", {"sampling": replace(SAMPLING, num_inference_steps=20)}, "sampling: .*num_inference_steps.: 10"),
+    ("sampling", {"num_generations": 6}, "num_generations: 5 there, 6 now"),
+    ("training", {"zeroth_order_weight": 0.25}, "zeroth_order_weight: 0.5 there, 0.25 now"),
+    ("training", {"margin_clip": None}, "margin_clip: 5.0 there, None now"),
+    ("training", {"lora": {**LORA, "lora_alpha": 64}}, "lora: .*'lora_alpha': 16.* there, .*'lora_alpha': 64.* now"),
+    ("training", {"lora": {**LORA, "r": 8}}, "lora: .*'r': 16.* there, .*'r': 8.* now"),
+    ("pairing", {"reward_weights": [2.0]}, r"reward_weights: None there, \[2.0\] now"),
+    ("pairing", {"seed": 1}, "seed: 42 there, 1 now"),
+    ("pairing", {"score_threshold": 0.5}, "score_threshold: 0.7 there, 0.5 now"),
+    ("model", {"dtype": torch.bfloat16}, "dtype: 'float32' there, 'bfloat16' now"),
+    ("model", {"video_crf": 0}, "video_crf: 18 there, 0 now"),
+    ("model", {"computation": {"attention_backend": "flash"}}, "attention_backend: None there, 'flash' now"),
+    ("model", {"computation": {"vae_tiling": True}}, "vae_tiling: None there, True now"),
+    ("model", {"computation": {"quantization": {"backend": "bitsandbytes_4bit"}}}, "quantization: None there, {'back"),
+]  # fmt: skip
+
+
+def finish_round(folder) -> None:
+    (folder / "rounds" / "01").mkdir(parents=True)
+    (folder / "rounds" / "01" / "round.json").write_text("{}")
+
+
+@pytest.mark.parametrize(("stage", "change", "message"), CHANGES)
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_change_is_accepted_or_refused_by_its_stage(tmp_path, capsys, stage, change, message, is_finished):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    check(folder)
+    if is_finished:
+        finish_round(folder)
+    before = (folder / "run.json").read_bytes()
+    stage = "sampling" if change == {"model": "other"} else stage  # part of the samples' names
+    if not is_finished and stage in ("scoring", "pairing", "training"):
+        wanted = check(folder, **change)
+        assert re.search(
+            f"run continues with other settings:\n{stage} settings:\n  {message}", capsys.readouterr().out
+        )
+        assert json.loads((folder / "run.json").read_text()) == wanted == check(folder, **change)
+        return
+    with pytest.raises(ValueError, match=f"{folder} holds a run with other settings:\n(.*\n)*  {message}") as stop:
+        check(folder, **change)
+    error = str(stop.value)
+    reuse = f"--samples_dir {folder}/samples --output_dir {folder}-2"
+    assert error.endswith(f"\n--output_dir {folder}-2" if stage == "model" else f"\n{reuse}")
+    assert "remove" not in error and "delete" not in error
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_the_line_that_reuses_samples_names_the_folder_in_use_and_a_free_one(tmp_path):
+    check(tmp_path / "run", samples_dir="other samples")
+    finish_round(tmp_path / "run")
+    (tmp_path / "run-2").mkdir()
+    with pytest.raises(ValueError, match=f"--samples_dir 'other samples' --output_dir {tmp_path}/run-3$"):
+        check(tmp_path / "run", samples_dir="other samples", beta=3.0)
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "other"}, "model: 'tiny' there, 'other' now"),
-        ({"rewards": {"dsr_score": None, "mine": None}}, "rewards: {'dsr_score': None} there, {.*'mine': None} now"),
-        ({"rewards": {"dsr_score": {"tracker": "sam3"}}}, "rewards: {'dsr_score': None} there, .*sam3"),
-        ({"prompts": PROMPTS[:1]}, "prompts: '2 prompts, sha256 .*' there, '1 prompts, sha256 .*' now"),
-        ({"prompts": [PROMPTS[0], {**PROMPTS[1], "prompt": "A dog."}]}, "prompts: '2 prompts.* there, '2 prompts"),
-        ({"sampling": replace(SAMPLING, num_inference_steps=20)}, "sampling: .*num_inference_steps.: 10"),
-        ({"zeroth_order_weight": 0.25}, "zeroth_order_weight: 0.5 there, 0.25 now"),
-        ({"margin_clip": None}, "margin_clip: 5.0 there, None now"),
-        ({"reward_weights": [2.0]}, r"reward_weights: None there, \[2.0\] now"),
-        ({"seed": 1}, "seed: 42 there, 1 now"),
-        ({"dtype": torch.bfloat16}, "dtype: 'float32' there, 'bfloat16' now"),
-        ({"computation": {"attention_backend": "flash"}}, "attention_backend: None there, 'flash' now"),
-        ({"computation": {"vae_tiling": True}}, "vae_tiling: None there, True now"),
-        ({"computation": {"quantization": {"backend": "bitsandbytes_4bit"}}}, "quantization: None there, {'backend'"),
+        ({"evaluation_seeds": 6}, "The evaluation uses the videos that exist"),
+        ({"gradient_checkpointing": False}, "A training continues from its last checkpoint"),
     ],
 )
-def test_other_settings_are_refused_with_both_values_and_the_remedy(tmp_path, change, message):
+def test_evaluation_and_memory_may_change_at_any_time(tmp_path, capsys, change, message, is_finished):
     check(tmp_path)
-    before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(ValueError, match=f"{tmp_path} holds a run with other settings:\n(.*\n)*  {message}") as stop:
-        check(tmp_path, **change)
-    assert "another --output_dir" in str(stop.value)
-    assert (tmp_path / "run.json").read_bytes() == before
+    if is_finished:
+        finish_round(tmp_path)
+    checkpoint = tmp_path / "rounds" / "01" / "policy" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    check(tmp_path, **change)
+    assert message in capsys.readouterr().out and checkpoint.is_dir()
 
 
-def test_every_difference_is_listed_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("change", [{"beta": 2.0}, {"score_threshold": 0.5}, {"reward_sources": {"dsr_score": "b"}}])
+def test_a_training_that_has_begun_starts_again_and_its_checkpoints_are_kept(tmp_path, capsys, change):
     check(tmp_path)
-    with pytest.raises(ValueError) as stop:
-        check(tmp_path, beta=2.0, max_steps=7)
-    lines = [line.strip().split(":")[0] for line in str(stop.value).splitlines() if line.startswith("  ")]
+    policy = tmp_path / "rounds" / "01" / "policy"
+    (policy / "checkpoint-3").mkdir(parents=True)
+    check(tmp_path, **change)
+    assert f"starts again from step 0; its checkpoints are kept in {policy}/replaced-1" in capsys.readouterr().out
+    assert (policy / "replaced-1" / "checkpoint-3").is_dir() and not (policy / "checkpoint-3").exists()
+
+
+def test_a_default_that_is_named_is_no_other_setting(tmp_path, capsys):
+    check(tmp_path)
+    check(tmp_path, num_frames=SAMPLING.num_frames, guidance_scale=SAMPLING.guidance_scale)
+    assert not capsys.readouterr().out
+
+
+def test_an_older_run_continues_and_its_gaps_are_filled(tmp_path):
+    wanted = check(tmp_path)
+    finish_round(tmp_path)
+    for name in ("lora", "reward_sources", "model_files"):
+        del wanted[name]
+    (tmp_path / "run.json").write_text(json.dumps(wanted))
+    again = check(tmp_path, lora={**LORA, "r": 8}, reward_sources={"dsr_score": "b"})
+    assert again["lora"]["r"] == 8 and again["reward_sources"] == {"dsr_score": "b"}
+    with pytest.raises(ValueError, match="lora: .*'r': 8.* there, .*'r': 16.* now"):
+        check(tmp_path, reward_sources={"dsr_score": "b"})
+
+
+def test_the_alpha_of_an_older_run_is_read_from_its_checkpoint(tmp_path, capsys):
+    wanted = check(tmp_path)
+    del wanted["lora"]
+    (tmp_path / "run.json").write_text(json.dumps(wanted))
+    for step, alpha in ((3, 99), (12, 16)):
+        checkpoint = tmp_path / "rounds" / "01" / "policy" / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "adapter_config.json").write_text(json.dumps({"r": 16, "lora_alpha": alpha}))
+    check(tmp_path, lora={**LORA, "lora_alpha": 64})
+    assert "'lora_alpha': 16" in capsys.readouterr().out and not checkpoint.exists()
+
+
+def test_every_difference_is_listed_and_nothing_else(tmp_path, capsys):
+    check(tmp_path)
+    check(tmp_path, beta=2.0, max_steps=7)
+    lines = [line.strip().split(":")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert lines == ["beta", "max_steps"]
+
+
+def test_every_setting_of_the_loop_has_a_stage():
+    """The trainer's own settings belong to the training; those of the loop's other stages must be listed."""
+    own = {f.name for f in fields(OnlineSpatialAlignConfig)} - {f.name for f in fields(SpatialAlignConfig)}
+    of_training = {"continue_adapter", "refresh_reference", "ema_decay"}
+    listed = (
+        FREE | MEMORY | EVALUATION | SCORING | PAIRING | SAMPLING_SETTINGS | MODEL | of_training | set(SAMPLING_FIELDS)
+    )
+    assert not own - listed
+    groups = [FREE, MEMORY, EVALUATION, SCORING, PAIRING, SAMPLING_SETTINGS, MODEL]
+    assert sum(map(len, groups)) == len(set.union(*groups))
 
 
 def test_settings_that_change_no_number_may_change(tmp_path):
@@ -115,7 +239,7 @@ def test_a_run_whose_folder_was_moved_continues(tmp_path):
 
 def test_the_settings_that_may_change_exist():
     """A misspelt name would make the setting that it means unchangeable."""
-    assert not FREE - {field.name for field in fields(OnlineSpatialAlignConfig)}
+    assert not (FREE | MEMORY | EVALUATION | PAIRING) - {f.name for f in fields(OnlineSpatialAlignConfig)}
 
 
 def test_no_secret_is_written(tmp_path):

@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_these_files(tmp_path: Path) -> None:
     files = {path.name for path in (tmp_path / "checkpoint-3").iterdir()}
     resume = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
     ours = {"adapter_model.safetensors", "adapter_config.json", "pytorch_lora_weights.safetensors"}
-    assert files == resume | ours | {"README.md", "training_args.json", "log_state.json"}
+    assert files == resume | ours | {"README.md", "training_args.json", "log_state.json", "checksums.json"}
     args = json.loads((tmp_path / "checkpoint-3" / "training_args.json").read_text())
     assert args["zeroth_order_weight"] == 0.5 and args["seed"] == 7
     with safe_open(tmp_path / "checkpoint-3" / "pytorch_lora_weights.safetensors", "pt") as file:
