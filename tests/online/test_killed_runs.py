@@ -1,4 +1,4 @@
-"""`kill -9` at any moment: running again ends at the weights of an uninterrupted run, bit for bit."""
+"""A run that is killed at any moment and started again ends at the weights of an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny_pipelines import saved_wan
 from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
 
-CASE = Path(__file__).parents[1] / "support" / "killed_runs.py"
+PROGRAM = Path(__file__).parents[1] / "support" / "killed_runs.py"
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_run_killed_at_random_moments_ends_at_the_same_weights(tmp_path):
     folder = saved_wan(tmp_path / "model")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(CASE), folder, str(tmp_path), "3"],
+        [sys.executable, str(PROGRAM), folder, str(tmp_path), "3"],
         env=environment,
         capture_output=True,
         text=True,
@@ -42,7 +42,7 @@ def test_a_run_killed_at_random_moments_ends_at_the_same_weights(tmp_path):
 
 
 def checkpoint(folder: Path, step: int) -> Path:
-    """A checkpoint as Trainer leaves it, as far as it is looked at."""
+    """Write a checkpoint with the files of Trainer that are checked."""
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     for name in (LORA_FILE, "adapter_model.safetensors"):
@@ -58,7 +58,7 @@ def checkpoint(folder: Path, step: int) -> Path:
     [
         ("optimizer.pt", None),
         ("rng_state.pth", None),
-        # torch's own files are written before the last one, and need not be looked into
+        # torch's own files are written before the last one, so their contents need no check
         *(
             (name, cut)
             for name in ("trainer_state.json", LORA_FILE, "adapter_model.safetensors")
@@ -66,8 +66,7 @@ def checkpoint(folder: Path, step: int) -> Path:
         ),
     ],
 )
-def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path, lost, cut):
-    assert last_whole_checkpoint(tmp_path) is None
+def test_an_incomplete_checkpoint_is_skipped(tmp_path, lost, cut):
     whole, broken = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
     assert last_whole_checkpoint(tmp_path) == str(broken)
     if cut is None:
@@ -77,10 +76,18 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path, lost, cut)
     assert last_whole_checkpoint(tmp_path) == str(whole)
 
 
-def test_every_process_and_every_callback_must_have_written(tmp_path):
+def test_without_a_checkpoint_there_is_none(tmp_path):
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_needs_the_random_state_of_every_process(tmp_path):
     path = checkpoint(tmp_path, 1)
     assert last_whole_checkpoint(tmp_path, world_size=2) is None
     for rank in (0, 1):
         (path / f"rng_state_{rank}.pth").write_bytes(b"x")
     assert last_whole_checkpoint(tmp_path, world_size=2) == str(path)
+
+
+def test_a_checkpoint_needs_the_files_of_every_callback(tmp_path):
+    checkpoint(tmp_path, 1)
     assert last_whole_checkpoint(tmp_path, needed=("ema/x.safetensors",)) is None

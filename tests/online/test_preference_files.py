@@ -1,4 +1,4 @@
-"""Data files of the dataset on the Hub, and its card's histogram."""
+"""The files of a preference dataset load again, are written alike each time, and name no path of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spatialalign_trl.preferences import make_pairs
 
 
 def samples(count: int = 5) -> list[SimpleNamespace]:
-    """Two of each prompt; the column `note` has a value in the last row only, `type` in none."""
+    """Return two samples of each prompt; the column `note` has a value in the last row only, `type` in none."""
     return [
         SimpleNamespace(
             sample_id=f"{k:020x}",
@@ -39,29 +39,38 @@ def small_files(monkeypatch) -> None:
     monkeypatch.setattr(preference_files, "ROWS_PER_FILE", 2)
 
 
-def test_several_files_of_a_round_load_as_one_and_are_written_alike_each_time(tmp_path):
+def test_a_round_is_split_into_files_of_limited_length(tmp_path):
     files = preference_files.write_samples(tmp_path, 1, samples(), video_bytes)
     assert [file.name for file in files] == [f"round-01-0000{k}.parquet" for k in range(3)]
-    before = [file.read_bytes() for file in files]
-    assert [
-        file.read_bytes() for file in preference_files.write_samples(tmp_path, 1, samples(), video_bytes)
-    ] == before
+    assert preference_files.count_rows(tmp_path, "samples", 1) == 5
+
+
+def test_files_are_written_alike_each_time(tmp_path):
+    first, second = (
+        [file.read_bytes() for file in preference_files.write_samples(tmp_path, 1, samples(), video_bytes)]
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_the_files_of_a_round_load_as_one_dataset(tmp_path):
+    preference_files.write_samples(tmp_path, 1, samples(), video_bytes)
     dataset = load_dataset(str(tmp_path / "samples"), split="train").cast_column("video", Video(decode=False))
     assert dataset["video"][:] == [
         {"bytes": video_bytes(s.sample_id), "path": f"{s.sample_id}.mp4"} for s in samples()
     ]
     assert dataset["score"][:] == [0.0, None, 0.4, 0.6, 0.8] and dataset["note"][:] == [None] * 4 + [7]
     assert dataset["policy_revision"][0] == "wan@base" and dataset["rewards"][2] == {"dsr": 0.4}
-    assert preference_files.count_rows(tmp_path, "samples", 1) == 5
 
 
-def test_videos_of_the_prompts_go_along_and_paths_of_this_machine_do_not(tmp_path):
+def test_videos_of_the_prompts_are_stored_and_paths_of_this_machine_are_not(tmp_path):
     (tmp_path / "scene.mp4").write_bytes(b"a recording")
-    some = samples(4)
-    for sample in some:
+    with_recording = samples(4)
+    for sample in with_recording:
         sample.row["context"] = {"bytes": None, "path": str(tmp_path / "scene.mp4")}
-    files = preference_files.write_samples(tmp_path / "hub", 1, some, video_bytes)
-    files += preference_files.write_pairs(tmp_path / "hub", 1, make_pairs(some, "best_vs_worst").pairs, video_bytes)
+    files = preference_files.write_samples(tmp_path / "hub", 1, with_recording, video_bytes)
+    pairs = make_pairs(with_recording, "best_vs_worst").pairs
+    files += preference_files.write_pairs(tmp_path / "hub", 1, pairs, video_bytes)
     for file in files:
         assert str(tmp_path).encode() not in file.read_bytes()
         (dataset,) = load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path / "cache")).values()
@@ -71,7 +80,7 @@ def test_videos_of_the_prompts_go_along_and_paths_of_this_machine_do_not(tmp_pat
         }
 
 
-def test_a_round_that_shrank_leaves_no_file_behind_and_other_rounds_stay(tmp_path):
+def test_a_round_with_fewer_samples_replaces_all_its_files_and_keeps_other_rounds(tmp_path):
     preference_files.write_samples(tmp_path, 2, samples(), video_bytes)
     preference_files.write_samples(tmp_path, 1, samples(), video_bytes)
     preference_files.write_samples(tmp_path, 1, samples(2), video_bytes)
@@ -80,7 +89,7 @@ def test_a_round_that_shrank_leaves_no_file_behind_and_other_rounds_stay(tmp_pat
     assert preference_files.rounds_in(tmp_path, "samples") == [1, 2]
 
 
-def test_pairs_hold_how_both_sides_came_about(tmp_path):
+def test_a_pair_says_how_both_videos_were_made_and_scored(tmp_path):
     pairs = make_pairs(samples(6), "best_vs_worst").pairs
     preference_files.write_pairs(tmp_path, 1, pairs, video_bytes)
     dataset = load_dataset(str(tmp_path / "preferences"), split="train")
@@ -88,6 +97,10 @@ def test_pairs_hold_how_both_sides_came_about(tmp_path):
     assert row["chosen"]["bytes"] == video_bytes(row["chosen_sample_id"]) and row["round"] == 1
     assert row["components_chosen"] == '{"why": ["x"]}' and row["sampling_settings_rejected"] == '{"num_frames": 9}'
     assert row["rewards_chosen"]["dsr"] == row["score_chosen"] > row["score_rejected"]
+
+
+def test_a_round_without_pairs_removes_its_files(tmp_path):
+    preference_files.write_pairs(tmp_path, 1, make_pairs(samples(6), "best_vs_worst").pairs, video_bytes)
     assert preference_files.write_pairs(tmp_path, 1, [], video_bytes) == []
     assert preference_files.rounds_in(tmp_path, "preferences") == []
 

@@ -1,4 +1,4 @@
-"""The whole loop on two gloo processes: what it evaluates, pairs and trains is what one process does."""
+"""Two processes of the loop sample, score, pair, train and evaluate what a single process does."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tiny_pipelines import saved_wan
 
 
 def launch(folder: str, output: Path, processes: int, batch: int) -> list[dict]:
+    """Run the loop and return the report of every process."""
     output.mkdir()
     if processes == 1:
         loop_processes.main(folder, output, batch)
@@ -29,14 +30,14 @@ def launch(folder: str, output: Path, processes: int, batch: int) -> list[dict]:
 @pytest.mark.slow
 def test_two_processes_roll_out_score_pair_train_and_evaluate_as_one(tmp_path):
     folder = saved_wan(tmp_path / "model")
-    two = launch(folder, tmp_path / "2", 2, batch=1)
-    (one,) = launch(folder, tmp_path / "1", 1, batch=2)
-    assert [seen["world"] for seen in two] == [2, 2]  # some launchers quietly start a single process
-    assert two[0] == two[1]
-    # Every video has its own noise, so that who samples it does not matter; the reward hashes the pixels.
-    assert two[0]["base"] == one["base"]
-    assert two[0]["rounds"][0]["rollouts"] == one["rounds"][0]["rollouts"]
-    assert two[0]["rounds"][0]["preferences"] == one["rounds"][0]["preferences"]
+    first, second = launch(folder, tmp_path / "2", 2, batch=1)
+    (single,) = launch(folder, tmp_path / "1", 1, batch=2)
+    assert first["world"] == second["world"] == 2  # some launchers quietly start a single process
+    assert first == second
+    # Every video has its own noise, so it does not matter which process samples it. The reward hashes the pixels.
+    assert first["base"] == single["base"]
+    assert first["rounds"][0]["rollouts"] == single["rounds"][0]["rollouts"]
+    assert first["rounds"][0]["preferences"] == single["rounds"][0]["preferences"]
     loras = [load_file(tmp_path / name / "run" / "pytorch_lora_weights.safetensors") for name in ("1", "2")]
     for name, value in loras[0].items():
         torch.testing.assert_close(value, loras[1][name], rtol=0, atol=1e-6)

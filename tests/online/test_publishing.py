@@ -1,4 +1,4 @@
-"""Running without evaluation prompts, evaluating at will, the run's card and its push to the Hub."""
+"""A run writes a model card and pushes its LoRA to the Hub, evaluates on demand, and runs without evaluation too."""
 
 from __future__ import annotations
 
@@ -29,62 +29,111 @@ def finished(folder, tmp_path_factory) -> OnlineSpatialAlignTrainer:
     return trainer
 
 
-def test_the_run_leaves_a_card_that_tells_its_story(finished):
-    card = ModelCard.load(finished.output_dir / "README.md")
-    assert {"text-to-video", "lora", "diffusers", "template:sd-lora", "spatialalign", "online-dpo"} <= set(
-        card.data.tags
-    )
-    assert card.data.library_name == "diffusers"
-    told = ("| Rounds | 1 |", "| Pairs | 6 |", "| reward_mean, base |", "L_zo")
-    for words in ("# mine", 'load_lora_weights("mine")', *told):
-        assert words in card.text, words
-    assert "policy" not in card.text.split("## How it was trained")[0]  # the round's folder is not the run's name
+# The card
 
 
-def test_pictures_and_page_tell_the_first_rewards_value_as_the_tables_do(folder, tmp_path):
-    def ten(prompts, completions, **kwargs):
-        return [10.0] * len(prompts)
-
-    results = loop(folder, tmp_path, [luck, ten], report_megabytes=1).train()
-    noted = json.loads((tmp_path / "report.json").read_text())
-    told = [clip["reward"] for clip in noted["clips"] if clip["policy"] == "base"]
-    assert sum(told) / len(told) == pytest.approx(results["base"]["reward_mean"]) and max(told) < 1
-    assert max(noted["round_scores"][0]) < 1
-    pairs = Dataset.from_parquet(str(tmp_path / "preferences" / "train-00000-of-00001.parquet"))
-    assert min(pairs["score_chosen"]) > 10  # pairs are made of the sum
+@pytest.fixture(scope="module")
+def card(finished) -> ModelCard:
+    return ModelCard.load(finished.output_dir / "README.md")
 
 
-def test_a_push_holds_what_a_reader_needs_and_nothing_else(finished, loopback_client):
-    url = finished.push_to_hub(dataset_name="me/pairs", tags="extra")
-    repo = loopback_client.repo("model", "tester/mine")
-    assert url.endswith(repo.at("main").oid)
-    files = {name: data for name, data in loopback_client.files("model", "tester/mine").items() if name[0] != "."}
-    videos = {f"videos/{k}_{policy}.mp4" for k in (1, 2, 3) for policy in ("base", "aligned")}
-    assert set(files) == {
-        "pytorch_lora_weights.safetensors", "README.md", "results.json", "contact_sheet.png", "report.html",
-        "run.json", *videos
-    }  # fmt: skip
-    for name, data in files.items():
-        there = (finished.output_dir / name).read_bytes()
-        assert data == (there.replace(str(finished.output_dir).encode(), b"mine") if name == "report.html" else there)
-        assert loopback_client.token.encode() not in data and str(finished.output_dir).encode() not in data
-    card = ModelCard(files["README.md"].decode())
-    assert 'load_lora_weights("tester/mine")' in card.text and card.data.datasets == ["me/pairs"]
-    assert "extra" in card.data.tags
+def test_the_card_declares_library_and_tags(card):
+    tags = {"text-to-video", "lora", "diffusers", "template:sd-lora", "spatialalign", "online-dpo"}
+    assert tags <= set(card.data.tags) and card.data.library_name == "diffusers"
 
 
-def test_the_card_compares_and_cites(finished):
-    card = ModelCard.load(finished.output_dir / "README.md")
+@pytest.mark.parametrize(
+    "words",
+    ["# mine", 'load_lora_weights("mine")', "| Rounds | 1 |", "| Pairs | 6 |", "| reward_mean, base |", "L_zo"],
+)
+def test_the_card_says_how_to_load_the_lora_and_how_it_was_trained(card, words):
+    assert words in card.text
+
+
+def test_the_card_is_named_after_the_run_and_not_after_the_folder_of_the_policy(card):
+    assert "policy" not in card.text.split("## How it was trained")[0]
+
+
+def test_the_card_declares_the_metrics_of_the_aligned_policy(finished, card):
     metrics = {result.metric_type: result.metric_value for result in card.data.eval_results}
     aligned = finished.results["aligned"]
     assert metrics == {"reward_mean": round(aligned["reward_mean"], 4), "invalid_rate": aligned["invalid_rate"]}
     assert "On 3 held-out prompts x 2 seeds" in card.text and "|  | base | aligned |" in card.text
+
+
+def test_the_card_shows_videos_before_and_after(card):
     assert card.text.count("<video ") == 6 and 'videos/1_base.mp4" controls' in card.text
     assert card.data.to_dict()["widget"][0]["output"] == {"url": "videos/1_aligned.mp4"}
+
+
+@pytest.mark.parametrize("name", ["1_base", "1_aligned"])
+def test_the_videos_of_the_card_are_enlarged(finished, name):
+    video = read_video(finished.output_dir / "videos" / f"{name}.mp4")
+    assert video.shape[0] == NUM_FRAMES and video.shape[1] >= 240
+
+
+def test_the_card_cites_the_papers_of_its_method_only(card):
     assert "{2602.22745}" in card.text and "{2311.12908}" in card.text and "2512.03040" not in card.text
-    for name in ("1_base", "1_aligned"):
-        video = read_video(finished.output_dir / "videos" / f"{name}.mp4")
-        assert video.shape[0] == NUM_FRAMES and video.shape[1] >= 240
+
+
+# The report
+
+
+@pytest.fixture(scope="module")
+def two_rewards(folder, tmp_path_factory) -> tuple[Path, dict]:
+    """Run the loop with a second reward that adds 10 to every score; return the folder and the results."""
+
+    def ten(prompts, completions, **kwargs):
+        return [10.0] * len(prompts)
+
+    output = tmp_path_factory.mktemp("two rewards")
+    return output, loop(folder, output, [luck, ten], report_megabytes=1).train()
+
+
+def test_the_page_shows_the_value_of_the_first_reward_as_the_tables_do(two_rewards):
+    output, results = two_rewards
+    notes = json.loads((output / "report.json").read_text())
+    scores = [clip["reward"] for clip in notes["clips"] if clip["policy"] == "base"]
+    assert sum(scores) / len(scores) == pytest.approx(results["base"]["reward_mean"]) and max(scores) < 1
+    assert max(notes["round_scores"][0]) < 1
+
+
+def test_pairs_are_made_of_the_sum_of_the_rewards(two_rewards):
+    pairs = Dataset.from_parquet(str(two_rewards[0] / "preferences" / "train-00000-of-00001.parquet"))
+    assert min(pairs["score_chosen"]) > 10
+
+
+# Pushes to the Hub
+
+
+@pytest.fixture
+def pushed_files(finished, loopback_client) -> dict[str, bytes]:
+    """Push the finished run and return the files on the Hub."""
+    url = finished.push_to_hub(dataset_name="me/pairs", tags="extra")
+    assert url.endswith(loopback_client.repo("model", "tester/mine").at("main").oid)
+    return {name: data for name, data in loopback_client.files("model", "tester/mine").items() if name[0] != "."}
+
+
+def test_a_push_contains_lora_card_results_and_videos(pushed_files):
+    videos = {f"videos/{k}_{policy}.mp4" for k in (1, 2, 3) for policy in ("base", "aligned")}
+    assert set(pushed_files) == {
+        "pytorch_lora_weights.safetensors", "README.md", "results.json", "contact_sheet.png", "report.html",
+        "run.json", *videos
+    }  # fmt: skip
+
+
+def test_pushed_files_are_those_of_the_run_without_its_path_and_token(finished, pushed_files, loopback_client):
+    path = str(finished.output_dir).encode()
+    for name, data in pushed_files.items():
+        local = (finished.output_dir / name).read_bytes()
+        assert data == (local.replace(path, b"mine") if name == "report.html" else local)
+        assert loopback_client.token.encode() not in data and path not in data
+
+
+def test_the_pushed_card_names_the_repository_the_dataset_and_further_tags(pushed_files):
+    card = ModelCard(pushed_files["README.md"].decode())
+    assert 'load_lora_weights("tester/mine")' in card.text and card.data.datasets == ["me/pairs"]
+    assert "extra" in card.data.tags
 
 
 def commits(hub, name: str) -> list[str]:
@@ -92,60 +141,65 @@ def commits(hub, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "end"])
-def test_a_run_pushes_every_save_of_every_round_or_the_end_alone(folder, tmp_path, loopback_client, strategy):
+def test_a_run_pushes_every_save_of_every_round_or_only_the_end(folder, tmp_path, loopback_client, strategy):
     arguments = {"push_to_hub": True, "hub_model_id": "org/name", "hub_always_push": True, "hub_strategy": strategy}
     trainer = loop(folder, tmp_path, max_steps=2, num_rounds=2, **arguments)
     trainer.train()
-    rounds = [
-        f"Round {k}: {what}" for k in (1, 2) for what in ("Training in progress, step 2", "Model save")
-    ]  # fmt: skip
-    said = commits(loopback_client, "org/name")
-    # What is the same as before makes no commit: a save at the last step is the round's policy already.
-    assert said[0] == "initial commit" and said[-1] == "End of training"
-    assert set(said[1:-1]) <= set(rounds)
+    saves = {f"Round {k}: {save}" for k in (1, 2) for save in ("Training in progress, step 2", "Model save")}
+    messages = commits(loopback_client, "org/name")
+    # Unchanged files make no commit: the save at the last step already is the round's policy.
+    assert messages[0] == "initial commit" and messages[-1] == "End of training"
+    assert set(messages[1:-1]) <= saves
     states = loopback_client.repo("model", "org/name").branches["main"]
     for k in (1, 2):
         weights = (tmp_path / "rounds" / f"{k:02d}" / "policy" / LORA_FILE).read_bytes()
-        there = any(state.files.get(LORA_FILE) == weights for state in states if state.message[:7] == f"Round {k}")
-        assert there == (strategy == "every_save")
-    count = len(said)
+        pushed = any(state.files.get(LORA_FILE) == weights for state in states if state.message[:7] == f"Round {k}")
+        assert pushed == (strategy == "every_save")
     loop(folder, tmp_path, max_steps=2, num_rounds=2, **arguments).train()  # a rerun finds everything done
-    assert not [said for said in commits(loopback_client, "org/name")[count:] if said.startswith("Round")]
+    later = commits(loopback_client, "org/name")[len(messages) :]
+    assert not [message for message in later if message.startswith("Round")]
 
 
-def test_a_push_that_fails_for_good_ends_nothing_and_says_what_pushes_later(
+def test_a_run_survives_a_push_that_fails_for_good_and_prints_how_to_push_later(
     folder, tmp_path, loopback_client, monkeypatch, capsys, caplog
 ):
     monkeypatch.setattr("spatialalign_trl.hub.pushing.FIRST_PAUSE", 0.0)
     loopback_client.fail("POST", "/commit/", status=500, times=999)
     results = loop(folder, tmp_path, push_to_hub=True, hub_model_id="tester/mine", max_steps=1).train()
     assert results["aligned"] and (tmp_path / "results.json").is_file()
-    said = capsys.readouterr().out
-    assert f"hf upload tester/mine {tmp_path} . --include {LORA_FILE} README.md" in said and "answered 500" in said
+    output = capsys.readouterr().out
+    assert f"hf upload tester/mine {tmp_path} . --include {LORA_FILE} README.md" in output and "answered 500" in output
     assert "hf upload tester/mine" in caplog.text  # of the round
-    assert loopback_client.token not in said + caplog.text
+    assert loopback_client.token not in output + caplog.text
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_hub_that_refuses_is_heard_before_anything_is_sampled(folder, tmp_path, loopback_client, status):
+def test_a_refusal_of_the_hub_stops_the_run_before_anything_is_sampled(folder, tmp_path, loopback_client, status):
     loopback_client.fail("POST", "/api/repos/create", status=status)
     with pytest.raises(PermissionError, match=f"answered {status}"):
         loop(folder, tmp_path, push_to_hub=True).train()
     assert not list((tmp_path / "samples").glob("*"))
 
 
-def test_pushing_before_training_says_what_is_missing(folder, tmp_path, loopback_client):
+def test_a_run_that_has_not_ended_cannot_be_pushed(folder, tmp_path, loopback_client):
     with pytest.raises(FileNotFoundError, match="run train\\(\\) to its end first"):
         loop(folder, tmp_path).push_to_hub()
     assert not loopback_client.repos
 
 
-def test_evaluate_measures_the_policy_as_it_is(folder, finished):
+# Evaluation
+
+
+def test_evaluate_measures_the_trained_policy(finished):
     assert finished.evaluate() == finished.results["aligned"]
-    others = finished.evaluate(prompts("other", "green", 2))
-    assert others["num_prompts"] == 2
-    again = loop(folder, finished.output_dir)
-    assert again.evaluate() == finished.results["base"]  # before train() the policy is the base
+
+
+def test_evaluate_measures_other_prompts(finished):
+    assert finished.evaluate(prompts("other", "green", 2))["num_prompts"] == 2
+
+
+def test_evaluate_before_training_measures_the_base(folder, finished):
+    assert loop(folder, finished.output_dir).evaluate() == finished.results["base"]
 
 
 def test_without_evaluation_prompts_the_loop_trains_and_evaluates_nothing(folder, tmp_path, monkeypatch):

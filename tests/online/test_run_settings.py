@@ -1,4 +1,4 @@
-"""A folder holds one run: a rerun that asks for something else is told what differs."""
+"""A folder belongs to one run: a rerun with other settings is refused, and the error names every difference."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def check(
     return check_same_run(folder, args, sampling, model, rewards, prompts)
 
 
-def test_the_first_start_writes_what_was_asked_for(tmp_path):
-    wanted = check(tmp_path, learning_rate=3e-4)
+def test_the_first_start_writes_the_settings(tmp_path):
+    settings = check(tmp_path, learning_rate=3e-4)
     written = json.loads((tmp_path / "run.json").read_text())
-    assert written == wanted
+    assert written == settings
     assert (
         written["model"] == "tiny" and written["rewards"] == {"dsr_score": None} and written["learning_rate"] == 3e-4
     )
@@ -38,23 +38,23 @@ def test_the_first_start_writes_what_was_asked_for(tmp_path):
     assert not FREE & set(written)
 
 
-def test_the_same_again_goes_on(tmp_path):
+def test_the_same_settings_continue_the_run(tmp_path):
     assert check(tmp_path) == check(tmp_path)
 
 
-def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(tmp_path):
-    wanted = check(tmp_path)
-    del wanted["sft_weight"], wanted["winner_safe_mu"]
-    (tmp_path / "run.json").write_text(json.dumps(wanted))
+def test_a_run_from_before_a_setting_existed_continues_with_its_default(tmp_path):
+    settings = check(tmp_path)
+    del settings["sft_weight"], settings["winner_safe_mu"]
+    (tmp_path / "run.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="  sft_weight: 0.0 there, 0.5 now"):
         check(tmp_path, sft_weight=0.5)
     assert check(tmp_path)["sft_weight"] == 0.0
 
 
-def test_a_run_of_before_the_type_was_written_goes_on_in_any(tmp_path):
-    wanted = check(tmp_path)
-    del wanted["dtype"]
-    (tmp_path / "run.json").write_text(json.dumps(wanted))
+def test_a_run_from_before_the_dtype_was_written_continues_with_any(tmp_path):
+    settings = check(tmp_path)
+    del settings["dtype"]
+    (tmp_path / "run.json").write_text(json.dumps(settings))
     assert check(tmp_path, dtype=torch.bfloat16)["dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="  dtype: 'bfloat16' there, 'float32' now"):
         check(tmp_path)
@@ -79,7 +79,7 @@ def test_a_run_of_before_the_type_was_written_goes_on_in_any(tmp_path):
         ({"computation": {"quantization": {"backend": "bitsandbytes_4bit"}}}, "quantization: None there, {'backend'"),
     ],
 )
-def test_other_settings_are_refused_naming_both_values_and_a_way_out(tmp_path, change, message):
+def test_other_settings_are_refused_with_both_values_and_the_remedy(tmp_path, change, message):
     check(tmp_path)
     before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(ValueError, match=f"{tmp_path} holds a run with other settings:\n(.*\n)*  {message}") as stop:
@@ -104,7 +104,7 @@ def test_settings_that_change_no_number_may_change(tmp_path):
     )  # fmt: skip
 
 
-def test_a_run_may_be_moved(tmp_path):
+def test_a_run_whose_folder_was_moved_continues(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     check(first)
@@ -112,8 +112,8 @@ def test_a_run_may_be_moved(tmp_path):
     check(second)
 
 
-def test_free_settings_exist():
-    """A misspelt one would bind what was meant to be free."""
+def test_the_settings_that_may_change_exist():
+    """A misspelt name would make the setting that it means unchangeable."""
     assert not FREE - {field.name for field in fields(OnlineSpatialAlignConfig)}
 
 
@@ -128,8 +128,11 @@ def test_a_damaged_run_file_is_named(tmp_path):
         check(tmp_path)
 
 
-def test_versions_name_every_package_and_say_when_one_is_missing(monkeypatch):
+def test_versions_name_every_package():
     versions = describe_versions()
     assert set(versions) == {"python", *PACKAGES} and "not installed" not in versions.values()
+
+
+def test_a_missing_package_has_no_version(monkeypatch):
     monkeypatch.setattr("spatialalign_trl.online.run_settings.PACKAGES", ("no-such-package",))
     assert describe_versions()["no-such-package"] == "not installed"

@@ -1,8 +1,9 @@
-"""The loop on rows with a context: nothing in it knows of scenes, and what it leaves can be trained on elsewhere."""
+"""The loop carries context recordings from its prompts through all stages, and its preferences train offline."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,13 @@ from spatialalign_trl.video import write_video
 
 
 def rows(folder: Path, first: int, count: int) -> Dataset:
-    """Scenes that differ in their contexts alone, of two lengths."""
-    made = []
+    """Return scenes that differ only in their contexts, which have two lengths."""
+    scenes = []
     for k in range(first, first + count):
         row = scene_row(k, frames=3 + k % 2, prompt="Find the green plant.")
         file = write_video(folder / f"{k}.mp4", row["context"], fps=8, crf=0)
-        made.append({"prompt_id": f"scene {k}", **row, "context": {"bytes": None, "path": str(file)}})
-    return scene_dataset(made)
+        scenes.append({"prompt_id": f"scene {k}", **row, "context": {"bytes": None, "path": str(file)}})
+    return scene_dataset(scenes)
 
 
 def brightness(completions, context, log_extra, **columns):
@@ -60,36 +61,62 @@ def loop(pipeline: str, folder: Path, train: Dataset, evaluation: Dataset) -> On
     return OnlineSpatialAlignTrainer(model, brightness, args, train, evaluation, default_lora_config(model))
 
 
-def test_a_run_carries_contexts_and_its_preferences_are_trained_on_offline(pipeline, tmp_path):
-    recordings = tmp_path / "recordings"
-    run = loop(pipeline, tmp_path / "run", rows(recordings, 0, 2), rows(recordings, 2, 2))
-    seen = []
+@dataclass
+class ContextRun:
+    """A run that has ended and lost its recordings, and the names of the tensors that its model was conditioned on."""
+
+    folder: Path
+    results: dict
+    conditioning_names: list
+
+
+@pytest.fixture(scope="module")
+def context_run(pipeline, tmp_path_factory) -> ContextRun:
+    recordings, folder = tmp_path_factory.mktemp("recordings"), tmp_path_factory.mktemp("run")
+    run = loop(pipeline, folder, rows(recordings, 0, 2), rows(recordings, 2, 2))
+    conditioning_names = []
     predict = run.model.predict
-    run.model.predict = lambda *args, **kwargs: seen.append(args[2].keys()) or predict(*args, **kwargs)
+    run.model.predict = lambda *args, **kwargs: conditioning_names.append(args[2].keys()) or predict(*args, **kwargs)
     results = run.train()
-    assert results["aligned"]["num_videos"] == 2
-    assert all(LATENTS in names for names in seen)  # sampled, trained and looked at with their contexts
-    for name in ("report.html", "contact_sheet.png", "rounds/01/policy/samples/step-000002/sheet.png"):
-        assert (tmp_path / "run" / name).is_file()
-    clips = read_json(tmp_path / "run" / "report.json")["clips"]
+    shutil.rmtree(recordings)
+    return ContextRun(folder, results, conditioning_names)
+
+
+def test_every_prediction_is_conditioned_on_the_context(context_run):
+    assert all(LATENTS in names for names in context_run.conditioning_names)
+    assert context_run.results["aligned"]["num_videos"] == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["report.html", "contact_sheet.png", "rounds/01/policy/samples/step-000002/sheet.png"]
+)
+def test_a_run_with_contexts_writes_its_page_and_pictures(context_run, name):
+    assert (context_run.folder / name).is_file()
+
+
+def test_the_notes_for_the_page_contain_the_columns_of_the_scenes(context_run):
+    clips = read_json(context_run.folder / "report.json")["clips"]
     assert len(clips) == 4 and all({"prompt", "context"} <= clip["row"].keys() for clip in clips)
-    page = (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_page_shows_the_contexts_and_how_to_load_the_model(context_run):
+    page = (context_run.folder / "report.html").read_text()
     assert page.count('"given":[{"name":"context","image":"') == 2
     assert "load_video_model(" in page and "spatialalign evaluate" not in page
 
-    preferences = Dataset.from_parquet(str(next((tmp_path / "run" / "preferences").glob("*.parquet"))))
-    shutil.rmtree(recordings)
-    model = context_model(pipeline)
+
+def test_the_preferences_train_offline_without_the_recordings(context_run, pipeline, tmp_path):
+    preferences = Dataset.from_parquet(str(next((context_run.folder / "preferences").glob("*.parquet"))))
     trainer = SpatialAlignTrainer(
-        model, args=spatialalign_config(tmp_path / "offline", max_steps=1), train_dataset=preferences
+        context_model(pipeline), args=spatialalign_config(tmp_path, max_steps=1), train_dataset=preferences
     )
     batch = next(iter(trainer.get_train_dataloader()))
     assert LATENTS in batch["conditioning"] and np.isfinite(trainer.train().training_loss)
     assert torch.isfinite(batch["conditioning"][LATENTS]).all()
 
 
-def test_the_same_words_about_another_scene_are_another_task(pipeline, tmp_path):
+def test_a_scene_that_is_trained_and_evaluated_on_is_refused_whatever_its_id(pipeline, tmp_path):
     train = rows(tmp_path, 0, 2)
-    again = rows(tmp_path, 1, 1).map(lambda row: {"prompt_id": "by another name"})
+    renamed = rows(tmp_path, 1, 1).map(lambda row: {"prompt_id": "another id"})
     with pytest.raises(ValueError, match="1 prompts are in the training and in the evaluation set"):
-        loop(pipeline, tmp_path / "run", train, again)
+        loop(pipeline, tmp_path / "run", train, renamed)

@@ -1,7 +1,8 @@
-"""The loop on a random pipeline, with a reward that any video has: what is stored, skipped and refused."""
+"""The loop stores its results, continues where it was interrupted, and refuses mistakes."""
 
 import fcntl
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from spatialalign_trl import files
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.online import trainer as online_trainer
 from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
+from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
 
 
@@ -24,44 +26,77 @@ def folder(tmp_path_factory) -> str:
     return saved_wan(tmp_path_factory.mktemp("wan"))
 
 
-def test_a_round_leaves_everything_that_was_promised(folder, tmp_path):
-    results = loop(folder, tmp_path).train()
-    written = json.loads((tmp_path / "results.json").read_text())
-    assert written == json.loads(json.dumps(results))
-    for policy in ("base", "aligned"):
-        assert {f"S@{tau}" for tau in (0.5, 0.6, 0.7, 0.8, 0.9)} <= set(written[policy])
-        assert written[policy]["num_videos"] == 6
-        assert len(written[policy]["S@0.7_interval"]) == 2
-        assert set(written[policy]["by_type"]) == {"LR", "LT", "RL"}
-        assert {"frame_change", "sharpness"} <= set(written[policy]["quality"])
+# A run of one round
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory) -> Path:
+    """Return the folder of a run that has ended."""
+    output = tmp_path_factory.mktemp("run")
+    results = loop(folder, output).train()
+    assert json.loads((output / "results.json").read_text()) == json.loads(json.dumps(results))
+    return output
+
+
+@pytest.mark.parametrize("policy", ["base", "aligned"])
+def test_the_results_have_scores_by_threshold_and_type_and_quality_of_both_policies(finished, policy):
+    summary = json.loads((finished / "results.json").read_text())[policy]
+    assert {f"S@{tau}" for tau in (0.5, 0.6, 0.7, 0.8, 0.9)} <= set(summary)
+    assert summary["num_videos"] == 6
+    assert len(summary["S@0.7_interval"]) == 2
+    assert set(summary["by_type"]) == {"LR", "LT", "RL"}
+    assert {"frame_change", "sharpness"} <= set(summary["quality"])
+
+
+def test_the_verdict_judges_the_difference_in_quality(finished):
+    written = json.loads((finished / "results.json").read_text())
     assert {"frame_change", "sharpness"} <= set(written["quality_difference"])
     assert set(written["verdict"]["judged"]) <= set(written["quality_difference"]) and written["verdict"]["message"]
-    assert (tmp_path / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
-    pairs = Dataset.from_parquet(str(tmp_path / "preferences" / "train-00000-of-00001.parquet"))
-    assert len(pairs) == 6 and min(np.subtract(pairs["score_chosen"], pairs["score_rejected"])) > 0
-    assert not list(tmp_path.rglob("*.pkl"))
 
+
+def test_the_run_draws_a_contact_sheet(finished):
+    assert (finished / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_in_every_stored_pair_the_winner_scores_higher(finished):
+    pairs = Dataset.from_parquet(str(finished / "preferences" / "train-00000-of-00001.parquet"))
+    assert len(pairs) == 6 and min(np.subtract(pairs["score_chosen"], pairs["score_rejected"])) > 0
+
+
+def test_nothing_is_pickled(finished):
+    assert not list(finished.rglob("*.pkl"))
+
+
+def test_diffusers_loads_the_lora_that_the_library_loads(folder, finished):
     pipe = WanPipeline.from_pretrained(folder)
-    pipe.load_lora_weights(str(tmp_path))
+    pipe.load_lora_weights(str(finished))
     ours = load_video_model(folder, device="cpu")
-    ours.load_lora(tmp_path / "rounds" / "01" / "policy")
+    ours.load_lora(finished / "rounds" / "01" / "policy")
     shape = (1, *ours.latent_shape(NUM_FRAMES, HEIGHT, WIDTH))
     noisy, sigma = torch.randn(shape, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5])
     conditioning = ours.encode_prompts(["a fox"])
     with torch.no_grad():
-        loaded = ours.predict(noisy, sigma, conditioning, transformer=pipe.transformer)
-        assert torch.equal(ours.predict(noisy, sigma, conditioning), loaded)
+        expected = ours.predict(noisy, sigma, conditioning, transformer=pipe.transformer)
+        assert torch.equal(ours.predict(noisy, sigma, conditioning), expected)
         with ours.reference():
-            assert not torch.equal(ours.predict(noisy, sigma, conditioning), loaded)
+            assert not torch.equal(ours.predict(noisy, sigma, conditioning), expected)
 
 
-def test_a_rerun_computes_nothing_and_gives_the_same_results(folder, tmp_path, monkeypatch):
-    first = loop(folder, tmp_path).train()
-    second = loop(folder, tmp_path)
+def test_a_rerun_computes_nothing_and_gives_the_same_results(folder, finished, monkeypatch):
+    expected = json.loads((finished / "results.json").read_text())
+    second = loop(folder, finished)
     monkeypatch.setattr(type(second.model), "sample", lambda *a, **k: pytest.fail("sampled again"))
-    monkeypatch.setattr(second.runner, "_call_all", lambda *a, **k: pytest.fail("scored again"))
+    monkeypatch.setattr(RewardRunner, "__call__", lambda *a, **k: pytest.fail("scored again"))
     monkeypatch.setattr(second, "_train_policy", lambda *a, **k: pytest.fail("trained again"))
-    assert json.loads(json.dumps(second.train())) == json.loads(json.dumps(first))
+    assert json.loads(json.dumps(second.train())) == expected
+
+
+def test_other_settings_in_the_same_folder_are_refused(folder, finished):
+    with pytest.raises(ValueError, match=r"learning_rate: 0.01 there, 0.5 now"):
+        loop(folder, finished, learning_rate=0.5).train()
+
+
+# Interruptions and several rounds
 
 
 class Interrupted(Exception):
@@ -69,10 +104,10 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("stage", ["sample_and_score", "store_pairs", "_train_policy", "_evaluate"])
-def test_an_interrupted_loop_ends_where_an_uninterrupted_one_does(folder, tmp_path, monkeypatch, stage):
-    expected = loop(folder, tmp_path / "whole").train()
-    broken = loop(folder, tmp_path / "broken")
-    owner = broken if hasattr(broken, stage) else online_trainer
+def test_an_interrupted_loop_ends_where_an_uninterrupted_one_does(folder, finished, tmp_path, monkeypatch, stage):
+    expected = json.loads((finished / "results.json").read_text())
+    interrupted = loop(folder, tmp_path)
+    owner = interrupted if hasattr(interrupted, stage) else online_trainer
     original, calls = getattr(owner, stage), []
 
     def fail_after(*args, **kwargs):
@@ -84,46 +119,44 @@ def test_an_interrupted_loop_ends_where_an_uninterrupted_one_does(folder, tmp_pa
 
     monkeypatch.setattr(owner, stage, fail_after)
     with pytest.raises(Interrupted):
-        broken.train()
+        interrupted.train()
     monkeypatch.undo()
-    resumed = loop(folder, tmp_path / "broken").train()
-    assert resumed["aligned"] == expected["aligned"]
-    whole, broken = (load_file(tmp_path / run / "pytorch_lora_weights.safetensors") for run in ("whole", "broken"))
-    assert whole.keys() == broken.keys() and all(torch.equal(whole[name], broken[name]) for name in whole)
+    resumed = loop(folder, tmp_path).train()
+    assert json.loads(json.dumps(resumed["aligned"])) == expected["aligned"]
+    expected_lora, lora = (load_file(run / "pytorch_lora_weights.safetensors") for run in (finished, tmp_path))
+    assert lora.keys() == expected_lora.keys()
+    assert all(torch.equal(lora[name], expected_lora[name]) for name in expected_lora)
 
 
 @pytest.mark.parametrize(
     "overrides", [{}, {"pool_rounds": False}, {"refresh_reference": True}, {"continue_adapter": False}]
 )
-def test_two_rounds(folder, tmp_path, overrides):
+def test_the_second_round_samples_from_the_first_policy_and_a_rerun_gives_the_same(folder, tmp_path, overrides):
     results = loop(folder, tmp_path, num_rounds=2, **overrides).train()
     first, second = results["rounds"]
     assert first["sampled_from"] == f"{folder}@base"
     assert second["sampled_from"] == first["policy_revision"] != second["policy_revision"]
     pooled = overrides.get("pool_rounds", True)
     assert second["preferences"]["samples"] == (2 if pooled else 1) * first["preferences"]["samples"]
-    again = loop(folder, tmp_path, num_rounds=2, **overrides).train()
-    assert again["aligned"] == results["aligned"]
+    rerun = loop(folder, tmp_path, num_rounds=2, **overrides).train()
+    assert rerun["aligned"] == results["aligned"]
 
 
-def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path):
-    loop(folder, tmp_path).train()
-    with pytest.raises(ValueError, match=r"learning_rate: 0.01 there, 0.5 now"):
-        loop(folder, tmp_path, learning_rate=0.5).train()
+# Refusals
 
 
-def test_a_folder_where_another_job_is_at_work_is_refused(folder, tmp_path, monkeypatch):
+def test_a_folder_that_another_job_is_using_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "PATIENCE", 0.1)
-    one = loop(folder, tmp_path / "run")
-    (one.output_dir / files.HOLDER_FILE).write_text("process 77 on here")
-    with open(one.output_dir / files.LOCK_FILE, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    trainer = loop(folder, tmp_path / "run")
+    (trainer.output_dir / files.HOLDER_FILE).write_text("process 77 on here")
+    with open(trainer.output_dir / files.LOCK_FILE, "w") as lock_file:
+        fcntl.flock(lock_file, fcntl.LOCK_EX)
         with pytest.raises(RuntimeError, match="process 77 on here is using .*run"):
-            one.train()
-    assert not (one.output_dir / "run.json").exists()
+            trainer.train()
+    assert not (trainer.output_dir / "run.json").exists()
 
 
-def test_nothing_to_learn_says_so_and_keeps_the_samples(folder, tmp_path):
+def test_equal_scores_are_reported_as_nothing_to_learn_and_the_samples_are_kept(folder, tmp_path):
     def flat(prompts, completions, **kwargs):
         return [0.5] * len(completions)
 
@@ -155,26 +188,37 @@ def test_evaluating_on_training_prompts_is_refused(folder, tmp_path):
         )
 
 
-def test_a_lora_is_gone_on_from_and_is_what_the_run_starts_from(folder, tmp_path):
-    first = loop(folder, tmp_path / "first").train()
-    lora = tmp_path / "first" / "pytorch_lora_weights.safetensors"
+# A run that starts from a LoRA
 
-    def going_on(**overrides):
-        run = loop(folder, tmp_path / "second", **overrides)
-        run.model.load_lora(lora)
-        return OnlineSpatialAlignTrainer(run.model, luck, run.args, prompts("train", "red"), prompts("eval", "blue"))
 
-    second = going_on().train()
+@pytest.fixture(scope="module")
+def continued(folder, finished, tmp_path_factory) -> tuple[Path, dict]:
+    """Train a model that has loaded the LoRA of the finished run; return the folder and the results."""
+    output = tmp_path_factory.mktemp("continued")
+    run = loop(folder, output)
+    run.model.load_lora(finished / "pytorch_lora_weights.safetensors")
+    trainer = OnlineSpatialAlignTrainer(run.model, luck, run.args, prompts("train", "red"), prompts("eval", "blue"))
+    return output, json.loads(json.dumps(trainer.train()))
+
+
+def test_a_run_from_a_lora_compares_with_it_and_samples_from_it(finished, continued):
+    first, (_, second) = json.loads((finished / "results.json").read_text()), continued
     assert second["base"] == first["aligned"]
     assert second["rounds"][0]["sampled_from"] == first["rounds"][0]["policy_revision"]
     assert second["settings"]["starting_policy"] == first["rounds"][0]["policy_revision"]
-    trained = load_file(tmp_path / "second" / "pytorch_lora_weights.safetensors")
-    assert any(not torch.equal(value, trained[name]) for name, value in load_file(lora).items())
+
+
+def test_a_run_from_a_lora_trains_it_further(finished, continued):
+    start, trained = (load_file(run / "pytorch_lora_weights.safetensors") for run in (finished, continued[0]))
+    assert any(not torch.equal(value, trained[name]) for name, value in start.items())
+
+
+def test_a_run_from_a_lora_is_not_continued_without_it(folder, continued):
     with pytest.raises(ValueError, match="starting_policy: .* there, None now"):
-        loop(folder, tmp_path / "second").train()
+        loop(folder, continued[0]).train()
 
 
-def test_a_lora_and_a_configuration_for_another_are_refused(folder, tmp_path):
+def test_a_model_with_a_lora_and_a_configuration_for_another_one_are_refused(folder, tmp_path):
     model = load_video_model(folder, device="cpu")
     attach_lora(model)
     with pytest.raises(ValueError, match="already carries a LoRA: pass peft_config=None"):

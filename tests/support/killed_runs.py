@@ -1,7 +1,7 @@
-"""Run by test_killed_runs.py: one loop in peace, the same loop killed again and again at random moments.
+"""Run a loop to its end, and the same loop killed several times at random moments; started by test_killed_runs.py.
 
-Children are forked from a process that has imported everything, so that a start costs no seconds of imports. This
-process runs no model itself, so that it has no threads a fork would lose.
+Children are forked from a process that has imported everything, so that a start takes no time for imports. This
+process runs no model itself, so that it has no threads that a fork would lose.
 """
 
 import json
@@ -29,7 +29,7 @@ def run(folder: str, output: Path) -> None:
 
 
 def child(folder: str, output: Path, seconds: float | None) -> tuple[bool, float]:
-    """Runs the loop in a child process, and kills it after so many seconds: (whether it ended by itself, how long)."""
+    """Run the loop in a child process and kill it after some seconds; return (ended by itself, duration)."""
     started = time.monotonic()
     pid = os.fork()
     if pid == 0:
@@ -63,7 +63,7 @@ def main(folder: str, output: Path, kills: int) -> None:
         ended, _ = child(folder, output / "killed", draw.uniform(0.1, 0.7) * duration)
         if ended and moments:
             break
-        if ended:  # the machine was busier when the whole run was timed: again from the beginning, and sooner
+        if ended:  # the machine was busier when the whole run was timed: start again and kill sooner
             shutil.rmtree(output / "killed")
             duration /= 2
             continue

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_processes.py: the whole loop on a random pipeline."""
+"""Run the whole loop on a random pipeline and write a report; started by torchrun from test_processes.py."""
 
 import json
 import sys
@@ -15,15 +15,15 @@ from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
 
 def main(folder: str, output: Path, batch: int) -> None:
     torch.set_num_threads(1)
-    # Adam divides by the gradient's size and makes rounding visible
+    # SGD, because Adam divides by the size of the gradient and makes rounding visible.
     args = config(output / "run", optim="sgd", per_device_train_batch_size=batch, max_steps=2, rollout_batch_size=1)
     trainer = OnlineSpatialAlignTrainer(
         load_video_model(folder, device="cpu"), luck, args, prompts("train", "red"), prompts("eval", "blue")
     )
     results = trainer.train()
     rank = trainer.accelerator.process_index
-    seen = {"world": trainer.accelerator.num_processes, "base": results["base"], "rounds": results["rounds"]}
-    (output / f"rank{rank}.json").write_text(json.dumps(seen))
+    report = {"world": trainer.accelerator.num_processes, "base": results["base"], "rounds": results["rounds"]}
+    (output / f"rank{rank}.json").write_text(json.dumps(report))
     trainer.accelerator.end_training()
 
 
