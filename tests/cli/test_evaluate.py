@@ -1,9 +1,11 @@
-"""`spatialalign evaluate`: the tiny model from prompts to tables, the authors' prompt files, and errors."""
+"""`spatialalign evaluate` samples, scores and compares policies, from prompts or videos, and names mistakes."""
 
 from __future__ import annotations
 
 import csv
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -19,54 +21,91 @@ from spatialalign_trl.video import write_video
 TINY = ["evaluate", "--model", "tiny", "--prompts", "tiny_world_prompts", "--num_inference_steps", "2"]
 
 
-def test_the_tiny_model_is_evaluated_with_one_line_and_again_from_its_videos(tmp_path, capsys):
-    first = tmp_path / "first"
-    assert main([*TINY, "--max_prompts", "2", "--seeds", "2", "--output_dir", str(first)]) == 0
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def tiny_evaluation(tmp_path_factory):
+    """Evaluate the tiny model on two prompts; return the folder and what was printed."""
+    folder, printed = tmp_path_factory.mktemp("evaluation"), StringIO()
+    with redirect_stdout(printed):
+        assert main([*TINY, "--max_prompts", "2", "--seeds", "2", "--output_dir", str(folder)]) == 0
+    return folder, printed.getvalue()
+
+
+def test_an_evaluation_prints_its_table_and_files(tiny_evaluation):
+    _, printed = tiny_evaluation
     assert "S@0.7" in printed and "sprite_shape" in printed and "samples.parquet" in printed
-    results = json.loads((first / "results.json").read_text())
+
+
+def test_the_results_name_tracker_quality_settings_and_versions(tiny_evaluation):
+    results = json.loads((tiny_evaluation[0] / "results.json").read_text())
     assert results["rewards"]["dsr_score"]["tracker"] == "color_segmentation"
     assert {"frame_change", "flicker", "sprite_kind", "distance_to_real"} <= set(
         results["policies"]["tiny"]["summary"]["quality"]
     )
     assert results["settings"]["seeds"] == 2 and "torch" in results["versions"]
 
-    words = ["evaluate", "--videos", f"tiny={first / 'samples'}", "--tracker", "color_segmentation"]
-    assert main([*words, "--quality_guards", "frames", "--output_dir", str(tmp_path / "second")]) == 0
-    again = json.loads((tmp_path / "second" / "results.json").read_text())["policies"]["tiny"]["summary"]
-    known = results["policies"]["tiny"]["summary"]
-    assert {name: again[name] for name in known if name != "quality"} == {
-        name: known[name] for name in known if name != "quality"
+
+def test_the_videos_of_an_evaluation_are_evaluated_to_the_same_scores(tiny_evaluation, tmp_path):
+    folder, _ = tiny_evaluation
+    words = ["evaluate", "--videos", f"tiny={folder / 'samples'}", "--tracker", "color_segmentation"]
+    assert main([*words, "--quality_guards", "frames", "--output_dir", str(tmp_path)]) == 0
+    expected, actual = (
+        json.loads((place / "results.json").read_text())["policies"]["tiny"]["summary"] for place in (folder, tmp_path)
+    )
+    assert {name: actual[name] for name in expected if name != "quality"} == {
+        name: expected[name] for name in expected if name != "quality"
     }
 
 
-def test_scene_tasks_are_rendered_sampled_and_compared_with_their_right_answers(tmp_path, capsys):
-    common = ["--tasks", "video4spatial_navigation", "--split", "validation", "--max_prompts", "2"]
-    common += ["--reward_funcs", "scene_navigation", "--quality_guards", "frames", "--supersample", "1"]
-    options = {"pose_estimator": "room_render_and_compare", "pose_options": {"places": 2}, "frames": 3}
-    common += ["--reward_options", json.dumps({"scene_navigation": options}), "--scenes_dir", str(tmp_path / "scenes")]
+SCENES = [
+    "--tasks", "video4spatial_navigation", "--split", "validation", "--max_prompts", "2", "--reward_funcs",
+    "scene_navigation", "--quality_guards", "frames", "--supersample", "1", "--reward_options",
+    '{"scene_navigation": {"pose_estimator": "room_render_and_compare", "pose_options": {"places": 2}, "frames": 3}}',
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scene_evaluation(tmp_path_factory):
+    """Evaluate the model of the rooms on two scenes; return the folder, the scenes' folder and what was printed."""
+    folder, scenes, printed = tmp_path_factory.mktemp("scenes"), tmp_path_factory.mktemp("rendered"), StringIO()
     model = ["--model", "tiny_rooms", "--model_init_kwargs", '{"context_frames": 4}', "--num_inference_steps", "2"]
-    first = tmp_path / "first"
-    assert main(["evaluate", *model, *common, "--seeds", "1", "--output_dir", str(first)]) == 0
-    assert "psnr" in capsys.readouterr().out
-    results = json.loads((first / "results.json").read_text())
-    (policy,) = results["policies"].values()
+    words = ["evaluate", *model, *SCENES, "--scenes_dir", str(scenes), "--seeds", "1", "--output_dir", str(folder)]
+    with redirect_stdout(printed):
+        assert main(words) == 0
+    return folder, scenes, printed.getvalue()
+
+
+def test_scene_tasks_are_rendered_sampled_and_scored(scene_evaluation):
+    folder, _, printed = scene_evaluation
+    assert "psnr" in printed
+    (policy,) = json.loads((folder / "results.json").read_text())["policies"].values()
     assert 5 < policy["summary"]["quality"]["psnr"] < 40 and "context_frames" in policy["revision"]
     assert "reward_mean" in policy["summary"] and "scene_navigation_SD" in policy["summary"]["components"]
 
-    truths = SceneArguments(scenes_dir=str(tmp_path / "scenes"), supersample=1)
+
+@pytest.fixture(scope="module")
+def scene_videos(scene_evaluation, tmp_path_factory) -> list[str]:
+    """Write the right answers as videos, and return the words that compare the model's videos with them."""
+    folder, scenes, _ = scene_evaluation
+    answers_folder = tmp_path_factory.mktemp("right")
+    arguments = SceneArguments(scenes_dir=str(scenes), supersample=1)
     size = SamplingSettings(17, 32, 48, num_inference_steps=1, guidance_scale=1)
-    answers = truths.answers(truths.load_set("video4spatial_navigation", "validation", 2), size, tmp_path)
-    for name, video in answers.items():
-        write_video(tmp_path / "right" / f"{name}_F17_seed00.mp4", video, fps=8, crf=0)
-    words = [*common, "--videos", f"model={first / 'samples'}", f"right={tmp_path / 'right'}"]
-    assert main(["evaluate", *words, "--output_dir", str(tmp_path / "second")]) == 2
+    tasks = arguments.load_set("video4spatial_navigation", "validation", 2)
+    for name, video in arguments.answers(tasks, size, answers_folder).items():
+        write_video(answers_folder / f"{name}_F17_seed00.mp4", video, fps=8, crf=0)
+    return [*SCENES, "--scenes_dir", str(scenes), "--videos", f"model={folder / 'samples'}", f"right={answers_folder}"]
+
+
+def test_videos_of_scenes_need_a_size(scene_videos, tmp_path, capsys):
+    assert main(["evaluate", *scene_videos, "--output_dir", str(tmp_path)]) == 2
     assert "set num_frames, height and width" in capsys.readouterr().err
+
+
+def test_the_right_answers_of_scenes_score_above_the_model(scene_videos, tmp_path):
     size = ["--num_frames", "17", "--height", "32", "--width", "48"]
-    assert main(["evaluate", *words, *size, "--output_dir", str(tmp_path / "second")]) == 0
-    second = json.loads((tmp_path / "second" / "results.json").read_text())
-    assert second["policies"]["right"]["summary"]["quality"]["psnr"] == 100
-    difference = second["differences"]["right"]
+    assert main(["evaluate", *scene_videos, *size, "--output_dir", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["policies"]["right"]["summary"]["quality"]["psnr"] == 100
+    difference = results["differences"]["right"]
     assert difference["rewards"]["reward_mean"]["difference"] > 0 and difference["quality"]["psnr"]["difference"] > 60
     assert difference["components"]["scene_navigation_SD"]["difference"] < 0
 
@@ -101,7 +140,7 @@ def test_a_misspelt_option_is_named(capsys):
 
 
 @pytest.mark.parametrize("name", ["dsr_eval30.csv", "dsr_eval120.csv"])
-def test_the_authors_prompt_files_and_names_are_taken_as_they_are(name, tmp_path, shared_data):
+def test_the_authors_prompt_files_and_video_names_are_read_unchanged(name, tmp_path, shared_data):
     file = shared_data / name
     with file.open(newline="") as opened:
         ids = [row["prompt_id"] for row in csv.DictReader(opened)]

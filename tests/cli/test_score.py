@@ -1,4 +1,4 @@
-"""`spatialalign score` through its command line, on clips of the tiny world."""
+"""`spatialalign score` scores videos as the reward does, and lists what it cannot score."""
 
 import csv
 import json
@@ -17,6 +17,7 @@ import torch
 
 from spatialalign_rewards import DSRScore
 from spatialalign_trl.cli import main, score
+from spatialalign_trl.cli.display import score_text
 from spatialalign_trl.cli.figures import figure_names
 from spatialalign_trl.cli.work import Job, Question
 from spatialalign_trl.perception.tracks import TRACKERS
@@ -87,8 +88,7 @@ def rows_of(path):
 
 
 def test_the_authors_files_are_scored_as_the_reward_scores_them(run, prompts):
-    code, out, err = run(*prompts, "--csv", "scores/out.csv", "--json", "out.json", "--threshold", "0.7", "0.5")
-    assert code == 0
+    assert run(*prompts, "--csv", "scores/out.csv")[0] == 0
     rows = rows_of("scores/out.csv")
     expected_ids = [("100_LR", "0"), ("100_LR", "1"), ("101_LT", "0"), ("101_LT", "1")]
     assert [(row["prompt_id"], row["seed"]) for row in rows] == expected_ids
@@ -98,15 +98,22 @@ def test_the_authors_files_are_scored_as_the_reward_scores_them(run, prompts):
         result = reward.grade([row["file"]], **question)[0].result
         for name in ("score", "initial_score", "initial_gap", "final_score", "final_gap"):
             assert float(row[name]) == getattr(result, name)
+        assert row["S@0.7"] == str(int(result.score >= 0.7))
+
+
+def test_a_row_describes_the_video_the_prompt_and_the_tracker(run, prompts):
+    code, out, err = run(*prompts, "--csv", "out.csv", "--json", "out.json", "--threshold", "0.7", "0.5")
+    assert code == 0
+    for row in rows_of("out.csv"):
         assert (row["counted_frames"], row["num_frames"], row["reason"]) == ("17", "17", "")
-        assert (row["S@0.7"], row["S@0.5"]) == (str(int(result.score >= 0.7)), "1")
+        assert row["S@0.5"] == "1"
         assert row["tracker"] == "color_segmentation" and row["prompt"].startswith("In a meadow")
         assert Path(row["file"]).name in out
     assert "4 videos: S@0.7 0.500, S@0.5 1.000, invalid 0.000 (0)" in out
     assert "4/4" in err  # the progress bar
 
 
-def test_json_holds_curves_settings_and_summary(run, prompts):
+def test_json_contains_curves_settings_and_summary(run, prompts):
     assert run(*prompts, "--json", "out.json", "--threshold", "0.65")[0] == 0
     written = json.loads(Path("out.json").read_text())
     assert written["tracker"] == "color_segmentation" and written["thresholds"] == [0.65]
@@ -134,16 +141,17 @@ def test_an_invalid_video_is_a_result_and_counts_as_a_failure(run):
     assert json.loads(Path("o.json").read_text())["videos"][1]["score"] is None
 
 
-def test_a_score_just_below_the_threshold_does_not_read_as_if_it_had_reached_it(run):
+def test_a_table_of_no_videos_has_no_rows():
     assert score.score_table([], 0.7).row_count == 0
-    from spatialalign_trl.cli.display import score_text
 
+
+def test_a_score_just_below_the_threshold_is_not_rounded_up_to_it():
     assert [score_text(value) for value in (0.69999, 0.7, 0.7 - 1e-12, 1.0, None)] == [
         "0.699", "0.700", "0.700", "1.000", "INVALID",
     ]  # fmt: skip
 
 
-def test_names_are_text_and_not_markup(run):
+def test_file_names_are_printed_as_text_and_not_as_markup(run):
     name = "[red]a[bold] \x1b[31m\n.mp4"
     Path(f"b{name}").write_text("no video")
     code, out, err = run(write(name), f"b{name}", *WORDS, *TINY)
@@ -153,7 +161,7 @@ def test_names_are_text_and_not_markup(run):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_a_name_that_is_no_utf8_can_be_written_and_printed(run):
+def test_a_file_name_that_is_no_utf8_is_written_and_printed_with_a_question_mark(run):
     write("plain.mp4")
     name = os.fsdecode(b"caf\xe9.mp4")
     os.rename("plain.mp4", name)
@@ -168,38 +176,49 @@ def sequence(path):
     return str(path)
 
 
-def test_sequences_have_more_components(run):
+@pytest.fixture
+def sequences(run):
+    """Score a pair of relations, a sequence of three and an invalid one; return the three rows of the CSV."""
     text = PROMPT.replace("then the fox jumps", "then the fox hops to the top of the stump, then the fox jumps")
     grey = render(SCENE).video * 0 + 128
     write_video("ltr_seed1.mp4", np.concatenate([grey, grey]), fps=8, crf=0)
     Path("prompts.csv").write_text(f'prompt_id,prompt\nlr,"{PROMPT}"\nltr,"{text}"\n')
     videos = [write("lr_seed0.mp4"), sequence("ltr_seed0.mp4"), "ltr_seed1.mp4"]
     files = ["--csv", "o.csv", "--json", "o.json", "--plot", "pictures"]
-    code, out, err = run(*videos, "--prompts", "prompts.csv", *TINY, *files)
+    code, _, err = run(*videos, "--prompts", "prompts.csv", *TINY, *files)
     assert code == 0, err
-    two, three, invalid = rows_of("o.csv")
+    return rows_of("o.csv")
+
+
+def test_sequences_have_more_components_than_pairs_of_relations(sequences):
+    two, three, invalid = sequences
     names = ["initial_score", "initial_gap", "visit_score_1", "visit_gap_1", "final_score", "final_gap"]
     assert [name for name in two if name in names] == names
     assert two["visit_score_1"] == two["visit_gap_1"] == "" and three["type"] == "LTR"
     assert float(three["score"]) == pytest.approx(sum(float(three[name]) for name in names) / 12 + 0.5)
     assert invalid["score"] == invalid["visit_gap_1"] == ""
-    relations = [
-        [curve["relation"] for curve in v["curves"]] for v in json.loads(Path("o.json").read_text())["videos"]
-    ]
+
+
+def test_sequences_have_a_curve_for_every_relation(sequences):
+    videos = json.loads(Path("o.json").read_text())["videos"]
+    relations = [[curve["relation"] for curve in video["curves"]] for video in videos]
     assert relations == [["L", "R"], ["L", "T", "R"], ["L", "T", "R"]]
+
+
+def test_every_video_of_a_sequence_has_three_plots(sequences):
     assert len(list(Path("pictures").iterdir())) == 9
 
 
 # -------------------------------------------------------------------------------------------------------------- inputs
 
 
-def test_a_prompt_and_its_words_ask_the_same(run):
+def test_a_prompt_and_its_parts_give_the_same_score(run):
     video = write("a.mp4")
-    assert run("--prompt", PROMPT, video, *TINY, "--csv", "one.csv")[0] == 0
-    assert run(*WORDS, *TINY, "--csv", "two.csv", video)[0] == 0
-    one, two = rows_of("one.csv")[0], rows_of("two.csv")[0]
-    assert one.pop("prompt") == PROMPT and two.pop("prompt") == ""
-    assert one == two
+    assert run("--prompt", PROMPT, video, *TINY, "--csv", "prompt.csv")[0] == 0
+    assert run(*WORDS, *TINY, "--csv", "parts.csv", video)[0] == 0
+    by_prompt, by_parts = rows_of("prompt.csv")[0], rows_of("parts.csv")[0]
+    assert by_prompt.pop("prompt") == PROMPT and by_parts.pop("prompt") == ""
+    assert by_prompt == by_parts
 
 
 @pytest.mark.parametrize(
@@ -212,7 +231,7 @@ def test_a_prompt_and_its_words_ask_the_same(run):
         ("100_LR.mkv", ""),
     ],
 )
-def test_variants_of_the_authors_names(run, name, seed):
+def test_prompt_id_and_seed_are_read_from_variants_of_the_authors_file_names(run, name, seed):
     Path("outputs").mkdir()
     os.rename(write("video.mp4"), Path("outputs", name))
     Path("prompts.csv").write_text(f'prompt_id,prompt\n100_LR,"{PROMPT}"\n')
@@ -239,7 +258,7 @@ def samples():
     return store
 
 
-def test_samples_know_their_prompts(run, samples):
+def test_samples_of_a_rollout_are_scored_with_their_own_prompts(run, samples):
     assert run("--videos", "samples", *TINY, "--csv", "o.csv")[0] == 0
     rows = rows_of("o.csv")
     assert {(row["prompt_id"], row["seed"]) for row in rows} == {("tiny-0", "3"), ("tiny-0", "4")}
@@ -247,7 +266,7 @@ def test_samples_know_their_prompts(run, samples):
     assert sorted(float(row["score"]) >= 0.7 for row in rows) == [False, True]
 
 
-def test_a_prompt_file_has_the_word_over_records(run, samples):
+def test_a_prompt_file_replaces_the_prompts_of_samples(run, samples):
     other = PROMPT.replace("left", "top")
     Path("prompts.csv").write_text(f'prompt_id,prompt\ntiny-0,"{other}"\n')
     assert run("--videos", "samples", "--prompts", "prompts.csv", *TINY, "--csv", "o.csv")[0] == 0
@@ -269,7 +288,9 @@ def test_a_damaged_sample_is_listed(run, samples):
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_what_cannot_be_scored_is_listed_and_stops_nothing(run, prompts):
+@pytest.fixture
+def problems(run, prompts):
+    """Score good videos among unusable ones and prompts; return the problems by name (what -> why) and stderr."""
     Path("outputs/100_LR_F17_seed02.mp4").write_bytes(b"no video")
     Path("outputs/100_LR_F17_seed03.mp4").write_bytes(b"")
     write("outputs/stranger_F17_seed00.mp4")
@@ -281,20 +302,27 @@ def test_what_cannot_be_scored_is_listed_and_stops_nothing(run, prompts):
         file.write(f',duck,,,,,,"{duck}"\n')
     code, out, err = run(*prompts, "--json", "o.json")
     assert code == 1
-    assert "4 videos:" in out
-    problems = {problem["what"]: problem["why"] for problem in json.loads(Path("o.json").read_text())["problems"]}
-    assert {Path(what).name for what in problems} == {
+    assert "4 videos:" in out and "Traceback" not in err
+    return {problem["what"]: problem["why"] for problem in json.loads(Path("o.json").read_text())["problems"]}, err
+
+
+def test_what_cannot_be_scored_is_listed_in_the_json_and_printed(problems):
+    why, err = problems
+    assert {Path(what).name for what in why} == {
         "100_LR_F17_seed02.mp4", "100_LR_F17_seed03.mp4", "stranger_F17_seed00.mp4", "duck_F17_seed00.mp4",
         "lost", "lost2", "prompts.csv, line 6", "prompts.csv, line 7",
     }  # fmt: skip
-    for what in problems:
+    for what in why:
         assert what in err
-    assert "not a readable video" in problems["outputs/100_LR_F17_seed02.mp4"]
-    assert "'stranger'" in problems["outputs/stranger_F17_seed00.mp4"]
-    assert "'green' is not in the tiny world" in problems["outputs/duck_F17_seed00.mp4"]
-    assert "already used" in problems["prompts.csv, line 7"]
+
+
+def test_every_problem_has_its_reason(problems):
+    why, err = problems
+    assert "not a readable video" in why["outputs/100_LR_F17_seed02.mp4"]
+    assert "'stranger'" in why["outputs/stranger_F17_seed00.mp4"]
+    assert "'green' is not in the tiny world" in why["outputs/duck_F17_seed00.mp4"]
+    assert "already used" in why["prompts.csv, line 7"]
     assert "prompt without a video (2): lost, lost2" in err
-    assert "Traceback" not in err
 
 
 def test_a_missing_file_and_a_failing_tracker_are_listed(run, monkeypatch):
@@ -356,7 +384,7 @@ def test_a_missing_file_and_a_failing_tracker_are_listed(run, monkeypatch):
         (["a.mp4", "--prompts", "all_wrong.txt"], "all_wrong.txt, line 1: text: "),
     ],
 )  # fmt: skip
-def test_a_line_that_cannot_be_run_is_one_clear_error(run, words, message):
+def test_an_impossible_command_line_is_one_error_and_writes_nothing(run, words, message):
     write("a.mp4")
     Path("full").mkdir()
     write("full/b.mp4")
@@ -377,22 +405,22 @@ def test_a_line_that_cannot_be_run_is_one_clear_error(run, words, message):
 
 @pytest.fixture
 def ctrl_c_at_the_third_video(monkeypatch):
-    read = []
+    paths = []
 
-    def reading(job):
-        read.append(job.path)
-        if len(read) == 3:
+    def read_job(job):
+        paths.append(job.path)
+        if len(paths) == 3:
             signal.raise_signal(signal.SIGINT)
         return read_video(job.path)
 
-    monkeypatch.setattr(score, "_read_job", reading)
-    # a shell that started the tests in the background has them ignore Ctrl-C
+    monkeypatch.setattr(score, "_read_job", read_job)
+    # A shell that starts the tests in the background makes them ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_keeps_what_is_done(run, prompts, ctrl_c_at_the_third_video):
+def test_ctrl_c_keeps_and_writes_the_finished_videos(run, prompts, ctrl_c_at_the_third_video):
     code, out, err = run(*prompts, "--csv", "o.csv", "--json", "o.json")
     assert code == 130
     assert [row["seed"] for row in rows_of("o.csv")] == ["0", "1"]
@@ -401,11 +429,16 @@ def test_ctrl_c_keeps_what_is_done(run, prompts, ctrl_c_at_the_third_video):
     assert "interrupted after 2 of 4 videos" in err and "Traceback" not in err
 
 
-def test_results_are_written_as_they_come(run, prompts, monkeypatch):
-    seen = []
-    monkeypatch.setattr(score, "_read_job", lambda job: seen.append(Path("o.csv").exists()) or read_video(job.path))
+def test_results_are_written_after_every_video(run, prompts, monkeypatch):
+    file_existed = []
+
+    def read_job(job):
+        file_existed.append(Path("o.csv").exists())
+        return read_video(job.path)
+
+    monkeypatch.setattr(score, "_read_job", read_job)
     assert run(*prompts, "--csv", "o.csv")[0] == 0
-    assert seen == [False, True, True, True]
+    assert file_existed == [False, True, True, True]
 
 
 def test_results_that_cannot_be_written_are_still_printed(run, prompts, monkeypatch):
@@ -430,7 +463,7 @@ def test_plots_of_a_valid_and_an_invalid_video(run):
     assert len(annotated) == 17 and annotated.shape[2] == 480
 
 
-def test_a_failed_plot_costs_no_score(run, monkeypatch):
+def test_a_failed_plot_is_reported_and_the_score_is_kept(run, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("no space left on device")
 
@@ -476,30 +509,30 @@ OPTION = {"grounded_sam": "detector_checkpoint=nobody/nothing", "sam3": "checkpo
 class RecordingTracker:
     """A tracker that records the options it was made with."""
 
-    name, made = "recording", []
+    name, options = "recording", []
 
     def __init__(self, cache_dir=None, device=None, strict=False, batch_size=None, label_mode="exact", depth=1.0):
-        RecordingTracker.made.append(dict(vars(), self=None))
+        RecordingTracker.options.append(dict(vars(), self=None))
 
     def track(self, videos, *, animal, object, attribute=None):
         raise ValueError("this tracker only records")
 
 
 def test_flags_become_options_of_the_tracker(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(RecordingTracker, "made", [])
+    monkeypatch.setattr(RecordingTracker, "options", [])
     monkeypatch.setitem(TRACKERS, "recording", f"{__name__}:RecordingTracker")
     base = [write("a.mp4"), *WORDS, "--tracker", "recording"]
     assert run(*base)[0] == 1
-    assert RecordingTracker.made[0]["cache_dir"] == str(tmp_path / "user_cache" / "spatialalign-trl" / "detections")
-    assert RecordingTracker.made[0]["strict"] is False
+    assert RecordingTracker.options[0]["cache_dir"] == str(tmp_path / "user_cache" / "spatialalign-trl" / "detections")
+    assert RecordingTracker.options[0]["strict"] is False
     more = ["--strict", "--device", "cpu", "--batch-size", "3", "--cache", "here"]
     assert run(*base, *more, "--tracker-option", "label_mode=span", "--tracker-option", "depth=0.5")[0] == 1
-    made = {name: value for name, value in RecordingTracker.made[1].items() if name != "self"}
-    assert made == {
+    options = {name: value for name, value in RecordingTracker.options[1].items() if name != "self"}
+    assert options == {
         "cache_dir": "here", "device": "cpu", "strict": True, "batch_size": 3, "label_mode": "span", "depth": 0.5,
     }  # fmt: skip
     assert run(*base, "--no-cache")[0] == 1
-    assert RecordingTracker.made[2]["cache_dir"] is None
+    assert RecordingTracker.options[2]["cache_dir"] is None
 
 
 @pytest.mark.parametrize("tracker", ["grounded_sam", "sam3"])
@@ -514,17 +547,23 @@ def test_without_checkpoints_there_is_one_error_and_no_work(run, tracker, monkey
     assert not Path("o.csv").exists()
 
 
-def test_front_and_behind_need_a_depth_estimator(run):
+def test_front_and_behind_need_a_depth_checkpoint(run):
     words = [write("a.mp4"), *WORDS, "--type", "FB", *TINY]
     code, out, err = run(*words, "--depth-option", "checkpoint=nobody/nothing")
     assert code == 2 and out == "" and "nobody/nothing" in err
-    code, out, err = run(*words, "--depth-option", "chekpoint=x")
+
+
+def test_a_misspelt_depth_option_is_named_with_the_nearest_one(run):
+    code, _, err = run(write("a.mp4"), *WORDS, "--type", "FB", *TINY, "--depth-option", "chekpoint=x")
     assert code == 2 and "Did you mean 'checkpoint'" in err
-    # other types never ask for it
+
+
+def test_other_types_need_no_depth_checkpoint(run):
+    write("a.mp4")
     assert run("a.mp4", *WORDS, *TINY, "--depth-option", "checkpoint=nobody/nothing")[0] == 0
 
 
-def test_grounded_sam_scores_from_local_checkpoints_and_remembers(run, monkeypatch):
+def test_grounded_sam_scores_from_local_checkpoints_and_reuses_its_detections(run, monkeypatch):
     from tiny_perception import saved_grounding_dino, saved_sam2
 
     options = [
@@ -549,7 +588,7 @@ def test_grounded_sam_scores_from_local_checkpoints_and_remembers(run, monkeypat
 # --------------------------------------------------------------------------------------------------------- the command
 
 
-def test_the_console_script_leads_here(repo_root):
+def test_the_console_script_is_installed(repo_root):
     config = ConfigParser()
     config.read(repo_root / "setup.cfg")
     name, _, target = config["options.entry_points"]["console_scripts"].strip().partition(" = ")
@@ -558,7 +597,7 @@ def test_the_console_script_leads_here(repo_root):
     assert getattr(import_module(module), function) is main
 
 
-def test_the_command_in_a_process_of_its_own(repo_root):
+def test_the_command_runs_in_a_fresh_process():
     write("a.mp4")
     code = "import sys; from spatialalign_trl.cli import main; sys.exit(main())"
     words = [sys.executable, "-c", code, "score", "a.mp4", "--prompt", PROMPT, *TINY]
@@ -568,15 +607,15 @@ def test_the_command_in_a_process_of_its_own(repo_root):
     assert "scoring: 100%" in done.stderr
 
 
-@pytest.mark.parametrize(("words", "code", "said"), [
+@pytest.mark.parametrize(("words", "code", "message"), [
     (["--version"], 0, "spatialalign-trl"),
     (["--help"], 0, "commands:"),
     (["score", "--help"], 0, "exit code: 0 ="),
     (["scor"], 2, "Did you mean 'score'"),
     ([], 2, "COMMAND"),
 ])  # fmt: skip
-def test_the_command_line_without_a_subcommand(capsys, words, code, said):
+def test_help_version_and_misspelt_commands_print_what_to_do(capsys, words, code, message):
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == code
-    assert said in "".join(capsys.readouterr())
+    assert message in "".join(capsys.readouterr())
