@@ -1,4 +1,4 @@
-"""Run by torchrun from test_sampler.py: rolls out with two processes and writes down what each of them did and saw."""
+"""Roll out with several processes and write a report of each; started by torchrun from test_sampler.py."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,11 @@ def main(folder: str, output: Path) -> None:
     settings = SamplingSettings(5, 16, 16, num_inference_steps=2, guidance_scale=3.0, negative_prompt="blurry", fps=8)
     store = SampleStore(output / "samples")
     samples = roll_out(model, rows, [0, 1], settings, store, accelerator=accelerator)
-    report = {"world": accelerator.num_processes, "sampled": len(sampled), "ids": [one.sample_id for one in samples]}
+    report = {
+        "world": accelerator.num_processes,
+        "sampled": len(sampled),
+        "ids": [sample.sample_id for sample in samples],
+    }
     write_json(output / f"rank{accelerator.process_index}.json", report)
     accelerator.end_training()
 

@@ -67,14 +67,14 @@ def wan_pipeline(seed: int = 0, kind: str = "euler", shift: float = 3.0) -> WanP
 
 def two_expert_pipeline() -> WanPipeline:
     """A pipeline like Wan 2.2 A14B's: one transformer for high noise, one for low."""
-    one = wan_pipeline()
+    base = wan_pipeline()
     with seeded(1):
-        return WanPipeline(**{**one.components, "transformer_2": transformer()}, boundary_ratio=0.875)
+        return WanPipeline(**{**base.components, "transformer_2": transformer()}, boundary_ratio=0.875)
 
 
 def token_timestep_pipeline() -> WanPipeline:
     """A pipeline like Wan 2.2 TI2V-5B's: a timestep for every token, and a residual VAE of stride 4x16x16."""
-    one = wan_pipeline(kind="unipc", shift=5.0)
+    base = wan_pipeline(kind="unipc", shift=5.0)
     with seeded(2):
         residual_vae = AutoencoderKLWan(
             base_dim=4,
@@ -91,7 +91,7 @@ def token_timestep_pipeline() -> WanPipeline:
             latents_std=[0.5 + 0.3 * i for i in range(6)],
         ).eval()
         parts = {"vae": residual_vae, "transformer": transformer(channels=6)}
-        return WanPipeline(**{**one.components, **parts}, expand_timesteps=True)
+        return WanPipeline(**{**base.components, **parts}, expand_timesteps=True)
 
 
 def saved_wan(folder: Path, **kwargs) -> str:
