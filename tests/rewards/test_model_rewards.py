@@ -1,4 +1,4 @@
-"""Rewards with a pretrained model compute their formulas and refuse other checkpoints (on random models of the same classes)."""
+"""Rewards with a pretrained model compute their formulas and refuse other checkpoints; the models here are random."""
 
 import builtins
 

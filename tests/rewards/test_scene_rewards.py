@@ -1,4 +1,4 @@
-"""Navigation and grounding: the correct video scores well, no hack half as well, and an invalid row is no bad video."""
+"""Navigation and grounding: the correct video scores well, no hack half as well, and invalid rows have no score."""
 
 import cv2
 import numpy as np

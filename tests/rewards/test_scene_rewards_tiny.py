@@ -1,4 +1,4 @@
-"""Both scene rewards distinguish correct from wrong 32x48 videos of the tiny world's rooms, with render and compare."""
+"""Both scene rewards distinguish correct from wrong 32x48 videos of tiny rooms, with render and compare."""
 
 import numpy as np
 import pytest
