@@ -1,4 +1,4 @@
-"""Pairs follow their rules, and a preference dataset is self-contained."""
+"""Pairs follow the rules of their strategy, and a preference dataset contains everything that training needs."""
 
 import logging
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ def test_every_pair_is_one_prompt_and_the_winner_scores_higher(samples, settings
 
 
 @given(SAMPLES, SETTINGS)
-def test_stats_count_what_there_is(samples, settings):
+def test_the_statistics_count_prompts_pairs_and_samples(samples, settings):
     result = make_pairs(samples, **settings)
     with_pair = {pair.prompt_id for pair in result.pairs}
     prompts = {sample.prompt_id for sample in samples}
@@ -105,15 +105,15 @@ def test_the_order_of_the_samples_does_not_matter(samples, settings, random_orde
     assert sorted(ids(make_pairs(shuffled, **settings))) == sorted(ids(make_pairs(samples, **settings)))
 
 
-def test_the_draw_is_each_prompts_own():
+def test_the_pairs_of_a_prompt_do_not_depend_on_other_prompts():
     samples = scored(0.9, 0.8, 0.1, 0.2)
-    alone = ids(make_pairs(samples))
+    pairs = ids(make_pairs(samples))
     among_others = ids(make_pairs(scored(0.9, 0.1, prompt_id="p1") + samples))
-    assert alone == among_others[1:]
+    assert pairs == among_others[1:]
     assert len({tuple(ids(make_pairs(samples, seed=seed))) for seed in range(20)}) > 1
 
 
-def test_a_pair_cannot_be_made_wrong():
+def test_an_impossible_pair_is_refused():
     high, low = scored(0.9, 0.1)
     with pytest.raises(ValueError, match="not above"):
         Pair(chosen=low, rejected=high)
@@ -206,7 +206,7 @@ def test_bad_settings_are_refused(arguments, message):
         make_pairs(scored(0.9, 0.1), **arguments)
 
 
-def test_samples_that_cannot_be_right_are_refused():
+def test_contradictory_samples_are_refused():
     with pytest.raises(ValueError, match="appears twice"):
         make_pairs(scored(0.9) + scored(0.9))
     with pytest.raises(ValueError, match="score nan.*None for INVALID"):
@@ -228,12 +228,12 @@ def latents_bytes(sample_id):
     return b"latents of " + sample_id.encode()
 
 
-def some_pairs():
+def two_pairs():
     return make_pairs(scored(0.9, 0.1) + scored(0.2, 0.8, prompt_id="p1")).pairs
 
 
 def test_rows_hold_both_videos_their_scores_and_the_prompt():
-    pairs = some_pairs()
+    pairs = two_pairs()
     dataset = to_dataset(pairs, video_bytes, latents_bytes)
     assert dataset.column_names == [
         *PROMPT_COLUMNS,
@@ -256,15 +256,15 @@ def test_rows_hold_both_videos_their_scores_and_the_prompt():
 
 
 def test_parquet_keeps_bytes_and_the_video_feature(tmp_path):
-    dataset = to_dataset(some_pairs(), video_bytes, latents_bytes)
+    dataset = to_dataset(two_pairs(), video_bytes, latents_bytes)
     dataset.to_parquet(tmp_path / "train.parquet")
-    again = datasets.load_dataset(
+    loaded = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "train.parquet"), split="train", cache_dir=str(tmp_path / "cache")
     )
-    assert isinstance(again.features["chosen"], datasets.Video)
-    again = again.cast_column("chosen", datasets.Video(decode=False))
-    again = again.cast_column("rejected", datasets.Video(decode=False))
-    assert again.to_list() == dataset.to_list()
+    assert isinstance(loaded.features["chosen"], datasets.Video)
+    loaded = loaded.cast_column("chosen", datasets.Video(decode=False))
+    loaded = loaded.cast_column("rejected", datasets.Video(decode=False))
+    assert loaded.to_list() == dataset.to_list()
 
 
 def test_a_real_video_can_be_read_back(tmp_path):
@@ -273,12 +273,12 @@ def test_a_real_video_can_be_read_back(tmp_path):
 
     video = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
     content = encode_video(video, fps=8, crf=0)
-    row = to_dataset(some_pairs(), lambda _: content)[0]
+    row = to_dataset(two_pairs(), lambda _: content)[0]
     np.testing.assert_array_equal(read_video(row["chosen"]["bytes"]), video)
 
 
-def test_no_local_path_is_stored_even_beside_the_videos(tmp_path, monkeypatch):
-    pairs = some_pairs()
+def test_no_local_path_is_stored_even_in_the_folder_of_the_videos(tmp_path, monkeypatch):
+    pairs = two_pairs()
     for pair in pairs:
         for sample in (pair.chosen, pair.rejected):
             (tmp_path / f"{sample.sample_id}.mp4").write_bytes(b"on disk")
@@ -317,7 +317,7 @@ def test_more_rows_than_a_block(monkeypatch):
 def test_no_pairs_give_an_empty_dataset_of_the_same_kind():
     dataset = to_dataset([], video_bytes, latents_bytes)
     assert len(dataset) == 0
-    assert dataset.features == to_dataset(some_pairs(), video_bytes, latents_bytes).features
+    assert dataset.features == to_dataset(two_pairs(), video_bytes, latents_bytes).features
 
 
 def test_further_prompt_columns_are_kept():
@@ -334,7 +334,7 @@ def test_sample_ids_are_checked_before_they_become_file_names(sample_id):
         to_dataset([pair], video_bytes)
 
 
-def test_rows_and_videos_that_cannot_be_right_are_refused():
+def test_contradictory_rows_and_empty_videos_are_refused():
     (pair,) = make_pairs(scored(0.9, 0.1)).pairs
     with pytest.raises(ValueError, match="video of sample .* is empty"):
         to_dataset([pair], lambda _: b"")

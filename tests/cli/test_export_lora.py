@@ -1,4 +1,4 @@
-"""`spatialalign export-lora` on tiny files: its output and its errors."""
+"""`spatialalign export-lora` writes every format, reports it, and names mistakes without touching a file."""
 
 from __future__ import annotations
 

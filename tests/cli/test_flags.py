@@ -1,4 +1,4 @@
-"""Flags of every command: written with underscores or hyphens, shown with underscores in the help."""
+"""Flags of every command may be written with underscores or hyphens, and the help shows underscores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.cli import COMMANDS, main, score
 from spatialalign_trl.cli.parsing import Parser
 
-PARSED_HERE = sorted(set(COMMANDS) - {"evaluate"})  # which a recipe's parser parses
+OWN_PARSER = sorted(set(COMMANDS) - {"evaluate"})  # `evaluate` has the parser of the recipes
 
 
 def parser_of(command: str) -> Parser:
@@ -25,19 +25,19 @@ def flags_of(parser: Parser) -> list[str]:
     return [name for name in parser._option_string_actions if name.startswith("--")]
 
 
-@pytest.mark.parametrize("command", PARSED_HERE)
+@pytest.mark.parametrize("command", OWN_PARSER)
 def test_every_flag_is_registered_and_shown_with_underscores_only(command):
     parser = parser_of(command)
     assert flags_of(parser) and not [name for name in flags_of(parser) if "-" in name[2:]]
-    own_words = r"--(?:help|version)|push-|new-|serve-|export-"
-    assert not re.search(r"--[a-z]+-[a-z]", re.sub(own_words, "", parser.format_help()))
+    command_names = r"--(?:help|version)|push-|new-|serve-|export-"
+    assert not re.search(r"--[a-z]+-[a-z]", re.sub(command_names, "", parser.format_help()))
 
 
 def test_the_help_of_evaluate_shows_underscores_only(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
-    shown = capsys.readouterr().out
-    assert "--num_inference_steps" in shown and "--num-inference-steps" not in shown
+    help_text = capsys.readouterr().out
+    assert "--num_inference_steps" in help_text and "--num-inference-steps" not in help_text
 
 
 @pytest.mark.parametrize("flag", ["--batch_size", "--batch-size"])

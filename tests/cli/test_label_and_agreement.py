@@ -1,4 +1,4 @@
-"""`spatialalign label` and `spatialalign agreement` from the command line, on files that other commands write."""
+"""`spatialalign label` writes a blind page of a run, and `spatialalign agreement` compares labels with any scores."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from spatialalign_trl.cli import main
 from spatialalign_trl.cli.score_files import ScoreTable, number, read_scores
@@ -30,7 +31,7 @@ def row_of(animal, dsr_type="LR"):
 
 
 @pytest.fixture(scope="module")
-def a_run(tmp_path_factory):
+def run_folder(tmp_path_factory):
     """Write a run's folder with ten scored samples of five prompts; higher seeds have better scores."""
     folder = tmp_path_factory.mktemp("run")
     store = SampleStore(folder / "samples")
@@ -47,7 +48,7 @@ def a_run(tmp_path_factory):
 
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
-    """Return a function that runs `spatialalign` in an own folder and returns its exit code, stdout and stderr."""
+    """Return a function that runs `spatialalign` in an empty folder and returns its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
 
@@ -79,39 +80,42 @@ def write_labels(path, page, labeller="Ada", answer=lambda clip: (2, 2)):
 
 
 @pytest.fixture(scope="module")
-def a_page(a_run, tmp_path_factory):
+def label_data(run_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "label.html"
-    assert main(["label", str(a_run), "--out", str(path), "--seed", "3"]) == 0
+    assert main(["label", str(run_folder), "--out", str(path), "--seed", "3"]) == 0
     return page_data(path)
 
 
 @pytest.fixture
-def ada(a_page, a_run, tmp_path):
+def ada(label_data, run_folder, tmp_path):
     """Write labels that follow the seeds: the second sample of each prompt ends right, and the turtles are absent."""
-    seeds = {sample.sample_id: sample.seed for sample in SampleStore(a_run / "samples").samples()}
+    seeds = {sample.sample_id: sample.seed for sample in SampleStore(run_folder / "samples").samples()}
 
     def answer(clip):
         seed = seeds[clip["file"].split("/")[-1].removesuffix(".mp4")]
         return None if clip["prompt_id"] == "p-turtle" else (2, 2 * seed)
 
-    return write_labels(tmp_path / "ada.json", a_page, answer=answer)
+    return write_labels(tmp_path / "ada.json", label_data, answer=answer)
 
 
-def test_the_order_is_random_seeded_and_of_all_prompts(run, a_run, a_page, tmp_path):
+def test_the_order_of_clips_is_random_and_depends_on_the_seed(run, run_folder, label_data, tmp_path):
     def files(*words):
-        assert run("label", a_run, "--out", "page.html", *words)[0] == 0
+        assert run("label", run_folder, "--out", "page.html", *words)[0] == 0
         return [clip["file"] for clip in page_data(tmp_path / "page.html")["clips"]]
 
-    third = [clip["file"] for clip in a_page["clips"]]
+    third = [clip["file"] for clip in label_data["clips"]]
     assert files("--seed", 3) == third != files("--seed", 4)
     assert sorted(third) == sorted(files("--seed", 4)) != third
-    run("label", a_run, "--out", "few.html", "--limit", 5)
+
+
+def test_a_limited_page_has_clips_of_all_prompts(run, run_folder, tmp_path):
+    run("label", run_folder, "--out", "few.html", "--limit", 5)
     assert {clip["prompt_id"] for clip in page_data(tmp_path / "few.html")["clips"]} == {f"p-{a}" for a in ANIMALS}
 
 
-def test_the_page_of_a_run_holds_no_score_and_no_policy(a_page):
-    assert len(a_page["clips"]) == 10
-    text = json.dumps(a_page)
+def test_the_page_of_a_run_contains_no_score_and_no_policy(label_data):
+    assert len(label_data["clips"]) == 10
+    text = json.dumps(label_data)
     assert "score" not in text and "tiny@" not in text and "lora" not in text
 
 
@@ -129,27 +133,42 @@ def test_a_folder_is_matched_with_a_prompt_file(run, tmp_path):
     assert len({clip["id"] for clip in page_data(tmp_path / "page.html")["clips"]}) == 2
 
 
-def test_agreement_with_a_run(run, a_run, ada, tmp_path):
-    code, out, err = run("agreement", "--labels", ada, "--scores", a_run, "--json", "a.json", "--markdown", "a.md")
+@pytest.fixture
+def agreement(run, run_folder, ada, tmp_path):
+    """Compare labels with a run; return (results, printed text, Markdown)."""
+    code, out, err = run(
+        "agreement", "--labels", ada, "--scores", run_folder, "--json", "a.json", "--markdown", "a.md"
+    )
     assert code == 0, err
-    results = json.loads((tmp_path / "a.json").read_text())
+    return json.loads((tmp_path / "a.json").read_text()), out, (tmp_path / "a.md").read_text()
+
+
+def test_agreement_is_high_for_a_reward_that_follows_the_labels(agreement):
+    results, _, _ = agreement
     assert list(results["rewards"]) == ["dsr_score", "vlm"]
     dsr, vlm = results["rewards"].values()
     assert dsr["tau_b"]["value"] > 0.5 > 0 > vlm["tau_b"]["value"]
-    assert dsr["invalid"] == {"clips": 2, "absent_to_humans": 1.0}
     assert dsr["parts"]["final_score"]["value"] == pytest.approx(1) and vlm["parts"] == {}
+
+
+def test_agreement_counts_the_decisions_and_invalid_videos(agreement):
+    dsr = agreement[0]["rewards"]["dsr_score"]
+    assert dsr["invalid"] == {"clips": 2, "absent_to_humans": 1.0}
     # 0.5 0.6 0.7 0.8 without, 0.65 0.75 0.85 0.95 with a right end, two INVALID
     assert dsr["decisions"] == {
         "both_yes": 3, "both_no": 4, "reward_only": 2, "humans_only": 1, "humans_split": 0,
     }  # fmt: skip
     assert dsr["accuracy"]["value"] == pytest.approx(0.7)
-    assert "0.700 [" in out and "dsr_score" in out and "0.700 [" in (tmp_path / "a.md").read_text()
+
+
+def test_agreement_is_printed_and_written_as_markdown(agreement):
+    results, out, markdown = agreement
+    assert "0.700 [" in out and "dsr_score" in out and "0.700 [" in markdown
     assert results["labels"][0]["median_seconds"] == 2
 
 
-def test_every_score_file_gives_the_same_agreement(run, a_run, ada, tmp_path):
-    samples = SampleStore(a_run / "samples").samples()
-    rows = [
+def score_rows(samples):
+    return [
         {
             "file": f"elsewhere/{sample.sample_id}.mp4",
             "prompt_id": sample.prompt_id,
@@ -160,46 +179,84 @@ def test_every_score_file_gives_the_same_agreement(run, a_run, ada, tmp_path):
         }
         for sample in samples
     ]
-    with open(tmp_path / "scores.csv", "w", newline="") as file:
+
+
+def write_csv(samples, folder):
+    """Write the CSV of `spatialalign score`."""
+    rows = score_rows(samples)
+    with open(folder / "scores.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    videos = [{**row, "components": {"final_score": row.pop("final_score")}} for row in rows]
-    (tmp_path / "scores.json").write_text(json.dumps({"videos": videos}))
-    from datasets import Dataset
+    return "scores.csv"
 
-    Dataset.from_list(
-        [{"video": f"{o.sample_id}.mp4", "reward/dsr_score": o.reward, "components": json.dumps(o.components)}
-         for o in samples]
-    ).to_parquet(tmp_path / "samples.parquet")  # fmt: skip
-    (tmp_path / "results.json").write_text(json.dumps({"kind": "evaluation"}))
 
-    found = []
-    for source in (a_run, "scores.csv", "scores.json", "samples.parquet", "results.json"):
-        name = ["--reward", "dsr_score"] if source == a_run else []
-        assert run("agreement", "--labels", ada, "--scores", source, "--json", "a.json", *name)[0] == 0, source
+def write_json(samples, folder):
+    """Write the JSON of `spatialalign score`."""
+    videos = [{**row, "components": {"final_score": row.pop("final_score")}} for row in score_rows(samples)]
+    (folder / "scores.json").write_text(json.dumps({"videos": videos}))
+    return "scores.json"
+
+
+def write_parquet(samples, folder):
+    """Write the samples of `spatialalign evaluate`."""
+    rows = [
+        {"video": f"{s.sample_id}.mp4", "reward/dsr_score": s.reward, "components": json.dumps(s.components)}
+        for s in samples
+    ]
+    Dataset.from_list(rows).to_parquet(folder / "samples.parquet")
+    return "samples.parquet"
+
+
+def write_results(samples, folder):
+    """Write the results of `spatialalign evaluate`, which lie next to its samples."""
+    write_parquet(samples, folder)
+    (folder / "results.json").write_text(json.dumps({"kind": "evaluation"}))
+    return "results.json"
+
+
+@pytest.mark.parametrize("write", [write_csv, write_json, write_parquet, write_results])
+def test_every_score_file_gives_the_agreement_of_the_run(run, run_folder, ada, tmp_path, write):
+    def agreement_with(source, *words):
+        assert run("agreement", "--labels", ada, "--scores", source, "--json", "a.json", *words)[0] == 0, source
         (agreement,) = json.loads((tmp_path / "a.json").read_text())["rewards"].values()
         assert agreement["parts"].pop("final_score")["value"] == pytest.approx(1)
-        found.append({**agreement, "parts": None})
-    assert all(agreement == found[0] for agreement in found)
+        return {**agreement, "parts": None}
+
+    file = write(SampleStore(run_folder / "samples").samples(), tmp_path)
+    assert agreement_with(file) == agreement_with(run_folder, "--reward", "dsr_score")
 
 
-def test_two_labellers_and_a_judges_table(run, a_page, a_run, ada, tmp_path):
-    bob = write_labels(tmp_path / "bob.json", a_page, "Bob", lambda clip: (2, 2))
+@pytest.fixture
+def two_labellers(label_data, run_folder, ada, tmp_path):
+    """Return the words that compare two labellers with a run and with a judge's table of six clips."""
+    bob = write_labels(tmp_path / "bob.json", label_data, "Bob", lambda clip: (2, 2))
     with open(tmp_path / "judge.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "score"])
-        writer.writerows([clip["file"], 1 + place % 5] for place, clip in enumerate(a_page["clips"][:6]))
-    words = ["agreement", "--labels", ada, bob, "--scores", a_run, "judge.csv", "--reward", "dsr_score"]
-    code, out, _ = run(*words, "--reward", "score=3", "--json", "a.json")
+        writer.writerows([clip["file"], 1 + place % 5] for place, clip in enumerate(label_data["clips"][:6]))
+    return ["agreement", "--labels", ada, bob, "--scores", run_folder, "judge.csv", "--reward", "dsr_score"]
+
+
+def test_agreement_of_two_labellers_is_reported(run, two_labellers, ada, tmp_path):
+    code, out, _ = run(*two_labellers, "--reward", "score=3", "--json", "a.json")
     results = json.loads((tmp_path / "a.json").read_text())
-    assert code == 0 and "Ada and Bob" in out and "judge" not in results["rewards"]
-    assert results["rewards"]["score"]["threshold"] == 3 and results["unscored"] == {"dsr_score": 0, "score": 4}
+    assert code == 0 and "Ada and Bob" in out
     assert results["labellers"][0]["clips"] == 10
     split = results["rewards"]["dsr_score"]["decisions"]["humans_split"]
-    assert split == sum(clip.obeys is None for clip in consensus([read_labels(ada), read_labels(bob)])) == 6
+    labels = [read_labels(ada), read_labels(tmp_path / "bob.json")]
+    assert split == sum(clip.obeys is None for clip in consensus(labels)) == 6
 
-    code, _, err = run(*words, "--reward", "score")
+
+def test_a_table_of_scores_is_compared_at_its_own_threshold(run, two_labellers, tmp_path):
+    assert run(*two_labellers, "--reward", "score=3", "--json", "a.json")[0] == 0
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert "judge" not in results["rewards"]
+    assert results["rewards"]["score"]["threshold"] == 3 and results["unscored"] == {"dsr_score": 0, "score": 4}
+
+
+def test_scores_beyond_0_to_1_need_a_threshold(run, two_labellers):
+    code, _, err = run(*two_labellers, "--reward", "score")
     assert code == 2 and "not in 0 to 1" in err and "--reward score=TAU" in err
 
 
@@ -215,9 +272,9 @@ def test_two_labellers_and_a_judges_table(run, a_page, a_run, ada, tmp_path):
         (["--json", "ADA"], "would overwrite"),
     ],
 )
-def test_agreement_prints_one_line_errors(run, a_run, ada, words, message):
-    given = ["--labels", ada, "--scores", a_run, *(ada if word == "ADA" else word for word in words)]
-    code, _, err = run("agreement", *given)
+def test_agreement_prints_one_line_errors(run, run_folder, ada, words, message):
+    arguments = ["--labels", ada, "--scores", run_folder, *(ada if word == "ADA" else word for word in words)]
+    code, _, err = run("agreement", *arguments)
     assert code == 2 and message in err and "Traceback" not in err
 
 
@@ -248,14 +305,17 @@ def test_an_unreadable_clip_is_left_out_and_reported(run, tmp_path):
 
 def test_videos_of_one_name_are_distinguished_by_their_folders(tmp_path):
     table = ScoreTable(tmp_path, [{"file": "x/base/p1.mp4", "score": 1}, {"file": "x/lora/p1.mp4", "score": 2}])
-    found = table.of_files(["y/lora/p1.mp4", "base/p1.mp4", "z/p2.mp4"])
-    assert [row and row["score"] for row in found] == [2, 1, None]
+    rows = table.of_files(["y/lora/p1.mp4", "base/p1.mp4", "z/p2.mp4"])
+    assert [row and row["score"] for row in rows] == [2, 1, None]
     with pytest.raises(Exception, match="2 rows match the video"):
         table.of_files(["y/other/p1.mp4"])
 
 
-def test_invalid_scores_of_all_formats_are_recognised(tmp_path):
+def test_invalid_scores_of_all_formats_are_recognised():
     assert [number(value) for value in (None, "", float("nan"), "-100", -100)] == [None] * 5
     assert number("0.5") == 0.5 and number(0) == 0.0
+
+
+def test_a_column_of_texts_is_no_reward(tmp_path):
     (tmp_path / "scores.csv").write_text("file,score,reason\na.mp4,,gone\nb.mp4,0.5,\n")
     assert read_scores(str(tmp_path / "scores.csv")).rewards() == ["score"]

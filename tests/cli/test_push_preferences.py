@@ -1,4 +1,4 @@
-"""The errors of `spatialalign push-preferences`. The tests of the online loop show that it pushes."""
+"""`spatialalign push-preferences` names its mistakes. The tests of the online loop show that it pushes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from spatialalign_trl.cli import main as spatialalign
 REPO = "tester/prefs"
 
 
-def test_errors_name_the_reason(loopback_client, tmp_path, capsys, monkeypatch):
-    def answer(*words):
+def test_each_error_names_its_reason(loopback_client, tmp_path, capsys, monkeypatch):
+    def error_of(*words):
         with pytest.raises(SystemExit) as exit:
             spatialalign(["push-preferences", *words])
         assert exit.value.code == 2
         return capsys.readouterr().err
 
-    assert "holds no preference dataset" in answer(str(tmp_path), "--repo", REPO)
-    assert "must be owner/name" in answer(str(tmp_path), "--repo", "prefs")
-    assert "403" in answer(str(tmp_path), "--repo", "stranger/prefs")
+    assert "has no preference dataset" in error_of(str(tmp_path), "--repo", REPO)
+    assert "must be owner/name" in error_of(str(tmp_path), "--repo", "prefs")
+    assert "403" in error_of(str(tmp_path), "--repo", "stranger/prefs")
     monkeypatch.delenv("HF_TOKEN")
-    assert "hf auth login" in answer(str(tmp_path), "--repo", REPO)
+    assert "hf auth login" in error_of(str(tmp_path), "--repo", REPO)

@@ -1,4 +1,4 @@
-"""`spatialalign push-prompts` against a Hub on this machine: uploads, downloads and errors."""
+"""`spatialalign push-prompts` uploads a folder unchanged that loads again, and refuses one that does not load."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def push(folder, *more: str) -> int:
 
 
 def test_a_folder_is_pushed_unchanged_and_loads_again(folder, loopback_client, capsys):
-    (folder / ".secret").write_text("mine alone")
+    (folder / ".secret").write_text("private")
     assert push(folder) == 0
     output = capsys.readouterr().out
     assert "1 train, 1 test prompts: " in output and loopback_client.token not in output
@@ -73,13 +73,14 @@ def test_the_prompts_in_this_repository_can_be_pushed(loopback_client, repo_root
 
 
 def refused(capsys, *words: str) -> str:
+    """Push what must be refused, and return the error."""
     with pytest.raises(SystemExit) as stop:
         push(*words)
     assert stop.value.code == 2
     return capsys.readouterr().err
 
 
-def test_what_does_not_load_is_not_pushed(folder, loopback_client, capsys):
+def test_a_folder_that_does_not_load_is_not_pushed(folder, loopback_client, capsys):
     good = (folder / "test.jsonl").read_text()
     (folder / "test.jsonl").write_text(json.dumps({"prompt_id": "x", "prompt": "a cat sleeps", "more": 1}) + "\n")
     assert "does not load: Couldn't cast" in refused(capsys, folder)  # the splits' columns differ

@@ -1,4 +1,4 @@
-"""Pushing when the Hub fails: which failures are retried, which are not, and how they are described."""
+"""A push is retried after temporary failures only, and its final error has the reason but no token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("status", [409, 412, 429, 500, 503, None])
-def test_what_passes_is_tried_again(loopback_client, data, no_pauses, status):
+def test_temporary_failures_are_retried(loopback_client, data, no_pauses, status):
     fault = loopback_client.fail("POST", "/commit/", status, times=3, headers={"Retry-After": "7"})
     url = pushing.push_dataset_folder(data, REPO, message="m")
     assert fault.hits == 3 and "/datasets/tester/prefs/commit/" in url
@@ -61,7 +61,7 @@ def test_a_push_that_fails_for_good_says_why_without_a_token(loopback_client, da
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
 
-def test_words_of_a_failure_hold_no_token():
+def test_the_description_of_a_failure_contains_no_token():
     error = RuntimeError(f"request with Bearer {TOKEN} failed")
     assert TOKEN not in pushing.describe_failure(error) and "hf_***" in pushing.describe_failure(error)
 

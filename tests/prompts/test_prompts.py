@@ -1,3 +1,5 @@
+"""Prompts are built from parts and read back, every file format gives the same rows, and errors name their place."""
+
 import csv
 import json
 from itertools import pairwise
@@ -56,7 +58,7 @@ def test_parsing_gives_back_what_was_built(**parts):
     try:
         built = build_prompt(**parts)
     except PromptGrammarError:
-        # Only parts that cannot be told apart in the text are refused: a word or a noun that comes twice.
+        # Only parts that cannot be distinguished in the text are refused: a word or a noun that comes twice.
         words = f"{parts['attribute']} {parts['animal']}".split()
         assert len(words) != len(set(words)) or parts["animal"] == parts["object"]
         return
@@ -66,8 +68,8 @@ def test_parsing_gives_back_what_was_built(**parts):
         part: parts[part] for part in ("animal", "object", "type", "verb", "attribute")
     }
     assert parsed.scene == parts["scene"][:1].upper() + parts["scene"][1:]
-    again = build_prompt(**{part: getattr(parsed, part) for part in parts})
-    assert again == built
+    rebuilt = build_prompt(**{part: getattr(parsed, part) for part in parts})
+    assert rebuilt == built
 
 
 @pytest.mark.parametrize("name, count", [("dsr_eval30.csv", 30), ("dsr_eval120.csv", 120)])
@@ -159,7 +161,7 @@ def test_either_article_is_read_and_the_text_is_kept():
         (CROSSING.replace("to the right of", "to the top of"), "type"),
     ],
 )
-def test_the_error_says_which_part_is_off(text, part):
+def test_the_error_names_the_wrong_part(text, part):
     with pytest.raises(PromptGrammarError, match=f"^{part}: ") as caught:
         parse_prompt(text)
     assert caught.value.part == part
@@ -187,9 +189,9 @@ def test_parts_that_could_not_be_read_back_are_refused(changes, part):
 
 def test_types_are_the_papers_six_or_any_sequence_whose_neighbours_differ():
     assert DSR_TYPES == ("LR", "LT", "RL", "RT", "TL", "TR")
-    for known in (*DSR_TYPES, "LU", "FB", "LTR", "LRL", "UFBT"):
-        assert check_dsr_type(known) == known
-        assert split_type(known) == tuple(known)
+    for dsr_type in (*DSR_TYPES, "LU", "FB", "LTR", "LRL", "UFBT"):
+        assert check_dsr_type(dsr_type) == dsr_type
+        assert split_type(dsr_type) == tuple(dsr_type)
 
 
 @pytest.mark.parametrize(
@@ -225,8 +227,8 @@ def test_under_in_front_of_and_behind_are_read():
     assert (prompt.type, prompt.initial_SR, prompt.final_SR) == ("FBU", "in front of", "under")
     parts = {"scene": "By a wall", "animal": "cat", "object": "box", "type": "FBU", "verb": "creeps, crawls"}
     assert build_prompt(**parts).prompt == HIDING
-    still = parse_prompt("By a wall, a cat is under a box, then the cat is behind the box.")
-    assert (still.type, still.verb) == ("UB", "is")
+    motionless = parse_prompt("By a wall, a cat is under a box, then the cat is behind the box.")
+    assert (motionless.type, motionless.verb) == ("UB", "is")
 
 
 @pytest.mark.parametrize(
@@ -344,21 +346,19 @@ def test_errors_name_file_and_row(tmp_path, rows, message):
         load_prompts(path)
 
 
-def test_errors_of_whole_sources(tmp_path):
-    empty = tmp_path / "empty.txt"
-    empty.write_text("\n")
-    with pytest.raises(ValueError, match=r"empty\.txt contains no prompts"):
-        load_prompts(empty)
-    with pytest.raises(FileNotFoundError, match=r"no prompt file .*absent\.csv"):
-        load_prompts(tmp_path / "absent.csv")
-    with pytest.raises(FileNotFoundError, match="no prompt folder .*absent"):
-        load_prompts(tmp_path / "absent")
-    (tmp_path / "prompts.xml").write_text("")
-    with pytest.raises(ValueError, match=r"prompt files end in \.csv, \.jsonl, \.json, \.txt"):
-        load_prompts(tmp_path / "prompts.xml")
-    (tmp_path / "broken.jsonl").write_text('{"prompt":\n')
-    with pytest.raises(ValueError, match=r"broken\.jsonl, line 1: not valid JSON"):
-        load_prompts(tmp_path / "broken.jsonl")
-    (tmp_path / "object.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"object\.json: expected a list of rows"):
-        load_prompts(tmp_path / "object.json")
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("empty.txt", "\n", ValueError, r"empty\.txt contains no prompts"),
+        ("absent.csv", None, FileNotFoundError, r"no prompt file .*absent\.csv"),
+        ("absent", None, FileNotFoundError, "no prompt folder .*absent"),
+        ("prompts.xml", "", ValueError, r"prompt files end in \.csv, \.jsonl, \.json, \.txt"),
+        ("broken.jsonl", '{"prompt":\n', ValueError, r"broken\.jsonl, line 1: not valid JSON"),
+        ("object.json", "{}", ValueError, r"object\.json: expected a list of rows"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_named(tmp_path, name, content, error, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        load_prompts(tmp_path / name)

@@ -1,3 +1,5 @@
+"""Prompt sets have a fixed random order, splits that are balanced by type, and files that load again."""
+
 import json
 
 import pytest
@@ -27,12 +29,15 @@ def test_a_split_that_cannot_be_balanced_is_named(number):
         check_balanced({"num_train": 6, "num_test": number})
 
 
-def test_rows_are_written_as_they_are_read(tmp_path, capsys):
+def test_rows_are_written_as_readable_json():
     prompts = [prompt("In a café"), prompt("In a meadow")]
     lines = to_jsonl(prompts).decode("utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [prompt.to_row() for prompt in prompts]
     assert "café" in lines[0]
 
+
+def test_a_file_is_written_for_every_split(tmp_path, capsys):
+    prompts = [prompt("In a café"), prompt("In a meadow")]
     write_splits(tmp_path / "new", {"train": prompts, "test": prompts[:1]})
     assert (tmp_path / "new" / "train.jsonl").read_bytes() == to_jsonl(prompts)
     assert (tmp_path / "new" / "test.jsonl").read_bytes() == to_jsonl(prompts[:1])

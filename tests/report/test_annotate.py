@@ -1,4 +1,4 @@
-"""Boxes on videos: their positions, on clips of any size, and frames without boxes."""
+"""Boxes are drawn at their places on clips of any size, and frames without boxes are left alone."""
 
 import numpy as np
 import pytest
@@ -21,8 +21,8 @@ def grey(num_frames=5, height=32, width=48):
     return np.full((num_frames, height, width, 3), 90, np.uint8)
 
 
-def where(frame, color):
-    """The smallest box around all pixels of a colour: x1, y1, x2, y2."""
+def box_of_color(frame, color):
+    """Return the smallest box around all pixels of a colour: x1, y1, x2, y2."""
     rows, columns = np.nonzero((np.abs(frame.astype(int) - color) < 8).all(-1))
     return columns.min(), rows.min(), columns.max(), rows.max()
 
@@ -32,11 +32,11 @@ def test_small_videos_are_enlarged_and_their_boxes_with_them():
     assert annotated.shape[0] == 5
     assert annotated.shape[2] == 480
     assert annotated.shape[1] > 320  # the bar below the picture
-    x1, y1, x2, y2 = where(annotated[0], BLUE)
+    x1, y1, x2, y2 = box_of_color(annotated[0], BLUE)
     # the name stands above the box and does not reach beyond its right end
     assert (x1, x2, y2) == pytest.approx((100, 200, 160), abs=2)
     assert y1 < 80
-    x1, y1, x2, y2 = where(annotated[0], ORANGE)
+    x1, y1, x2, y2 = box_of_color(annotated[0], ORANGE)
     assert (x1, y1, x2) == pytest.approx((280, 140, 360), abs=2)
     assert y2 > 240
 
@@ -44,7 +44,7 @@ def test_small_videos_are_enlarged_and_their_boxes_with_them():
 def test_large_videos_keep_their_size():
     annotated = annotate_video(grey(2, 480, 832), tracks(2, scale=15.0))
     assert annotated.shape[2] == 832
-    assert where(annotated[0], BLUE)[0] == pytest.approx(150, abs=2)
+    assert box_of_color(annotated[0], BLUE)[0] == pytest.approx(150, abs=2)
 
 
 def test_frames_without_boxes_are_left_alone_above_the_bar():
@@ -57,7 +57,7 @@ def test_an_empty_mask_is_no_box():
     empty = Tracks([FrameBoxes(0, ("fox", "stump"), np.array([[0.0, 0, 0, 0], STUMP]))], 1)
     annotated = annotate_video(grey(1), empty)
     assert not (np.abs(annotated[0].astype(int) - BLUE) < 8).all(-1).any()
-    where(annotated[0], ORANGE)
+    box_of_color(annotated[0], ORANGE)
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 49), (480, 832), (101, 77), (1, 1)])
@@ -68,9 +68,9 @@ def test_the_result_is_a_video_that_every_player_takes(size):
 
 @pytest.mark.parametrize("box", [(-30, -30, 5, 5), (40, 25, 90, 60), (0, 0, 48, 32)])
 def test_boxes_and_names_at_the_borders_stay_inside(box):
-    one = Tracks([FrameBoxes(0, ("a rather long name",), np.array([box], float))], 1)
-    annotated = annotate_video(grey(1), one)
-    where(annotated[0], BLUE)
+    at_border = Tracks([FrameBoxes(0, ("a rather long name",), np.array([box], float))], 1)
+    annotated = annotate_video(grey(1), at_border)
+    box_of_color(annotated[0], BLUE)
 
 
 def test_the_strip_shows_first_and_last_frame(tmp_path):
@@ -78,7 +78,7 @@ def test_the_strip_shows_first_and_last_frame(tmp_path):
     video[0], video[-1] = (200, 10, 10), (10, 10, 200)
     path = annotated_strip(tmp_path / "strip.png", video, Tracks([], 17), title="a.mp4", note="A fox. " * 40)
     picture = np.asarray(Image.open(path).convert("RGB"))
-    first, last = (where(picture, color) for color in ((200, 10, 10), (10, 10, 200)))
+    first, last = (box_of_color(picture, color) for color in ((200, 10, 10), (10, 10, 200)))
     assert first[0] < last[0] and first[1] < last[1]
 
 

@@ -1,4 +1,4 @@
-"""The labelling page: its file, and its behaviour in a browser."""
+"""The labelling page is one blind file; in a browser, keys and buttons label clips and nothing is lost."""
 
 import json
 import re
@@ -85,49 +85,71 @@ def wait_for(page, expression):
     raise AssertionError(f"never true: {expression}")
 
 
-def test_keys_label_undo_undoes_a_reload_keeps_and_the_export_holds_it(chromium, file, tmp_path, clips):
+@pytest.fixture
+def ada(chromium, file):
+    """Open the page as Ada; afterwards the console must have no errors."""
     errors = []
     page = begin(chromium, file, errors, accept_downloads=True)
-    assert page.inner_text("#question") == "At the start, is the red fox on the left of the stump?"
-    wait_for(page, "video.currentTime > 0 && video.videoHeight >= 240")
+    yield page
+    assert errors == []
 
-    press(page, "32")
-    assert page.inner_text("#question").startswith("Does it look fine")
-    press(page, "<<1")  # the first answer becomes no
-    press(page, "3")
-    page.reload()
-    assert page.inner_text("#progress") == "0 of 3"
-    assert page.inner_text("#question").startswith("Does it look fine")
-    press(page, "3")
-    assert page.inner_text("#progress") == "1 of 3"
-    assert page.inner_text("#prompt") == clips[1].prompt
 
-    press(page, "x")
-    assert page.inner_text("#progress") == "2 of 3"
-    press(page, "u")
-    assert page.inner_text("#progress") == "1 of 3"
-    press(page, "s3333")
-    assert page.is_visible("#finished") and not page.is_visible("#video")
-    press(page, "3x")  # nothing is left to label
-    assert page.evaluate(STATE) == ["022", "s", "2222"]
-    press(page, "u")
-    assert page.is_visible("#video") and page.inner_text("#question").startswith("Does it look fine")
-    press(page, "1")
+def test_the_page_asks_about_a_playing_clip(ada):
+    assert ada.inner_text("#question") == "At the start, is the red fox on the left of the stump?"
+    wait_for(ada, "video.currentTime > 0 && video.videoHeight >= 240")
 
-    path = exported(page, tmp_path)
+
+def test_keys_answer_and_go_back(ada):
+    press(ada, "32")
+    assert ada.inner_text("#question").startswith("Does it look fine")
+    press(ada, "<<1")  # the first answer becomes no
+    press(ada, "33")
+    assert ada.inner_text("#progress") == "1 of 3"
+    assert ada.evaluate(STATE) == ["022"]
+
+
+def test_a_reload_keeps_the_answers_of_an_unfinished_clip(ada, clips):
+    press(ada, "13")
+    ada.reload()
+    assert ada.inner_text("#progress") == "0 of 3"
+    assert ada.inner_text("#question").startswith("Does it look fine")
+    press(ada, "3")
+    assert ada.inner_text("#progress") == "1 of 3"
+    assert ada.inner_text("#prompt") == clips[1].prompt
+
+
+def test_undo_takes_a_label_back(ada):
+    press(ada, "333x")
+    assert ada.inner_text("#progress") == "2 of 3"
+    press(ada, "u")
+    assert ada.inner_text("#progress") == "1 of 3"
+
+
+def test_after_the_last_clip_keys_label_nothing_and_undo_returns_to_it(ada):
+    press(ada, "133s3333")
+    assert ada.is_visible("#finished") and not ada.is_visible("#video")
+    press(ada, "3x")
+    assert ada.evaluate(STATE) == ["022", "s", "2222"]
+    press(ada, "u")
+    assert ada.is_visible("#video") and ada.inner_text("#question").startswith("Does it look fine")
+
+
+def test_the_export_contains_labels_times_and_the_labeller(ada, tmp_path, clips):
+    wait_for(ada, "video.currentTime > 0.1")  # a label takes a measurable time
+    press(ada, "133s3331")
+    path = exported(ada, tmp_path)
     data = json.loads(path.read_text(encoding="utf-8"))
     assert path.name == "labels-Ada.json" and data["labeller"] == "Ada" and data["seed"] == 7 and data["version"] == 1
     assert [row["id"] for row in data["labels"]] == [clip.clip_id for clip in clips]
     assert [row["skipped"] for row in data["labels"]] == [False, True, False]
     assert all(row["seconds"] >= 0 and row["labelled_at"] for row in data["labels"])
     assert data["labels"][0]["seconds"] > 0.1
-    found = read_labels(path)
-    assert found.skipped == 1
-    assert [dict(label.answers) for label in found.labels.values()] == [
+    labels = read_labels(path)
+    assert labels.skipped == 1
+    assert [dict(label.answers) for label in labels.labels.values()] == [
         {"start": 0, "end": 2, "looks": 2},
         {"start": 2, "visit_1": 2, "end": 2, "looks": 0},
     ]
-    assert errors == []
 
 
 def test_each_name_has_its_own_labels_and_buttons_do_what_keys_do(chromium, file):

@@ -1,4 +1,4 @@
-"""The page of a run: its parts, its escaping, its size limit, and that it can be rebuilt from disk."""
+"""The page of a run shows all its parts in one file, escapes texts, keeps its size limit, and is rebuilt from disk."""
 
 from __future__ import annotations
 
@@ -110,13 +110,19 @@ def test_the_page_loads_nothing_else(page):
     assert all(tag not in ("iframe", "object", "embed") for tag, _ in page.elements)
 
 
-def test_pictures_have_descriptions_and_ids_are_unique(page):
+def test_ids_are_unique(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_pictures_have_descriptions(page):
     pictures = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
     assert len(pictures) >= 2 + 4 + 4 and all(attributes["aria-label"] for attributes in pictures)
     margin = next(label for label in (a["aria-label"] for a in pictures) if label.startswith("Margin"))
     assert margin == "Margin of winner over loser over 6 steps: margin from 0.1 to 0.3."
+
+
+def test_plots_use_the_colours_of_the_page(page):
     colors = {match for _, a in page.elements for match in re.findall("#0102..", a.get("style") or "")}
     assert not colors and any("var(--first)" in (a.get("style") or "") for _, a in page.elements)
 
@@ -153,17 +159,17 @@ def test_videos_play_in_browsers_and_have_curves_and_boxes(page):
 
 
 def test_the_page_is_rebuilt_from_disk_without_models(folder, page):
-    def words() -> str:
+    def page_without_videos() -> str:
         """Return the page without the videos, which x264 does not encode reproducibly with several threads."""
         return re.sub(r'"video":"[^"]*"', "", (folder / "report.html").read_text(encoding="utf-8"))
 
-    before = words()
+    before = page_without_videos()
 
-    def no_models_here(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise AssertionError("the reward was called")
 
-    write_report(folder, no_models_here)
-    assert words() == before and '"curves":[{' in before
+    write_report(folder, fail)
+    assert page_without_videos() == before and '"curves":[{' in before
     assert len(read_json(folder / "report.json")["grades"]) == 24
 
 
@@ -172,16 +178,16 @@ def test_the_size_limit_leaves_out_videos_and_says_so(tmp_path, megabytes):
     folder = run_folder(tmp_path, prompts=20)
     write_report(folder, grade, megabytes)
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
-    shown = len(page.data["clips"])
+    num_clips = len(page.data["clips"])
     assert (folder / "report.html").stat().st_size <= megabytes * 1e6
-    assert shown < 40 and f"{shown} of 40" in page.text and "The page is limited to" in page.text
+    assert num_clips < 40 and f"{num_clips} of 40" in page.text and "The page is limited to" in page.text
     assert set(read_json(folder / "report.json")["grades"]) == {
         f"{side['policy']}-{clip['prompt_id'][1:]}-{clip['seed'] - 100_000}"
         for clip in page.data["clips"]
         for side in clip["sides"]
     }
-    if shown > 2:
-        assert "p2" in {clip["prompt_id"] for clip in page.data["clips"]}  # the one that fell
+    if num_clips > 2:
+        assert "p2" in {clip["prompt_id"] for clip in page.data["clips"]}  # whose score fell
 
 
 def test_missing_video_files_are_reported(tmp_path):
@@ -254,21 +260,21 @@ def test_types_alternate_and_extremes_come_first():
         for (prompt, dsr_type), reward in rewards.items()
         for seed in (1, 2)
     ]
-    shown = [(pair["base"].prompt_id, pair["base"].seed) for pair in alternate_types(pairs)]
-    assert shown == [("a", 1), ("c", 1), ("b", 1), ("a", 2), ("c", 2), ("b", 2)]
+    order = [(pair["base"].prompt_id, pair["base"].seed) for pair in alternate_types(pairs)]
+    assert order == [("a", 1), ("c", 1), ("b", 1), ("a", 2), ("c", 2), ("b", 2)]
     places = rank_by_change(pairs, "base", "new")
     assert sorted(places) == list(range(6)) and {places[0], places[2]} == {2, 3} and {places[1], places[3]} == {4, 5}
 
 
-def test_relations_are_named_by_what_and_when():
+def test_the_names_of_relations_say_when_they_apply():
     assert relation_names("LTR") == ["on the left of (start)", "on the top of (visit 1)", "on the right of (end)"]
 
 
 def test_a_sequence_has_a_curve_and_a_stretch_for_every_visit():
     row = {"type": "LTR", "animal": "fox", "object": "stump"}
-    (one,) = grade_videos(grade, [np.zeros((FRAMES, 4, 4, 3), np.uint8)], [row])
-    assert len(one["curves"]) == 3 and one["averaged"] == [[0, 2], [3, 6], [6, 8]]
-    json.dumps(one, allow_nan=False)
+    (summary,) = grade_videos(grade, [np.zeros((FRAMES, 4, 4, 3), np.uint8)], [row])
+    assert len(summary["curves"]) == 3 and summary["averaged"] == [[0, 2], [3, 6], [6, 8]]
+    json.dumps(summary, allow_nan=False)
 
 
 @pytest.mark.parametrize("text", [EVIL, "<!--", "]]>", "é 鳥"])

@@ -1,4 +1,4 @@
-"""The page in a browser: playback in sync with curves and boxes, filters, keys. Skipped without Chromium."""
+"""In a browser, the page plays videos in sync with curves and boxes, filters and sorts them, and obeys keys."""
 
 from __future__ import annotations
 

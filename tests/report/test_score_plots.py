@@ -1,4 +1,4 @@
-"""Plots of curves: counted and uncounted frames, texts, and invalid arguments."""
+"""A plot of curves shows which frames count and which are averaged, and takes any text as text."""
 
 import sys
 
@@ -42,13 +42,13 @@ def test_the_ends_that_are_averaged_are_shaded(tmp_path):
 
 
 def test_frames_that_do_not_count_leave_a_gap_and_a_mark(tmp_path):
-    whole = draw(tmp_path / "whole.png")
-    kept = np.array([0, 1, 2, 3, 8, 9, 10, 11])
-    curves = [RelationCurve("first", FALLING[kept])]
-    broken = draw(tmp_path / "broken.png", curves, kept)
-    assert near(whole, GREY).sum() < near(broken, GREY).sum()
-    upper = slice(60, broken.shape[0] - 140)  # without the legend
-    assert near(broken[upper], BLUE).any(0).sum() < 0.8 * near(whole[upper], BLUE).any(0).sum()
+    complete = draw(tmp_path / "complete.png")
+    counted = np.array([0, 1, 2, 3, 8, 9, 10, 11])
+    curves = [RelationCurve("first", FALLING[counted])]
+    with_gap = draw(tmp_path / "with_gap.png", curves, counted)
+    assert near(complete, GREY).sum() < near(with_gap, GREY).sum()
+    upper = slice(60, with_gap.shape[0] - 140)  # without the legend
+    assert near(with_gap[upper], BLUE).any(0).sum() < 0.8 * near(complete[upper], BLUE).any(0).sum()
 
 
 def test_the_picture_does_not_depend_on_when_it_is_drawn(tmp_path):
@@ -70,13 +70,13 @@ def test_a_video_without_a_counted_frame_still_has_a_picture(tmp_path):
 
 
 @pytest.mark.parametrize("title", ["costs $5 and $6", "x_1^2 {\\alpha}", "word " * 60, "", "жук 虫"])
-def test_any_name_is_only_text(tmp_path, title):
+def test_a_title_is_text_and_not_markup(tmp_path, title):
     draw(tmp_path / "curves.png", title=title, note=title)
 
 
-def test_one_frame_and_many_relations(tmp_path):
-    one = [RelationCurve(str(k), np.array([0.5])) for k in range(8)]
-    draw(tmp_path / "one.png", one, np.array([0]), 1)
+def test_a_single_frame_with_many_relations_is_drawn(tmp_path):
+    curves = [RelationCurve(str(k), np.array([0.5])) for k in range(8)]
+    draw(tmp_path / "one.png", curves, np.array([0]), 1)
 
 
 def test_invalid_arguments_are_refused(tmp_path):

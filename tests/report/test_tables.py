@@ -1,4 +1,4 @@
-"""Tables of several policies, for the terminal, Markdown and LaTeX."""
+"""Tables of several policies have a row per measure and a cell per policy, in the terminal, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_mean_is_bold_if_a_reward_has_no_threshold():
     assert bold == ["reward_mean"]
 
 
-def test_markdown():
+def test_a_markdown_table_escapes_bars():
     table = markdown_table(["measure", "base"], [["S@0.7", "0.3"], ["a|b", "1"]])
     assert table == "| measure | base |\n|---|---|\n| S@0.7 | 0.3 |\n| a\\|b | 1 |"
     assert markdown_table(["only"], []) == "| only |\n|---|"
@@ -113,8 +113,11 @@ def test_a_latex_table_escapes_its_words_and_prints_the_best_of_a_column_bold():
     ]
 
 
-def test_where_the_lowest_is_best_it_is_bold_and_odd_rows_are_refused():
+def test_the_lowest_value_is_bold_where_it_is_the_best():
     text = latex_table(["", "x"], ["a", "b"], [[0.2], [0.1]], [-1])
     assert r"b & \textbf{0.100}" in text and "a & 0.200" in text
+
+
+def test_a_row_of_a_latex_table_with_another_length_is_refused():
     with pytest.raises(ValueError, match="2 cells under 3 headers"):
         latex_table(["", "x", "y"], ["a"], [[0.2]], [1])

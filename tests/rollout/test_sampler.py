@@ -1,3 +1,5 @@
+"""The rollout samples every prompt and seed once, whatever the batches and processes, and continues after a stop."""
+
 import json
 import subprocess
 import sys
@@ -49,7 +51,7 @@ def contents(store):
     return {path.name: path.read_bytes() for path in store.directory.iterdir()}
 
 
-def test_every_prompt_and_seed_in_order(model, store):
+def test_every_prompt_and_seed_is_sampled_in_order(model, store):
     samples = roll_out(model, ROWS, SEEDS, SETTINGS, store, batch_size=4)
     assert [(sample.prompt_id, sample.seed) for sample in samples] == [(f"p{i}", s) for i in range(3) for s in SEEDS]
     assert [len(batch) for batch in model.sampled] == [4, 2]
@@ -69,19 +71,19 @@ def test_a_rerun_does_nothing(model, store):
     before = contents(store)
     model.sampled.clear()
     model.embedded.clear()
-    again = roll_out(model, ROWS, SEEDS, SETTINGS, SampleStore(store.directory))
+    rerun = roll_out(model, ROWS, SEEDS, SETTINGS, SampleStore(store.directory))
     assert model.sampled == model.embedded == []
     assert contents(store) == before
-    assert [sample.sample_id for sample in again] == [sample.sample_id for sample in first]
-    assert [sample.scored for sample in again] == [True] + [False] * 5
+    assert [sample.sample_id for sample in rerun] == [sample.sample_id for sample in first]
+    assert [sample.scored for sample in rerun] == [True] + [False] * 5
 
 
 def test_only_what_is_missing_is_sampled(model, store):
     roll_out(model, ROWS[:2], SEEDS[:1], SETTINGS, store)
     model.sampled.clear()
     roll_out(model, ROWS, SEEDS, SETTINGS, store)
-    asked = [seed for batch in model.sampled for seed in batch]
-    assert sorted(asked) == sorted(noise_seed(s, p) for p, s in [("p0", 1), ("p1", 1), ("p2", 0), ("p2", 1)])
+    sampled = [seed for batch in model.sampled for seed in batch]
+    assert sorted(sampled) == sorted(noise_seed(s, p) for p, s in [("p0", 1), ("p1", 1), ("p2", 0), ("p2", 1)])
 
 
 def test_other_settings_or_weights_are_other_samples(model, store):
@@ -94,12 +96,13 @@ def test_other_settings_or_weights_are_other_samples(model, store):
     assert len({sample.sample_id for samples in sets for sample in samples}) == len(store.samples()) == 18
 
 
-def test_a_sample_does_not_depend_on_batch_size_or_company(model, tmp_path):
-    one, many = SampleStore(tmp_path / "one"), SampleStore(tmp_path / "many")
-    roll_out(model, ROWS, SEEDS, SETTINGS, one, batch_size=1)
-    roll_out(model, list(reversed(ROWS)), SEEDS, SETTINGS, many, batch_size=5)
-    for sample in one.samples():
-        torch.testing.assert_close(one.latents(sample.sample_id), many.latents(sample.sample_id), rtol=1e-4, atol=1e-4)
+def test_a_sample_does_not_depend_on_the_batch(model, tmp_path):
+    small, large = SampleStore(tmp_path / "small"), SampleStore(tmp_path / "large")
+    roll_out(model, ROWS, SEEDS, SETTINGS, small, batch_size=1)
+    roll_out(model, list(reversed(ROWS)), SEEDS, SETTINGS, large, batch_size=5)
+    for sample in small.samples():
+        latents = small.latents(sample.sample_id)
+        torch.testing.assert_close(latents, large.latents(sample.sample_id), rtol=1e-4, atol=1e-4)
 
 
 def test_prompts_do_not_share_their_noise(model, store):
@@ -161,7 +164,7 @@ def test_an_interrupted_rollout_ends_with_the_same_bytes(num_done, tmp_path, mon
     assert all(path.stat().st_mtime_ns == time for path, time in written.items()), "a finished video was written again"
 
 
-def test_damaged_samples_are_made_again_alike(model, store):
+def test_damaged_samples_are_sampled_again_with_the_same_result(model, store):
     samples = roll_out(model, ROWS, SEEDS, SETTINGS, store, batch_size=1)
     before = contents(store)
     for sample, suffix in zip(samples, [".mp4", ".safetensors", ".json"], strict=False):
@@ -180,7 +183,7 @@ def test_no_guidance_needs_no_negative_prompt(model, store):
     assert "blurry" not in model.embedded
 
 
-def test_released_encoders_come_back_for_the_rollout_only(tmp_path, store):
+def test_released_encoders_are_loaded_for_the_rollout_only(tmp_path, store):
     model = load_video_model(tiny_pipelines.saved_wan(tmp_path / "wan"), device="cpu")
     model.release_encoders()
     roll_out(model, ROWS[:1], SEEDS, SETTINGS, store)
@@ -189,7 +192,7 @@ def test_released_encoders_come_back_for_the_rollout_only(tmp_path, store):
 
 
 @pytest.mark.parametrize(
-    ("rows", "seeds", "batch_size", "said"),
+    ("rows", "seeds", "batch_size", "message"),
     [
         ([{"prompt": "a fox"}], [0], 1, r"rows\[0\] has no 'prompt_id'"),
         ([{"prompt_id": "a", "prompt": ""}], [0], 1, r"rows\[0\] has no 'prompt'"),
@@ -198,8 +201,8 @@ def test_released_encoders_come_back_for_the_rollout_only(tmp_path, store):
         (ROWS, [0], 0, "batch_size is 0"),
     ],
 )
-def test_mistakes_are_named_before_anything_is_sampled(model, store, rows, seeds, batch_size, said):
-    with pytest.raises(ValueError, match=said):
+def test_mistakes_are_named_before_anything_is_sampled(model, store, rows, seeds, batch_size, message):
+    with pytest.raises(ValueError, match=message):
         roll_out(model, rows, seeds, SETTINGS, store, batch_size=batch_size)
     assert model.sampled == []
 
@@ -209,7 +212,7 @@ def test_illegal_sizes_fail_first(model, store):
         roll_out(model, ROWS, SEEDS, SamplingSettings(6, 16, 16, 2, 1.0), store)
 
 
-def test_a_dataset_is_rows_too(model, store):
+def test_prompts_may_be_a_dataset(model, store):
     samples = roll_out(model, Dataset.from_list(ROWS), [0], SETTINGS, store)
     assert [sample.row for sample in samples] == ROWS
 
@@ -225,11 +228,11 @@ def test_two_processes_share_the_work_and_see_all_of_it(model, tmp_path):
     assert [report["world"] for report in reports] == [2, 2]
     # Rows are dealt in turn: process 0 has rows 0 and 2, process 1 has row 1.
     assert [report["sampled"] for report in reports] == [4, 2]
-    alone = SampleStore(tmp_path / "alone")
-    expected = roll_out(load_video_model(folder, device="cpu"), ROWS, SEEDS, SETTINGS, alone)
+    single = SampleStore(tmp_path / "single")
+    expected = roll_out(load_video_model(folder, device="cpu"), ROWS, SEEDS, SETTINGS, single)
     together = SampleStore(tmp_path / "two" / "samples")
     ids = [sample.sample_id for sample in expected]
     assert reports[0]["ids"] == reports[1]["ids"] == ids
     assert len(together.samples()) == 6
     for sample_id in ids:
-        torch.testing.assert_close(together.latents(sample_id), alone.latents(sample_id), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together.latents(sample_id), single.latents(sample_id), rtol=1e-4, atol=1e-4)

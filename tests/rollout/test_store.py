@@ -1,3 +1,5 @@
+"""The store returns samples as they were added, and detects and repairs damaged files."""
+
 import json
 import os
 import warnings
@@ -19,7 +21,7 @@ FILES = [".json", ".mp4", ".safetensors"]
 
 
 @contextmanager
-def _quiet():
+def no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -34,15 +36,15 @@ def add(store, seed=0):
     return store.add(store.new_sample(ROW, seed, SETTINGS, "base"), VIDEO, LATENTS, fps=8, crf=0)
 
 
-def test_a_sample_comes_back_as_it_went_in(store):
+def test_a_sample_is_loaded_as_it_was_added(store):
     sample = add(store)
-    again = SampleStore(store.directory)
-    assert again.has(sample.sample_id)
-    assert again.load(sample.sample_id) == sample == Sample(sample.sample_id, "p0", ROW, 0, SETTINGS, "base")
-    np.testing.assert_array_equal(again.video(sample.sample_id), VIDEO)
-    assert torch.equal(again.latents(sample.sample_id), LATENTS)
-    assert again.video_bytes(sample.sample_id) == (store.directory / f"{sample.sample_id}.mp4").read_bytes()
-    assert again.latents_bytes(sample.sample_id)
+    reopened = SampleStore(store.directory)
+    assert reopened.has(sample.sample_id)
+    assert reopened.load(sample.sample_id) == sample == Sample(sample.sample_id, "p0", ROW, 0, SETTINGS, "base")
+    np.testing.assert_array_equal(reopened.video(sample.sample_id), VIDEO)
+    assert torch.equal(reopened.latents(sample.sample_id), LATENTS)
+    assert reopened.video_bytes(sample.sample_id) == (store.directory / f"{sample.sample_id}.mp4").read_bytes()
+    assert reopened.latents_bytes(sample.sample_id)
     assert sorted(os.listdir(store.directory)) == sorted(sample.sample_id + suffix for suffix in FILES)
 
 
@@ -62,7 +64,7 @@ def test_ids_differ_when_any_input_differs():
         for revision in ("base", "round-1")
     }
     assert len(ids) == 3 * 2 * 3 * 2
-    assert all(len(one) == 20 and int(one, 16) >= 0 for one in ids)
+    assert all(len(sample_id) == 20 and int(sample_id, 16) >= 0 for sample_id in ids)
 
 
 def test_the_id_is_a_fixed_function_of_the_inputs():
@@ -113,7 +115,7 @@ def test_a_whole_sample_is_never_overwritten(store):
 
 @pytest.mark.parametrize("suffix", FILES)
 @pytest.mark.parametrize("damage", ["gone", "empty", "cut", "flipped"])
-def test_damage_is_seen_reported_and_mended(store, suffix, damage):
+def test_damage_is_detected_reported_and_repaired(store, suffix, damage):
     sample = add(store)
     store.write_scores(sample.sample_id, {"dsr_score": 0.5}, 0.5)
     path = store.path(sample.sample_id, suffix)
@@ -124,23 +126,23 @@ def test_damage_is_seen_reported_and_mended(store, suffix, damage):
         half = len(data) // 2
         flipped = data[:half] + bytes([data[half] ^ 255]) + data[half + 1 :]
         path.write_bytes({"empty": b"", "cut": data[:half], "flipped": flipped}[damage])
-    again = SampleStore(store.directory)
+    reopened = SampleStore(store.directory)
     if (suffix, damage) == (".json", "gone"):
-        assert not again.has(sample.sample_id)
+        assert not reopened.has(sample.sample_id)
     else:
         with pytest.warns(UserWarning, match="missing"):
-            assert not again.has(sample.sample_id)
+            assert not reopened.has(sample.sample_id)
     if damage != "flipped":
-        with _quiet(), pytest.raises(FileNotFoundError, match="no intact sample"):
-            again.load(sample.sample_id)
-    with _quiet():
-        again.add(sample, VIDEO, LATENTS, fps=8, crf=0)
+        with no_warnings(), pytest.raises(FileNotFoundError, match="no intact sample"):
+            reopened.load(sample.sample_id)
+    with no_warnings():
+        reopened.add(sample, VIDEO, LATENTS, fps=8, crf=0)
     assert SampleStore(store.directory).has(sample.sample_id)
-    assert torch.equal(again.latents(sample.sample_id), LATENTS)
-    assert not again.load(sample.sample_id).scored  # the scores were of the video that is gone
+    assert torch.equal(reopened.latents(sample.sample_id), LATENTS)
+    assert not reopened.load(sample.sample_id).scored  # the scores belonged to the damaged video
 
 
-def test_flipped_bits_are_never_handed_out(store):
+def test_a_file_with_flipped_bits_is_never_returned(store):
     sample = add(store)
     for suffix, read in ((".mp4", store.video), (".safetensors", store.latents)):
         path = store.path(sample.sample_id, suffix)
@@ -174,11 +176,11 @@ def test_an_interruption_between_the_files_leaves_a_usable_store(store, monkeypa
     with pytest.raises(KeyboardInterrupt):
         add(store, 1)
     monkeypatch.undo()
-    again = SampleStore(store.directory)
-    assert [sample.sample_id for sample in again.samples()] == [first.sample_id]
-    second = add(again, 1)
-    assert [sample.seed for sample in again.samples()] == [0, 1]
-    assert torch.equal(again.latents(second.sample_id), LATENTS)
+    reopened = SampleStore(store.directory)
+    assert [sample.sample_id for sample in reopened.samples()] == [first.sample_id]
+    second = add(reopened, 1)
+    assert [sample.seed for sample in reopened.samples()] == [0, 1]
+    assert torch.equal(reopened.latents(second.sample_id), LATENTS)
     assert not list(store.directory.glob(".*"))
 
 
@@ -202,7 +204,7 @@ def test_scores_come_back_and_nan_is_invalid(store):
     assert invalid.reward is None
 
 
-def test_damaged_scores_are_asked_for_again(store):
+def test_damaged_scores_count_as_not_scored(store):
     sample = add(store)
     store.write_scores(sample.sample_id, {"dsr_score": 0.5}, 0.5)
     store.path(sample.sample_id, ".scores.json").write_bytes(b'{"rewards": {"dsr')
@@ -212,13 +214,13 @@ def test_damaged_scores_are_asked_for_again(store):
     assert store.has(sample.sample_id)
 
 
-def test_scores_of_nothing_are_refused(store):
+def test_scores_of_an_unknown_sample_are_refused(store):
     with pytest.raises(FileNotFoundError, match="no intact sample"):
         store.write_scores("0" * 20, {}, None)
     assert not list(store.directory.iterdir())
 
 
-def test_samples_are_listed_in_order_and_strangers_ignored(store):
+def test_samples_are_listed_in_order_and_other_files_ignored(store):
     for seed in (3, 1, 2):
         add(store, seed)
     (store.directory / "notes.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Real recordings: every layout returns the cameras and frames that were written, and no name leads elsewhere."""
+"""Recordings in every layout load with the cameras and frames that were written, and no name leads out of a folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def recording():
     return poses, render(room, poses, SIZE, supersample=1)
 
 
-def transforms(folder, poses, seen, angle: bool):
-    k, (height, width) = seen.intrinsics, SIZE
+def transforms(folder, poses, rendering, angle: bool):
+    k, (height, width) = rendering.intrinsics, SIZE
     flip = np.diag([1.0, -1.0, -1.0, 1.0])
     names = [f"images/{i:03d}.png" for i in range(NUMBER)]
     content = {"camera_angle_x": 2 * np.arctan(width / 2 / k[0, 0])} if angle else {
@@ -35,14 +35,14 @@ def transforms(folder, poses, seen, angle: bool):
     bad = {"file_path": "images/none.png", "transform_matrix": [], "is_bad": True}
     content["frames"] = [*reversed(rows), bad]
     (folder / "transforms.json").write_text(json.dumps(content))
-    save_frames(folder, seen.frames, names)
+    save_frames(folder, rendering.frames, names)
     return folder
 
 
-def colmap(folder, poses, seen, model: str):
+def colmap(folder, poses, rendering, model: str):
     from scipy.spatial.transform import Rotation
 
-    k, (height, width) = seen.intrinsics, SIZE
+    k, (height, width) = rendering.intrinsics, SIZE
     centre = [k[0, 2] + 0.5, k[1, 2] + 0.5]
     numbers = {"PINHOLE": [k[0, 0], k[1, 1], *centre], "SIMPLE_PINHOLE": [k[0, 0], *centre],
                "OPENCV": [k[0, 0], k[1, 1], *centre, 0, 0, 0, 0]}[model]  # fmt: skip
@@ -55,7 +55,7 @@ def colmap(folder, poses, seen, model: str):
         x, y, z, w = Rotation.from_matrix(inverse[:3, :3]).as_quat()
         lines += [f"{NUMBER - i} {w} {x} {y} {z} {' '.join(map(str, inverse[:3, 3]))} 7 a/frame {i}.png", ""]
     (sparse / "images.txt").write_text("\n".join(lines) + "\n")
-    save_frames(folder / "images", seen.frames, [f"a/frame {i}.png" for i in range(NUMBER)])
+    save_frames(folder / "images", rendering.frames, [f"a/frame {i}.png" for i in range(NUMBER)])
     return folder
 
 
@@ -67,23 +67,25 @@ def colmap(folder, poses, seen, model: str):
     ],
 )  # fmt: skip
 def test_every_layout_gives_back_what_was_written(tmp_path, recording, write, option):
-    poses, seen = recording
-    video = load_posed_video(write(tmp_path, poses, seen, option))
+    poses, rendering = recording
+    video = load_posed_video(write(tmp_path, poses, rendering, option))
     assert len(video) == NUMBER and video.size == SIZE
     assert np.allclose(video.poses, poses, atol=1e-6)
-    assert np.allclose(video.intrinsics, seen.intrinsics, atol=1e-6)
-    assert np.array_equal(video.frames([4, 0, 5]), seen.frames[[4, 0, 5]])
-    some = load_posed_video(write.__name__ == "realestate10k" and tmp_path / "clip.txt" or tmp_path, max_frames=3)
-    assert some.indices.tolist() == [0, 2, 5] and np.array_equal(some.frames([1]), seen.frames[[2]])
+    assert np.allclose(video.intrinsics, rendering.intrinsics, atol=1e-6)
+    assert np.array_equal(video.frames([4, 0, 5]), rendering.frames[[4, 0, 5]])
+    subsampled = load_posed_video(
+        write.__name__ == "realestate10k" and tmp_path / "clip.txt" or tmp_path, max_frames=3
+    )
+    assert subsampled.indices.tolist() == [0, 2, 5] and np.array_equal(subsampled.frames([1]), rendering.frames[[2]])
 
 
 def test_realestate_cameras_find_their_frames_in_a_longer_video(tmp_path, recording):
-    poses, seen = recording
-    path = realestate10k(tmp_path, poses, seen, True)
-    longer = np.repeat(seen.frames, 3, axis=0)  # 30 frames a second: the times of the cameras fall on every third
+    poses, rendering = recording
+    path = realestate10k(tmp_path, poses, rendering, True)
+    longer = np.repeat(rendering.frames, 3, axis=0)  # 30 frames a second: the times of the cameras fall on every third
     write_video(tmp_path / "long.mp4", longer, 30, crf=0)
     video = load_posed_video(path, frames=tmp_path / "long.mp4")
-    assert np.array_equal(video.frames(range(NUMBER)), seen.frames)
+    assert np.array_equal(video.frames(range(NUMBER)), rendering.frames)
     write_video(tmp_path / "short.mp4", longer[:4], 30, crf=0)
     with pytest.raises(ValueError, match="no separate frame for the camera at"):
         load_posed_video(path, frames=tmp_path / "short.mp4")
@@ -91,11 +93,11 @@ def test_realestate_cameras_find_their_frames_in_a_longer_video(tmp_path, record
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd.png", "link.png", "images/../../secret.png"])
 def test_no_name_leads_out_of_its_folder(tmp_path, recording, name):
-    poses, seen = recording
+    poses, rendering = recording
     folder = tmp_path / "inner"
     folder.mkdir()
-    transforms(folder, poses, seen, False)
-    save_frames(tmp_path, seen.frames[:1], ["secret.png"])
+    transforms(folder, poses, rendering, False)
+    save_frames(tmp_path, rendering.frames[:1], ["secret.png"])
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     content = json.loads((folder / "transforms.json").read_text())
     content["frames"][0]["file_path"] = name
@@ -128,25 +130,36 @@ def test_wrong_transforms_are_refused_with_their_place(tmp_path, recording, chan
         load_posed_video(tmp_path)
 
 
-def test_wrong_files_of_the_other_layouts_are_refused(tmp_path, recording):
+def test_a_wrong_line_of_realestate10k_is_refused_with_its_place(tmp_path, recording):
     path = realestate10k(tmp_path, *recording, False)
     path.write_text(path.read_text() + "1 2 3\n")
     with pytest.raises(ValueError, match="clip.txt, line 8: expected 19"):
         load_posed_video(path)
-    colmap(tmp_path / "scene", *recording, "PINHOLE")
-    cameras = tmp_path / "scene" / "sparse" / "0" / "cameras.txt"
-    for text, message in (
+
+
+@pytest.mark.parametrize(
+    ("camera", "message"),
+    [
         ("7 FULL_OPENCV 40 24 1", "camera model 'FULL_OPENCV'"),
         ("7 PINHOLE 40 24 1 2", "not those of a PINHOLE"),
         ("7 SIMPLE_RADIAL 40 24 30 20 12 0.2", "Undistort them first"),
         ("7 PINHOLE 80 48 30 30 20 12", "its camera is for 80x48"),
         ("8 PINHOLE 40 24 30 30 20 12", "camera '7' is not in cameras.txt"),
-    ):
-        cameras.write_text(text + "\n")
-        with pytest.raises(ValueError, match=message):
-            load_posed_video(tmp_path / "scene")
+    ],
+)
+def test_wrong_cameras_of_colmap_are_refused(tmp_path, recording, camera, message):
+    colmap(tmp_path, *recording, "PINHOLE")
+    (tmp_path / "sparse" / "0" / "cameras.txt").write_text(camera + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_posed_video(tmp_path)
+
+
+def test_a_folder_of_no_known_layout_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither transforms.json nor COLMAP"):
         load_posed_video(tmp_path)
+
+
+def test_a_missing_recording_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no recording"):
         load_posed_video(tmp_path / "none.txt")
 
@@ -155,12 +168,14 @@ def test_fitted_frames_have_the_fitted_camera():
     """A room rendered at one size and fitted to another is the room rendered with the fitted camera."""
     room = sample_room(6)
     pose = sample_trajectory(room, "pan", np.random.default_rng(0)).poses(1)
-    size, wanted = (96, 144), (40, 72)
+    size, fitted_size = (96, 144), (40, 72)
     camera = intrinsics_for(size)
     frame = render(room, pose, size, intrinsics=camera).frames[0]
-    fitted = render(room, pose, wanted, intrinsics=fit_intrinsics(camera, size, wanted), supersample=5).frames[0]
-    small = fit_frame(frame, wanted)
-    assert small.shape == (*wanted, 3)
+    fitted = render(
+        room, pose, fitted_size, intrinsics=fit_intrinsics(camera, size, fitted_size), supersample=5
+    ).frames[0]
+    small = fit_frame(frame, fitted_size)
+    assert small.shape == (*fitted_size, 3)
     assert np.abs(small.astype(int) - fitted).mean() < 6
     shifted = np.abs(np.roll(small, 1, axis=1).astype(int) - fitted).mean()
     assert np.abs(small.astype(int) - fitted).mean() < 0.6 * shifted
@@ -175,9 +190,9 @@ def test_a_recording_that_zooms_is_refused():
 
 def test_frames_of_another_size_and_poses_that_mirror_are_refused():
     frame = np.zeros((*SIZE, 3), np.uint8)
-    given = dict(name="x", intrinsics=intrinsics_for(SIZE), size=(9, 9), indices=np.arange(1))
-    video = PosedVideo(poses=np.eye(4)[None], read=lambda positions: [frame] * len(positions), **given)
+    fields = dict(name="x", intrinsics=intrinsics_for(SIZE), size=(9, 9), indices=np.arange(1))
+    video = PosedVideo(poses=np.eye(4)[None], read=lambda positions: [frame] * len(positions), **fields)
     with pytest.raises(ValueError, match="frame 0 is 40x24, but its camera is for 9x9"):
         video.frames([0])
     with pytest.raises(ValueError, match="mirror"):
-        PosedVideo(poses=np.diag([1.0, -1, 1, 1])[None], read=video.read, **given)
+        PosedVideo(poses=np.diag([1.0, -1, 1, 1])[None], read=video.read, **fields)

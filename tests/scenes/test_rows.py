@@ -1,4 +1,4 @@
-"""Scene tasks as rows: rendered rooms, finished rows and recordings get the same columns, and videos are cached."""
+"""Rendered rooms, finished rows and recordings become rows with the same columns, and their videos are cached."""
 
 from __future__ import annotations
 
@@ -55,29 +55,46 @@ def published(kind: str, count: int) -> Dataset:
     return load_scene_rows(DATASETS / f"video4spatial_{kind}" / "test.jsonl", limit=count)
 
 
-@pytest.mark.parametrize("kind", ["navigation", "grounding"])
-def test_tasks_become_rows_that_have_a_json_form_and_videos_that_are_kept(kind, tmp_path, renders):
+KINDS = pytest.mark.parametrize("kind", ["navigation", "grounding"])
+
+
+@KINDS
+def test_a_row_has_the_columns_of_its_task(kind, tmp_path, renders):
     rows = complete(published(kind, 2), tmp_path, ground_truth=True)
-    own = {"camera_poses"} if kind == "navigation" else {"object", "boxes"}
-    assert set(rows.column_names) == own | {
+    columns_of_kind = {"camera_poses"} if kind == "navigation" else {"object", "boxes"}
+    assert set(rows.column_names) == columns_of_kind | {
         "prompt_id", "prompt", "context", "context_indices", "context_poses", "intrinsics", "video", "room_seed",
         "style",
     }  # fmt: skip
-    for seed, row in enumerate(rows, start=1):
+
+
+@KINDS
+def test_a_row_has_a_json_form_and_the_videos_of_its_task(kind, tmp_path, renders):
+    for seed, row in enumerate(complete(published(kind, 2), tmp_path, ground_truth=True), start=1):
         task = scene_task(kind, seed)
         assert np.array_equal(read_video(row["context"]["path"]), task.context_frames)
         assert np.array_equal(read_video(row["video"]["path"]), task.target_frames)
         assert json.loads(json.dumps(row)) == row
         assert Path(row["context"]["path"]).parent == tmp_path
         assert SampleStore.sample_id(row, 0, {}, "base")
-    again = complete(published(kind, 2), tmp_path, ground_truth=True)
-    assert list(again) == list(rows) and len(renders) == 2
+
+
+@KINDS
+def test_without_ground_truth_a_row_has_no_answer(kind, tmp_path, renders):
+    rows = complete(published(kind, 2), tmp_path, ground_truth=True)
     without = complete(published(kind, 2), tmp_path)
     assert set(rows.column_names) - set(without.column_names) == {"video", "boxes"} & set(rows.column_names)
     assert len(renders) == 2
-    complete(published(kind, 1), tmp_path, num_frames=FRAMES + 4)  # another length is another video
+
+
+@KINDS
+def test_videos_are_rendered_again_only_at_another_length_or_if_they_are_gone(kind, tmp_path, renders):
+    rows = complete(published(kind, 2), tmp_path, ground_truth=True)
+    assert list(complete(published(kind, 2), tmp_path, ground_truth=True)) == list(rows) and len(renders) == 2
+    complete(published(kind, 1), tmp_path, num_frames=FRAMES + 4)
+    assert len(renders) == 3
     Path(rows[0]["context"]["path"]).unlink()
-    complete(published(kind, 1), tmp_path, ground_truth=True)  # what is gone is made again
+    complete(published(kind, 1), tmp_path, ground_truth=True)
     assert len(renders) == 4
 
 
@@ -93,32 +110,46 @@ def test_rows_that_need_rendering_are_refused_without_a_renderer(tmp_path):
         complete_rows(rows, tmp_path, SIZE, FRAMES)
 
 
-def test_recordings_enter_by_the_same_door_and_travel_with_their_videos(tmp_path):
-    tasks = [scene_task(seed=k, name=f"recording {k}") for k in range(2)]
-    rows = scene_dataset([task_row(task, tmp_path / "here", ground_truth=True) for task in tasks])
+@pytest.fixture
+def tasks() -> list[SceneTask]:
+    return [scene_task(seed=k, name=f"recording {k}") for k in range(2)]
+
+
+@pytest.fixture
+def stored_rows(tasks, tmp_path) -> Dataset:
+    """Store the tasks as a data set of another machine has them, with the files' bytes in its rows, and load them."""
+    rows = scene_dataset([task_row(task, tmp_path / "other machine", ground_truth=True) for task in tasks])
     assert rows.features["context"] == Video(decode=False)
-    # as another machine has them: the files' bytes in the rows
-    travelling = []
+    with_bytes = []
     for row, task in zip(rows, tasks, strict=True):
         videos = {"context": task.context_frames, "video": task.target_frames}
-        cells = {name: {"bytes": encode_video(one, 8, crf=0), "path": "../../any.mp4"} for name, one in videos.items()}
-        travelling.append({**row, **cells})
+        cells = {
+            name: {"bytes": encode_video(video, 8, crf=0), "path": "../../any.mp4"} for name, video in videos.items()
+        }
+        with_bytes.append({**row, **cells})
     (tmp_path / "set").mkdir()
-    scene_dataset(travelling).to_parquet(tmp_path / "set" / "train.parquet")
-    carried = load_scene_rows(tmp_path / "set")
-    assert carried.features["video"]["bytes"].dtype == "binary"
-    there = complete_rows(load_scene_rows(carried), tmp_path / "there", SIZE, FRAMES, ground_truth=True)
-    for row, task in zip(there, tasks, strict=True):
-        assert row["prompt_id"] == task.task_id and Path(row["context"]["path"]).parent == tmp_path / "there"
+    scene_dataset(with_bytes).to_parquet(tmp_path / "set" / "train.parquet")
+    loaded = load_scene_rows(tmp_path / "set")
+    assert loaded.features["video"]["bytes"].dtype == "binary"
+    return loaded
+
+
+def test_recordings_of_another_machine_are_written_into_the_folder_of_this_one(stored_rows, tasks, tmp_path):
+    completed = complete_rows(load_scene_rows(stored_rows), tmp_path / "here", SIZE, FRAMES, ground_truth=True)
+    for row, task in zip(completed, tasks, strict=True):
+        assert row["prompt_id"] == task.task_id and Path(row["context"]["path"]).parent == tmp_path / "here"
         assert np.array_equal(read_video(row["context"]["path"]), task.context_frames)
         assert np.array_equal(read_video(row["video"]["path"]), task.target_frames)
+
+
+def test_recordings_of_another_size_or_length_are_refused(stored_rows, tmp_path):
     with pytest.raises(ValueError, match="'recording 0': context has 3 frames of 16x32.*samples 5 frames of 32x48"):
-        complete_rows(load_scene_rows(carried), tmp_path / "there", (32, 48), FRAMES)
+        complete_rows(load_scene_rows(stored_rows), tmp_path, (32, 48), FRAMES)
     with pytest.raises(ValueError, match="row 'recording 0': camera_poses has 5 poses for a video of 9"):
-        complete_rows(load_scene_rows(carried.remove_columns("video")), tmp_path / "there", SIZE, 9)
+        complete_rows(load_scene_rows(stored_rows.remove_columns("video")), tmp_path, SIZE, 9)
 
 
-def test_what_is_no_scene_task_is_refused_by_its_place(tmp_path):
+def test_a_row_that_is_no_scene_task_is_refused_with_its_place(tmp_path):
     file = tmp_path / "mine.jsonl"
     for row, message in (
         ({"prompt": "Go."}, "mine.jsonl, line 1: a scene task needs an id"),
@@ -136,7 +167,7 @@ def test_what_is_no_scene_task_is_refused_by_its_place(tmp_path):
         load_scene_rows(file)
 
 
-def test_the_arguments_keep_answers_apart(tmp_path, renders):
+def test_the_arguments_keep_answers_out_of_the_prompts(tmp_path, renders):
     scenes = SceneArguments(train_prompts="video4spatial_grounding", max_train_prompts=2, max_eval_prompts=1)
     settings = SamplingSettings(FRAMES, *SIZE, num_inference_steps=1, guidance_scale=1.0)
     rows = scenes.load()

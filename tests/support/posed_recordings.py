@@ -24,16 +24,16 @@ def save_frames(folder: Path, frames: Sequence[np.ndarray], names: Sequence[str]
         Image.fromarray(frame).save(folder / name)
 
 
-def realestate10k(folder: Path, poses: np.ndarray, seen: Rendering, with_video: bool, name: str = "clip") -> Path:
+def realestate10k(folder: Path, poses: np.ndarray, rendering: Rendering, with_video: bool, name: str = "clip") -> Path:
     """Write RealEstate10K's layout, with the frames as an mp4 or a folder, and return the text file."""
-    k, (height, width) = seen.intrinsics, seen.frames.shape[1:3]
+    k, (height, width) = rendering.intrinsics, rendering.frames.shape[1:3]
     shares = [k[0, 0] / width, k[1, 1] / height, (k[0, 2] + 0.5) / width, (k[1, 2] + 0.5) / height, 0, 0]
     lines = ["https://example.org/watch"]
     for stamp, pose in zip(stamps(len(poses)), poses, strict=True):
         lines.append(" ".join(map(str, [stamp, *shares, *np.linalg.inv(pose)[:3].ravel()])))
     (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     if with_video:
-        write_video(folder / f"{name}.mp4", seen.frames, 10, crf=0)
+        write_video(folder / f"{name}.mp4", rendering.frames, 10, crf=0)
     else:
-        save_frames(folder / name, seen.frames, [f"{stamp}.png" for stamp in stamps(len(poses))])
+        save_frames(folder / name, rendering.frames, [f"{stamp}.png" for stamp in stamps(len(poses))])
     return folder / f"{name}.txt"

@@ -74,11 +74,11 @@ def aligned_reward(prompt: int, seed: int) -> float | None:
 
 def run_folder(folder: Path, prompts: int = 6, seeds: int = 2) -> Path:
     """Write the folder of a finished run of two rounds."""
-    made = {
+    by_policy = {
         name: samples_of(name, rewards, folder, prompts, seeds)
         for name, rewards in (("base", base_reward), ("aligned", aligned_reward))
     }
-    base, aligned = (made[name][0] for name in ("base", "aligned"))
+    base, aligned = (by_policy[name][0] for name in ("base", "aligned"))
     logs = [
         {"step": k, "loss": 0.7, "rewards/margins": 0.1 * k, "mse/chosen": 0.4, "mse/rejected": 0.4 + 0.1 * k,
          "distance_to_reference": 0.05 * k}
@@ -99,7 +99,7 @@ def run_folder(folder: Path, prompts: int = 6, seeds: int = 2) -> Path:
         "versions": {"python": "3.11"},
     }
     write_json(folder / "results.json", results)
-    clips = {name: made[name][1] for name in made}
+    clips = {name: by_policy[name][1] for name in by_policy}
     write_run_notes(folder, clips, [[0.2, 0.6, None], [0.8, 0.9, 0.7]], "accelerate launch recipes/spatialalign.py")
     return folder
 
@@ -108,7 +108,7 @@ def evaluation_folder(folder: Path) -> Path:
     """Write the folder of an evaluation of three policies, one of which has other seeds than the rest."""
     from datasets import Dataset
 
-    made = {
+    by_policy = {
         "base": samples_of("base", base_reward, folder, 3, 2),
         "mine": samples_of("mine", aligned_reward, folder, 3, 2),
         "theirs": samples_of("theirs", aligned_reward, folder, 3, 2, first_seed=7),
@@ -119,10 +119,11 @@ def evaluation_folder(folder: Path) -> Path:
         "baseline": "base",
         "policies": {
             name: {"model": "tiny", "lora": None, "folder": None, "summary": summarize(samples)}
-            for name, (samples, _) in made.items()
+            for name, (samples, _) in by_policy.items()
         },
         "differences": {
-            name: {"rewards": compare(made["base"][0], made[name][0]), "quality": {}} for name in ("mine", "theirs")
+            name: {"rewards": compare(by_policy["base"][0], by_policy[name][0]), "quality": {}}
+            for name in ("mine", "theirs")
         },
         "rewards": {"dsr_score": {"tracker": "other"}},
         "seeds": [100_000, 100_001],
@@ -131,7 +132,7 @@ def evaluation_folder(folder: Path) -> Path:
     }
     write_json(folder / "results.json", results)
     columns: dict[str, list] = {}
-    for _, clips in made.values():
+    for _, clips in by_policy.values():
         for clip in clips:
             fields = {name: value for name, value in clip.to_dict().items() if name not in ("row", "reason")}
             scores = {"reward/dsr_score": clip.reward, "invalid_reason": clip.reason}

@@ -66,7 +66,7 @@ def build_world() -> World:
     room, target = find_room()
     intrinsics = intrinsics_for(SIZE)
     dense = np.stack([walk(target, share) for share in np.linspace(0, 1, 2 * FRAMES - 1)])
-    seen = render(room, dense, SIZE)
+    rendering = render(room, dense, SIZE)
     index = room.objects.index(target)
     context_poses = np.stack([recording(target, share) for share in np.linspace(0, 1, 12)])
     row = {
@@ -77,10 +77,10 @@ def build_world() -> World:
         "object": target.name,
     }
     other = render(sample_room(room.seed + 1), dense[::4], SIZE).frames.repeat(2, axis=0)[:FRAMES]
-    boxes = [None if np.isnan(box).any() else box for box in seen.boxes[:, index]]
+    boxes = [None if np.isnan(box).any() else box for box in rendering.boxes[:, index]]
 
     def picked(frames: np.ndarray) -> tuple[Video, list]:
-        return seen.frames[frames], [boxes[k] for k in frames]
+        return rendering.frames[frames], [boxes[k] for k in frames]
 
     correct, correct_boxes = picked(np.arange(0, 2 * FRAMES, 2))
     every = {"correct": (correct, correct_boxes)}
@@ -91,10 +91,10 @@ def build_world() -> World:
     every["mirrored"] = correct[:, :, ::-1].copy(), [_mirrored(box) for box in correct_boxes]
     every["reversed"] = correct[::-1].copy(), correct_boxes[::-1]
     every["jump cut"] = picked(np.r_[0 : FRAMES // 2, 2 * FRAMES - 1 - (FRAMES - FRAMES // 2) : 2 * FRAMES - 1])
-    every["2-D zoom"] = _zoomed(seen.frames[FRAMES - 1], boxes[FRAMES - 1])
+    every["2-D zoom"] = _zoomed(rendering.frames[FRAMES - 1], boxes[FRAMES - 1])
     every["black"] = np.zeros_like(correct), [None] * FRAMES
     every["noise"] = np.random.default_rng(0).integers(0, 256, correct.shape, np.uint8), [None] * FRAMES
-    every["target pasted in"] = _pasted(seen.frames[:FRAMES], correct[-1], correct_boxes[-1])
+    every["target pasted in"] = _pasted(rendering.frames[:FRAMES], correct[-1], correct_boxes[-1])
     every["other room"] = other, correct_boxes
     cases = {name: Case(name, video, list(of)) for name, (video, of) in every.items()}
     return World(room, row, cases, dense[::2])
