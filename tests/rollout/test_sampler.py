@@ -137,7 +137,7 @@ def test_an_interruption_loses_at_most_the_batch_in_flight(model, store, monkeyp
     assert [len(batch) for batch in model.sampled] == [2, 2]
 
 
-@pytest.mark.parametrize("num_done", [1, 3, 4, 5])
+@pytest.mark.parametrize("num_done", [3, 5])
 def test_an_interrupted_rollout_ends_with_the_same_bytes(num_done, tmp_path, monkeypatch):
     """On the embedded model, which rounds otherwise in a batch of one than in a batch of several."""
     model = load_video_model("tiny", device="cpu")

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 from trl import TrlParser
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
@@ -37,6 +38,7 @@ def test_bf16_is_on_if_the_accelerator_computes_in_it(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(module, "_accelerator_computes_in_bf16", lambda: True)
     monkeypatch.setattr(BaseConfig, "__post_init__", lambda self: None)  # would look for an accelerator
+    monkeypatch.setattr(VideoTrainerConfig, "device", torch.device("cuda"))  # fp16 is refused on a CPU
     assert DiffusionDPOConfig(output_dir=str(tmp_path)).bf16 is True
     assert DiffusionDPOConfig(output_dir=str(tmp_path), use_cpu=True).bf16 is False
     assert DiffusionDPOConfig(output_dir=str(tmp_path), fp16=True).bf16 is False
