@@ -3,11 +3,13 @@
 Every file is first written to a temporary file in the same folder (a rename across file systems would be a copy) and
 then renamed over the old one. A killed process leaves at most a temporary file behind. Its name contains the host and
 the process id, so that stale temporary files of killed processes can be distinguished from files still being written.
-A job locks the folder that it writes to with [`lock_folder`].
+A job locks the folder that it writes to with [`lock_folder`]. Names and paths that come from data become files only
+through [`file_name`] and [`confined`].
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +25,12 @@ LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
 
 PATIENCE = 10.0
 """Seconds to wait for a lock: the data loader workers of a killed job keep its lock for a few seconds."""
+
+MAX_NAME_BYTES = 100
+"""Longest name that [`file_name`] returns, in UTF-8: endings and temporary names must fit into 255 bytes as well."""
+
+_RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that mean devices on Windows, with any ending."""
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
 
@@ -149,6 +157,56 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
         path.unlink(missing_ok=True)
         removed.append(path)
     return removed
+
+
+def file_name(text: str) -> str:
+    """
+    Turn an id or another text from data into the name of a file, without an ending.
+
+    Letters and digits of any script, `-`, `_` and dots and spaces inside the name are kept; a name of these only, such
+    as every id of the published prompt sets, is returned unchanged. All other characters (separators, NUL, control
+    characters, lone surrogates, ...) become `_`. A changed name ends in a hash of the text, so that different texts
+    get different names.
+
+    Args:
+        text (`str`):
+            The text.
+
+    Returns:
+        `str`: the name, of at most `MAX_NAME_BYTES` bytes, without separators; neither hidden nor reserved.
+    """
+    name = re.sub(r"[^\w .-]", "_", text).strip(" .")
+    if name == text and name and not _RESERVED_NAMES.fullmatch(name) and len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    start = name.encode()[: MAX_NAME_BYTES - len(digest) - 1].decode("utf-8", "ignore").strip(" .")
+    # The hash comes first where the start alone would mean a device.
+    return f"{digest}-{start}" if _RESERVED_NAMES.fullmatch(start) else f"{start or 'file'}-{digest}"
+
+
+def confined(path: str | os.PathLike, root: str | os.PathLike) -> Path:
+    """
+    Check that a path from data stays inside its folder, after symbolic links and `..` are resolved.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The path; a relative one is relative to `root`.
+        root (`str` or `os.PathLike`):
+            The folder.
+
+    Returns:
+        `Path`: the resolved path.
+
+    Raises:
+        ValueError: if it is no path, or leads out of the folder.
+    """
+    try:
+        resolved, folder = (Path(root) / path).resolve(), Path(root).resolve()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # NUL, a loop of links, no string
+        raise ValueError(f"{path!r} is not a path ({error}).") from error
+    if not resolved.is_relative_to(folder):
+        raise ValueError(f"{os.fspath(path)!r} leads out of {os.fspath(root)}.")
+    return resolved
 
 
 @contextmanager

@@ -340,7 +340,10 @@ def frames_of(cell: Any, where: str) -> Video:
 def _video_source(cell: Any, where: str) -> bytes | Path:
     """Return the content of a cell's video file if the cell contains it, otherwise the file's path."""
     if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
+        content, path = cell.get("bytes"), cell.get("path")
+        if content and not isinstance(content, bytes):  # a text here would be taken for a path below
+            raise ValueError(f"{where}: expected the content of a video under 'bytes', got {brief(content)}")
+        cell = content or path
     if isinstance(cell, bytes) and cell:
         return cell
     if not isinstance(cell, (str, PurePath)) or not str(cell):

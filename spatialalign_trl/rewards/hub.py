@@ -27,6 +27,7 @@ from spatialalign_trl.rewards.settings import (
     CONFIG_FILE,
     SPEC,
     HubReward,
+    check_trust,
     download,
     fetch_config,
     is_hub_spec,
@@ -56,6 +57,7 @@ def load_hub_reward(spec: str, trust_remote_code: bool = False, token: str | Non
         `ValueError`: for a repository that does not contain a reward.
         `FileNotFoundError`, `ConnectionError`: as in [`explain_hub_errors`].
     """
+    trust_remote_code = check_trust(trust_remote_code, f"the reward {spec!r}")
     match = SPEC.fullmatch(spec)
     if match is None or not is_hub_spec(spec):
         raise ValueError(f"{spec!r} is no reward on the Hub: expected owner/name or owner/name@revision.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from spatialalign_trl.rewards.convention import RewardFunc, defined_in, find_installed, make_reward
 from spatialalign_trl.rewards.hub import load_hub_reward
-from spatialalign_trl.rewards.settings import is_hub_spec
+from spatialalign_trl.rewards.settings import check_trust, check_trust_in, is_hub_spec
 
 
 def load_reward(spec: str | RewardFunc, *, trust_remote_code: bool = False, **kwargs: Any) -> RewardFunc:
@@ -34,15 +34,20 @@ def load_reward(spec: str | RewardFunc, *, trust_remote_code: bool = False, **kw
         A callable in TRL's convention: a class is instantiated, a function or an instance is used as it is.
 
     Raises:
-        `ValueError`: if no entry point, or no definition in the file, has that name.
+        `ValueError`: if no entry point, or no definition in the file, has that name; or for a `trust_remote_code`,
+            also one in the options, that is no boolean.
         `FileNotFoundError`: if the file does not exist.
         `ImportError`: if importing the reward fails; the message names the reward.
         `PermissionError`: for code on the Hub that is not trusted or not pinned to a commit.
         `TypeError`: if the name does not belong to something callable.
     """
     found = spec
+    is_server = isinstance(spec, str) and spec.startswith(("http://", "https://"))
+    place = "a reward on a server" if is_server else f"the reward {spec!r}"  # a URL may contain a secret
+    trust_remote_code = check_trust(trust_remote_code, place)
+    check_trust_in(kwargs, place)
     if isinstance(spec, str):
-        if spec.startswith(("http://", "https://")):
+        if is_server:
             from spatialalign_trl.rewards.remote import HTTPReward
 
             return HTTPReward(spec, **kwargs)
