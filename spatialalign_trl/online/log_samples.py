@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spatialalign_trl.evaluation import headline_value
-from spatialalign_trl.files import write_json
+from spatialalign_trl.files import file_name, write_json
 from spatialalign_trl.online.trackers import Shown, Table, trackers_of
 from spatialalign_trl.report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from spatialalign_trl.report.grades import find_grader, relation_names
@@ -155,8 +155,8 @@ class LogSamples(TrainerCallback):
         scores = {}
         for row, video, reward in zip(self.rows, videos, rewards, strict=True):
             name = str(row["prompt_id"])
-            pictures[f"samples/{name}"] = folder / f"{name}.mp4"
-            write_video(folder / f"{name}.mp4", video, fps=self.settings.fps)
+            pictures[f"samples/{name}"] = file = folder / f"{file_name(name)}.mp4"
+            write_video(file, video, fps=self.settings.fps)
             scores[name] = {"prompt": row["prompt"], "reward": reward}
         write_json(folder / "scores.json", scores)
         return pictures | self._draw_curves(folder, videos, columns)
@@ -177,7 +177,7 @@ class LogSamples(TrainerCallback):
             curves = [RelationCurve(*pair) for pair in zip(relation_names(row["type"]), values, strict=True)]
             name = str(row["prompt_id"])
             pictures[f"curves/{name}"] = plot_curves(
-                folder / f"{name}_curves.png",
+                folder / f"{file_name(name)}_curves.png",
                 curves,
                 result.frame_indices,
                 graded.tracks.num_frames,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from datasets import Video, load_dataset
 
 from spatialalign_trl.online import preference_files
 from spatialalign_trl.online.preference_card import histogram
 from spatialalign_trl.preferences import make_pairs
+from spatialalign_trl.video import encode_video
 
 
 def samples(count: int = 5) -> list[SimpleNamespace]:
@@ -56,7 +58,8 @@ def test_several_files_of_a_round_load_as_one_and_are_written_alike_each_time(tm
 
 
 def test_videos_of_the_prompts_go_along_and_paths_of_this_machine_do_not(tmp_path):
-    (tmp_path / "scene.mp4").write_bytes(b"a recording")
+    recording = encode_video(np.zeros((2, 16, 16, 3), np.uint8), 8)
+    (tmp_path / "scene.mp4").write_bytes(recording)
     some = samples(4)
     for sample in some:
         sample.row["context"] = {"bytes": None, "path": str(tmp_path / "scene.mp4")}
@@ -66,9 +69,20 @@ def test_videos_of_the_prompts_go_along_and_paths_of_this_machine_do_not(tmp_pat
         assert str(tmp_path).encode() not in file.read_bytes()
         (dataset,) = load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path / "cache")).values()
         assert isinstance(dataset.features["context"], Video)
-        assert {row["context"]["bytes"] for row in dataset.cast_column("context", Video(decode=False))} == {
-            b"a recording"
-        }
+        assert {row["context"]["bytes"] for row in dataset.cast_column("context", Video(decode=False))} == {recording}
+
+
+@pytest.mark.parametrize("column", ["context", "extra"])
+def test_a_file_of_this_machine_that_is_no_video_is_not_published(tmp_path, column):
+    (tmp_path / "passwords").write_text("root:x:0:0\n" * 50)
+    some = samples(4)
+    for sample in some:
+        sample.row[column] = {"bytes": None, "path": str(tmp_path / "passwords")}
+    with pytest.raises(ValueError, match=f"prompt 'p0', column '{column}' is not a video file"):
+        preference_files.write_samples(tmp_path / "hub", 1, some, video_bytes)
+    with pytest.raises(ValueError, match=f"prompt 'p1', column '{column}' is not a video file"):
+        preference_files.write_pairs(tmp_path / "hub", 1, make_pairs(some, "best_vs_worst").pairs, video_bytes)
+    assert not [file for file in (tmp_path / "hub").rglob("*") if file.is_file()]
 
 
 def test_a_round_that_shrank_leaves_no_file_behind_and_other_rounds_stay(tmp_path):
