@@ -100,7 +100,11 @@ def write_json(path: str | os.PathLike, obj: Any) -> Path:
         raise TypeError(
             f"{os.fspath(path)}: {error}. Convert it to lists, dicts, strings and numbers first."
         ) from error
-    return write_atomic(path, (text + "\n").encode("utf-8"))
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can only hold escaped
+        data = json.dumps(obj, indent=2, allow_nan=False).encode("ascii")
+    return write_atomic(path, data + b"\n")
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -51,6 +51,11 @@ def test_json_round_trip(tmp_path):
     assert read_json(write_json(tmp_path / "x.json", obj)) == obj
 
 
+def test_json_round_trip_of_a_text_that_utf_8_cannot_hold(tmp_path):
+    obj = {"\ud800": ["ü", "\udfff"]}
+    assert read_json(write_json(tmp_path / "x.json", obj)) == obj
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_json_refuses_what_is_not_json(tmp_path, value):
     with pytest.raises(ValueError, match=r"x\.json.*None \(null\)"):

@@ -20,6 +20,7 @@ from spatialalign_trl.report.gallery import Clip
 from spatialalign_trl.report.grades import GRADE_COLUMNS, Grade, find_grader, grade_videos
 from spatialalign_trl.report.page import ReportContent, render_page
 from spatialalign_trl.report.untrusted import confine_clips, make_graders
+from spatialalign_trl.rewards.containment import contained
 from spatialalign_trl.video import Video
 
 REPORT_FILE, NOTES_FILE = "report.html", "report.json"
@@ -168,11 +169,12 @@ class _Grader:
         if not gradable or self.problems:
             return grades
         try:
-            self.grade = self.grade or self._make()
-            if self.grade is None:
-                return grades
-            rows = [clips[place].row for place in gradable]
-            computed = grade_videos(self.grade, [videos[place] for place in gradable], rows)
+            with contained("curves and boxes"):
+                self.grade = self.grade or self._make()
+                if self.grade is None:
+                    return grades
+                rows = [clips[place].row for place in gradable]
+                computed = grade_videos(self.grade, [videos[place] for place in gradable], rows)
         except Exception as error:  # a reward is user code, and its models may not be on this machine
             self.problems.append(f"Curves and boxes of some videos are missing: {type(error).__name__}: {error}")
             warnings.warn(self.problems[-1], stacklevel=2)

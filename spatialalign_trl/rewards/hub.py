@@ -108,7 +108,7 @@ def _execute(path: Path, origin: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look up a class's module there
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
-    except Exception as error:  # whatever the code raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the code raises while it is imported
         del sys.modules[name]
         raise ImportError(
             f"The reward {origin} cannot be imported ({path.name}): {type(error).__name__}: {error}"
