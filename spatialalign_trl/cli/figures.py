@@ -8,7 +8,8 @@ from pathlib import Path
 
 from spatialalign_trl.cli.display import score_text
 from spatialalign_trl.cli.results import ScoredVideo
-from spatialalign_trl.cli.work import Job, printable
+from spatialalign_trl.cli.work import Job
+from spatialalign_trl.errors import printable
 from spatialalign_trl.files import file_name
 from spatialalign_trl.prompts import RELATIONS
 from spatialalign_trl.report.annotate import annotate_video, annotated_strip

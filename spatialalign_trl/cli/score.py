@@ -27,9 +27,9 @@ from spatialalign_trl.cli.work import (
     plan_by_prompt_id,
     plan_from_records,
     plan_one_question,
-    printable,
     read_prompts,
 )
+from spatialalign_trl.errors import printable
 from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.prompts import DSR_TYPES, RELATIONS, check_dsr_type
 from spatialalign_trl.rewards.containment import contained
