@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from unicodedata import category
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -39,6 +40,22 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     close = nearest(name, names)
     question = f"Did you mean {close!r}? " if close else ""
     return f"{question}Known: {', '.join(names) if names else 'none'}."
+
+
+def printable(text: object) -> str:
+    """
+    Replace what a terminal would interpret or cannot show, such as escape codes and bytes that are not UTF-8.
+
+    Args:
+        text (`object`):
+            A text from data, such as a prompt, a file's name or an error about them; anything else is converted.
+
+    Returns:
+        `str`: the text on one line, with question marks for the replaced characters.
+    """
+    return "".join(
+        letter if letter.isprintable() else " " if category(letter) == "Zs" else "?" for letter in str(text)
+    )
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 Every file is first written to a temporary file in the same folder (a rename across file systems would be a copy) and
 then renamed over the old one. A killed process leaves at most a temporary file behind. Its name contains the host and
 the process id, so that stale temporary files of killed processes can be distinguished from files still being written.
-A job locks the folder that it writes to with [`lock_folder`].
+A job locks the folder that it writes to with [`lock_folder`]. Names and paths that come from data become files only
+through [`file_name`] and [`confined`].
 
 What is kept for later carries checksums: a safetensors file that this library writes has one in its own metadata
 ([`seal_tensors`]), and a folder of several kinds of files has a `checksums.json` ([`write_checksums`]). Files without
@@ -33,6 +34,11 @@ CHECKSUM_FILE = "checksums.json"
 """File name -> size and SHA-256, for the other files of its folder."""
 SEAL = "spatialalign_sha256"
 """Key, in the metadata of a safetensors file, of the SHA-256 of everything else in the file."""
+MAX_NAME_BYTES = 100
+"""Longest name that [`file_name`] returns, in UTF-8: endings and temporary names must fit into 255 bytes as well."""
+
+_RESERVED_NAMES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that mean devices on Windows, with any ending."""
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
 
@@ -102,7 +108,11 @@ def write_json(path: str | os.PathLike, obj: Any) -> Path:
         raise TypeError(
             f"{os.fspath(path)}: {error}. Convert it to lists, dicts, strings and numbers first."
         ) from error
-    return write_atomic(path, (text + "\n").encode("utf-8"))
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can only hold escaped
+        data = json.dumps(obj, indent=2, allow_nan=False).encode("ascii")
+    return write_atomic(path, data + b"\n")
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -291,6 +301,56 @@ def remove_leftovers(folder: str | os.PathLike) -> list[Path]:
         path.unlink(missing_ok=True)
         removed.append(path)
     return removed
+
+
+def file_name(text: str) -> str:
+    """
+    Turn an id or another text from data into the name of a file, without an ending.
+
+    Letters and digits of any script, `-`, `_` and dots and spaces inside the name are kept; a name of these only, such
+    as every id of the published prompt sets, is returned unchanged. All other characters (separators, NUL, control
+    characters, lone surrogates, ...) become `_`. A changed name ends in a hash of the text, so that different texts
+    get different names.
+
+    Args:
+        text (`str`):
+            The text.
+
+    Returns:
+        `str`: the name, of at most `MAX_NAME_BYTES` bytes, without separators; neither hidden nor reserved.
+    """
+    name = re.sub(r"[^\w .-]", "_", text).strip(" .")
+    if name == text and name and not _RESERVED_NAMES.fullmatch(name) and len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    start = name.encode()[: MAX_NAME_BYTES - len(digest) - 1].decode("utf-8", "ignore").strip(" .")
+    # The hash comes first where the start alone would mean a device.
+    return f"{digest}-{start}" if _RESERVED_NAMES.fullmatch(start) else f"{start or 'file'}-{digest}"
+
+
+def confined(path: str | os.PathLike, root: str | os.PathLike) -> Path:
+    """
+    Check that a path from data stays inside its folder, after symbolic links and `..` are resolved.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            The path; a relative one is relative to `root`.
+        root (`str` or `os.PathLike`):
+            The folder.
+
+    Returns:
+        `Path`: the resolved path.
+
+    Raises:
+        ValueError: if it is no path, or leads out of the folder.
+    """
+    try:
+        resolved, folder = (Path(root) / path).resolve(), Path(root).resolve()
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # NUL, a loop of links, no string
+        raise ValueError(f"{path!r} is not a path ({error}).") from error
+    if not resolved.is_relative_to(folder):
+        raise ValueError(f"{os.fspath(path)!r} leads out of {os.fspath(root)}.")
+    return resolved
 
 
 @contextmanager

@@ -33,6 +33,14 @@ With B-frames, x264's macroblock tree reads uninitialised memory, and the output
 default the machine's): the frames that a reward sees would change from process to process. Without the tree, frames of
 a motionless video differ slightly from each other."""
 
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,ogg,asf,nut,mxf,dv,"
+    "gif,apng,webp_pipe,yuv4mpegpipe"
+)
+"""FFmpeg's names of what is read. Playlists and picture lists (hls, concat, image2) are not: they name other files."""
+
+_READ_OPTIONS = {"format_whitelist": FORMATS}
+
 SMALL_FRAME = 128 * 128
 """Number of pixels up to which starting decoder threads takes longer than decoding without them."""
 
@@ -67,16 +75,7 @@ def check_video(video: Video, name: str = "video") -> Video:
 
 
 def check_completions(completions: Sequence[Any]) -> None:
-    """
-    Check every video of a reward's input with [`check_video`].
-
-    Args:
-        completions (sequence of `np.ndarray`):
-            The videos. Errors call them `completions[0]`, `completions[1]`, ...
-
-    Raises:
-        TypeError, ValueError: as in [`check_video`].
-    """
+    """Check every video of a reward's input with [`check_video`]. Errors name its place, as in `completions[0]`."""
     for index, video in enumerate(completions):
         check_video(video, name=f"completions[{index}]")
 
@@ -132,37 +131,26 @@ def encode_video(video: Video, fps: float, crf: int = 18) -> bytes:
 
 
 def write_video(path: str | os.PathLike, video: Video, fps: float, crf: int = 18) -> Path:
-    """
-    Encode a video and write it to a file atomically.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            The file to write. Missing folders are created.
-        video, fps, crf: See [`encode_video`].
-
-    Returns:
-        `Path`: the path of the file.
-
-    Raises:
-        TypeError, ValueError: as in [`encode_video`].
-    """
+    """Encode a video and write it to a file atomically, as [`encode_video`] and [`write_atomic`] do."""
     return write_atomic(path, encode_video(video, fps, crf))
 
 
-def read_video(source: str | os.PathLike | bytes) -> Video:
+def read_video(source: str | os.PathLike | bytes, max_bytes: int | None = None) -> Video:
     """
     Read all frames of a video.
 
     Args:
         source (`str`, `os.PathLike` or `bytes`):
             The path of a video file, or its content.
+        max_bytes (`int`, *optional*):
+            Largest size of the frames in bytes, for files of strangers: a small file may contain a huge video.
 
     Returns:
         `np.ndarray` of shape (frames, height, width, 3), `uint8`: the video.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is not a readable video. The message names it.
+        ValueError: if the file is not a readable video, or larger than `max_bytes`. The message names it.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, file = f"<{len(source)} bytes>", io.BytesIO(source)
@@ -171,22 +159,43 @@ def read_video(source: str | os.PathLike | bytes) -> Video:
         if not os.path.isfile(file):
             raise FileNotFoundError(f"{name}: there is no such video file.")
     try:
-        with av.open(file, mode="r") as container:
+        with av.open(file, mode="r", options=_READ_OPTIONS) as container:
             if not container.streams.video:
                 raise ValueError(f"{name} has no video stream.")
             stream = container.streams.video[0]
+            _check_size(3 * stream.width * stream.height, max_bytes, name)
             if stream.width * stream.height <= SMALL_FRAME:
                 stream.codec_context.thread_count = 1
             else:
                 stream.thread_type = "AUTO"
             # One reformatter for all frames: creating one takes longer than converting a small frame.
             to_rgb = VideoReformatter()
-            frames = [to_rgb.reformat(frame, format="rgb24").to_ndarray() for frame in container.decode(stream)]
+            frames, size = [], 0
+            for frame in container.decode(stream):
+                size += 3 * frame.width * frame.height
+                _check_size(size, max_bytes, name)
+                frames.append(to_rgb.reformat(frame, format="rgb24").to_ndarray())
     except av.FFmpegError as error:
         raise ValueError(f"{name} is not a readable video ({error}). It may be truncated. Make it again.") from error
     if not frames:
         raise ValueError(f"{name} has no frames. It may be truncated. Make it again.")
     return np.stack(frames)
+
+
+def _check_size(size: int, max_bytes: int | None, name: str) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise ValueError(f"{name} has more than {max_bytes} bytes of pixels. Send a shorter or smaller video.")
+
+
+def check_video_file(content: bytes, name: str) -> bytes:
+    """Return the content of a file if it is a video (nothing is decoded), else raise a `ValueError` with this name."""
+    try:
+        with av.open(io.BytesIO(content), mode="r", options=_READ_OPTIONS) as container:
+            if container.streams.video:
+                return content
+    except av.FFmpegError:
+        pass
+    raise ValueError(f"{name} is not a video file, so it is neither copied nor published. Remove it.")
 
 
 # ------------------------------------------------------------------------------------------------------- for browsers
@@ -241,7 +250,7 @@ def browser_mp4_of(data: bytes, min_height: int = 240) -> bytes:
         ValueError: if the content is not a readable video.
     """
     try:
-        with av.open(io.BytesIO(data), mode="r") as container:
+        with av.open(io.BytesIO(data), mode="r", options=_READ_OPTIONS) as container:
             if not container.streams.video:
                 raise ValueError(f"<{len(data)} bytes> has no video stream.")
             stream = container.streams.video[0]
@@ -259,16 +268,7 @@ def browser_mp4_of(data: bytes, min_height: int = 240) -> bytes:
 
 
 def with_undecoded_videos(dataset: Dataset) -> Dataset:
-    """
-    Return a dataset with undecoded videos: `datasets` would need another package to decode them.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            A dataset with any columns.
-
-    Returns:
-        [`~datasets.Dataset`]: the dataset with every `Video` column cast to `Video(decode=False)`.
-    """
+    """Return a dataset with every `Video` column cast to `Video(decode=False)`: decoding needs another package."""
     from datasets import Video
 
     for name, feature in dataset.features.items():
@@ -340,7 +340,10 @@ def frames_of(cell: Any, where: str) -> Video:
 def _video_source(cell: Any, where: str) -> bytes | Path:
     """Return the content of a cell's video file if the cell contains it, otherwise the file's path."""
     if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
+        content, path = cell.get("bytes"), cell.get("path")
+        if content and not isinstance(content, bytes):  # a text here would be taken for a path below
+            raise ValueError(f"{where}: expected the content of a video under 'bytes', got {brief(content)}")
+        cell = content or path
     if isinstance(cell, bytes) and cell:
         return cell
     if not isinstance(cell, (str, PurePath)) or not str(cell):
@@ -357,10 +360,7 @@ def videos_of(row: Mapping[str, Any]) -> list[tuple[str, Video]]:
             A dataset row with undecoded videos.
 
     Returns:
-        `list[tuple[str, np.ndarray]]`: pairs of a column's name and its video.
-
-    Raises:
-        ValueError: if a video cannot be decoded. The message names the column.
+        `list[tuple[str, np.ndarray]]`: pairs of a column's name and its video. A `ValueError` names a broken column.
     """
     videos = []
     for name, value in row.items():
@@ -383,14 +383,15 @@ def self_contained(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         `dict[str, Any]`: the row, with the same columns.
 
     Raises:
-        ValueError: if a video file cannot be read. The message names the row and the column.
+        ValueError: if a video file cannot be read, or is no video: a cell may name any file of this machine, and these
+            rows are published. The message names the row and the column.
     """
-    return {
-        name: {"bytes": video_bytes(value, f"{where}, column {name!r}"), "path": PurePath(value["path"] or name).name}
-        if is_video_cell(value)
-        else value
-        for name, value in row.items()
-    }
+    contained = dict(row)
+    for name, value in row.items():
+        if is_video_cell(value):
+            content = check_video_file(video_bytes(value, place := f"{where}, column {name!r}"), place)
+            contained[name] = {"bytes": content, "path": PurePath(value["path"] or name).name}
+    return contained
 
 
 def brief(value: Any) -> str:

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from fresh_process import run_program
 
-from spatialalign_trl.video import browser_mp4, browser_mp4_of, check_video, encode_video, read_video, write_video
+from spatialalign_trl.video import (
+    browser_mp4,
+    browser_mp4_of,
+    check_video,
+    check_video_file,
+    encode_video,
+    frames_of,
+    read_video,
+    self_contained,
+    video_bytes,
+    write_video,
+)
 
 
 def moving_square(frames=9, height=32, width=48):
@@ -156,3 +167,63 @@ def test_bytes_that_are_no_video_are_refused(data):
 def test_lossless_videos_for_browsers_are_refused():
     with pytest.raises(ValueError, match="crf is 0"):
         browser_mp4(moving_square(), 8, crf=0)
+
+
+# ---------------------------------------------------------------------------------------------------- hostile files
+
+
+@pytest.fixture
+def private(tmp_path):
+    """A video in a format that playlists may contain."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mpegts") as container:
+        stream = container.add_stream("mpeg2video", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(5):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 200, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (tmp_path / "private.ts").write_bytes(buffer.getvalue())
+    return tmp_path / "private.ts"
+
+
+@pytest.mark.parametrize("name", ["list.m3u8", "list.mp4", "list.ffconcat", "frame_%d.png"])
+def test_a_list_of_other_files_is_no_video(private, name):
+    lists = {
+        ".m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nprivate.ts\n#EXT-X-ENDLIST\n",
+        ".ffconcat": "ffconcat version 1.0\nfile private.ts\n",
+    }
+    text = lists[".m3u8" if name.endswith("m3u8") else ".ffconcat"]
+    (private.parent / name).write_text(text)
+    assert len(read_video(private)) == 5
+    for source in (private.parent / name, text.encode()):
+        with pytest.raises(ValueError, match="not a readable video"):
+            read_video(source)
+    with pytest.raises(ValueError, match="is not a video file"):
+        check_video_file(text.encode(), "it")
+
+
+def test_a_small_file_with_many_pixels_is_refused_before_they_are_in_memory():
+    bomb = encode_video(np.zeros((50, 64, 64, 3), np.uint8), 8, crf=30)
+    size = 50 * 64 * 64 * 3
+    assert read_video(bomb, max_bytes=size).nbytes == size
+    for limit in (size - 1, 10):
+        with pytest.raises(ValueError, match=f"has more than {limit} bytes of pixels"):
+            read_video(bomb, max_bytes=limit)
+
+
+@pytest.mark.parametrize("content", ["/etc/hostname", ["x"], 3])
+def test_a_cell_with_a_text_for_its_content_is_refused(content):
+    for read in (video_bytes, frames_of):
+        with pytest.raises(ValueError, match="row 1: expected the content of a video under 'bytes'"):
+            read({"bytes": content, "path": None}, "row 1")
+
+
+def test_what_is_published_with_a_row_is_a_video(tmp_path):
+    (tmp_path / "passwords.mp4").write_text("root:x:0:0\n" * 50)
+    row = {"prompt": "p", "extra": {"bytes": None, "path": str(tmp_path / "passwords.mp4")}}
+    with pytest.raises(ValueError, match=r"prompt 'p', column 'extra' is not a video file.*neither copied nor pub"):
+        self_contained(row, "prompt 'p'")
+    write_video(tmp_path / "ok.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    row["extra"]["path"] = str(tmp_path / "ok.mp4")
+    assert self_contained(row, "")["extra"] == {"bytes": (tmp_path / "ok.mp4").read_bytes(), "path": "ok.mp4"}

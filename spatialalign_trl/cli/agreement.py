@@ -14,6 +14,7 @@ from spatialalign_trl import __version__
 from spatialalign_trl.cli.display import console_for
 from spatialalign_trl.cli.parsing import Parser, UsageError, share
 from spatialalign_trl.cli.score_files import REWARD_PREFIX, ScoreTable, number, read_scores, unique_names
+from spatialalign_trl.errors import printable
 from spatialalign_trl.evaluation.agreement import PARTS, labeller_agreement, reward_agreement
 from spatialalign_trl.evaluation.labels import Judged, LabelFile, consensus, read_labels
 from spatialalign_trl.files import write_atomic, write_json
@@ -278,9 +279,11 @@ def _format_estimate(estimate: Mapping[str, Any]) -> str:
 def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.text import Text
 
-    table = Table(title=Text(title), title_style="bold", title_justify="left")
+    table = Table(title=Text(printable(title)), title_style="bold", title_justify="left")
     for place, name in enumerate(header):
         table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # Text, not str: rich would read a name in square brackets as markup
+        table.add_row(
+            *(Text(printable(cell)) for cell in row)
+        )  # Text, not str: rich would read a name in square brackets as markup
     return table

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from spatialalign_trl.cli.results import ScoredVideo, component_names
-from spatialalign_trl.cli.work import Problem, printable
+from spatialalign_trl.cli.work import Problem
+from spatialalign_trl.errors import printable
 from spatialalign_trl.evaluation import success_rate
 
 PIPED_WIDTH = 160
@@ -46,7 +47,7 @@ def score_table(scored: Sequence[ScoredVideo], threshold: float) -> Table:
         cells += ["" if value is None else f"{value:+.3f}" for value in components]
         cells += [f"{video.counted_frames}/{video.tracks.num_frames}", video.result.reason or ""]
         # Text, not str: rich would read square brackets in a str, such as a file's name, as markup.
-        texts = [Text(cell) for cell in cells]
+        texts = [Text(printable(cell)) for cell in cells]
         if video.reward is None:
             texts[2].stylize("dim")
         else:

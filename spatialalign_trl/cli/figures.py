@@ -8,7 +8,9 @@ from pathlib import Path
 
 from spatialalign_trl.cli.display import score_text
 from spatialalign_trl.cli.results import ScoredVideo
-from spatialalign_trl.cli.work import Job, printable
+from spatialalign_trl.cli.work import Job
+from spatialalign_trl.errors import printable
+from spatialalign_trl.files import file_name
 from spatialalign_trl.prompts import RELATIONS
 from spatialalign_trl.report.annotate import annotate_video, annotated_strip
 from spatialalign_trl.report.clips import frame_rate
@@ -27,7 +29,8 @@ def figure_names(jobs: Sequence[Job]) -> list[str]:
     """
     names, taken = [], set()
     for job in jobs:
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", job.path.stem).strip("._-")[:_LONGEST_NAME] or "video"
+        ascii_only = re.sub(r"[^A-Za-z0-9._-]+", "_", job.path.stem).strip("._-")[:_LONGEST_NAME]
+        plain = file_name(ascii_only or "video")
         name, number = plain, 1
         while name.lower() in taken:
             number += 1

@@ -18,9 +18,9 @@ from spatialalign_trl.cli.work import (
     plan_by_prompt_id,
     plan_from_records,
     plan_one_question,
-    printable,
     read_prompts,
 )
+from spatialalign_trl.errors import printable
 from spatialalign_trl.files import write_atomic
 from spatialalign_trl.report.label_page import Clip, label_page
 from spatialalign_trl.rollout.video_names import videos_in

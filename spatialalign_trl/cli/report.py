@@ -16,7 +16,10 @@ videos side by side with their curves and boxes, and the training logs.
   spatialalign report runs/tiny --megabytes 50
 
 Curves and boxes are read from report.json in the same folder. For videos that the report did not show before, the
-rewards that scored them compute the curves and boxes."""
+rewards that scored them compute the curves and boxes.
+
+A folder of somebody else is safe to open: files outside of it are not read, and rewards are made without its local
+checkpoints and its code. --trust_folder allows both."""
 
 
 def build_parser() -> Parser:
@@ -34,6 +37,12 @@ def build_parser() -> Parser:
         metavar="N",
         help=f"largest size of the page; videos that do not fit are left out, with a note (default: {MEGABYTES:g})",
     )
+    parser.add_argument(
+        "--trust_folder",
+        action="store_true",
+        help="the folder is yours: also read the videos that it names elsewhere, and make its rewards with all of "
+        "their settings (local checkpoints, trust_remote_code)",
+    )
     return parser
 
 
@@ -44,7 +53,7 @@ def main(words: Sequence[str]) -> int:
     from spatialalign_trl.report.write import write_report
 
     try:
-        file = write_report(Path(args.folder), max_megabytes=args.megabytes)
+        file = write_report(Path(args.folder), max_megabytes=args.megabytes, trusted=args.trust_folder)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")

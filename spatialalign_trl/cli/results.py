@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 
 from spatialalign_trl import __version__
-from spatialalign_trl.cli.work import Job, Problem, printable
+from spatialalign_trl.cli.work import Job, Problem
+from spatialalign_trl.errors import printable
 from spatialalign_trl.evaluation import success_rate, summarize
 from spatialalign_trl.files import write_atomic, write_json
 from spatialalign_trl.perception.tracks import Tracks
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""Letters with which a formula begins in a spreadsheet."""
 
 SECONDS_BETWEEN_WRITES = 2.0
 """Every write rewrites the whole file, so writing more often would cost more than an interruption could lose."""
@@ -163,7 +167,8 @@ class ResultFiles:
         writer = csv.DictWriter(buffer, [*first, *component_names(scored), *last], lineterminator="\n")
         writer.writeheader()
         for before, components, after in rows:
-            writer.writerow({**before, **components, **after})
+            row = {**before, **components, **after}
+            writer.writerow({name: csv_cell(value) for name, value in row.items()})
         return buffer.getvalue()
 
     def _csv_row(self, video: ScoredVideo) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -220,6 +225,16 @@ class ResultFiles:
             "frame_indices": video.result.frame_indices.tolist(),
             "curves": [{"relation": relation, "values": values.tolist()} for relation, values in curves],
         }
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe in front.
+
+    Args:
+        value (`Any`): The value. Numbers are left as they are, also negative ones.
+    """
+    is_formula = isinstance(value, str) and value.startswith(FORMULA_STARTS)
+    return f"'{value}" if is_formula else value
 
 
 def _counts(details: Mapping[str, Any]) -> dict[str, int]:

@@ -27,11 +27,12 @@ from spatialalign_trl.cli.work import (
     plan_by_prompt_id,
     plan_from_records,
     plan_one_question,
-    printable,
     read_prompts,
 )
+from spatialalign_trl.errors import printable
 from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.prompts import DSR_TYPES, RELATIONS, check_dsr_type
+from spatialalign_trl.rewards.containment import contained
 from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.video import Video, read_video
 
@@ -338,7 +339,8 @@ def score_jobs(jobs: Sequence[Job], reward: Any, plots: Path | None) -> Iterator
             bar.set_postfix_str(printable(job.path.name))
             try:
                 video = _read_job(job)
-                graded = reward.grade([video], **job.question.columns())[0]
+                with contained("dsr_score"):
+                    graded = reward.grade([video], **job.question.columns())[0]
             except Exception as error:  # one bad file must not end a night's work
                 yield Problem(printable(job.path), _reason(error, job.path))
                 continue

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialalign_trl.cli.parsing import UsageError
+from spatialalign_trl.cli.results import FORMULA_STARTS
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
 from spatialalign_trl.prompts.loading import read_rows
@@ -182,7 +183,9 @@ def _rows_of_samples(folder: Path) -> list[Row]:
 
 
 def _file_of(row: Row) -> str:
-    return next((str(row[name]) for name in FILE_COLUMNS if row.get(name)), "")
+    file = next((str(row[name]) for name in FILE_COLUMNS if row.get(name)), "")
+    # The CSV of `spatialalign score` has an apostrophe in front of what a spreadsheet would take for a formula.
+    return file[1:] if file.startswith("'") and file[1:].startswith(FORMULA_STARTS) else file
 
 
 def _parts(file: str) -> tuple[str, ...]:

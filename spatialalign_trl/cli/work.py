@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spatialalign_trl.cli.parsing import UsageError
+from spatialalign_trl.errors import printable
 from spatialalign_trl.files import read_json
 from spatialalign_trl.prompts import DSRPrompt, parse_prompt
 from spatialalign_trl.prompts.loading import prompt_from_row, read_rows
@@ -66,17 +67,17 @@ class Job:
     sha256: str | None = None
 
 
-def printable(text: str | Path) -> str:
-    """Replace what cannot be printed, such as control codes and bytes that are not UTF-8, by question marks."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
-
-
 @dataclass(frozen=True)
 class Problem:
-    """An input that could not be scored: `what` (a file, a row, a prompt id), and `why`."""
+    """An input that could not be scored: `what` (a file, a row, a prompt id), and `why`. Both are printed, so control
+    codes in them are replaced."""
 
     what: str
     why: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "what", printable(self.what))
+        object.__setattr__(self, "why", printable(self.why.replace("\n", " ")))
 
 
 @dataclass

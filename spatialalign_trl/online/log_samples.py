@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,14 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spatialalign_trl.evaluation import headline_value
-from spatialalign_trl.files import write_json
+from spatialalign_trl.files import file_name, write_json
 from spatialalign_trl.online.trackers import Shown, Table, trackers_of
 from spatialalign_trl.report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from spatialalign_trl.report.grades import find_grader, relation_names
 from spatialalign_trl.report.score_plots import RelationCurve, plot_curves
+from spatialalign_trl.rewards.calling import error_text
+from spatialalign_trl.rewards.containment import contained
+from spatialalign_trl.rewards.runner import RewardFailure
 from spatialalign_trl.rollout.sampler import noise_seed
 from spatialalign_trl.video import Video, write_video
 
@@ -98,7 +102,11 @@ class LogSamples(TrainerCallback):
             videos = self._sample()
             columns = {name: [row[name] for row in self.rows] for name in self.rows[0] if name != "prompt"}
             columns.setdefault("fps", [self.settings.fps] * len(self.rows))
-            output = self.runner([row["prompt"] for row in self.rows], videos, columns)
+            try:
+                output = self.runner([row["prompt"] for row in self.rows], videos, columns)
+            except RewardFailure as error:  # a look at the training must not end it; the next scoring would tell
+                warnings.warn(f"the samples of step {state.global_step} have no scores: {error}", stacklevel=2)
+                return
             first_reward = output.per_reward[self.runner.names[0]]
             rewards = [headline_value(*values) for values in zip(output.rewards, first_reward, strict=True)]
             pictures = self._write(folder, videos, rewards, columns)
@@ -155,8 +163,8 @@ class LogSamples(TrainerCallback):
         scores = {}
         for row, video, reward in zip(self.rows, videos, rewards, strict=True):
             name = str(row["prompt_id"])
-            pictures[f"samples/{name}"] = folder / f"{name}.mp4"
-            write_video(folder / f"{name}.mp4", video, fps=self.settings.fps)
+            pictures[f"samples/{name}"] = file = folder / f"{file_name(name)}.mp4"
+            write_video(file, video, fps=self.settings.fps)
             scores[name] = {"prompt": row["prompt"], "reward": reward}
         write_json(folder / "scores.json", scores)
         return pictures | self._draw_curves(folder, videos, columns)
@@ -168,8 +176,14 @@ class LogSamples(TrainerCallback):
         grade_columns = {name: columns[name] for name in ("type", "animal", "object", "attribute") if name in columns}
         if grade is None or not {"type", "animal", "object"} <= set(grade_columns):
             return {}
+        try:
+            with contained(self.runner.names[0]):
+                all_graded = list(zip(self.rows, grade(videos, **grade_columns), strict=True))
+        except Exception as error:  # the curves of a reward are not worth a training
+            warnings.warn(f"no curves of the samples: {error_text(error)}", stacklevel=2)
+            return {}
         pictures = {}
-        for row, graded in zip(self.rows, grade(videos, **grade_columns), strict=True):
+        for row, graded in all_graded:
             result = graded.result
             if not len(result.frame_indices):
                 continue
@@ -177,7 +191,7 @@ class LogSamples(TrainerCallback):
             curves = [RelationCurve(*pair) for pair in zip(relation_names(row["type"]), values, strict=True)]
             name = str(row["prompt_id"])
             pictures[f"curves/{name}"] = plot_curves(
-                folder / f"{name}_curves.png",
+                folder / f"{file_name(name)}_curves.png",
                 curves,
                 result.frame_indices,
                 graded.tracks.num_frames,

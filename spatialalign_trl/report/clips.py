@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from spatialalign_trl.report.drawing import enlarge
-from spatialalign_trl.video import Video, browser_mp4
+from spatialalign_trl.video import FORMATS, Video, browser_mp4
 
 LOWEST, WIDEST = 128, 480
 """Limits in pixels: videos lower than `LOWEST` are enlarged pixel by pixel, wider ones than `WIDEST` averaged down."""
@@ -54,6 +54,6 @@ def page_strip(video: Video, columns: int = 6) -> bytes:
 
 def frame_rate(path: str | os.PathLike) -> float:
     """Read the frames per second of a video file; the paper's if the file has none, or one outside of 1 to 120."""
-    with av.open(os.fspath(path)) as container:
+    with av.open(os.fspath(path), options={"format_whitelist": FORMATS}) as container:
         rate = container.streams.video[0].average_rate
     return float(rate) if rate and 1 <= rate <= 120 else PAPER_FPS

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from spatialalign_trl.evaluation.guards import better_side
 from spatialalign_trl.evaluation.statistics import headline_of, invalid_reason
@@ -45,6 +44,7 @@ from spatialalign_trl.report.tables import (
     obedience_measures,
     rich_table,
     summary_rows,
+    terminal_text,
 )
 from spatialalign_trl.report.write import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE
 
@@ -155,19 +155,21 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
     """
     console.print(rich_table(summaries(results)))
     if results["differences"]:
-        table = Table(title=f"differences to {results['baseline']}, paired 95 % intervals", title_justify="left")
+        title = terminal_text(f"differences to {results['baseline']}, paired 95 % intervals")
+        table = Table(title=title, title_justify="left")
         table.add_column("measure")
         for name in results["differences"]:
-            table.add_column(name, justify="right")
+            table.add_column(terminal_text(name), justify="right")
         headline = headline_of(summaries(results)[results["baseline"]])
         for row in difference_rows(results):
-            table.add_row(*row, style="bold" if row[0] == headline else None)
+            table.add_row(*map(terminal_text, row), style="bold" if row[0] == headline else None)
         console.print(table)
     for name, line in verdict_lines(results).items():
         warns = results["differences"][name].get("verdict", {}).get("warning", False)
-        console.print(Text(f"{'WARNING: ' if warns else ''}{name}: {line}.", "bold yellow" if warns else ""))
+        text = terminal_text(f"{'WARNING: ' if warns else ''}{name}: {line}.")
+        console.print(text, style="bold yellow" if warns else None)
     for problem in results["problems"]:
-        console.print(problem, markup=False, soft_wrap=True)
+        console.print(terminal_text(problem), soft_wrap=True)
     files = ", ".join((RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SAMPLES_FILE, REPORT_FILE))
     console.print(f"written to {folder}: {files}", markup=False, soft_wrap=True)
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from spatialalign_trl.errors import printable
 from spatialalign_trl.evaluation import MEANS, THRESHOLDS, headline_of
 
 Summary = Mapping[str, Any]
@@ -78,14 +80,29 @@ def rich_table(summaries: Mapping[str, Summary], title: str | None = None) -> Ta
         summaries (`dict`): Policy -> what `evaluation.summarize` returned.
         title (`str`, *optional*): The heading.
     """
-    table = Table(title=title, title_style="bold")
+    table = Table(title=None if title is None else terminal_text(title), title_style="bold")
     table.add_column("measure")
     for name in summaries:
-        table.add_column(name, justify="right")
+        table.add_column(terminal_text(name), justify="right")
     headline = headline_of_all(summaries)
     for row in summary_rows(summaries):
-        table.add_row(*row, style="bold" if row[0] == headline else None)
+        table.add_row(*map(terminal_text, row), style="bold" if row[0] == headline else None)
     return table
+
+
+def terminal_text(text: str) -> Text:
+    """Return a text from data as it is: rich would read `[...]` in a `str` as markup, and a terminal obeys codes."""
+    return Text(printable(text))
+
+
+def markdown_cell(text: str) -> str:
+    """Escape a text from data for a cell of a Markdown table: HTML is shown as text, and nothing ends the cell.
+
+    Args:
+        text (`str`): The text. Markdown's own marks stay, because cards format cells with them.
+    """
+    line = text.replace("\r", " ").replace("\n", " ")
+    return printable(line).replace("<", "&lt;").replace("|", "\\|")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -101,7 +118,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"a row has {len(row)} cells under {len(header)} headers: {list(row)}")
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, *rows)]
+    lines = [" | ".join(map(markdown_cell, cells)) for cells in (header, *rows)]
     return "\n".join([f"| {lines[0]} |", "|" + "---|" * len(header), *(f"| {line} |" for line in lines[1:])])
 
 

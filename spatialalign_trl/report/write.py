@@ -19,6 +19,8 @@ from spatialalign_trl.files import read_json, write_atomic, write_json
 from spatialalign_trl.report.gallery import Clip
 from spatialalign_trl.report.grades import GRADE_COLUMNS, Grade, find_grader, grade_videos
 from spatialalign_trl.report.page import ReportContent, render_page
+from spatialalign_trl.report.untrusted import confine_clips, make_graders
+from spatialalign_trl.rewards.containment import contained
 from spatialalign_trl.video import Video
 
 REPORT_FILE, NOTES_FILE = "report.html", "report.json"
@@ -38,7 +40,11 @@ _PAGE_COLUMNS = ("prompt", *GRADE_COLUMNS)
 
 
 def write_report(
-    folder: Path, grade: Callable[..., Sequence[Any]] | None = None, max_megabytes: float = MEGABYTES
+    folder: Path,
+    grade: Callable[..., Sequence[Any]] | None = None,
+    max_megabytes: float = MEGABYTES,
+    *,
+    trusted: bool = False,
 ) -> Path:
     """Write `report.html`, and the curves and boxes that it shows into `report.json`.
 
@@ -48,6 +54,9 @@ def write_report(
             in `results.json` are made again, if they can be and if some shown videos have no stored curves.
         max_megabytes (`float`, *optional*, defaults to 10.0): The largest size of the page, in units of 10^6 bytes.
             Videos that do not fit are left out, with a note.
+        trusted (`bool`, *optional*, defaults to `False`): Whether you made the folder. If not, only videos inside of
+            it are read, and rewards are made only with settings that a stranger may choose: no local checkpoints, no
+            `trust_remote_code`.
 
     Returns:
         `Path`: the page.
@@ -69,14 +78,26 @@ def write_report(
     results = read_json(folder / RESULTS_FILE)
     notes = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
     is_evaluation = results.get("kind") == "evaluation"
-    content = _content_of_evaluation(folder, results) if is_evaluation else _content_of_run(folder, results, notes)
+    page_notes: list[str] = []
+    try:
+        content = _content_of_evaluation(folder, results) if is_evaluation else _content_of_run(folder, results, notes)
+        if not trusted:
+            content.clips, page_notes = confine_clips(content.clips, folder)
+    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+        raise ValueError(
+            f"{folder}: {RESULTS_FILE}, {NOTES_FILE} or {SAMPLES_FILE} is not as a run or an evaluation writes it "
+            f"({type(error).__name__}: {error}). Run its command again"
+        ) from error
+    for note in page_notes:
+        warnings.warn(note, stacklevel=2)
 
     # 2. Render. Stored curves and boxes are valid only for the same rewards: another tracker finds other boxes.
     known_grades = notes.get("grades", {}) if notes.get("graded_by") == content.rewards else {}
-    grader = _Grader(content.rewards, grade)
-    page, gallery = render_page(content, folder, grader, known_grades, max_megabytes)
+    grader = _Grader(content.rewards, grade, None if trusted else str(folder / RESULTS_FILE))
+    page, gallery = render_page(content, folder, grader, known_grades, max_megabytes, page_notes)
     if grader.problems:  # known only now, and they belong on the page
-        page, gallery = render_page(content, folder, grader, known_grades, max_megabytes, grader.problems)
+        page_notes += grader.problems
+        page, gallery = render_page(content, folder, grader, known_grades, max_megabytes, page_notes)
 
     # 3. Write the page, and all curves and boxes, so that the page can be rebuilt without models.
     write_json(folder / NOTES_FILE, {**notes, "graded_by": content.rewards, "grades": known_grades | gallery.grades})
@@ -86,13 +107,14 @@ def write_report(
 def try_write_report(
     folder: Path, grade: Callable[..., Sequence[Any]] | None = None, max_megabytes: float = MEGABYTES
 ) -> None:
-    """Write the report, and only warn if that fails: the results of a long run are already on disk.
+    """Write the report of a folder that this process has written, and only warn if that fails: the results of a long
+    run are already on disk.
 
     Args:
         folder, grade, max_megabytes: As in [`write_report`].
     """
     try:
-        write_report(folder, grade, max_megabytes)
+        write_report(folder, grade, max_megabytes, trusted=True)
     except Exception as error:  # whatever goes wrong with a page, the run itself has succeeded
         warnings.warn(
             f"no {REPORT_FILE} was written ({type(error).__name__}: {error}). Run 'spatialalign report {folder}' to "
@@ -128,11 +150,16 @@ def write_run_notes(
 
 
 class _Grader:
-    """Computes curves and boxes with the reward that made the scores; stops at the first failure, and warns once."""
+    """Computes curves and boxes with the reward that made the scores; stops at the first failure, and warns once.
 
-    def __init__(self, rewards: Mapping[str, Any], grade: Callable[..., Sequence[Any]] | None) -> None:
+    `origin` is the file that the rewards' settings were read from, or `None` if that file is trusted."""
+
+    def __init__(
+        self, rewards: Mapping[str, Any], grade: Callable[..., Sequence[Any]] | None, origin: str | None
+    ) -> None:
         self.rewards = rewards
         self.grade = grade
+        self.origin = origin
         self.problems: list[str] = []
 
     def __call__(self, clips: Sequence[Clip], videos: Sequence[Video]) -> list[Grade | None]:
@@ -142,11 +169,12 @@ class _Grader:
         if not gradable or self.problems:
             return grades
         try:
-            self.grade = self.grade or self._make()
-            if self.grade is None:
-                return grades
-            rows = [clips[place].row for place in gradable]
-            computed = grade_videos(self.grade, [videos[place] for place in gradable], rows)
+            with contained("curves and boxes"):
+                self.grade = self.grade or self._make()
+                if self.grade is None:
+                    return grades
+                rows = [clips[place].row for place in gradable]
+                computed = grade_videos(self.grade, [videos[place] for place in gradable], rows)
         except Exception as error:  # a reward is user code, and its models may not be on this machine
             self.problems.append(f"Curves and boxes of some videos are missing: {type(error).__name__}: {error}")
             warnings.warn(self.problems[-1], stacklevel=2)
@@ -156,6 +184,8 @@ class _Grader:
         return grades
 
     def _make(self) -> Callable[..., Sequence[Any]] | None:
+        if self.origin is not None:
+            return find_grader(make_graders(self.rewards, self.origin))
         from spatialalign_trl.rewards.convention import installed_rewards
         from spatialalign_trl.rewards.loading import load_reward
 

@@ -8,12 +8,20 @@ the values of another reward.
 import asyncio
 import functools
 import inspect
+import logging
 import math
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
+
+from spatialalign_trl.rewards.containment import RewardExit, contained
+
+logger = logging.getLogger(__name__)
+
+LARGEST = 1e30
+"""Largest magnitude of a number: sums and squares of larger ones are infinite, which no file or mean can hold."""
 
 
 def call_rewards(
@@ -41,25 +49,35 @@ def call_rewards(
 
     Returns:
         `dict[str, Any]`: what each reward returned, or the exception it raised.
+
+    Raises:
+        `KeyboardInterrupt`: if a reward raises it.
     """
     answers: dict[str, Any] = {}
     waiting: dict[str, Future] = {}
-    try:
-        for name in sorted(rewards, key=lambda name: not is_async(rewards[name])):
-            columns = {column: list(values) for column, values in arguments.items()}
-            hooks = {"log_extra": functools.partial(log.extra, name), "log_metric": log.metric}
-            try:
-                answer = rewards[name](**columns, trainer_state=trainer_state, **hooks)
-            except Exception as error:  # a reward may raise anything
-                answer = error
-            if inspect.isawaitable(answer):
-                waiting[name] = loop.start(answer)
-            else:
-                answers[name] = answer
-        answers |= {name: future.result() for name, future in waiting.items()}
-    finally:
-        for future in waiting.values():  # after Ctrl-C nothing reads their results
-            future.cancel()
+    with contained(
+        ", ".join(rewards)
+    ):  # async rewards change the state while others run, so it is restored at the end
+        try:
+            for name in sorted(rewards, key=lambda name: not is_async(rewards[name])):
+                columns = {column: list(values) for column, values in arguments.items()}
+                hooks = {"log_extra": functools.partial(log.extra, name), "log_metric": log.metric}
+                try:
+                    with contained(name):
+                        answer = rewards[name](**columns, trainer_state=trainer_state, **hooks)
+                except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # a reward may raise anything
+                    answer = error
+                if inspect.isawaitable(answer):
+                    waiting[name] = loop.start(answer)
+                else:
+                    answers[name] = answer
+            answers |= {name: future.result() for name, future in waiting.items()}
+        finally:
+            for future in waiting.values():  # after Ctrl-C nothing reads their results
+                future.cancel()
+    for answer in answers.values():
+        if isinstance(answer, KeyboardInterrupt):
+            raise answer
     return answers
 
 
@@ -78,9 +96,12 @@ def read_answer(answer: Any, count: int) -> tuple[list[float | None], list[str |
     """
     problem = None
     if isinstance(answer, BaseException):
-        problem = f"{type(answer).__name__}: {answer}"
+        problem = error_text(answer)
     elif hasattr(answer, "tolist"):  # an array or a tensor
-        answer = answer.tolist()
+        try:
+            answer = answer.tolist()
+        except Exception as error:
+            problem = f"returned a {type(answer).__name__} that cannot be read: {error_text(error)}"
     if problem is None and not isinstance(answer, (list, tuple)):
         problem = f"returned {type(answer).__name__} instead of a list with one value per video"
     elif problem is None and len(answer) != count:
@@ -90,16 +111,37 @@ def read_answer(answer: Any, count: int) -> tuple[list[float | None], list[str |
 
     values, problems = [], []
     for value in answer:
-        number = None
-        if value is not None:
-            try:
-                number = math.nan if isinstance(value, (str, bytes)) else float(value)
-            except (TypeError, ValueError):
-                number = math.nan
-        is_usable = number is None or math.isfinite(number)
-        values.append(number if is_usable else None)
-        problems.append(None if is_usable else f"returned {value!r}, which is no finite number")
+        value, problem = _read_number(value)
+        values.append(value)
+        problems.append(problem)
     return values, problems
+
+
+def _read_number(value: Any) -> tuple[float | None, str | None]:
+    """Return the number and no problem, or no number and the reason."""
+    if value is None:
+        return None, None
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except Exception:  # __float__ is the reward's code; a whole number may be too large
+        number = math.nan
+    if abs(number) <= LARGEST:
+        return number, None
+    reason = f"is beyond {LARGEST:g} in magnitude" if math.isfinite(number) else "is no finite number"
+    try:
+        shown = repr(value)
+    except Exception:  # a whole number of more than 4300 digits; __repr__ is the reward's code
+        shown = f"a {type(value).__name__}"
+    return None, f"returned {shown[:100]}, which {reason}"
+
+
+def error_text(error: BaseException) -> str:
+    """Return the type and the message of an exception, on a line of text that every file can hold."""
+    try:
+        message = str(error)
+    except Exception:  # __str__ is the reward's code
+        message = "(it has no readable message)"
+    return f"{type(error).__name__}: {message}".encode("utf-8", "replace").decode()
 
 
 class CallLog:
@@ -109,6 +151,8 @@ class CallLog:
     Args:
         count (`int`):
             The number of videos.
+        reserved (collection of `str`, *optional*):
+            Columns that no reward may write.
 
     Attributes:
         columns (`dict[str, list]`):
@@ -117,10 +161,11 @@ class CallLog:
             From `log_metric`: the finite numbers logged under each name.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, reserved: Collection[str] = ()) -> None:
         self.columns: dict[str, list] = {}
         self.metrics: dict[str, list[float]] = {}
         self._count = count
+        self._reserved = reserved
         self._writers: dict[str, str] = {}
 
     def extra(self, reward: str, column: str, values: Sequence[Any]) -> None:
@@ -133,12 +178,25 @@ class CallLog:
             column (`str`):
                 The column's name.
             values (sequence of `N`):
-                The values; NumPy and torch scalars become Python numbers.
+                The values: texts, numbers, and lists and mappings of them. Arrays and tensors become Python numbers,
+                and numbers that are not finite, or beyond `LARGEST`, become `None`.
 
         Raises:
-            `ValueError`: for another number of values than videos, or a column that another reward writes.
+            `ValueError`: for another number of values than videos, a column that another reward or the library
+                writes, or a whole number of more than 64 bits.
+            `TypeError`: for a value or a name without a JSON form, because columns are stored as JSON.
         """
-        values = [_plain(value) for value in values]
+        if not isinstance(column, str):
+            raise TypeError(f"log_extra({column!r}): the name of a column must be a text")
+        if column in self._reserved:
+            raise ValueError(f"log_extra({column!r}): the library writes a column of this name. Rename yours")
+        column, dropped = _storable_text(column), []
+        values = [_json_form(value, column, dropped) for value in values]
+        if dropped:
+            logger.warning(
+                "log_extra(%r) of the reward %r got numbers beyond %g in magnitude, such as %r, which become None.",
+                column, reward, LARGEST, dropped[0],
+            )  # fmt: skip
         if len(values) != self._count:
             raise ValueError(f"log_extra({column!r}) got {len(values)} values for {self._count} videos")
         if self._writers.setdefault(column, reward) != reward:
@@ -146,17 +204,46 @@ class CallLog:
         self.columns[column] = values
 
     def metric(self, name: str, value: float) -> None:
-        """Log a number, which is averaged with the others of that name; one that is not finite is dropped."""
+        """Log a number, which is averaged with the others of that name; one that is not finite, or is beyond
+        `LARGEST`, is dropped."""
+        if not isinstance(name, str):
+            raise TypeError(f"log_metric({name!r}): the name of a metric must be a text")
         value = float(value)
+        if abs(value) <= LARGEST:
+            self.metrics.setdefault(_storable_text(name), []).append(value)
+
+
+def _json_form(value: Any, column: str, dropped: list[float]) -> Any:
+    """Convert a logged value to plain Python with a JSON form; collect the huge numbers that become `None`."""
+    if hasattr(value, "tolist"):  # NumPy's and torch's scalars, arrays and tensors
+        value = value.tolist()
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _storable_text(value)
+    if isinstance(value, int):
+        if value.bit_length() > 64:
+            raise ValueError(f"log_extra({column!r}): a whole number of {value.bit_length()} bits; 64 are possible")
+        return value
+    if isinstance(value, float):
+        if abs(value) <= LARGEST:
+            return value
         if math.isfinite(value):
-            self.metrics.setdefault(name, []).append(value)
+            dropped.append(value)
+        return None
+    if isinstance(value, Mapping):
+        return {_storable_text(str(key)): _json_form(item, column, dropped) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_form(item, column, dropped) for item in value]
+    raise TypeError(
+        f"log_extra({column!r}): a value of type {type(value).__name__} has no JSON form. Log texts, numbers, and "
+        "lists and dicts of them"
+    )
 
 
-def _plain(value: Any) -> Any:
-    """Convert NumPy and torch scalars to Python numbers, and NaN to None, because columns are stored as JSON."""
-    if getattr(value, "ndim", None) == 0:
-        value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _storable_text(text: str) -> str:
+    """Replace lone surrogates, which UTF-8 files cannot hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def is_async(reward: Callable[..., Any]) -> bool:
@@ -187,10 +274,25 @@ class AsyncLoop:
 
 
 async def _result_or_exception(awaitable: Awaitable[Any]) -> Any:
-    (result,) = await asyncio.gather(awaitable, return_exceptions=True)
+    (result,) = await asyncio.gather(_without_exit(awaitable), return_exceptions=True)
     return result
 
 
+async def _without_exit(awaitable: Awaitable[Any]) -> Any:
+    """Return what would end the thread of the loop, and leave everybody waiting, as a value."""
+    try:
+        return await awaitable
+    except SystemExit as error:
+        return RewardExit(error.code)
+    except KeyboardInterrupt as error:
+        return error
+
+
 def _run(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
+    while True:
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):  # of a task that a reward started by itself; who waits for it is told
+            continue
+        break
     loop.close()

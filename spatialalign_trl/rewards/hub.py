@@ -27,6 +27,7 @@ from spatialalign_trl.rewards.settings import (
     CONFIG_FILE,
     SPEC,
     HubReward,
+    check_trust,
     download,
     fetch_config,
     is_hub_spec,
@@ -56,6 +57,7 @@ def load_hub_reward(spec: str, trust_remote_code: bool = False, token: str | Non
         `ValueError`: for a repository that does not contain a reward.
         `FileNotFoundError`, `ConnectionError`: as in [`explain_hub_errors`].
     """
+    trust_remote_code = check_trust(trust_remote_code, f"the reward {spec!r}")
     match = SPEC.fullmatch(spec)
     if match is None or not is_hub_spec(spec):
         raise ValueError(f"{spec!r} is no reward on the Hub: expected owner/name or owner/name@revision.")
@@ -106,7 +108,7 @@ def _execute(path: Path, origin: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look up a class's module there
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
-    except Exception as error:  # whatever the code raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the code raises while it is imported
         del sys.modules[name]
         raise ImportError(
             f"The reward {origin} cannot be imported ({path.name}): {type(error).__name__}: {error}"

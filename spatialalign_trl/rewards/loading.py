@@ -11,9 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from spatialalign_trl.rewards.convention import RewardFunc, defined_in, find_installed, make_reward
+from spatialalign_trl.rewards.containment import RewardExit, contained
+from spatialalign_trl.rewards.convention import RewardFunc, defined_in, find_installed, make_reward, reward_name
 from spatialalign_trl.rewards.hub import load_hub_reward
-from spatialalign_trl.rewards.settings import is_hub_spec
+from spatialalign_trl.rewards.settings import check_trust, check_trust_in, is_hub_spec
 
 
 def load_reward(spec: str | RewardFunc, *, trust_remote_code: bool = False, **kwargs: Any) -> RewardFunc:
@@ -34,12 +35,28 @@ def load_reward(spec: str | RewardFunc, *, trust_remote_code: bool = False, **kw
         A callable in TRL's convention: a class is instantiated, a function or an instance is used as it is.
 
     Raises:
-        `ValueError`: if no entry point, or no definition in the file, has that name.
+        `ValueError`: if no entry point, or no definition in the file, has that name; or for a `trust_remote_code`,
+            also one in the options, that is no boolean.
         `FileNotFoundError`: if the file does not exist.
         `ImportError`: if importing the reward fails; the message names the reward.
         `PermissionError`: for code on the Hub that is not trusted or not pinned to a commit.
         `TypeError`: if the name does not belong to something callable.
     """
+    is_server = isinstance(spec, str) and spec.startswith(("http://", "https://"))
+    # A URL may contain a secret.
+    name = "on a server" if is_server else spec if isinstance(spec, str) else reward_name(spec)
+    place = "a reward on a server" if is_server else f"the reward {name!r}"
+    trust_remote_code = check_trust(trust_remote_code, place)
+    check_trust_in(kwargs, place)
+    try:
+        with contained(name):
+            return _load(spec, trust_remote_code, **kwargs)
+    except RewardExit as error:
+        raise ImportError(f"{place} cannot be made: it {error}") from error
+
+
+def _load(spec: str | RewardFunc, trust_remote_code: bool, **kwargs: Any) -> RewardFunc:
+    """Find and make a reward; see [`load_reward`]."""
     found = spec
     if isinstance(spec, str):
         if spec.startswith(("http://", "https://")):
@@ -67,7 +84,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickling look up a class's module there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's file raises while it is imported
         del sys.modules[name]
         raise ImportError(f"The reward file {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

@@ -7,14 +7,16 @@ The schema is in the top-level rewards/README.md, and a server for any reward is
 import asyncio
 import base64
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from spatialalign_trl.errors import near_miss
+from spatialalign_trl.rewards.calling import LARGEST
+from spatialalign_trl.rewards.limits import MAX_ABOUT_BYTES, MAX_ANSWER_BYTES, parse_json
 from spatialalign_trl.video import Video, check_completions, encode_video
 
 SCHEMES = ("http://", "https://")
@@ -23,6 +25,15 @@ RETRIED = (408, 425, 429, 500, 502, 503, 504)
 FIRST_WAIT_SECONDS = 1.0
 MAX_WAIT_SECONDS = 60.0
 DEFAULT_FPS = 16.0
+ABOUT_SECONDS = 30.0
+# Other encodings, and several in a row, can decompress a few bytes of an answer to gigabytes at once.
+ENCODINGS = ("", "identity", "gzip", "deflate")
+
+
+class _Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
 
 class HTTPReward:
@@ -143,32 +154,52 @@ class HTTPReward:
         """Post a request, with retries, and return the JSON of the answer."""
         from httpx2 import TransportError
 
-        headers = {"Content-Type": "application/json", **self._authorization()}
         for attempt in range(self.retries + 1):
             wait = FIRST_WAIT_SECONDS * 2**attempt
             try:
-                async with asyncio.timeout(self.timeout):
-                    response = await client.post(self.url, content=body, headers=headers, timeout=self.timeout)
+                answer = await self._ask(client, "POST", self.timeout, MAX_ANSWER_BYTES, body)
             except TimeoutError:
                 problem = f"no answer within {self.timeout:g} s"
             except TransportError as error:
                 problem = f"{type(error).__name__} {_printable(str(error))}".rstrip()
             else:
-                if response.status_code == 200:
+                if answer.status == 200:
                     try:
-                        return json.loads(response.content)
-                    except ValueError as error:
-                        text = _printable(response.text)
+                        return parse_json(answer.content, "its answer")
+                    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                        text = _printable(answer.content[:300].decode("utf-8", "replace"))
                         raise ValueError(f"{self.url} answered something that is no JSON: {text!r}") from error
-                problem = f"status {response.status_code}{_reason(response)}"
-                if response.status_code in (401, 403):
+                    except ValueError as error:
+                        raise ValueError(f"{self.url}: {error}") from error
+                problem = f"status {answer.status}{_reason(answer.content)}"
+                if answer.status in (401, 403):
                     raise PermissionError(f"{self.url} refused the request: {problem}. {self._token_remedy()}")
-                if response.status_code not in RETRIED:
+                if answer.status not in RETRIED:
                     raise ValueError(f"{self.url} refused the request: {problem}")
-                wait = _retry_after(response) or wait
+                wait = _retry_after(answer.headers) or wait
             if attempt < self.retries:
                 await asyncio.sleep(min(wait, MAX_WAIT_SECONDS))
         raise ConnectionError(f"{self.url} did not score: {problem} (asked {self.retries + 1} times)")
+
+    async def _ask(
+        self, client: Any, method: str, seconds: float, max_bytes: int, body: bytes | None = None
+    ) -> _Answer:
+        """Send a request and read the answer, with a limit on the total time and on the decompressed size."""
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **self._authorization()}
+        async with (
+            asyncio.timeout(seconds),
+            client.stream(method, self.url, content=body, headers=headers, timeout=seconds) as response,
+        ):
+            encoding = response.headers.get("Content-Encoding", "").strip().lower()
+            if encoding not in ENCODINGS:
+                raise ValueError(f"{self.url} answered in the encoding {_printable(encoding)!r}; send it uncompressed")
+            parts, size = [], 0
+            async for part in response.aiter_bytes():
+                size += len(part)
+                if size > max_bytes:
+                    raise ValueError(f"{self.url} answered more than {max_bytes} bytes, so the rest was not read")
+                parts.append(part)
+            return _Answer(response.status_code, response.headers, b"".join(parts))
 
     def _authorization(self) -> dict[str, str]:
         """Return the header with the token, if there is one."""
@@ -211,23 +242,31 @@ class HTTPReward:
     def _describe_server(self) -> dict[str, Any]:
         """Return the server's answer to GET, which is requested once; `{}` if the server does not support it."""
         if self._description is None:
-            from httpx2 import Client, TransportError
+            from httpx2 import AsyncClient, TransportError
+
+            async def ask() -> _Answer:
+                async with AsyncClient() as client:
+                    return await self._ask(client, "GET", min(self.timeout, ABOUT_SECONDS), MAX_ABOUT_BYTES)
 
             try:
-                with Client(timeout=min(self.timeout, 30.0)) as client:
-                    response = client.get(self.url, headers=self._authorization())
-            except TransportError as error:
+                with ThreadPoolExecutor(1) as pool:  # this thread may have a running loop, as in a notebook
+                    answer = pool.submit(asyncio.run, ask()).result()
+            except (TransportError, TimeoutError) as error:
                 raise ConnectionError(
                     f"The reward {self.url} cannot be reached ({type(error).__name__}); start its server first, for "
                     "example with `spatialalign serve-reward dsr_score --port 8000`."
                 ) from error
-            if response.status_code in (401, 403):
-                raise PermissionError(f"{self.url} refused the request. {self._token_remedy()}")
+            if answer.status in (401, 403):
+                raise PermissionError(
+                    f"{self.url} refused the request{_reason(answer.content)}. {self._token_remedy()}"
+                )
+            if answer.status == 421:  # it would refuse the videos as well
+                raise ValueError(f"{self.url} refused the request: status 421{_reason(answer.content)}")
             try:
-                answer = json.loads(response.content) if response.status_code == 200 else None
+                about = parse_json(answer.content, "it") if answer.status == 200 else None
             except ValueError:
-                answer = None
-            self._description = answer if isinstance(answer, dict) else {}
+                about = None
+            self._description = about if isinstance(about, dict) else {}
         return self._description
 
 
@@ -292,8 +331,11 @@ def read_scores(answer: Any, count: int) -> tuple[list[float | None], dict[str, 
         raise ValueError(f"the answer has {len(scores)} scores for {count} videos")
     for k, score in enumerate(scores):
         is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
-        if score is not None and not (is_number and math.isfinite(score)):
-            raise ValueError(f"scores[{k}] of the answer is {score!r}; a score is a finite number or null (INVALID)")
+        if score is not None and not (is_number and abs(score) <= LARGEST):
+            raise ValueError(
+                f"scores[{k}] of the answer is {_printable(repr(score))}; a score is a finite number of at most "
+                f"{LARGEST:g} in magnitude, or null (INVALID)"
+            )
     if not isinstance(extra, dict):
         raise ValueError(f"extra of the answer is {type(extra).__name__}; it must map names to lists")
     for name, values in extra.items():
@@ -302,10 +344,10 @@ def read_scores(answer: Any, count: int) -> tuple[list[float | None], dict[str, 
     return [None if score is None else float(score) for score in scores], extra
 
 
-def _reason(response: Any) -> str:
+def _reason(content: bytes) -> str:
     """Return the error message in an answer, after a colon; an empty text if there is none."""
     try:
-        message = json.loads(response.content)["error"]
+        message = parse_json(content, "it")["error"]
     except (ValueError, KeyError, TypeError):
         return ""
     return f": {_printable(str(message))}"
@@ -316,7 +358,7 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text[:300])
 
 
-def _retry_after(response: Any) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that the server asks to wait, if it does."""
-    seconds = response.headers.get("Retry-After", "")
+    seconds = headers.get("Retry-After", "")
     return float(seconds) if seconds.isdecimal() else None

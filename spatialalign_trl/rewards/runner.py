@@ -11,15 +11,15 @@ of shape `(frames, height, width, 3)`. The library knows no particular reward; `
 """
 
 import logging
-import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spatialalign_trl.errors import near_miss
-from spatialalign_trl.rewards.calling import AsyncLoop, CallLog, call_rewards, read_answer
+from spatialalign_trl.rewards.calling import LARGEST, AsyncLoop, CallLog, call_rewards, error_text, read_answer
 from spatialalign_trl.rewards.combination import Normalization, RewardCombination
+from spatialalign_trl.rewards.containment import RewardExit, contained
 from spatialalign_trl.rewards.convention import RESERVED, RewardFunc, required_columns, reward_name, signature_of
 from spatialalign_trl.rewards.loading import load_reward
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # As in TRL these columns are not passed on, because rewards get them as `prompts` and `completions`.
 NOT_PASSED = ("prompt", "completion", "completion_ids")
+# Columns `<reward>_error` and `<reward>_settings` beside the scores are the library's.
+OWN_COLUMNS = ("error", "settings")
 # Over fewer videos a share of failures is not meaningful.
 MIN_SAMPLES_FOR_FAILURE = 16
 
@@ -185,20 +187,29 @@ class RewardRunner:
             check = getattr(reward, "check_prompts", None)
             if check is not None:
                 try:
-                    check(**columns)
-                except ValueError as error:
+                    with contained(name):
+                        check(**columns)
+                except (ValueError, RewardExit) as error:
                     raise ValueError(f"The reward {name!r} cannot score these prompts: {error}") from error
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of each reward by name, from its method `describe()`; `None` for one without it."""
-        named = zip(self.names, self.reward_funcs, strict=True)
-        return {name: reward.describe() if hasattr(reward, "describe") else None for name, reward in named}
+        described = {}
+        for name, reward in zip(self.names, self.reward_funcs, strict=True):
+            with contained(name):
+                described[name] = reward.describe() if hasattr(reward, "describe") else None
+        return described
 
     def release(self) -> None:
-        """Free the models of every reward that has a method `release()`; the next video loads them again."""
-        for reward in self.reward_funcs:
+        """Free the models of every reward that has a method `release()`; the next video loads them again. One that
+        fails only loses memory, so it is a warning."""
+        for name, reward in zip(self.names, self.reward_funcs, strict=True):
             if hasattr(reward, "release"):
-                reward.release()
+                try:
+                    with contained(name):
+                        reward.release()
+                except Exception as error:
+                    logger.warning("The reward %r did not release its models: %s", name, error_text(error))
 
     def __call__(
         self,
@@ -234,7 +245,7 @@ class RewardRunner:
         arguments |= {"prompts": prompts, "completions": completions}
 
         # 2. Call every reward
-        log = CallLog(count)
+        log = CallLog(count, {"gate_reason", *(f"{name}_{fact}" for name in self.names for fact in OWN_COLUMNS)})
         rewards = dict(zip(self.names, self.reward_funcs, strict=True))
         answers = call_rewards(rewards, arguments, trainer_state, log, self._loop)
 
@@ -302,8 +313,10 @@ def _checked_weights(weights: Sequence[float] | None, names: Sequence[str], gate
             f"{len(names)} rewards need {len(names)} weights, got {len(weights)} ({list(weights)} for "
             f"{', '.join(names)}). If you set reward_funcs, set reward_weights as well."
         )
-    if not all(map(math.isfinite, weights)):
-        raise ValueError(f"Reward weights must be finite numbers, got {list(weights)}.")
+    if not all(abs(weight) <= LARGEST for weight in weights):
+        raise ValueError(
+            f"Reward weights must be finite numbers of at most {LARGEST:g} in magnitude, got {list(weights)}."
+        )
     return [float(weight) for weight in weights]
 
 

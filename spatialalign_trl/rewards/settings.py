@@ -200,6 +200,42 @@ class RewardSettingsOnHub(ABC):
         return cls(**{**_portable(options, origin), **kwargs})
 
 
+def without_local_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without those of one machine (`cache_dir`, `device`), also in nested mappings."""
+    return {
+        name: without_local_options(value) if isinstance(value, Mapping) else value
+        for name, value in options.items()
+        if name not in LOCAL_OPTIONS
+    }
+
+
+def check_trust(value: Any, place: str) -> bool:
+    """
+    Return a permission to execute code, which only `True` gives: the text `"false"` would count as true in Python.
+
+    Args:
+        value:
+            The value of `trust_remote_code`.
+        place (`str`):
+            Where it was set, for error messages.
+
+    Raises:
+        `ValueError`: if it is neither `True`, `False` nor `None`.
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise ValueError(f"{place}: trust_remote_code={value!r} is neither true nor false. Write true or false, unquoted.")
+
+
+def check_trust_in(options: Mapping[str, Any], place: str) -> None:
+    """Check with [`check_trust`] every `trust_remote_code` in a reward's options, also in nested ones."""
+    for name, value in options.items():
+        if name == "trust_remote_code":
+            check_trust(value, place)
+        elif isinstance(value, Mapping):
+            check_trust_in(value, f"{place}, {name}")
+
+
 def read_config(name_or_path: str | os.PathLike, revision: str | None = None, token: str | None = None) -> HubReward:
     """
     Read the `reward_config.json` of a folder, or of a repository on the Hub.

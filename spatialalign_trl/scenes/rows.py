@@ -10,15 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spatialalign_trl.files import read_json, write_atomic, write_json
+from spatialalign_trl.files import confined, read_json, write_atomic, write_json
 from spatialalign_trl.prompts.loading import read_rows
 from spatialalign_trl.scenes.tasks import SceneTask
-from spatialalign_trl.video import Video, read_video, video_bytes, with_undecoded_videos, write_video
+from spatialalign_trl.video import (
+    Video,
+    check_video_file,
+    is_video_cell,
+    read_video,
+    video_bytes,
+    with_undecoded_videos,
+    write_video,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,23 +57,72 @@ def load_scene_rows(source: str | Path | Dataset, split: str = "train", limit: i
 
     Raises:
         FileNotFoundError: if the file or folder does not exist.
-        ValueError: if the set is empty, or a row is not a task. The message names the source and the row.
+        ValueError: if the set is empty, or a row is not a task, or names a video file outside of the set's folder (for
+            a file, the folder that it is in). The message names the source and the row.
     """
     from datasets import Dataset
 
     rows: list[dict[str, Any]] = []
     place_of_id: dict[str, str] = {}
     source = with_undecoded_videos(source) if isinstance(source, Dataset) else source
+    roots = None if isinstance(source, Dataset) else _roots(source)  # a Dataset's paths are the caller's own
     for place, row in read_rows(source, split):
         if len(rows) == limit:
             break
         earlier = place_of_id.setdefault(_checked_id(row, place), place)
         if earlier != place:
             raise ValueError(f"{place}: its id was already used at {earlier}, but ids must be unique")
-        rows.append(dict(row))
+        rows.append(dict(row) if roots is None else _confined_row(row, roots, place))
     if not rows:
         raise ValueError(f"{source} contains no scene tasks")
     return Dataset.from_list(rows)
+
+
+def _roots(source: str | Path) -> list[Path]:
+    """Return the folders that the videos of a set may lie in: its own, or the cache of its repository on the Hub."""
+    path = Path(source)
+    if path.exists():
+        return [path if path.is_dir() else path.parent]
+    import datasets.config
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    repo = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=str(source), repo_type="dataset")
+    return [repo, Path(datasets.config.DOWNLOADED_DATASETS_PATH), Path(datasets.config.EXTRACTED_DATASETS_PATH)]
+
+
+def _confined_row(row: Mapping[str, Any], roots: Sequence[Path], place: str) -> dict[str, Any]:
+    """Return the row with the resolved paths of its video files, all of which must lie in one of the folders."""
+    checked = dict(row)
+    for name, value in row.items():
+        if is_video_cell(value) and not value["bytes"]:
+            path = value["path"]
+        else:
+            path = value if name in (CONTEXT, VIDEO) else None
+        if not isinstance(path, (str, PurePath)):
+            continue
+        file = _file_inside(path, roots)
+        if file is None:
+            folders = " or ".join(map(str, roots))
+            raise ValueError(
+                f"{place}: the column {name!r} names {str(path)!r}, which is not a file in {folders}. The rows of a "
+                "set may only name files of that set. Move the video there, or put its content under 'bytes'."
+            )
+        checked[name] = _cell(file)
+    return checked
+
+
+def _file_inside(path: str | PurePath, roots: Sequence[Path]) -> Path | None:
+    """Return the file that a path names, relative to a root or to the working directory, if it is in a root."""
+    for root in roots:
+        for candidate in (path, Path.cwd() / path):
+            try:
+                file = confined(candidate, root)
+            except ValueError:
+                continue
+            if file.is_file():
+                return file
+    return None
 
 
 def _checked_id(row: Mapping[str, Any], place: str) -> str:
@@ -208,7 +265,10 @@ def _rendered(
     file = folder / f"task-{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
     if file.is_file():
         cached = read_json(file)
-        cached |= {name: _cell(folder / value) for name, value in cached.items() if name in (CONTEXT, VIDEO)}
+        # Only the file's name counts, so that a cached row cannot name files outside of the folder.
+        cached |= {
+            name: _cell(folder / PurePath(value).name) for name, value in cached.items() if name in (CONTEXT, VIDEO)
+        }
         has_columns = VIDEO in cached or not ground_truth
         if has_columns and all(Path(cached[name]["path"]).is_file() for name in (CONTEXT, VIDEO) if name in cached):
             return cached
@@ -221,21 +281,26 @@ def _rendered(
 
 
 def _finished(row: Mapping[str, Any], folder: Path, size: tuple[int, int], num_frames: int) -> dict[str, Any]:
-    """Check the size and length of a finished row, and copy its videos to files in `folder`."""
+    """Check the size and length of a finished row, and copy its videos to files in `folder`, also those of columns
+    that no model reads: a published row contains them."""
     name = row.get("prompt_id") or row["task_id"]
     finished = {**row, "prompt_id": name}
     lengths = {VIDEO: num_frames}  # a context may have any length
-    for column in (CONTEXT, VIDEO):
-        if row.get(column) is None:
+    for column, value in row.items():
+        place = f"row {name!r}, column {column!r}"
+        if column in (CONTEXT, VIDEO) and value is not None:
+            content = video_bytes(value, place)
+            shape = read_video(content).shape
+            if shape[1:3] != size or shape[0] != lengths.get(column, shape[0]):
+                raise ValueError(
+                    f"row {name!r}: {column} has {shape[0]} frames of {shape[1]}x{shape[2]}, but the model samples "
+                    f"{num_frames} frames of {size[0]}x{size[1]} (height x width). Sample at the recording's size, or "
+                    "curate the recordings again (scenes.Curation)."
+                )
+        elif is_video_cell(value) and (value["bytes"] or value["path"]):
+            content = check_video_file(video_bytes(value, place), place)
+        else:
             continue
-        content = video_bytes(row[column], f"row {name!r}, column {column!r}")
-        shape = read_video(content).shape
-        if shape[1:3] != size or shape[0] != lengths.get(column, shape[0]):
-            raise ValueError(
-                f"row {name!r}: {column} has {shape[0]} frames of {shape[1]}x{shape[2]}, but the model samples "
-                f"{num_frames} frames of {size[0]}x{size[1]} (height x width). Sample at the recording's size, or "
-                "curate the recordings again (scenes.Curation)."
-            )
         path = folder / f"{hashlib.sha256(content).hexdigest()[:20]}.mp4"
         finished[column] = _cell(path if path.is_file() else write_atomic(path, content))
     poses = row.get("camera_poses")

@@ -19,6 +19,8 @@ from spatialalign_rewards import DSRScore
 from spatialalign_trl.cli import main, score
 from spatialalign_trl.cli.display import score_text
 from spatialalign_trl.cli.figures import figure_names
+from spatialalign_trl.cli.results import csv_cell
+from spatialalign_trl.cli.score_files import read_scores
 from spatialalign_trl.cli.work import Job, Question
 from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.rollout.store import SampleStore
@@ -490,6 +492,32 @@ def test_names_of_plots_never_leave_the_folder():
     assert names[2:5] == ["same", "same-2", "SAME-3"]
     for name in names:
         assert Path(name).name == name and len(name) < 120 and not name.startswith(("-", "."))
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_spreadsheet_finds_no_formula_in_the_csv(start):
+    assert csv_cell(f"{start}HYPERLINK(1)") == f"'{start}HYPERLINK(1)"
+    assert csv_cell(f"a{start}b") == f"a{start}b" and csv_cell(-0.5) == -0.5 and csv_cell(None) is None
+
+
+def test_a_formula_in_a_prompt_or_a_file_name_is_text_and_its_scores_are_found_again(run):
+    name = "=cmd|calc.mp4"
+    Path("prompts.csv").write_text(f'prompt_id,prompt\n=cmd|calc,"{PROMPT}"\n')
+    write(name)
+    run(name, "--prompts", "prompts.csv", *TINY, "--csv", "o.csv")
+    with open("o.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["file"] == f"'{name}" and row["prompt_id"] == "'=cmd|calc" and float(row["final_gap"]) is not None
+    assert read_scores("o.csv").of_files([name])[0]["file"] == row["file"]
+
+
+def test_codes_in_a_name_or_an_error_do_not_reach_the_terminal(run):
+    name = "\x1b[31m[bold].mp4"
+    Path(name).write_text("no video")
+    code, out, err = run(name, *WORDS, *TINY)
+    assert code == 1 and "\x1b[31m" not in out + err and "?[31m[bold].mp4" in err
+    code, out, err = run("--videos", "\x1b[31mnowhere", *WORDS, *TINY)
+    assert code == 2 and "\x1b" not in err and "there is no folder ?[31mnowhere" in err
 
 
 def test_prompt_ids_are_not_used_as_paths(run):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from datasets import Video, load_dataset
 
 from spatialalign_trl.online import preference_files
 from spatialalign_trl.online.preference_card import histogram
 from spatialalign_trl.preferences import make_pairs
+from spatialalign_trl.video import encode_video
 
 
 def samples(count: int = 5) -> list[SimpleNamespace]:
@@ -64,7 +66,8 @@ def test_the_files_of_a_round_load_as_one_dataset(tmp_path):
 
 
 def test_videos_of_the_prompts_are_stored_and_paths_of_this_machine_are_not(tmp_path):
-    (tmp_path / "scene.mp4").write_bytes(b"a recording")
+    recording = encode_video(np.zeros((2, 16, 16, 3), np.uint8), 8)
+    (tmp_path / "scene.mp4").write_bytes(recording)
     with_recording = samples(4)
     for sample in with_recording:
         sample.row["context"] = {"bytes": None, "path": str(tmp_path / "scene.mp4")}
@@ -75,9 +78,20 @@ def test_videos_of_the_prompts_are_stored_and_paths_of_this_machine_are_not(tmp_
         assert str(tmp_path).encode() not in file.read_bytes()
         (dataset,) = load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path / "cache")).values()
         assert isinstance(dataset.features["context"], Video)
-        assert {row["context"]["bytes"] for row in dataset.cast_column("context", Video(decode=False))} == {
-            b"a recording"
-        }
+        assert {row["context"]["bytes"] for row in dataset.cast_column("context", Video(decode=False))} == {recording}
+
+
+@pytest.mark.parametrize("column", ["context", "extra"])
+def test_a_file_of_this_machine_that_is_no_video_is_not_published(tmp_path, column):
+    (tmp_path / "passwords").write_text("root:x:0:0\n" * 50)
+    some = samples(4)
+    for sample in some:
+        sample.row[column] = {"bytes": None, "path": str(tmp_path / "passwords")}
+    with pytest.raises(ValueError, match=f"prompt 'p0', column '{column}' is not a video file"):
+        preference_files.write_samples(tmp_path / "hub", 1, some, video_bytes)
+    with pytest.raises(ValueError, match=f"prompt 'p1', column '{column}' is not a video file"):
+        preference_files.write_pairs(tmp_path / "hub", 1, make_pairs(some, "best_vs_worst").pairs, video_bytes)
+    assert not [file for file in (tmp_path / "hub").rglob("*") if file.is_file()]
 
 
 def test_a_round_with_fewer_samples_replaces_all_its_files_and_keeps_other_rounds(tmp_path):

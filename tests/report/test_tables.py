@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from spatialalign_trl.report.tables import latex_table, markdown_table, rich_table, summary_rows
+from spatialalign_trl.errors import printable
+from spatialalign_trl.report.evaluation_files import print_results
+from spatialalign_trl.report.tables import latex_table, markdown_cell, markdown_table, rich_table, summary_rows
 
 BASE = {
     "S@0.5": 0.5, "S@0.6": 0.4, "S@0.7": 0.3, "S@0.8": 0.2, "S@0.9": 0.1, "S@0.7_interval": [0.25, 0.35],
@@ -87,6 +90,56 @@ def test_a_markdown_table_escapes_bars():
     table = markdown_table(["measure", "base"], [["S@0.7", "0.3"], ["a|b", "1"]])
     assert table == "| measure | base |\n|---|---|\n| S@0.7 | 0.3 |\n| a\\|b | 1 |"
     assert markdown_table(["only"], []) == "| only |\n|---|"
+
+
+HOSTILE = (
+    "[/x]",
+    "[red]no[/red]",
+    "\x1b[31mred\x1b[0m",
+    "a\nb",
+    "<img src=x>",
+    "a|b",
+    "[link=http://x]y[/link]",
+    "\u202ea",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_from_data_are_neither_markup_nor_codes_in_the_terminal(text):
+    summary = {"S@0.7": 0.3, "by_type": {text: {"S@0.7": 0.4}}, "quality": {text: 0.1}}
+    results = {
+        "baseline": text,
+        "policies": {text: {"summary": summary}, "other": {"summary": summary}},
+        "differences": {
+            "other": {
+                "quality": {text: {"difference": 0.1, "interval": [0.0, 0.2]}},
+                "verdict": {"message": text, "warning": True},
+            }
+        },
+        "problems": [text],
+    }
+    out = StringIO()
+    console = Console(file=out, width=200, force_terminal=False)
+    print_results(console, results, Path("out"))
+    console.print(rich_table({text: summary}, title=text))
+    shown = printable(text)
+    assert out.getvalue().count(shown) >= 8 and "\x1b" not in out.getvalue() and "\u202e" not in out.getvalue()
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_markdown_cell_is_one_cell_without_html(text):
+    table = markdown_table(["a", text], [[text, "1"]])
+    lines = table.splitlines()
+    assert len(lines) == 3 and "<" not in table and table.replace("\n", "").isprintable()
+    assert all(line.replace("\\|", "").count("|") == 3 for line in lines)
+
+
+def test_a_reason_with_placeholders_is_shown_in_markdown():
+    assert markdown_cell("only N frames show the <animal>") == "only N frames show the &lt;animal>"
+
+
+def test_other_spaces_and_scripts_stay_readable():
+    assert printable("一\u3000二\xa0ü") == "一 二 ü"
 
 
 def test_a_row_of_another_length_is_refused():

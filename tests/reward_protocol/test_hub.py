@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from spatialalign_rewards import DSRScore
 from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.cli.new_reward import write_package
+from spatialalign_trl.rewards.hub import load_hub_reward
 from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.rewards.settings import is_hub_spec
@@ -297,3 +298,14 @@ def test_settings_of_another_reward_are_refused(tmp_path):
 def test_a_missing_folder_of_settings_is_named():
     with pytest.raises(FileNotFoundError, match="no folder '../x'"):
         DSRScore.from_pretrained("../x")
+
+
+@pytest.mark.parametrize("value", ["false", "true", 1])
+def test_a_text_is_no_permission_to_execute_code(pushed, value):
+    commit = pushed.push()
+    for load in (load_reward, load_hub_reward):
+        with pytest.raises(ValueError, match="neither true nor false"):
+            load(f"{REPO}@{commit}", trust_remote_code=value)
+    with pytest.raises(ValueError, match="neither true nor false"):
+        RewardArguments(reward_funcs=[f"{REPO}@{commit}"], trust_remote_code=value).load_rewards()
+    assert not pushed.was_executed

@@ -131,3 +131,19 @@ def test_a_single_required_column_may_be_a_string():
 
     reward.required_columns = "scene"
     assert required_columns(reward) == ["scene"]
+
+
+@pytest.mark.parametrize("value", ["false", "False", "no", 1, 0, [True]])
+def test_only_a_boolean_permits_code(value):
+    for arguments in (
+        {"trust_remote_code": value},
+        {"tracker": "sam3", "tracker_options": {"trust_remote_code": value}},
+    ):
+        with pytest.raises(ValueError, match=r"'dsr_score'.*trust_remote_code=.* is neither true nor false"):
+            load_reward("dsr_score", **arguments)
+
+
+def test_the_error_about_a_permission_shows_no_url():
+    with pytest.raises(ValueError, match="a reward on a server") as error:
+        load_reward("http://me:secret@host/score", trust_remote_code="false")
+    assert "secret" not in str(error.value)

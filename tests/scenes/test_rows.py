@@ -181,3 +181,74 @@ def test_the_arguments_keep_answers_out_of_the_prompts(tmp_path, renders):
     assert list(shared.with_answers(rows[1], settings, tmp_path))[0]["context"]["path"].startswith(shared.scenes_dir)
     with pytest.raises(ValueError, match="supersample=0"):
         SceneArguments(supersample=0)
+
+
+# ---------------------------------------------------------------------------------------- paths in somebody's set
+
+
+def finished_row(video, **columns) -> dict:
+    return {"prompt_id": "a", "prompt": "Walk.", "context": video, "camera_poses": walk(FRAMES), **columns}
+
+
+def cell(path) -> dict:
+    return {"bytes": None, "path": str(path)}
+
+
+@pytest.fixture
+def sent(tmp_path) -> Path:
+    """A set in a folder, beside the user's own files."""
+    video = encode_video(np.zeros((3, *SIZE, 3), np.uint8), 8)
+    for file in ("sent/clips/a.mp4", "home/private.mp4"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(video)
+    (tmp_path / "home" / "token").write_text("hf_secret")
+    (tmp_path / "sent" / "link.mp4").symlink_to(tmp_path / "home" / "private.mp4")
+    return tmp_path / "sent"
+
+
+def write_set(folder: Path, row: dict) -> Path:
+    (folder / "rows.jsonl").write_text(json.dumps(row))
+    return folder / "rows.jsonl"
+
+
+@pytest.mark.parametrize(
+    "place", ["{home}/private.mp4", "../home/private.mp4", "{home}/token", "link.mp4", "gone.mp4"]
+)
+@pytest.mark.parametrize("column", ["context", "video", "extra"])
+def test_rows_of_a_set_name_only_files_of_the_set(sent, tmp_path, place, column):
+    path = place.format(home=tmp_path / "home")
+    row = finished_row(cell("clips/a.mp4")) | {column: cell(path)}
+    with pytest.raises(ValueError, match=f"rows.jsonl, line 1: the column '{column}' names .*not a file in"):
+        load_scene_rows(write_set(sent, row))
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_path_is_relative_to_the_set_or_to_the_working_directory(sent, tmp_path, monkeypatch, bare):
+    monkeypatch.chdir(tmp_path)
+    for path in ("clips/a.mp4", "sent/clips/a.mp4", str(sent / "clips" / "a.mp4")):
+        row = finished_row(path if bare else cell(path), extra=cell(path))
+        rows = load_scene_rows(write_set(sent, row))
+        assert rows[0]["context"] == rows[0]["extra"] == cell(sent / "clips" / "a.mp4")
+        complete_row = complete_rows(rows, tmp_path / "run", SIZE, FRAMES)[0]
+        for column in ("context", "extra"):  # a run reads and publishes its own copies
+            assert Path(complete_row[column]["path"]).parent == tmp_path / "run"
+            assert read_video(complete_row[column]["path"]).shape == (3, *SIZE, 3)
+
+
+def test_a_column_that_no_model_reads_holds_a_video_or_stops_the_run_before_it_starts(sent, tmp_path):
+    (sent / "notes.mp4").write_text("no video")
+    rows = load_scene_rows(write_set(sent, finished_row(cell("clips/a.mp4"), extra=cell("notes.mp4"))))
+    with pytest.raises(ValueError, match="row 'a', column 'extra' is not a video file"):
+        complete_rows(rows, tmp_path / "run", SIZE, FRAMES)
+
+
+def test_a_cached_row_names_no_file_outside_of_its_folder(tmp_path, renders):
+    (row,) = complete(published("navigation", 1), tmp_path / "run")
+    (task,) = (tmp_path / "run").glob("task-*.json")
+    outside = tmp_path / "private.mp4"
+    outside.write_bytes(Path(row["context"]["path"]).read_bytes())
+    for name in ("../private.mp4", str(outside)):
+        task.write_text(json.dumps(json.loads(task.read_text()) | {"context": name}))
+        (again,) = complete(published("navigation", 1), tmp_path / "run")
+        assert Path(again["context"]["path"]).parent == tmp_path / "run"
+    assert len(renders) == 3
