@@ -231,7 +231,7 @@ def test_the_evaluation_does_not_mix_samples_of_changed_weights_either(folder, t
         list(prompts("eval", "blue")),
         RewardRunner(luck),
         tmp_path / "evaluation",
-        PolicySampling(
+        sampling=PolicySampling(
             load_model=lambda name: load_video_model(name, device="cpu"),
             settings=settings.to_dict(),
             samples_dir=run.store.directory,
@@ -283,6 +283,6 @@ def test_a_damaged_lora_without_a_copy_is_trained_again_from_what_is_sound(folde
 def test_damaged_latents_of_a_sample_are_found_and_made_again(folder, broken, finished, tmp_path):
     output = copied(broken, tmp_path)
     flip(min((output / "samples").glob("*.safetensors")))
-    with pytest.warns(UserWarning, match="It counts as missing and will be made again: .*safetensors is damaged"):
+    with pytest.warns(UserWarning, match="is damaged: its checksum differs.* will be made again"):
         loop(folder, output).train()
     assert_same(output, finished)
