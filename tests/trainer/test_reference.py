@@ -148,7 +148,7 @@ def test_mixing_is_its_formula(tmp_path: Path) -> None:
     model.update_reference(0.25)
     for name, value in model.reference_weights.items():
         torch.testing.assert_close(value, 0.25 * second[name] + 0.75 * held[name])
-    with pytest.raises(ValueError, match="another one than the policy's"):
+    with pytest.raises(ValueError, match="adapter does not match the policy's"):
         model.set_reference_weights({"a": torch.zeros(1)})
 
 
