@@ -89,7 +89,10 @@ def roll_out(
     if missing:
         num_done = len(assigned) - len(missing)
         with tqdm(total=len(assigned), initial=num_done, desc=desc, unit="video", disable=not is_main) as progress:
-            batches, missing_ids = _batches(assigned, missing, batch_size), {sample.sample_id for sample in missing}
+            batches, missing_ids = (
+                _batches(assigned, missing, batch_size, store),
+                {sample.sample_id for sample in missing},
+            )
             _sample_batches(model, batches, missing_ids, settings, store, crf, progress)
 
     # 4. Read what all processes wrote
@@ -119,12 +122,18 @@ def _check_input(rows: list[dict[str, Any]], seeds: Sequence[int], batch_size: i
         raise ValueError(f"batch_size is {batch_size}, but it must be at least 1.")
 
 
-def _batches(assigned: list[Sample], missing: list[Sample], batch_size: int) -> list[list[Sample]]:
-    """Divide the missing samples into batches; the first has all samples of the batch that an interruption cut off."""
-    num_done = len(assigned) - len(missing)
-    is_interrupted = all(a is b for a, b in zip(assigned[num_done:], missing, strict=True))
-    if is_interrupted:
-        missing = assigned[num_done - num_done % batch_size :]
+def _batches(assigned: list[Sample], missing: list[Sample], batch_size: int, store: SampleStore) -> list[list[Sample]]:
+    """
+    Divide the missing samples into batches.
+
+    Samples that an interruption cut off or that are damaged come in the batches that they had, because the size of a
+    batch affects the rounding. New samples, such as those of another seed, are packed.
+    """
+    is_interrupted = all(a is b for a, b in zip(assigned[len(assigned) - len(missing) :], missing, strict=True))
+    if is_interrupted or any(store.path(sample.sample_id, ".json").exists() for sample in missing):
+        missing_ids = {sample.sample_id for sample in missing}
+        batches = [assigned[start : start + batch_size] for start in range(0, len(assigned), batch_size)]
+        return [batch for batch in batches if any(sample.sample_id in missing_ids for sample in batch)]
     return [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
 
 
