@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from spatialalign_trl import preferences
 from spatialalign_trl.preferences import Pair, make_pairs, to_dataset
 from spatialalign_trl.prompts import PROMPT_COLUMNS, build_prompt
 from spatialalign_trl.rollout import noise_seed
+from spatialalign_trl.video import encode_video
 
 ROWS = {
     prompt_id: build_prompt(
@@ -292,15 +294,16 @@ def test_no_local_path_is_stored_even_in_the_folder_of_the_videos(tmp_path, monk
 
 
 def test_videos_of_the_prompts_travel_as_bytes_under_their_bare_names(tmp_path):
-    (tmp_path / "scene.mp4").write_bytes(b"a recording")
+    recording = encode_video(np.zeros((5, 16, 16, 3), np.uint8), 8, 23)
+    (tmp_path / "scene.mp4").write_bytes(recording)
     for cell in (
         {"bytes": None, "path": str(tmp_path / "scene.mp4")},
-        {"bytes": b"a recording", "path": "/x/scene.mp4"},
+        {"bytes": recording, "path": "/x/scene.mp4"},
     ):
         row = ROWS["p0"] | {"context": cell, "context_indices": [1, 4]}
         dataset = to_dataset([Pair(*(Scored("p0", k, 0.9 - k / 2, row=row) for k in range(2)))], video_bytes)
         assert dataset.features["context"] == datasets.Video(decode=False)
-        assert dataset[0]["context"] == {"bytes": b"a recording", "path": "scene.mp4"}
+        assert dataset[0]["context"] == {"bytes": recording, "path": "scene.mp4"}
         assert dataset[0]["context_indices"] == [1, 4]
     gone = ROWS["p0"] | {"context": {"bytes": None, "path": str(tmp_path / "gone.mp4")}}
     with pytest.raises(ValueError, match="prompt 'p0', column 'context': the video file cannot be read"):

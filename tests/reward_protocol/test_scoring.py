@@ -102,8 +102,7 @@ def test_only_an_added_reward_scores_samples_that_the_others_have_scored(store):
     assert first.calls == [[0, 1], [2]] and second.calls == [[0, 1], [2]]
     assert both == score_samples(both, store, runner)
     assert both[1].rewards == {"grey": 0.1, "other": 0.1} and both[1].reward == pytest.approx(0.3)
-    assert without_code(both[1].components) == {"grey_seen": 10.0, "other_seen": 10.0, "gate_reason": None}
-    assert both[0].reward is None and "below its gate" in both[0].components["gate_reason"]
+    assert without_code(both[1].components) == {"grey_seen": 10.0, "other_seen": 10.0}
 
 
 def test_the_gate_of_an_added_reward_disqualifies_scored_samples(store):
@@ -111,7 +110,7 @@ def test_the_gate_of_an_added_reward_disqualifies_scored_samples(store):
     runner = RewardRunner([Grey("other"), Grey()], [2.0, 1.0], gates={"other": 0.05})
     invalid, valid = score_samples(samples, store, runner)
     assert invalid.reward is None and "below its gate" in invalid.components["gate_reason"]
-    assert valid.components == {"grey_seen": 10.0, "other_seen": 10.0, "gate_reason": None}
+    assert without_code(valid.components) == {"grey_seen": 10.0, "other_seen": 10.0, "gate_reason": None}
     assert [invalid, valid] == score_samples([invalid, valid], store, runner)
 
 
