@@ -207,7 +207,9 @@ def test_a_damaged_lora_is_not_loaded(trained, tmp_path):
     model = wan_model()
     for position in [*positions(tmp_path / LORA_FILE), sound.index(b"lora_alpha") + 14]:
         flip(tmp_path / LORA_FILE, position)
-        with pytest.raises(ValueError, match=f"{LORA_FILE} is damaged.*checkpoint of its run"):
+        with pytest.raises(
+            ValueError, match=f"{LORA_FILE} is (damaged.*checkpoint of its run|not a whole safetensors file)"
+        ):
             model.load_lora(tmp_path)
         (tmp_path / LORA_FILE).write_bytes(sound)
     model.load_lora(tmp_path)
