@@ -14,6 +14,7 @@ import pytest
 from tiny_pairs import assert_same_weights, latent_pairs, logged, lora_of, spatialalign_trainer
 from transformers import TrainerCallback
 
+from spatialalign_trl.files import CHECKSUM_FILE
 from spatialalign_trl.trainer.callbacks import SaveOnInterrupt
 from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
 from spatialalign_trl.trainer.resuming import LOG_STATE_FILE, LogState, refuse_save_only_model
@@ -105,7 +106,8 @@ def test_a_checkpoint_without_its_log_continues_and_says_so(
     file = tmp_path / "checkpoint-2" / LOG_STATE_FILE
     state = json.loads(file.read_text())
     assert state["last_logged_step"] == 0 and len(state["losses"]) == 1 and len(state["metrics"]["mse/chosen"]) == 4
-    file.unlink()
+    file.unlink()  # as in a checkpoint of an older version, which has no checksums either
+    (tmp_path / "checkpoint-2" / CHECKSUM_FILE).unlink()
     resumed = spatialalign_trainer(tmp_path, logging_steps=3, **STEPS)
     with caplog.at_level(logging.WARNING):
         output = resumed.train(resume_from_checkpoint=True)
