@@ -184,6 +184,11 @@ def is_intact(data: bytes) -> bool:
         return False
 
 
+def has_checksum(path: str | os.PathLike) -> bool:
+    """Return whether a safetensors file, which may be damaged, was written with a checksum of its content."""
+    return SEAL.encode() in Path(path).read_bytes()
+
+
 def check_intact(path: str | os.PathLike, remedy: str) -> None:
     """
     Refuse a safetensors file that is damaged.

@@ -21,7 +21,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
-from spatialalign_trl.files import check_intact, seal_file
+from spatialalign_trl.files import check_intact, has_checksum, seal_file
 from spatialalign_trl.models.lora_files import LORA_FILE, find_lora
 from spatialalign_trl.models.lora_formats import parse_lora
 from spatialalign_trl.models.lora_loading import LoraFit, place_lora
@@ -352,8 +352,9 @@ class LoraMixin:
                 f"the transformer already carries the adapter {present[0]!r}. Call unload_lora() first."
             )
         file = find_lora(source)
+        if has_checksum(file):  # what another trainer wrote has none, and is refused by what it is
+            check_intact(file, "Copy it again from where it is sound, such as a checkpoint of its run.")
         lora = parse_lora(file, self.trained_component, self._lora_converter())
-        check_intact(file, "Copy it again from where it is sound, such as a checkpoint of its run.")
         self.lora_fit = place_lora(self.base_transformer, lora, self.pipeline)
 
     def _lora_converter(self) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None:

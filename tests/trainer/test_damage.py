@@ -205,11 +205,9 @@ def test_a_damaged_lora_is_not_loaded(trained, tmp_path):
     shutil.copyfile(trained / LORA_FILE, tmp_path / LORA_FILE)
     sound = (tmp_path / LORA_FILE).read_bytes()
     model = wan_model()
-    # A file whose header cannot be read is refused before its checksum is known.
-    refused = rf"{LORA_FILE}( is damaged.*checkpoint of its run| is not a whole safetensors file| \(its metadata\): )"
     for position in [*positions(tmp_path / LORA_FILE), sound.index(b"lora_alpha") + 14]:
         flip(tmp_path / LORA_FILE, position)
-        with pytest.raises(ValueError, match=refused):
+        with pytest.raises(ValueError, match=f"{LORA_FILE} is damaged.*checkpoint of its run"):
             model.load_lora(tmp_path)
         (tmp_path / LORA_FILE).write_bytes(sound)
     model.load_lora(tmp_path)
