@@ -38,7 +38,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fix the number of torch threads: sums are split by thread, so results depend on it in the last bits. Nothing is
-    written to the user's cache, and no test fails for being slow."""
+    written to the user's cache, and no test fails for being slow. Property tests try the same examples in every run;
+    `--hypothesis-seed=random` (or a number) lets them search for others."""
     if "HF_DATASETS_CACHE" not in os.environ:  # what a worker inherits is the first process's
         folder = tempfile.mkdtemp(prefix="spatialalign-tests-")
         os.environ["HF_DATASETS_CACHE"] = folder
@@ -48,8 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     # How long an example takes says how busy the machine is.
     busy = [hypothesis.HealthCheck.too_slow]
-    hypothesis.settings.register_profile("beside_others", deadline=None, suppress_health_check=busy)
-    hypothesis.settings.load_profile("beside_others")
+    repeat = config.getoption("--hypothesis-seed", None) is None
+    hypothesis.settings.register_profile("project", deadline=None, suppress_health_check=busy, derandomize=repeat)
+    hypothesis.settings.load_profile("project")
     torch.set_num_threads(1)
 
 
