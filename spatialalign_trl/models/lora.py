@@ -24,13 +24,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 
 from spatialalign_trl.errors import explain_hub_errors
+from spatialalign_trl.models.usage import LORA_FILE
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""The name under which diffusers looks for a LoRA."""
 
 
 def base_network(network: torch.nn.Module) -> torch.nn.Module:
@@ -204,6 +201,8 @@ class LoraMixin:
 
     lora_load_options: Mapping[str, Any] = MappingProxyType({})
     """Arguments, in addition to the file, with which diffusers' `pipe.load_lora_weights` loads this model's LoRA."""
+    lora_loads_into_transformer: bool = False
+    """Whether diffusers' pipeline has no `load_lora_weights`, so that the LoRA is loaded into its transformer."""
 
     pipeline: DiffusionPipeline
     transformer: torch.nn.Module
