@@ -49,7 +49,7 @@ _SHAPES = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_NAMES_IN_TEXT = r"[\w.-]{0,40}(?:api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|token|secret|passwd|password|passphrase|pwd)"
+_NAMES_IN_TEXT = r"[\w.-]{0,40}(?:(?:api|access|secret|private)[_-]?key|token|secret|passwd|password|passphrase|pwd)"
 # Patterns with the groups (what stays, the secret, what stays).
 _IN_CONTEXT = (
     re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/\s@\"'<>]+)(@)"),  # scheme://user:password@host
@@ -133,16 +133,21 @@ def is_secret_name(name: str) -> bool:
     return is_key or words[-1] in _SECRET_WORDS
 
 
-def table_cell(text: Any) -> str:
+def table_cell(text: Any, keep: str = "") -> str:
     """
     Escape a text for a cell of a Markdown table, so that it is shown as it is and cannot become markup.
 
     Args:
         text (`Any`):
             The content of the cell; line breaks become spaces.
+        keep (`str`, *optional*):
+            Characters that are not escaped, such as a backtick in text that is Markdown.
     """
-    escaped = re.sub(r"([\\`*_\[\]!~|])", r"\\\1", " ".join(str(text).split()))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    entities = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    replacements = entities | {letter: f"\\{letter}" for letter in "\\`*_[]~|"}
+    return "".join(
+        letter if letter in keep else replacements.get(letter, letter) for letter in " ".join(str(text).split())
+    )
 
 
 def _masked(value: Any, name: str, digest: bool, is_secret: bool) -> Any:

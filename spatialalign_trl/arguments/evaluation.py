@@ -269,8 +269,8 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         """Return what `results.json` records about how it was made: settings, command line and versions."""
         from spatialalign_trl.online.run_settings import describe_versions
 
-        settings = dataclasses.asdict(self)
-        return {"settings": settings, "command": list(sys.argv), "versions": describe_versions()}
+        settings = mask_secrets(dataclasses.asdict(self))
+        return {"settings": settings, "command": mask_arguments(sys.argv), "versions": describe_versions()}
 
     def _task_size(self, model: VideoModel | None) -> SamplingSettings:
         """Return the size of the tasks' videos: the model's with what is set here, or only what is set here."""

@@ -22,6 +22,7 @@ from spatialalign_trl.trainer.publishing import CARD_FILE
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
+    from spatialalign_trl.models.usage import LoraUsage
     from spatialalign_trl.rollout.store import Sample
     from spatialalign_trl.trainer.spatialalign_trainer import SpatialAlignTrainer
 
@@ -67,6 +68,7 @@ def write_card_facts(trainer: SpatialAlignTrainer, policy_folder: Path) -> None:
     facts = {
         "tags": trainer._tag_names,
         "trainer_name": trainer._name,
+        "learns_from": trainer._learns_from,
         "formula": trainer._formula(),
         "facts": {name: str(value) for name, value in trainer._facts().items()},
         "results": {name: value for name, value in trainer._last_logged().items() if math.isfinite(value)},
@@ -104,6 +106,7 @@ def run_card(
         parts.model,
         model_name=model_name or parts.output_dir.resolve().name,
         repo=repo,
+        usage=run_usage(parts, outcome),
         dataset_name=dataset_name,
         comparison=_comparison(parts, outcome),
         recipe=outcome.recipe,
@@ -123,6 +126,15 @@ def _run_facts(parts: RunParts, outcome: Outcome) -> dict[str, Any]:
             counts = f"{summary['num_prompts']} held-out prompts, {summary['num_videos']} videos"
             facts[f"{headline}, {policy}"] = f"{value} ({counts}, {summary['invalid_rate']:.1%} INVALID)"
     return facts
+
+
+def run_usage(parts: RunParts, outcome: Outcome) -> LoraUsage:
+    """Describe how the run's LoRA draws the first video that the card shows, or else the first training prompt."""
+    shown = shown_videos(outcome)
+    if not shown:
+        return parts.lora_usage(parts.train_rows[0], EVALUATION_SEED)
+    video_pair, (_, aligned) = shown[0]
+    return parts.lora_usage(aligned.row, aligned.seed, video_pair.after)
 
 
 def _comparison(parts: RunParts, outcome: Outcome) -> Comparison | None:

@@ -20,7 +20,7 @@ from datasets import Dataset
 from spatialalign_trl.files import read_json
 from spatialalign_trl.preferences import Pair, PairingResult, make_pairs, to_dataset
 from spatialalign_trl.rewards.scoring import combine_scores, has_failed, score_samples
-from spatialalign_trl.rollout.sampler import roll_out
+from spatialalign_trl.rollout.sampler import noise_seed, roll_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from spatialalign_trl.models.base import VideoModel
     from spatialalign_trl.models.settings import SamplingSettings
+    from spatialalign_trl.models.usage import LoraUsage
     from spatialalign_trl.online.config import OnlineSpatialAlignConfig
     from spatialalign_trl.rewards.runner import RewardRunner
     from spatialalign_trl.rollout.store import Sample, SampleStore
@@ -70,6 +71,21 @@ class RunParts:
     def round_folder(self, number: int) -> Path:
         """Return the folder of a round; the first round has number 1."""
         return self.output_dir / "rounds" / f"{number:02d}"
+
+    def lora_usage(self, row: Mapping[str, Any], seed: int, name: str = "the run's sample") -> LoraUsage:
+        """
+        Describe how the LoRA draws what the run samples for a prompt and a seed.
+
+        Args:
+            row (`dict`): The prompt.
+            seed (`int`): The seed of the sample.
+            name (`str`, *optional*): What the sample is called in the code's comment.
+        """
+        prompt_id = str(row["prompt_id"])
+        source = f"{name}: seed {seed} of this prompt, noise_seed({seed}, {prompt_id!r}) in rollout/sampler.py"
+        return self.model.lora_usage(
+            self.settings, prompt=row["prompt"], noise_seed=noise_seed(seed, prompt_id), drawn_by_run=source
+        )
 
 
 # 1. Sample and score

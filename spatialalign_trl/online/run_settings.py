@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.files import read_json, write_json
+from spatialalign_trl.safe_text import mask_secrets
 
 if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
@@ -84,10 +85,11 @@ def check_same_run(
         **({} if starting_policy is None else {"starting_policy": starting_policy}),
         **{name: value for name, value in args.to_dict().items() if name not in FREE},
     }
-    wanted = json.loads(json.dumps(wanted, sort_keys=True, default=str))
+    # A hash stands beside every masked secret, so that a rerun with another secret is noticed.
+    wanted = mask_secrets(json.loads(json.dumps(wanted, sort_keys=True, default=str)), digest=True)
     file = output_dir / RUN_FILE
     if file.exists():
-        recorded = read_json(file)
+        recorded = mask_secrets(read_json(file), digest=True)  # older runs recorded secrets as they are
         # A run from before a setting existed used what is now its default.
         new = {f.name: f.default for f in fields(args) if f.name in wanted and f.name not in recorded}
         recorded |= json.loads(json.dumps({k: v for k, v in new.items() if v is not MISSING}, default=str))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     Args:
         header (sequence of `str`): The names of the columns.
-        rows (sequence of sequences of `str`): The cells.
+        rows (sequence of sequences of `str`): The cells, as Markdown; `|` and `<` are escaped.
 
     Raises:
         ValueError: when a row is longer or shorter than the header.
@@ -101,7 +102,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"a row has {len(row)} cells under {len(header)} headers: {list(row)}")
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (header, *rows)]
+    lines = [
+        " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell).replace("<", "&lt;") for cell in cells)
+        for cells in (header, *rows)
+    ]
     return "\n".join([f"| {lines[0]} |", "|" + "---|" * len(header), *(f"| {line} |" for line in lines[1:])])
 
 

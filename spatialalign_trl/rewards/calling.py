@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from spatialalign_trl.safe_text import mask_text
+
 
 def call_rewards(
     rewards: Mapping[str, Callable[..., Any]],
@@ -78,7 +80,7 @@ def read_answer(answer: Any, count: int) -> tuple[list[float | None], list[str |
     """
     problem = None
     if isinstance(answer, BaseException):
-        problem = f"{type(answer).__name__}: {answer}"
+        problem = mask_text(f"{type(answer).__name__}: {answer}")  # it may quote the request, and with it a key
     elif hasattr(answer, "tolist"):  # an array or a tensor
         answer = answer.tolist()
     if problem is None and not isinstance(answer, (list, tuple)):

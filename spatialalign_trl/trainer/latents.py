@@ -74,6 +74,11 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of every row."""
+        return self.pairs.prompts
+
     def latents(self, row: int, side: str) -> Tensor:
         """Read the latents of one side of a row: `(C, F, H, W)`, fp32."""
         where = self.pairs.where(row, side)

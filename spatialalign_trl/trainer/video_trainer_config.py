@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
+from spatialalign_trl.safe_text import mask_secrets
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
 
 
@@ -108,6 +109,10 @@ class VideoTrainerConfig(BaseConfig):
             self.data_seed = self.seed
         super().__post_init__()
         self._check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as trackers, checkpoints and cards get them: with secrets masked."""
+        return mask_secrets(super().to_dict())
 
     def _check(self) -> None:
         if self.flow_shift is not None and not self.flow_shift > 0:
