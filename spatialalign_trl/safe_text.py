@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -110,6 +111,22 @@ def mask_text(text: str, *, digest: bool = False) -> str:
     return _SHAPES.sub(lambda found: _mask_of(found[0], digest), text)
 
 
+def mask_arguments(words: Sequence[str]) -> list[str]:
+    """
+    Return a command line in which every secret is replaced by `***`, by the names of the flags and inside JSON.
+
+    Args:
+        words (sequence of `str`):
+            The words of the command line.
+    """
+    masked, name = [], ""
+    for word in words:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        name = flag.lstrip("-").replace("-", "_") or name
+        masked.append(flag + equals + (_masked_word(value, name) if value else ""))
+    return masked
+
+
 def without_digests(text: str) -> str:
     """Remove the hashes that `digest=True` puts behind the `***` of masked secrets."""
     return _DIGESTS.sub("", text)
@@ -169,6 +186,18 @@ def _masked(value: Any, name: str, digest: bool, is_secret: bool) -> Any:
     if is_number and is_secret and _NUMBERS_TOO & {word.lower() for word in _WORD.findall(name)}:
         return _mask_of(str(value), digest)
     return value
+
+
+def _masked_word(word: str, name: str) -> str:
+    """Mask a value on the command line, which may be JSON."""
+    try:
+        value = json.loads(word) if word[0] in "{[" else word
+    except ValueError:
+        value = word
+    masked = mask_secrets(value, name)
+    if masked == value:
+        return word
+    return masked if isinstance(masked, str) else json.dumps(masked)
 
 
 def _is_suspicious(name: str, text: str) -> bool:

@@ -17,6 +17,7 @@ from spatialalign_trl.evaluation.statistics import DSR
 from spatialalign_trl.files import lock_folder
 from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS, TINY_MODEL
+from spatialalign_trl.safe_text import mask_arguments, mask_secrets
 
 if TYPE_CHECKING:
     from spatialalign_trl.evaluation.evaluator import Evaluation

@@ -205,6 +205,10 @@ class PreferenceRepo:
 
     def _push_folder(self, state: str, number: int) -> None:
         args = self.parts.args
+        files = sorted(file for file in self.folder.rglob("*") if file.is_file() and file.name[0] != ".")
+        names = ", ".join(file.relative_to(self.folder).as_posix() for file in files)
+        repo = args.push_preferences_to_hub
+        self.parts.console.print(f"pushing to the dataset {repo}: {names}", markup=False, soft_wrap=True)
         url = push_preferences_folder(
             self.folder,
             args.push_preferences_to_hub,

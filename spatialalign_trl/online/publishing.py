@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from spatialalign_trl.evaluation import EVALUATION_SEED, headline_of, headline_score
 from spatialalign_trl.files import read_json, write_json
@@ -14,8 +17,10 @@ from spatialalign_trl.hub.lora_files import command_for_later, make_model_repo, 
 from spatialalign_trl.hub.pushing import PushFailed
 from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.online.rounds import RunParts
+from spatialalign_trl.online.run_settings import RUN_FILE
 from spatialalign_trl.report.tables import markdown_table, summary_rows
 from spatialalign_trl.report.write import REPORT_FILE
+from spatialalign_trl.safe_text import mask_secrets, without_digests
 from spatialalign_trl.trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
 from spatialalign_trl.trainer.publishing import CARD_FILE
 
@@ -37,7 +42,7 @@ VIDEO_PAIRS = 3
 """Prompts whose videos before and after are shown in the card."""
 
 PUSHED = (
-    LORA_FILE, CARD_FILE, RESULTS_FILE, CONTACT_SHEET_FILE, REPORT_FILE, "run.json", RECIPE_FILE, f"ema/{LORA_FILE}",
+    LORA_FILE, CARD_FILE, RESULTS_FILE, CONTACT_SHEET_FILE, REPORT_FILE, RUN_FILE, RECIPE_FILE, f"ema/{LORA_FILE}",
     "videos/*.mp4",
 )  # fmt: skip
 """Files of `output_dir` that are pushed to the Hub if they exist."""
@@ -200,8 +205,10 @@ def push_run(
         return None
     repo = make_run_repository(parts, token)
     run_card(parts, outcome, repo, **card_options).save(parts.output_dir / CARD_FILE)
+    names = _published(parts.output_dir)
+    parts.console.print(f"pushing to {repo}: {', '.join(names)}", markup=False, soft_wrap=True)
     commit = push_files(
-        {name: _public_content(parts.output_dir, name) for name in _published(parts.output_dir)},
+        {name: _public_content(parts.output_dir, name) for name in names},
         repo,
         message=commit_message,
         private=parts.args.hub_private_repo,
@@ -229,8 +236,17 @@ def _published(output_dir: Path) -> list[str]:
 
 
 def _public_content(output_dir: Path, name: str) -> bytes | Path:
-    """Return a file, or the report page without the path of `output_dir` in its command lines."""
+    """Return a file; the page without the path of `output_dir` in its command lines, settings without secrets."""
     file = output_dir / name
-    if name != REPORT_FILE:
-        return file
-    return file.read_bytes().replace(str(output_dir).encode(), output_dir.name.encode())
+    if name == REPORT_FILE:
+        page = file.read_bytes().replace(str(output_dir).encode(), output_dir.name.encode())
+        return without_digests(page.decode()).encode()
+    if name in (RESULTS_FILE, RUN_FILE):  # an older run's may contain secrets
+        content = read_json(file)
+        public = json.loads(without_digests(json.dumps(mask_secrets(content))))
+        return file if public == content else json.dumps(public, indent=2).encode()
+    if name == RECIPE_FILE:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        public = mask_secrets(content)
+        return file if public == content else yaml.safe_dump(public, sort_keys=False, allow_unicode=True).encode()
+    return file

@@ -9,9 +9,9 @@ import numpy as np
 
 from spatialalign_trl.evaluation import compare, invalid_reason, summarize
 from spatialalign_trl.files import write_json
+from spatialalign_trl.models.usage import LoraUsage
 from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
 from spatialalign_trl.report.gallery import Clip
-from spatialalign_trl.models.usage import LoraUsage
 from spatialalign_trl.report.write import write_run_notes
 from spatialalign_trl.video import write_video
 
