@@ -82,7 +82,7 @@ class RunParts:
             name (`str`, *optional*): What the sample is called in the code's comment.
         """
         prompt_id = str(row["prompt_id"])
-        source = f"{name}: seed {seed} of this prompt, noise_seed({seed}, {prompt_id!r}) in rollout/sampler.py"
+        source = f"{name}: noise_seed({seed}, {prompt_id!r}) of rollout/sampler.py"
         return self.model.lora_usage(
             self.settings, prompt=row["prompt"], noise_seed=noise_seed(seed, prompt_id), drawn_by_run=source
         )
