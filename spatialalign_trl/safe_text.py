@@ -45,7 +45,7 @@ _SHAPES = re.compile(
     | \b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b                       # AWS
     | \bgh[pousr]_[A-Za-z0-9]{16,} | \bgithub_pat_\w{16,} | \bglpat-[\w-]{16,}
     | \bxox[abeoprs]-[\w-]{10,} | \bAIza[\w-]{30,} | \bnpm_[A-Za-z0-9]{30,} | \bpypi-[\w-]{40,} | \br8_[A-Za-z0-9]{30,}
-    | \beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*                             # JSON Web Token
+    | \beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*                             # JSON Web Token
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----.*?(?:-----END[ A-Z]*PRIVATE\ KEY-----|\Z)
     """,
     re.VERBOSE | re.DOTALL,
@@ -180,7 +180,7 @@ def _masked(value: Any, name: str, digest: bool, is_secret: bool) -> Any:
         return [_masked(item, name, digest, is_secret) for item in value]
     if isinstance(value, str):
         if not _PLACEHOLDER.fullmatch(value) and (is_secret or _is_suspicious(name, value)):
-            return _remember_and_mask(value, digest)
+            return _remember_and_mask(value, name, digest)
         return mask_text(value, digest=digest)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if is_number and is_secret and _NUMBERS_TOO & {word.lower() for word in _WORD.findall(name)}:
@@ -209,10 +209,12 @@ def _is_suspicious(name: str, text: str) -> bool:
     return -sum(share * math.log2(share) for share in shares) > 3.0
 
 
-def _remember_and_mask(secret: str, digest: bool) -> str:
+def _remember_and_mask(secret: str, name: str, digest: bool) -> str:
     if secret.startswith(MASK):
         return secret
-    if len(secret) >= _MIN_REMEMBERED and not re.fullmatch(r"[a-z/ -]+", secret):
+    # Under a vague name, such as one of a header, ordinary words would disappear from all texts.
+    is_vague = name.lower() == "key" or not is_secret_name(name)
+    if len(secret) >= _MIN_REMEMBERED and not (is_vague and re.fullmatch(r"[a-z/ -]+", secret)):
         _remembered.add(secret)
     return _mask_of(secret, digest)
 

@@ -51,6 +51,23 @@ def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(tmp_path):
     assert check(tmp_path)["sft_weight"] == 0.0
 
 
+def test_secrets_are_compared_by_their_hashes(tmp_path):
+    def rewards(key: str) -> dict:
+        return {"mine": {"api_key": key, "url": f"https://me:{key}@host/", "n": 1}}
+
+    wanted = check(tmp_path, rewards=rewards("first secret"))
+    assert "first secret" not in (tmp_path / "run.json").read_text() and wanted["rewards"]["mine"]["n"] == 1
+    assert check(tmp_path, rewards=rewards("first secret")) == wanted
+    with pytest.raises(ValueError, match="rewards: ") as refusal:
+        check(tmp_path, rewards=rewards("other secret"))
+    assert " secret" not in str(refusal.value)
+
+    # An older run recorded the secret itself: it goes on, and the file is cleaned.
+    (tmp_path / "run.json").write_text(json.dumps({**wanted, "rewards": rewards("first secret")}))
+    assert check(tmp_path, rewards=rewards("first secret")) == wanted
+    assert "first secret" not in (tmp_path / "run.json").read_text()
+
+
 def test_a_run_of_before_the_type_was_written_goes_on_in_any(tmp_path):
     wanted = check(tmp_path)
     del wanted["dtype"]
