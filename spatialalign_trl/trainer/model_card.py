@@ -192,7 +192,7 @@ def lora_model_card(
         trainer_name=trainer_name,
         learns_from=learns_from,
         formula=formula,
-        facts=[(table_cell(name), table_cell(value, keep=_MARKDOWN)) for name, value in facts.items()],
+        facts=[(table_cell(name, keep=_MARKDOWN), table_cell(value, keep=_MARKDOWN)) for name, value in facts.items()],
         results=[(name, f"{value:.6g}") for name, value in results.items()],
         step=step,
         versions=[(name, _version(name)) for name in _VERSIONS],

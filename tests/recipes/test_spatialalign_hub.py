@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import html
-import json
 import re
 import subprocess
 import sys
@@ -112,7 +112,8 @@ def test_card_and_page_draw_the_runs_video_in_a_fresh_process_and_it_scores_the_
     assert f'load_lora_weights("{REPO if place == "card" else folder}", ' in code
     drawn = run_in_fresh_process(code, tmp_path, hub.environment(tmp_path / "home"))
 
-    prompt = json.loads(re.search(r'prompt=(".*"),$', code, re.M)[1])
+    keywords = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword)]
+    prompt = next(ast.literal_eval(node.value) for node in keywords if node.arg == "prompt")
     clips = read_json(folder / "report.json")["clips"]
     clip = next(clip for clip in clips if (clip["policy"], clip["row"]["prompt"]) == ("aligned", prompt))
     assert clip["seed"] == EVALUATION_SEED
