@@ -205,10 +205,8 @@ class PreferenceRepo:
 
     def _push_folder(self, state: str, number: int) -> None:
         args = self.parts.args
-        files = sorted(file for file in self.folder.rglob("*") if file.is_file() and file.name[0] != ".")
-        names = ", ".join(file.relative_to(self.folder).as_posix() for file in files)
-        repo = args.push_preferences_to_hub
-        self.parts.console.print(f"pushing to the dataset {repo}: {names}", markup=False, soft_wrap=True)
+        announcement = describe_push(self.folder, args.push_preferences_to_hub)
+        self.parts.console.print(announcement, markup=False, soft_wrap=True)
         url = push_preferences_folder(
             self.folder,
             args.push_preferences_to_hub,
@@ -226,6 +224,12 @@ class PreferenceRepo:
             f"pushes them:\n  {command}",
             stacklevel=3,
         )
+
+
+def describe_push(folder: Path, repo: str) -> str:
+    """List the files that [`push_preferences_folder`] publishes, in one line to show before it does."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name[0] != ".")
+    return f"pushing to the dataset {repo}: {', '.join(file.relative_to(folder).as_posix() for file in files)}"
 
 
 def push_preferences_folder(

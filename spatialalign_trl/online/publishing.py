@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from transformers.trainer_utils import HubStrategy
 
 from spatialalign_trl.evaluation import EVALUATION_SEED, headline_of, headline_score
 from spatialalign_trl.files import read_json, write_json
@@ -22,7 +23,7 @@ from spatialalign_trl.report.tables import markdown_table, summary_rows
 from spatialalign_trl.report.write import REPORT_FILE
 from spatialalign_trl.safe_text import mask_secrets, without_digests
 from spatialalign_trl.trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
-from spatialalign_trl.trainer.publishing import CARD_FILE
+from spatialalign_trl.trainer.publishing import CARD_FILE, PUBLISHED
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -184,7 +185,11 @@ def spread_over_types(outcome: Outcome, count: int) -> list[tuple[Sample, Sample
 def make_run_repository(parts: RunParts, token: str | None = None) -> str:
     """Make the LoRA's repository; called before the work whose result is pushed, so that it cannot fail after it."""
     name = parts.args.hub_model_id or parts.output_dir.resolve().name
-    return make_model_repo(name, private=parts.args.hub_private_repo, token=token or parts.args.hub_token)
+    repo = make_model_repo(name, private=parts.args.hub_private_repo, token=token or parts.args.hub_token)
+    saves = "" if parts.args.hub_strategy == HubStrategy.END else f"at every save {', '.join(PUBLISHED)}; "
+    announcement = f"to be pushed to {repo}, as far as the run makes it: {saves}at the end {', '.join(PUSHED)}"
+    parts.console.print(announcement, markup=False, soft_wrap=True)
+    return repo
 
 
 def push_run(
@@ -203,7 +208,8 @@ def push_run(
         raise FileNotFoundError(f"{parts.output_dir} has no {LORA_FILE} to push: run train() to its end first.")
     if not parts.accelerator.is_main_process:
         return None
-    repo = make_run_repository(parts, token)
+    name = parts.args.hub_model_id or parts.output_dir.resolve().name
+    repo = make_model_repo(name, private=parts.args.hub_private_repo, token=token or parts.args.hub_token)
     run_card(parts, outcome, repo, **card_options).save(parts.output_dir / CARD_FILE)
     names = _published(parts.output_dir)
     parts.console.print(f"pushing to {repo}: {', '.join(names)}", markup=False, soft_wrap=True)
