@@ -17,6 +17,7 @@ from spatialalign_trl.evaluation.statistics import DSR
 from spatialalign_trl.files import lock_folder
 from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS, TINY_MODEL
+from spatialalign_trl.safe_text import mask_arguments, mask_secrets
 
 if TYPE_CHECKING:
     from spatialalign_trl.evaluation.evaluator import Evaluation
@@ -269,8 +270,8 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         """Return what `results.json` records about how it was made: settings, command line and versions."""
         from spatialalign_trl.online.run_settings import describe_versions
 
-        settings = dataclasses.asdict(self)
-        return {"settings": settings, "command": list(sys.argv), "versions": describe_versions()}
+        settings = mask_secrets(dataclasses.asdict(self))
+        return {"settings": settings, "command": mask_arguments(sys.argv), "versions": describe_versions()}
 
     def _task_size(self, model: VideoModel | None) -> SamplingSettings:
         """Return the size of the tasks' videos: the model's with what is set here, or only what is set here."""

@@ -17,6 +17,7 @@ from trl import TrlParser
 
 from spatialalign_trl.arguments.flags import UnderscoreParser, underscored
 from spatialalign_trl.errors import near_miss
+from spatialalign_trl.safe_text import mask_arguments, mask_secrets
 
 if TYPE_CHECKING:
     from spatialalign_trl.trainer.model_card import Recipe
@@ -73,7 +74,7 @@ def describe_recipe(
     """
     Describe a run for its model card: the command line, and every setting made by the YAML file and the flags.
 
-    Tokens are left out of both.
+    Tokens are left out of both, and secrets are masked.
 
     Args:
         parsed (sequence):
@@ -101,8 +102,10 @@ def describe_recipe(
     for k, word in enumerate(words[:-1]):
         if underscored(word)[2:] in hidden:
             shown[k + 1] = "..."
+    shown = mask_arguments(shown)
     command = shlex.join(["accelerate", "launch", os.path.relpath(script) if Path(script).is_absolute() else script])
-    text = yaml.safe_dump(json.loads(json.dumps(settings, default=str)), sort_keys=False, allow_unicode=True)
+    settings = mask_secrets(json.loads(json.dumps(settings, default=str)))
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return Recipe(" ".join([command, shlex.join(shown)]).strip(), text)
 
 

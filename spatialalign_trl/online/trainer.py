@@ -301,6 +301,7 @@ class OnlineSpatialAlignTrainer:
             peft_config=self.peft_config if starts_new_lora else None,
             callbacks=self.callbacks,
         )
+        trainer.usage = self.parts.lora_usage((self.eval_rows or self.train_rows)[0], EVALUATION_SEED)
         trainer.push_note = f"Round {int(folder.parent.name)}: "
         if not args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
+from spatialalign_trl.safe_text import mask_secrets
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
 
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
@@ -129,6 +130,10 @@ class VideoTrainerConfig(BaseConfig):
         with _launched_precision("no" if launched in ("bf16", "fp16") else launched):  # both flags hold it now
             super().__post_init__()
         self._check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as trackers, checkpoints and cards get them: with secrets masked."""
+        return mask_secrets(super().to_dict())
 
     def _check(self) -> None:
         if self.logging_nan_inf_filter:
