@@ -377,16 +377,11 @@ class OnlineSpatialAlignTrainer:
         name of `output_dir`). A missing repository is made, private if `args.hub_private_repo` says so.
 
         Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`):
-                Message of the commit.
-            token (`str`, *optional*):
-                By default `args.hub_token`, then the one of `hf auth login`.
-            model_name (`str`, *optional*):
-                Title of the card.
-            dataset_name (`str`, *optional*):
-                Hub id of the preference dataset, for the card.
-            tags (`str` or `list[str]`, *optional*):
-                Added to the card's tags.
+            commit_message (`str`, *optional*, defaults to `"End of training"`): Message of the commit.
+            token (`str`, *optional*): By default `args.hub_token`, then the one of `hf auth login`.
+            model_name (`str`, *optional*): Title of the card.
+            dataset_name (`str`, *optional*): Hub id of the preference dataset, for the card.
+            tags (`str` or `list[str]`, *optional*): Added to the card's tags.
 
         Returns:
             `str`: the commit's address; `None` on all processes but the first.
