@@ -1,12 +1,20 @@
 """Configuration that all trainers share: TRL's base config, flow matching, and the cache of latents."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
+from spatialalign_trl.models.ranges import Range, check_fields
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
+from spatialalign_trl.trainer.training_arguments import (
+    TRAINING_RANGES,
+    check_mixed_precision,
+    check_schedule,
+    check_steps,
+    explain_training_arguments,
+)
 
 
 @dataclass
@@ -44,7 +52,9 @@ class VideoTrainerConfig(BaseConfig):
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
 
     # Defaults of TrainingArguments that differ here.
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
+    learning_rate: Annotated[float, TRAINING_RANGES["learning_rate"]] = field(
+        default=1e-4, metadata={"help": "The initial learning rate of AdamW."}
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Keep this off: the keys of a batch are not arguments of the network's forward method."},
@@ -63,7 +73,7 @@ class VideoTrainerConfig(BaseConfig):
             '\'{"torch_dtype": "bfloat16"}\'.'
         },
     )
-    flow_shift: float | None = field(
+    flow_shift: Annotated[float | None, Range(above=0, note="Set None to use the model's shift.")] = field(
         default=None,
         metadata={
             "help": "k in s = k*u/(1 + (k-1)*u), the noise level of training. None: the shift that the model samples "
@@ -78,15 +88,15 @@ class VideoTrainerConfig(BaseConfig):
             "sigmoid(n), s = k*u/(1 + (k-1)*u)."
         },
     )
-    min_sigma: float = field(
+    min_sigma: Annotated[float, Range(at_least=0, below=1)] = field(
         default=0.0,
         metadata={"help": "Lower bound of the noise level s, which is drawn conditioned on [min_sigma, max_sigma]."},
     )
-    max_sigma: float = field(
+    max_sigma: Annotated[float, Range(above=0, at_most=1)] = field(
         default=1.0,
         metadata={"help": "Upper bound of the noise level s, which is drawn conditioned on [min_sigma, max_sigma]."},
     )
-    num_train_timesteps: int | None = field(
+    num_train_timesteps: Annotated[int | None, Range(at_least=1, at_most=1_000_000)] = field(
         default=1000, metadata={"help": "N of the grid {1/N, ..., 1} that u is drawn from. None: u is continuous."}
     )
     latent_cache_dir: str | None = field(
@@ -98,6 +108,10 @@ class VideoTrainerConfig(BaseConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.debug is None:  # what TRL's parser makes of the default
+            self.debug = ""
+        check_fields(self, TRAINING_RANGES)
+        check_mixed_precision(self)
         if self.bf16 is None:  # TRL would switch it on, even on the CPU
             self.bf16 = not self.fp16 and not self.use_cpu and _accelerator_computes_in_bf16()
         if self.activation_checkpointing is None:  # new name of the same field; setting only the old one warns
@@ -106,16 +120,13 @@ class VideoTrainerConfig(BaseConfig):
             self.dataloader_pin_memory = False
         if self.data_seed is None:
             self.data_seed = self.seed
-        super().__post_init__()
+        with explain_training_arguments(self):
+            super().__post_init__()
         self._check()
 
     def _check(self) -> None:
-        if self.flow_shift is not None and not self.flow_shift > 0:
-            raise ValueError(f"flow_shift={self.flow_shift}: must be positive. Set None to use the model's shift.")
-        if self.num_train_timesteps is not None and self.num_train_timesteps < 1:
-            raise ValueError(
-                f"num_train_timesteps={self.num_train_timesteps}: must be at least 1, or None for a continuous u."
-            )
+        check_steps(self)
+        check_schedule(self)
         # Checks the bounds. The trainer, which knows the model's flow shift, checks the grid.
         sigma_bounds(self.flow_shift or 1.0, self.timestep_sampling, self.min_sigma, self.max_sigma, None)
 
