@@ -138,7 +138,7 @@ def describe_recipe(
 
 
 class _RecipeParser(UnderscoreParser, TrlParser):
-    """A `TrlParser` that reads mappings in YAML's short form, converts a file's values, and prints errors in a line."""
+    """A `TrlParser` that reads mappings in YAML's short form, converts a file's values, and prints one-line errors."""
 
     def __init__(self, dataclass_types: list[type], **options: Any) -> None:
         super().__init__(dataclass_types, **options)
