@@ -153,7 +153,13 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
             raise ValueError(
                 f"{DSR} cannot judge scene tasks: set reward_funcs to scene_navigation, object_grounding, or your own."
             )
+        if self.reward_weights is not None and not any(self.reward_weights):
+            raise ValueError(
+                f"reward_weights={self.reward_weights}: no reward counts. Give one a weight that is not 0."
+            )
         self.model_init_kwargs = from_json(self.model_init_kwargs, "model_init_kwargs")
+        if not isinstance(self.model_init_kwargs, dict | None):
+            raise ValueError(f"model_init_kwargs={self.model_init_kwargs!r}: expected {{option: value}}.")
 
     @property
     def is_tiny(self) -> bool:

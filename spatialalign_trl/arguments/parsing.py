@@ -170,6 +170,8 @@ class _RecipeParser(UnderscoreParser, TrlParser):
             raise SettingsError(f"{setting.where} has null, a list or a mapping inside of the list. Give plain values")
         if action.nargs != "+" and isinstance(text, list):
             return text  # a field such as report_to takes one word or several
+        if getattr(action.type, "__name__", "") == "float":  # YAML's own spelling of what Python calls inf and nan
+            items = [re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", item, flags=re.IGNORECASE) for item in items]
         try:
             values = [self._get_value(action, item) for item in items]
             for item in values:

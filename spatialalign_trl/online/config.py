@@ -245,9 +245,15 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
             raise ValueError("refresh_reference=True needs continue_adapter=True: a new LoRA starts as the base does")
         if self.push_preferences_to_hub is not None:
             check_repo_name(self.push_preferences_to_hub, "push_preferences_to_hub")
-        for name in self.quality_guards:
-            get_guard(name)
-        check_gates(self.reward_gates or {})
+        try:
+            for name in self.quality_guards:
+                get_guard(name)
+        except (ValueError, OSError) as error:  # a guard may be a reward in a file
+            raise ValueError(f"quality_guards={self.quality_guards}: {error}") from error
+        try:
+            check_gates(self.reward_gates or {})
+        except ValueError as error:
+            raise ValueError(f"reward_gates={self.reward_gates}: {error}") from error
         check_normalization(self.reward_normalization)
         if self.reward_normalization != "none" and self.pair_strategy == "threshold":
             raise ValueError(

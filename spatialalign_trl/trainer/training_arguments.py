@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -90,6 +90,14 @@ def explain_training_arguments(args: TrainingArguments) -> Iterator[None]:
         raise ValueError(message) from error
 
 
+def check_mappings(args: TrainingArguments, names: Sequence[str]) -> None:
+    """Raise a `ValueError` for a text where a mapping belongs, unless it may be the path of a file with one."""
+    for name in set(names) - set(STRUCTURED):
+        value = getattr(args, name)
+        if value is not None and not isinstance(value, dict):
+            raise ValueError(f"{name}={brief(value)}: must be a mapping, such as {{name: value}}, or None.")
+
+
 def check_mixed_precision(args: TrainingArguments) -> None:
     """Raise a `ValueError` for fp16 on a CPU, which accelerate refuses only when a trainer is built."""
     if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):
@@ -140,8 +148,6 @@ def check_schedule(args: TrainingArguments) -> None:
     """
     name, options = args.lr_scheduler_type, args.lr_scheduler_kwargs
     shown = f"lr_scheduler_type={getattr(name, 'value', name)!r}, lr_scheduler_kwargs={brief(options)}"
-    if options is not None and not isinstance(options, dict):
-        raise ValueError(f"{shown}: expected a mapping, such as {{min_lr: 1e-5}}.")
     num_steps = args.max_steps if args.max_steps > 0 else max(1000, 10 * math.ceil(args.warmup_steps))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:

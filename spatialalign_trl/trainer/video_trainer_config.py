@@ -10,6 +10,7 @@ from spatialalign_trl.models.ranges import Range, check_fields
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
 from spatialalign_trl.trainer.training_arguments import (
     TRAINING_RANGES,
+    check_mappings,
     check_mixed_precision,
     check_schedule,
     check_steps,
@@ -125,6 +126,7 @@ class VideoTrainerConfig(BaseConfig):
         self._check()
 
     def _check(self) -> None:
+        check_mappings(self, self._VALID_DICT_FIELDS)
         check_steps(self)
         check_schedule(self)
         # Checks the bounds. The trainer, which knows the model's flow shift, checks the grid.
