@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.errors import near_miss
+from spatialalign_trl.models.ranges import check_fields
 from spatialalign_trl.rewards.remote import shown_url
 from spatialalign_trl.safe_text import MASK, is_masked, mask_secrets, mask_text
 
@@ -38,6 +39,7 @@ class RewardArguments:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self.reward_options = from_json(self.reward_options, "reward_options")
         options = self.reward_options or {}
         if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
