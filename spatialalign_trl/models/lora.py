@@ -354,8 +354,8 @@ class LoraMixin:
                 f"the transformer already carries the adapter {present[0]!r}. Call unload_lora() first."
             )
         file = find_lora(source)
-        check_intact(file, "Copy it again from where it is sound, such as a checkpoint of its run.")
         lora = parse_lora(file, self.trained_component, self._lora_converter())
+        check_intact(file, "Copy it again from where it is sound, such as a checkpoint of its run.")
         self.lora_fit = place_lora(self.base_transformer, lora, self.pipeline)
 
     def _lora_converter(self) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None:

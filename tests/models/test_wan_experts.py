@@ -136,7 +136,7 @@ def test_training_draws_the_noise_levels_of_the_trained_expert(expert, two_exper
     assert (sigmas >= 0.875).all() if expert == "high_noise" else (sigmas < 0.875).all()
     assert len(sigmas.unique()) > 8
     assert other is None  # training needs, and loads, only one expert
-    with pytest.raises(ValueError, match="none of yours is among them"):
+    with pytest.raises(ValueError, match="these bounds exclude all of them"):
         bounds = {"max_sigma": 0.5} if expert == "high_noise" else {"min_sigma": 0.9}
         spatialalign_trainer(tmp_path, model=model, **bounds)
 

@@ -261,21 +261,21 @@ def test_an_impossible_name_is_refused_at_once(tmp_path, name):
 def test_a_namespace_of_others_is_refused_before_anything_is_sampled(loopback_client, folder, tmp_path):
     with pytest.raises(PermissionError, match="403"):
         run(folder, tmp_path, push_preferences_to_hub="stranger/prefs")
-    assert not list(tmp_path.glob("samples/*"))
+    assert not list(tmp_path.glob("samples/*.mp4"))
 
 
 def test_a_wrong_token_is_refused_before_anything_is_sampled_and_not_shown(loopback_client, folder, tmp_path):
     with pytest.raises(PermissionError, match="401") as caught:
         run(folder, tmp_path, hub_token="hf_wrongwrong")
     assert "hf_wrong" not in str(caught.value)
-    assert not list(tmp_path.glob("samples/*"))
+    assert not list(tmp_path.glob("samples/*.mp4"))
 
 
 def test_a_missing_token_is_reported_before_anything_is_sampled(loopback_client, folder, tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(PermissionError, match="needs a token"):
         run(folder, tmp_path)
-    assert not list(tmp_path.glob("samples/*"))
+    assert not list(tmp_path.glob("samples/*.mp4"))
 
 
 def test_a_hub_that_is_down_at_the_start_stops_nothing(loopback_client, folder, finished):

@@ -14,7 +14,7 @@ from tiny_loop import config, loop, luck, prompts
 from tiny_pipelines import saved_wan
 from transformers import TrainerCallback
 
-from spatialalign_trl.evaluation.evaluator import Evaluation, Policy
+from spatialalign_trl.evaluation.evaluator import Evaluation, Policy, PolicySampling
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.online.trainer import OnlineSpatialAlignTrainer
@@ -231,9 +231,11 @@ def test_the_evaluation_does_not_mix_samples_of_changed_weights_either(folder, t
         list(prompts("eval", "blue")),
         RewardRunner(luck),
         tmp_path / "evaluation",
-        sampling=settings.to_dict(),
-        samples_dir=run.store.directory,
-        load_model=lambda name: load_video_model(name, device="cpu"),
+        PolicySampling(
+            load_model=lambda name: load_video_model(name, device="cpu"),
+            settings=settings.to_dict(),
+            samples_dir=run.store.directory,
+        ),
     )
     with pytest.raises(ValueError, match="sampled otherwise:\n  model_files"):
         evaluation.run()
@@ -281,6 +283,6 @@ def test_a_damaged_lora_without_a_copy_is_trained_again_from_what_is_sound(folde
 def test_damaged_latents_of_a_sample_are_found_and_made_again(folder, broken, finished, tmp_path):
     output = copied(broken, tmp_path)
     flip(min((output / "samples").glob("*.safetensors")))
-    with pytest.warns(UserWarning, match="safetensors is damaged: .*will be made again"):
+    with pytest.warns(UserWarning, match="It counts as missing and will be made again: .*safetensors is damaged"):
         loop(folder, output).train()
     assert_same(output, finished)

@@ -161,7 +161,7 @@ def test_the_lines_of_the_page_turn_recordings_into_rows_for_the_supervised_stag
 
 def test_wrong_options_are_refused_with_the_nearest_name(run, tmp_path):
     for kwargs, message in (
-        ({"context_layout": "continuous"}, "context_layout is 'continuous'. Did you mean 'contiguous'"),
+        ({"context_layout": "continuous"}, "context_layout=.continuous.: .*Did you mean 'contiguous'"),
         ({"context_layot": "none"}, "context_layot.*Did you mean 'context_layout'"),
         ({"variant": "contxt"}, "variant='context', but model_init_kwargs has 'contxt'"),
     ):

@@ -24,7 +24,7 @@ def main(folder: str, output: Path, batch: int) -> None:
     rank = trainer.accelerator.process_index
     report = {"world": trainer.accelerator.num_processes, "base": results["base"], "rounds": results["rounds"]}
     (output / f"rank{rank}.json").write_text(json.dumps(report))
-    trainer.accelerator.end_training()
+    trainer.accelerator.destroy_process_group()
 
 
 if __name__ == "__main__":
