@@ -29,7 +29,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -43,6 +43,7 @@ from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.evaluation import bootstrap_interval, success_rate
 from spatialalign_trl.files import write_atomic, write_json
+from spatialalign_trl.models.ranges import SEED
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.report.tables import markdown_table
 
@@ -79,7 +80,9 @@ class CompareArguments:
     methods: list[str] = field(
         default_factory=lambda: list(METHODS), metadata={"help": f"Methods to compare, out of {', '.join(METHODS)}."}
     )
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of every method."})
+    seeds: Annotated[list[int], SEED] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of every method."}
+    )
     variants: list[str] = field(
         default_factory=list,
         metadata={"help": "More rows, for tuning: name:field=value,field=value changes fields of the configuration."},

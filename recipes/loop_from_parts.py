@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from tqdm import tqdm
@@ -22,6 +23,8 @@ from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.evaluation import summarize
 from spatialalign_trl.files import write_json
 from spatialalign_trl.models.lora import lora_fingerprint
+from spatialalign_trl.models.ranges import COUNT, FINITE, SEED, Range
+from spatialalign_trl.models.settings import SAMPLER_STEPS
 from spatialalign_trl.rewards import score_samples
 from spatialalign_trl.trainer.flow_matching import sample_sigmas
 from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
@@ -33,17 +36,27 @@ PROMPTS = Path(__file__).parent.parent / "datasets" / "tiny_world_prompts"
 @dataclass
 class LoopArguments:
     output_dir: str = field(default="runs/loop_from_parts", metadata={"help": "Folder of samples, LoRA and results."})
-    train_prompts: int = field(default=60, metadata={"help": "Prompts to sample and train on."})
-    eval_prompts: int = field(default=30, metadata={"help": "Held-out prompts to evaluate on, before and after."})
-    num_generations: int = field(default=4, metadata={"help": "Videos per training prompt."})
-    num_inference_steps: int = field(default=10, metadata={"help": "Steps of the sampler."})
-    score_threshold: float = field(default=0.8, metadata={"help": "A winner's DSR-Score is at least this."})
-    steps: int = field(default=120, metadata={"help": "Optimizer steps."})
-    batch_size: int = field(default=16, metadata={"help": "Pairs per step."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate of AdamW."})
-    beta: float = field(default=1.0, metadata={"help": "Factor of the score difference in the margin."})
-    zeroth_order_weight: float = field(default=0.6, metadata={"help": "lambda in L = L_dpo + lambda*L_zo."})
-    seed: int = field(default=0, metadata={"help": "Seed of the LoRA, the pairs and the training noise."})
+    train_prompts: Annotated[int, COUNT] = field(default=60, metadata={"help": "Prompts to sample and train on."})
+    eval_prompts: Annotated[int, COUNT] = field(
+        default=30, metadata={"help": "Held-out prompts to evaluate on, before and after."}
+    )
+    num_generations: Annotated[int, COUNT] = field(default=4, metadata={"help": "Videos per training prompt."})
+    num_inference_steps: Annotated[int, SAMPLER_STEPS] = field(default=10, metadata={"help": "Steps of the sampler."})
+    score_threshold: Annotated[float, FINITE] = field(
+        default=0.8, metadata={"help": "A winner's DSR-Score is at least this."}
+    )
+    steps: Annotated[int, COUNT] = field(default=120, metadata={"help": "Optimizer steps."})
+    batch_size: Annotated[int, COUNT] = field(default=16, metadata={"help": "Pairs per step."})
+    learning_rate: Annotated[float, Range(above=0)] = field(default=2e-3, metadata={"help": "Learning rate of AdamW."})
+    beta: Annotated[float, Range(above=0)] = field(
+        default=1.0, metadata={"help": "Factor of the score difference in the margin."}
+    )
+    zeroth_order_weight: Annotated[float, Range(at_least=0)] = field(
+        default=0.6, metadata={"help": "lambda in L = L_dpo + lambda*L_zo."}
+    )
+    seed: Annotated[int, SEED] = field(
+        default=0, metadata={"help": "Seed of the LoRA, the pairs and the training noise."}
+    )
 
 
 def main(args: LoopArguments) -> dict[str, float]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from transformers import UMT5EncoderModel
 
 from spatialalign_trl.arguments.parsing import parse_recipe
+from spatialalign_trl.models.ranges import COUNT, FINITE, SHARE, Range
 from spatialalign_trl.prompts import DSR_TYPES, RELATIONS
 from spatialalign_trl.tiny_world.clips import sample_scene
 from spatialalign_trl.tiny_world.networks import (
@@ -60,21 +62,29 @@ class PretrainTinyArguments(VAEArguments):
     stages: list[str] = field(
         default_factory=lambda: list(STAGES), metadata={"help": f"Stages to run: some of {', '.join(STAGES)}."}
     )
-    threads: int = field(default=2, metadata={"help": "Number of CPU threads."})
-    num_clips: int = field(default=10000, metadata={"help": "Captioned clips to encode for the denoiser."})
-    denoiser_steps: int = field(default=6500, metadata={"help": "Steps of the flow-matching stage."})
-    denoiser_batch_size: int = field(default=64, metadata={"help": "Latents per step."})
-    denoiser_learning_rate: float = field(
+    threads: Annotated[int, Range(at_least=1, at_most=4096)] = field(
+        default=2, metadata={"help": "Number of CPU threads."}
+    )
+    num_clips: Annotated[int, COUNT] = field(
+        default=10000, metadata={"help": "Captioned clips to encode for the denoiser."}
+    )
+    denoiser_steps: Annotated[int, Range(at_least=0)] = field(
+        default=6500, metadata={"help": "Steps of the flow-matching stage."}
+    )
+    denoiser_batch_size: Annotated[int, COUNT] = field(default=64, metadata={"help": "Latents per step."})
+    denoiser_learning_rate: Annotated[float, Range(above=0)] = field(
         default=2e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."}
     )
-    caption_drop: float = field(
+    caption_drop: Annotated[float, SHARE] = field(
         default=0.1, metadata={"help": "Share of captions replaced by the empty one, which guidance needs."}
     )
-    guidance_scale: float = field(
+    guidance_scale: Annotated[float, FINITE] = field(
         default=2.5,
         metadata={"help": "Guidance scale of the exported sampling settings; larger gives cleaner pictures."},
     )
-    flow_shift: float = field(default=3.0, metadata={"help": "Flow shift k: sigma = k u / (1 + (k - 1) u)."})
+    flow_shift: Annotated[float, Range(above=0)] = field(
+        default=3.0, metadata={"help": "Flow shift k: sigma = k u / (1 + (k - 1) u)."}
+    )
 
 
 # Clips

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.models.context import context_positions
 from spatialalign_trl.models.context_rows import CAMERAS, CONTEXT_CAMERAS, LATENTS, POSITIONS, SIGMA
 from spatialalign_trl.models.encoding import Conditioning, batch_to_pixels
+from spatialalign_trl.models.ranges import COUNT, FINITE, SHARE, Range
 from spatialalign_trl.models.wan_context import WanContextVideoModel
 from spatialalign_trl.tiny_world.networks import (
     MAX_TOKENS,
@@ -73,49 +75,57 @@ class PretrainTinyRoomsArguments(VAEArguments):
     stages: list[str] = field(
         default_factory=lambda: list(STAGES), metadata={"help": f"Stages to run: some of {', '.join(STAGES)}."}
     )
-    threads: int = field(default=1, metadata={"help": "Number of CPU threads."})
-    rooms: int = field(default=500, metadata={"help": "Number of training rooms."})
-    variants: int = field(
+    threads: Annotated[int, Range(at_least=1, at_most=4096)] = field(
+        default=1, metadata={"help": "Number of CPU threads."}
+    )
+    rooms: Annotated[int, COUNT] = field(default=500, metadata={"help": "Number of training rooms."})
+    variants: Annotated[int, COUNT] = field(
         default=4, metadata={"help": "Examples of each task in each room. Mirroring doubles their number."}
     )
-    context_frames: int = field(default=8, metadata={"help": "Context frames that the model sees."})
-    layers: int = field(default=5, metadata={"help": "Blocks of the transformer."})
-    denoiser_steps: int = field(default=6000, metadata={"help": "Steps of the flow-matching stage."})
-    denoiser_batch_size: int = field(default=32, metadata={"help": "Examples per step."})
-    denoiser_learning_rate: float = field(
+    context_frames: Annotated[int, COUNT] = field(default=8, metadata={"help": "Context frames that the model sees."})
+    layers: Annotated[int, COUNT] = field(default=5, metadata={"help": "Blocks of the transformer."})
+    denoiser_steps: Annotated[int, Range(at_least=0)] = field(
+        default=6000, metadata={"help": "Steps of the flow-matching stage."}
+    )
+    denoiser_batch_size: Annotated[int, COUNT] = field(default=32, metadata={"help": "Examples per step."})
+    denoiser_learning_rate: Annotated[float, Range(above=0)] = field(
         default=2e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."}
     )
     compile_blocks: bool = field(
         default=False,
         metadata={"help": "Compile the blocks. A fifth faster, but needs a C++ compiler."},
     )
-    context_dropout: float = field(
+    context_dropout: Annotated[float, SHARE] = field(
         default=0.1,
         metadata={"help": "Share of examples without instruction and context, for guidance on both together."},
     )
-    instruction_dropout: float = field(
+    instruction_dropout: Annotated[float, SHARE] = field(
         default=0.05,
         metadata={"help": "Share of examples without instruction only, for guidance on the instruction alone."},
     )
-    context_camera_share: float = field(
+    context_camera_share: Annotated[float, SHARE] = field(
         default=0.5,
         metadata={"help": "Share of navigation examples in which the network receives the cameras of the context."},
     )
-    obey_share: float = field(
+    obey_share: Annotated[float, SHARE] = field(
         default=0.5,
         metadata={
             "help": "Share of the training videos that follow their instruction. In the others the camera does not "
             "move or, in half of those for grounding, stops half-way. 1 gives a model that alignment can improve less."
         },
     )
-    obeyed_steps: int = field(
+    obeyed_steps: Annotated[int, Range(at_least=0)] = field(
         default=0,
         metadata={
             "help": "Steps of the denoiser in which all videos follow their instruction, before obey_share applies."
         },
     )
-    flow_shift: float = field(default=3.0, metadata={"help": "Flow shift k: sigma = k u / (1 + (k - 1) u)."})
-    guidance_scale: float = field(default=1.5, metadata={"help": "Guidance scale of the exported sampling settings."})
+    flow_shift: Annotated[float, Range(above=0)] = field(
+        default=3.0, metadata={"help": "Flow shift k: sigma = k u / (1 + (k - 1) u)."}
+    )
+    guidance_scale: Annotated[float, FINITE] = field(
+        default=1.5, metadata={"help": "Guidance scale of the exported sampling settings."}
+    )
 
 
 # Clips for the VAE

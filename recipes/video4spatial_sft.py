@@ -31,7 +31,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from spatialalign_trl.arguments.launch import launched
 from spatialalign_trl.arguments.model import ModelArguments
@@ -39,6 +39,7 @@ from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.rewards import SceneRewardArguments
 from spatialalign_trl.arguments.scenes import SceneArguments
 from spatialalign_trl.files import lock_folder
+from spatialalign_trl.models.ranges import COUNT, Range
 from spatialalign_trl.models.settings import SamplingArguments
 from spatialalign_trl.trainer.context_sft_config import ContextSFTConfig
 
@@ -59,11 +60,15 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "video4spatial_sft_tiny.yam
 class HeldOutArguments(SamplingArguments):
     """The size of all videos, and how held-out tasks are sampled before and after training."""
 
-    evaluation_seeds: int = field(
+    evaluation_seeds: Annotated[int, Range(at_least=0, at_most=100_000)] = field(
         default=2, metadata={"help": "Videos per held-out task, with fixed seeds. 0: no evaluation."}
     )
-    rollout_batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
-    video_crf: int = field(default=18, metadata={"help": "x264 quality of stored videos; 0 is lossless RGB."})
+    rollout_batch_size: Annotated[int, COUNT] = field(
+        default=8, metadata={"help": "Videos sampled at once on one device."}
+    )
+    video_crf: Annotated[int, Range(at_least=0, at_most=51)] = field(
+        default=18, metadata={"help": "x264 quality of stored videos; 0 is lossless RGB."}
+    )
 
 
 def main(

@@ -67,11 +67,12 @@ def lies_in(module: str, *packages: str) -> bool:
 
 # The rooms from the bottom to the top: who may import whom, directly, lazily or for type checking. A room is a folder
 # of the library or a module in its root; the rewards are a package of their own.
-BASE = {"files", "errors", "devices", "video"}
+BASE = {"files", "errors", "devices", "safe_text", "video"}
 ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "errors": set(),
     "devices": set(),
+    "safe_text": set(),
     "video": {"files", "errors"},
     "prompts": BASE,
     "perception": BASE | {"prompts"},
@@ -83,7 +84,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": BASE,
     "trainer": BASE | {"models", "hub"},
     "evaluation": BASE | {"prompts", "perception", "models", "rollout", "rewards"},
-    "report": BASE | {"prompts", "perception", "rewards", "evaluation"},
+    "report": BASE | {"prompts", "perception", "models", "rewards", "evaluation"},
     "tiny_world": BASE | {"prompts", "perception", "scenes", "models"},
     "online": BASE | {"models", "rollout", "rewards", "preferences", "trainer", "evaluation", "report", "hub"},
     "arguments": BASE

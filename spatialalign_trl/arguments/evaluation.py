@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.prompts import load_prompt_set
@@ -15,8 +15,10 @@ from spatialalign_trl.arguments.rewards import RewardArguments, from_json
 from spatialalign_trl.evaluation.guards import GUARDS
 from spatialalign_trl.evaluation.statistics import DSR
 from spatialalign_trl.files import lock_folder
-from spatialalign_trl.models.settings import SamplingArguments
+from spatialalign_trl.models.ranges import COUNT, FINITE, Range
+from spatialalign_trl.models.settings import FLOW_SHIFT, FPS, SamplingArguments
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS, TINY_MODEL
+from spatialalign_trl.safe_text import mask_arguments, mask_secrets
 
 if TYPE_CHECKING:
     from spatialalign_trl.evaluation.evaluator import Evaluation
@@ -66,10 +68,10 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         },
     )
     split: str = field(default="test", metadata={"help": "Split of a dataset of prompts or tasks."})
-    max_prompts: int | None = field(
+    max_prompts: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "Use only this many prompts or tasks, from the first. None: all."}
     )
-    seeds: int = field(
+    seeds: Annotated[int, Range(at_least=1, at_most=100_000)] = field(
         default=5, metadata={"help": "Videos per prompt, with the same fixed seeds for every model and LoRA."}
     )
     output_dir: str = field(
@@ -85,14 +87,14 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         default=None,
         metadata={"help": "Folder of the tasks' recordings, such as a run's. None: scenes/ in output_dir."},
     )
-    supersample: int = field(
+    supersample: Annotated[int, Range(at_least=1, at_most=64)] = field(
         default=3, metadata={"help": "The tasks' rooms are rendered with this many rays per pixel, squared."}
     )
     baseline: str | None = field(
         default=None, metadata={"help": "Name of the policy that the others are compared with. None: the first."}
     )
 
-    reward_weights: list[float] | None = field(
+    reward_weights: Annotated[list[float] | None, FINITE] = field(
         default=None, metadata={"help": "reward = sum_i weight_i * reward_i. None: 1 each."}
     )
     tracker: str | None = field(
@@ -108,19 +110,19 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         },
     )
 
-    guidance_scale_2: float | None = field(
+    guidance_scale_2: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={"help": "w at low noise levels, for a model with two experts. None: the model's default."},
     )
-    flow_shift: float | None = field(
+    flow_shift: Annotated[float | None, FLOW_SHIFT] = field(
         default=None, metadata={"help": "k of s = k*u/(1 + (k-1)*u) in sampling. None: the model's default."}
     )
     negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt. None: the model's default."})
-    fps: float | None = field(
+    fps: Annotated[float | None, FPS] = field(
         default=None, metadata={"help": "Frames per second of the written mp4. None: the model's default."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Videos sampled at once on one device."})
-    video_crf: int | None = field(
+    batch_size: Annotated[int, COUNT] = field(default=8, metadata={"help": "Videos sampled at once on one device."})
+    video_crf: Annotated[int | None, Range(at_least=0, at_most=51, note="0 is lossless.")] = field(
         default=None,
         metadata={"help": "x264 quality of stored videos. None: 18; 0 (lossless) for embedded models."},
     )
@@ -139,7 +141,7 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
     )
     vae_tiling: bool = field(default=False, metadata={"help": "Decode in overlapping tiles: less memory."})
     vae_slicing: bool = field(default=False, metadata={"help": "Decode one video of a batch at a time."})
-    cpu_threads: int | None = field(
+    cpu_threads: Annotated[int | None, Range(at_least=1, at_most=4096)] = field(
         default=None, metadata={"help": "Threads of torch on a CPU. None: torch's default."}
     )
     use_cpu: bool = field(default=False, metadata={"help": "Coordinate the processes of a launch on CPUs."})
@@ -152,10 +154,13 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
             raise ValueError(
                 f"{DSR} cannot judge scene tasks: set reward_funcs to scene_navigation, object_grounding, or your own."
             )
+        if self.reward_weights is not None and not any(self.reward_weights):
+            raise ValueError(
+                f"reward_weights={self.reward_weights}: no reward counts. Give one a weight that is not 0."
+            )
         self.model_init_kwargs = from_json(self.model_init_kwargs, "model_init_kwargs")
-        for name in ("seeds", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if not isinstance(self.model_init_kwargs, dict | None):
+            raise ValueError(f"model_init_kwargs={self.model_init_kwargs!r}: expected {{option: value}}.")
 
     @property
     def is_tiny(self) -> bool:
@@ -269,8 +274,8 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         """Return what `results.json` records about how it was made: settings, command line and versions."""
         from spatialalign_trl.online.run_settings import describe_versions
 
-        settings = dataclasses.asdict(self)
-        return {"settings": settings, "command": list(sys.argv), "versions": describe_versions()}
+        settings = mask_secrets(dataclasses.asdict(self))
+        return {"settings": settings, "command": mask_arguments(sys.argv), "versions": describe_versions()}
 
     def _task_size(self, model: VideoModel | None) -> SamplingSettings:
         """Return the size of the tasks' videos: the model's with what is set here, or only what is set here."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from spatialalign_trl.errors import near_miss
+from spatialalign_trl.models.ranges import Range, check_fields
 
 if TYPE_CHECKING:
     import torch
@@ -13,10 +14,17 @@ if TYPE_CHECKING:
 
     from spatialalign_trl.models.base import VideoModel
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass
 class ModelArguments:
     """Arguments that name the model to train, its LoRA, and how both are loaded."""
+
+    REPLACES_DEFAULTS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "lora_path": ("lora_r", "lora_alpha", "lora_target_modules")
+    }
+    """Argument -> those that a recipe's default file no longer sets once a user gives it: they are nobody's wish."""
 
     model_name_or_path: str = field(
         default="tiny",
@@ -37,8 +45,12 @@ class ModelArguments:
             "help": "dtype of the frozen base: float32, bfloat16, float16. None: bfloat16 on a GPU, else float32."
         },
     )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA."})
-    lora_alpha: int = field(default=16, metadata={"help": "The LoRA's effect is scaled by alpha / r."})
+    lora_r: Annotated[int, Range(at_least=1, at_most=65_536)] = field(
+        default=16, metadata={"help": "Rank of the LoRA."}
+    )
+    lora_alpha: Annotated[int, Range(at_least=1, at_most=1_000_000)] = field(
+        default=16, metadata={"help": "The LoRA's effect is scaled by alpha / r."}
+    )
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
@@ -85,13 +97,23 @@ class ModelArguments:
             "disk before the next sampling; keep the text encoder there while videos are sampled, too."
         },
     )
-    cpu_threads: int | None = field(
+    cpu_threads: Annotated[int | None, Range(at_least=1, at_most=4096)] = field(
         default=None,
         metadata={
             "help": "Threads of torch on a CPU. For a model as small as the embedded one, a second thread costs more "
             "than it gains. None: torch's default, one thread per core."
         },
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r}. {near_miss(self.dtype, DTYPES)}")
+        if self.lora_target_modules == []:
+            raise ValueError(
+                "lora_target_modules=[]: a LoRA without targets trains nothing. Name at least one module, or leave it "
+                "out for the model's default targets."
+            )
 
     def load(self, **model_options: Any) -> VideoModel:
         """
@@ -103,7 +125,7 @@ class ModelArguments:
                 arguments).
 
         Raises:
-            ValueError: For an unknown `variant`, `dtype`, `attention_backend`, `compile_blocks` or `quantization`, or
+            ValueError: For an unknown `variant`, `attention_backend`, `compile_blocks` or `quantization`, or
                 one that this machine cannot run; if `variant` and `model_options` contradict each other; if
                 `cpu_threads` is less than 1; if the file at `lora_path` is no LoRA of this model, or these
                 arguments ask for another LoRA shape than its own.
@@ -114,13 +136,8 @@ class ModelArguments:
 
         from spatialalign_trl.models import efficiency, load_video_model
 
-        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        if self.dtype is not None and self.dtype not in dtypes:
-            raise ValueError(f"dtype={self.dtype!r}. {near_miss(self.dtype, dtypes)}")
-        dtype = dtypes[self.dtype] if self.dtype else None
+        dtype = getattr(torch, self.dtype) if self.dtype else None
         if self.cpu_threads is not None:
-            if self.cpu_threads < 1:
-                raise ValueError(f"cpu_threads={self.cpu_threads}: must be at least 1.")
             torch.set_num_threads(self.cpu_threads)
         if self.variant is not None:
             option = model_options.setdefault("variant", self.variant)

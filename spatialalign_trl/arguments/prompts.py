@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from spatialalign_trl.errors import near_miss, nearest
+from spatialalign_trl.models.ranges import COUNT, Range, check_fields
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,12 +30,18 @@ class PromptArguments:
         default=None, metadata={"help": "Prompts to evaluate on, never trained on. None: train_prompts."}
     )
     eval_split: str = field(default="test", metadata={"help": "Split of eval_prompts."})
-    max_train_prompts: int | None = field(
+    max_train_prompts: Annotated[int | None, COUNT] = field(
         default=None, metadata={"help": "Use only this many training prompts, from the first. None: all."}
     )
-    max_eval_prompts: int | None = field(
-        default=None, metadata={"help": "Use only this many evaluation prompts, from the first. None: all."}
+    max_eval_prompts: Annotated[int | None, Range(at_least=0, at_most=1_000_000)] = field(
+        default=None,
+        metadata={
+            "help": "Use only this many evaluation prompts, from the first. None: all. 0: nothing is evaluated."
+        },
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def load(self) -> tuple[Dataset, Dataset]:
         """

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.errors import near_miss
+from spatialalign_trl.models.ranges import check_fields
 from spatialalign_trl.rewards.remote import shown_url
+from spatialalign_trl.safe_text import MASK, is_masked, mask_secrets, mask_text
 
 if TYPE_CHECKING:
     from spatialalign_trl.rewards.convention import RewardFunc
@@ -37,11 +39,17 @@ class RewardArguments:
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self.reward_options = from_json(self.reward_options, "reward_options")
         options = self.reward_options or {}
         if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
-            raise ValueError(f"reward_options={options!r}: expected {{reward: {{option: value}}}}.")
+            raise ValueError(f"reward_options={mask_secrets(options)!r}: expected {{reward: {{option: value}}}}.")
         for name in options:
+            if is_masked(options[name]):
+                raise ValueError(
+                    f"reward_options of {shown_url(name)!r}: {MASK} stands in the place of a secret, which was not "
+                    "written into the recipe. Put it in again, or let the reward read it from an environment variable."
+                )
             if name not in self.reward_funcs:
                 known = map(shown_url, self.reward_funcs)
                 raise ValueError(
@@ -94,4 +102,4 @@ def from_json(value: Any, name: str) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={value!r} is not JSON: {error}.") from error
+        raise ValueError(f"{name}={mask_text(value)!r} is not JSON: {error}.") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from spatialalign_trl.arguments.prompts import PromptArguments, prompt_source
+from spatialalign_trl.models.ranges import Range
 from spatialalign_trl.scenes.rows import GROUND_TRUTH, VIDEO, complete_rows, load_scene_rows
 from spatialalign_trl.video import Video, read_video
 
@@ -40,16 +41,12 @@ class SceneArguments(PromptArguments):
             "and all processes must be able to read it. None: scenes/ in output_dir."
         },
     )
-    supersample: int = field(
+    supersample: Annotated[int, Range(at_least=1, at_most=64)] = field(
         default=3,
         metadata={
             "help": "Rendered rooms take this many rays per pixel, squared. Frames of a few dozen pixels need 5."
         },
     )
-
-    def __post_init__(self) -> None:
-        if self.supersample < 1:
-            raise ValueError(f"supersample={self.supersample}: must be at least 1.")
 
     def load_set(self, source: str, split: str, limit: int | None) -> Dataset:
         """

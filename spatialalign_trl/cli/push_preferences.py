@@ -33,12 +33,13 @@ def main(words: Sequence[str]) -> int:
     parser = build_parser()
     args = parser.read(words)
     from spatialalign_trl.hub.pushing import PushFailed, check_hub_access, check_repo_name
-    from spatialalign_trl.online.preference_repo import HUB_FOLDER, push_preferences_folder
+    from spatialalign_trl.online.preference_repo import HUB_FOLDER, describe_push, push_preferences_folder
 
     folder = Path(args.run) / HUB_FOLDER
     try:
         check_repo_name(args.repo, "--repo")
         check_hub_access(args.repo, "--repo", private=not args.public)
+        print(describe_push(folder, args.repo), file=sys.stderr)
         url = push_preferences_folder(folder, args.repo, message="Preferences", private=not args.public)
     except (ValueError, OSError) as error:
         parser.error(str(error))

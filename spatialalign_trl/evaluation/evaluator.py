@@ -32,6 +32,7 @@ from spatialalign_trl.rewards.scoring import score_samples
 from spatialalign_trl.rollout.origin import check_origin
 from spatialalign_trl.rollout.sampler import roll_out
 from spatialalign_trl.rollout.store import Sample, SampleStore
+from spatialalign_trl.safe_text import mask_secrets
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -296,7 +297,7 @@ class Evaluation:
             "baseline": self.baseline,
             "policies": policies,
             "differences": differences,
-            "rewards": self.runner.describe(),
+            "rewards": mask_secrets(self.runner.describe()),
             "quality_guards": list(self.quality.guards),
             "seeds": self.seeds,
             "problems": self.problems,

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from spatialalign_trl.safe_text import mask_text
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -270,8 +272,8 @@ def describe_failure(error: BaseException) -> str:
 
 
 def without_tokens(text: str) -> str:
-    """Replace everything in a text that looks like a Hub token by `hf_***`."""
-    return _TOKEN.sub("hf_***", text)
+    """Replace every secret in a text by `***`; of a Hub token, `hf_` stays."""
+    return mask_text(_TOKEN.sub("hf_***", text))
 
 
 def _first_line(error: BaseException) -> str:

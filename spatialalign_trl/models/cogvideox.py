@@ -33,6 +33,7 @@ from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.encoding import Conditioning
 from spatialalign_trl.models.sampling import generator_from_noise
 from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.models.usage import NoiseArgument
 
 # A sigma on the grid of 1000 must select its own timestep in spite of the rounding of k / 1000 to fp32.
 _GRID_TOLERANCE = 1e-3
@@ -65,6 +66,8 @@ class CogVideoXVideoModel(VideoModel):
     # trains in Wan (text embedding, keys and values of the cross-attention) is the text projection and all keys and
     # values.
     default_lora_targets: ClassVar[tuple[str, ...]] = ("patch_embed.text_proj", "attn1.to_k", "attn1.to_v")
+
+    noise_argument: ClassVar[NoiseArgument] = "latents_frames_first"
 
     def __init__(self, pipeline: DiffusionPipeline, name_or_path: str | None = None, **kwargs: Any) -> None:
         super().__init__(pipeline, name_or_path, **kwargs)
@@ -200,6 +203,10 @@ class CogVideoXVideoModel(VideoModel):
                 "scheduler's snr_shift_scale has the same purpose and belongs to the weights."
             )
         return {}
+
+    def plain_call(self, settings: SamplingSettings) -> dict[str, Any]:
+        """See [`VideoModel.plain_call`]."""
+        return super().plain_call(settings) | {"max_sequence_length": self._config.max_text_seq_length}
 
     def _run_pipeline(
         self, noise: Tensor, conditioning: Conditioning, negative: Conditioning | None, settings: SamplingSettings

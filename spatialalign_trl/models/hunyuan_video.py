@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.encoding import Conditioning
 from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.models.usage import NoiseArgument
 
 
 class _HunyuanModel(VideoModel):
@@ -124,6 +125,11 @@ class HunyuanVideoModel(_HunyuanModel):
     def uses_negative_prompt(self, settings: SamplingSettings) -> bool:
         return not self.embeds_guidance and super().uses_negative_prompt(settings)
 
+    def plain_call(self, settings: SamplingSettings) -> dict[str, Any]:
+        """See [`VideoModel.plain_call`]."""
+        guided = {"true_cfg_scale": settings.guidance_scale} if self.uses_negative_prompt(settings) else {}
+        return super().plain_call(settings) | guided
+
     def _encode_prompt(self, prompt: str) -> Conditioning:
         # The defaults: the pipeline's prompt template (it cuts the template's tokens off again) and a length of 256.
         embeds, pooled, mask = self.pipeline.encode_prompt(prompt=[prompt], device=self.device)
@@ -187,6 +193,8 @@ class HunyuanVideo15Model(_HunyuanModel):
 
     family: ClassVar[str] = "hunyuan_video_15"
     pipeline_class: ClassVar[str] = "HunyuanVideo15Pipeline"
+    noise_argument: ClassVar[NoiseArgument] = "latents"  # the pipeline draws noise in the transformer's type
+    lora_loads_into_transformer: ClassVar[bool] = True  # diffusers' own class has no `load_lora_weights`
 
     def __init__(self, pipeline: DiffusionPipeline, name_or_path: str | None = None, **kwargs: Any) -> None:
         name_or_path = name_or_path or pipeline.config.get("_name_or_path")
@@ -266,12 +274,22 @@ class HunyuanVideo15Model(_HunyuanModel):
         finally:
             handle.remove()
 
+    def plain_call(self, settings: SamplingSettings) -> dict[str, Any]:
+        """See [`VideoModel.plain_call`]. The guidance scale belongs to the guider."""
+        return {name: value for name, value in super().plain_call(settings).items() if name != "guidance_scale"}
+
+    def guider_changes(self, settings: SamplingSettings) -> dict[str, Any]:
+        """See [`VideoModel.guider_changes`]."""
+        changes = {"guidance_scale": settings.guidance_scale, "enabled": self.uses_negative_prompt(settings)}
+        config = self.pipeline.guider.config
+        return changes if any(config.get(name) != value for name, value in changes.items()) else {}
+
     @contextmanager
     def _scheduler_for(self, settings: SamplingSettings) -> Iterator[None]:
         """Replace the guider as well as the scheduler for the length of the block, if the settings differ from it."""
         guider = self.pipeline.guider
-        changes = {"guidance_scale": settings.guidance_scale, "enabled": self.uses_negative_prompt(settings)}
-        if any(guider.config.get(name) != value for name, value in changes.items()):
+        changes = self.guider_changes(settings)
+        if changes:
             self.pipeline.guider = guider.new(**changes)
         try:
             with super()._scheduler_for(settings):

@@ -201,6 +201,8 @@ class LoraMixin:
 
     lora_load_options: Mapping[str, Any] = MappingProxyType({})
     """Arguments, in addition to the file, with which diffusers' `pipe.load_lora_weights` loads this model's LoRA."""
+    lora_loads_into_transformer: bool = False
+    """Whether diffusers' pipeline has no `load_lora_weights`, so that the LoRA is loaded into its transformer."""
 
     pipeline: DiffusionPipeline
     transformer: torch.nn.Module

@@ -66,6 +66,7 @@ class LTXVideoModel(VideoModel):
     ) -> None:
         self._given_frame_rate = frame_rate
         super().__init__(pipeline, name_or_path, **kwargs)
+        self._decodes_last_step = pipeline.vae is not None and bool(pipeline.vae.config.timestep_conditioning)
         self.frame_rate = float(self.default_settings().fps if frame_rate is None else frame_rate)
 
     def _family_settings(self) -> SamplingSettings:
@@ -183,6 +184,14 @@ class LTXVideoModel(VideoModel):
             return_dict=False,
         )[0]
         return LTXPipeline._unpack_latents(tokens, frames, rows, columns)
+
+    def plain_call(self, settings: SamplingSettings) -> dict[str, Any]:
+        """See [`VideoModel.plain_call`]."""
+        decoding = {}
+        if self._decodes_last_step:
+            decoding = {"decode_timestep": _DECODE_TIMESTEP, "decode_noise_scale": _DECODE_NOISE_SCALE}
+        own = {"frame_rate": self.frame_rate, "max_sequence_length": self.max_sequence_length}
+        return super().plain_call(settings) | own | decoding
 
     def _run_pipeline(
         self, noise: Tensor, conditioning: Conditioning, negative: Conditioning | None, settings: SamplingSettings

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spatialalign_trl.models.encoding import Conditioning
 from spatialalign_trl.models.settings import SamplingSettings
+from spatialalign_trl.models.usage import LoraUsage, NoiseArgument
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -59,9 +60,12 @@ class SamplingMixin:
     """Sampling of latents. A family implements the call of its pipeline."""
 
     has_two_guidance_scales: bool = False
+    noise_argument: NoiseArgument = "generator"
+    """How a plain call of the pipeline gets the noise of [`~SamplingMixin.initial_noise`]."""
 
     pipeline: DiffusionPipeline
     transformer: nn.Module
+    computation: dict[str, Any]
 
     @property
     def flow_shift(self) -> float:
@@ -180,6 +184,78 @@ class SamplingMixin:
             "return_dict": False,
         }
 
+    # Sampling without this library (see `models/usage.py`)
+
+    def plain_call(self, settings: SamplingSettings) -> dict[str, Any]:
+        """
+        Return the arguments with which the pipeline's own call samples as [`~SamplingMixin.sample`] does, apart from
+        the prompt and the noise.
+
+        Args:
+            settings ([`SamplingSettings`]):
+                How to sample.
+        """
+        negative = {"negative_prompt": settings.negative_prompt} if self.uses_negative_prompt(settings) else {}
+        return negative | {
+            "num_frames": settings.num_frames,
+            "height": settings.height,
+            "width": settings.width,
+            "num_inference_steps": settings.num_inference_steps,
+            "guidance_scale": settings.guidance_scale,
+        }
+
+    def scheduler_changes(self, settings: SamplingSettings) -> dict[str, Any]:
+        """Return the settings of the scheduler in which sampling differs from the pipeline's scheduler."""
+        changes = {} if settings.flow_shift is None else self._shifted(settings.flow_shift)
+        config = self.pipeline.scheduler.config
+        return changes if any(config.get(name) != value for name, value in changes.items()) else {}
+
+    def guider_changes(self, settings: SamplingSettings) -> dict[str, Any]:
+        """Return the settings in which sampling differs from the pipeline's guider, if it has one."""
+        return {}
+
+    def lora_usage(
+        self, settings: SamplingSettings, *, prompt: str, noise_seed: int, drawn_by_run: str = ""
+    ) -> LoraUsage:
+        """
+        Describe how a LoRA of this model is used so that it samples as the run does.
+
+        Args:
+            settings ([`SamplingSettings`]):
+                The run's sampling settings.
+            prompt (`str`):
+                A prompt, if possible of the evaluation.
+            noise_seed (`int`):
+                Seed of the noise.
+            drawn_by_run (`str`, *optional*):
+                What the run drew from this prompt and noise, such as `"the run's video of this prompt, seed 0"`.
+        """
+        context = self.computation.get("context")
+        if context is not None:  # under the names that `load_video_model` takes
+            context = {name if name == "guidance" else f"context_{name}": value for name, value in context.items()}
+            call = {name: value for name, value in settings.to_dict().items() if name != "fps"}
+        else:
+            call = self.plain_call(settings)
+        return LoraUsage(
+            model=self.name_or_path,
+            revision=self.revision,
+            dtype=str(self.dtype).removeprefix("torch."),
+            prompt=prompt,
+            noise_seed=noise_seed,
+            drawn_by_run=drawn_by_run,
+            call=call,
+            fps=settings.fps,
+            scheduler=self.scheduler_changes(settings),
+            guider=self.guider_changes(settings),
+            noise=self.noise_argument,
+            latent_shape=list(self.latent_shape(settings.num_frames, settings.height, settings.width)),
+            load_options=dict(self.lora_load_options),
+            loads_into_transformer=self.lora_loads_into_transformer,
+            quantization=str(self.computation.get("quantization") or ""),
+            context=context,
+            columns=list(self.conditioning_columns),
+        )
+
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:
         # A fresh PeftModel is in training mode, so LoRA dropout would be active while sampling.
@@ -198,8 +274,8 @@ class SamplingMixin:
     def _scheduler_for(self, settings: SamplingSettings) -> Iterator[None]:
         """Replace the scheduler for the length of the block if the settings have another flow shift."""
         scheduler = self.pipeline.scheduler
-        changes = {} if settings.flow_shift is None else self._shifted(settings.flow_shift)
-        if any(scheduler.config.get(name) != value for name, value in changes.items()):
+        changes = self.scheduler_changes(settings)
+        if changes:
             self.pipeline.scheduler = type(scheduler).from_config(scheduler.config, **changes)
         try:
             yield

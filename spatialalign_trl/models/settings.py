@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from spatialalign_trl.errors import near_miss
+from spatialalign_trl.models.ranges import FINITE, Range, check_fields
+
+SIDE = Range(at_least=1, at_most=16_384)  # what x264 can encode
+FRAMES = Range(at_least=1, at_most=100_000)
+SAMPLER_STEPS = Range(at_least=1, at_most=10_000)
+FLOW_SHIFT = Range(above=0)
+FPS = Range(above=0, at_most=1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,31 +49,23 @@ class SamplingSettings:
         ValueError: if a value is out of range.
     """
 
-    num_frames: int
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float
-    flow_shift: float | None = None
+    num_frames: Annotated[int, FRAMES]
+    height: Annotated[int, SIDE]
+    width: Annotated[int, SIDE]
+    num_inference_steps: Annotated[int, SAMPLER_STEPS]
+    guidance_scale: Annotated[float, FINITE]
+    flow_shift: Annotated[float | None, FLOW_SHIFT] = None
     negative_prompt: str = ""
-    fps: float = 16.0
-    guidance_scale_2: float | None = None
+    fps: Annotated[float, FPS] = 16.0
+    guidance_scale_2: Annotated[float | None, FINITE] = None
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "height", "width", "num_inference_steps"):
-            value = getattr(self, name)
-            if int(value) != value or value < 1:
-                raise ValueError(f"{name}={value!r}: must be a whole number of at least 1.")
-            object.__setattr__(self, name, int(value))
+        check_fields(self)
         # 3 and 3.0 are the same setting and must give the same sample id.
         for name in ("guidance_scale", "guidance_scale_2", "flow_shift", "fps"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, float(value))
-        for name in ("flow_shift", "fps"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: must be above 0.")
         if self.guidance_scale <= 1 < (self.guidance_scale_2 or 0):
             raise ValueError(
                 f"guidance_scale={self.guidance_scale}: switches guidance off for both experts, but guidance_scale_2 "
@@ -112,15 +111,19 @@ class SamplingSettings:
 class SamplingArguments:
     """The sampling settings that exist for every model, as arguments. An unset one takes the model's default."""
 
-    num_frames: int | None = field(
+    num_frames: Annotated[int | None, FRAMES] = field(
         default=None, metadata={"help": "Number of frames of a video. None: the model's default."}
     )
-    height: int | None = field(default=None, metadata={"help": "Height in pixels. None: the model's default."})
-    width: int | None = field(default=None, metadata={"help": "Width in pixels. None: the model's default."})
-    num_inference_steps: int | None = field(
+    height: Annotated[int | None, SIDE] = field(
+        default=None, metadata={"help": "Height in pixels. None: the model's default."}
+    )
+    width: Annotated[int | None, SIDE] = field(
+        default=None, metadata={"help": "Width in pixels. None: the model's default."}
+    )
+    num_inference_steps: Annotated[int | None, SAMPLER_STEPS] = field(
         default=None, metadata={"help": "Number of steps of the sampler. None: the model's default."}
     )
-    guidance_scale: float | None = field(
+    guidance_scale: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={"help": "Weight w of the guidance, uncond + w*(cond - uncond). None: the model's default."},
     )

@@ -253,6 +253,11 @@ class WanVideoModel(VideoModel):
             return_dict=False,
         )[0]
 
+    def plain_call(self, settings: SamplingSettings) -> dict[str, Any]:
+        """See [`VideoModel.plain_call`]. The call's own default of `max_sequence_length` can be another length."""
+        second = {} if settings.guidance_scale_2 is None else {"guidance_scale_2": settings.guidance_scale_2}
+        return super().plain_call(settings) | second | {"max_sequence_length": self.max_sequence_length}
+
     def _run_pipeline(
         self, noise: Tensor, conditioning: Conditioning, negative: Conditioning | None, settings: SamplingSettings
     ) -> Tensor:

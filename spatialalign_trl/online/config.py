@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from transformers.trainer_utils import HubStrategy
 
-from spatialalign_trl.evaluation import GUARDS, get_guard
+from spatialalign_trl.evaluation import EVALUATION_SEED, GUARDS, get_guard
 from spatialalign_trl.hub.pushing import check_repo_name
-from spatialalign_trl.models.settings import SamplingArguments, SamplingSettings
+from spatialalign_trl.models.ranges import COUNT, FINITE, SHARE, Range
+from spatialalign_trl.models.settings import FLOW_SHIFT, FPS, SamplingArguments, SamplingSettings
+from spatialalign_trl.preferences import make_pairs
 from spatialalign_trl.rewards.combination import check_gates, check_normalization
 from spatialalign_trl.trainer.spatialalign_config import SpatialAlignConfig
 
@@ -28,6 +30,8 @@ SAMPLING_FIELDS = {
 }
 """Config field -> field of `SamplingSettings`."""
 
+VIDEOS = Range(at_least=1, at_most=EVALUATION_SEED)  # seeds of training and evaluation do not overlap
+
 
 @dataclass
 class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
@@ -38,20 +42,24 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
 
     _VALID_DICT_FIELDS = SpatialAlignConfig._VALID_DICT_FIELDS + ["reward_gates"]
 
-    num_rounds: int = field(default=1, metadata={"help": "Rounds of sample -> score -> pair -> train -> evaluate."})
+    num_rounds: Annotated[int, Range(at_least=1, at_most=10_000)] = field(
+        default=1, metadata={"help": "Rounds of sample -> score -> pair -> train -> evaluate."}
+    )
 
-    num_generations: int = field(
+    num_generations: Annotated[int, VIDEOS] = field(
         default=5, metadata={"help": "Videos sampled per training prompt and round (the paper: 10)."}
     )
-    rollout_batch_size: int = field(default=16, metadata={"help": "Videos sampled at once on one device."})
-    guidance_scale_2: float | None = field(
+    rollout_batch_size: Annotated[int, COUNT] = field(
+        default=16, metadata={"help": "Videos sampled at once on one device."}
+    )
+    guidance_scale_2: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={
             "help": "Guidance scale w at low noise, for a model with two experts (Wan 2.2 A14B). None: the model's "
             "default."
         },
     )
-    sampling_flow_shift: float | None = field(
+    sampling_flow_shift: Annotated[float | None, FLOW_SHIFT] = field(
         default=None,
         metadata={
             "help": "k in s = k*u/(1 + (k-1)*u) when sampling. None: the model's default. Training uses flow_shift."
@@ -60,14 +68,14 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     negative_prompt: str | None = field(
         default=None, metadata={"help": "Text of the unconditional branch of the guidance. None: the model's default."}
     )
-    fps: float | None = field(
+    fps: Annotated[float | None, FPS] = field(
         default=None, metadata={"help": "Frames per second of the mp4 files. None: the model's default."}
     )
     samples_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of all samples; several runs may share it. None: samples/ in output_dir."},
     )
-    video_crf: int = field(
+    video_crf: Annotated[int, Range(at_least=0, at_most=51, note="0 is lossless.")] = field(
         default=18,
         metadata={
             "help": "x264 quality (CRF) of stored videos, 0 to 51; 0 is lossless RGB, for videos of a few dozen "
@@ -75,7 +83,7 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
         },
     )
 
-    reward_weights: list[float] | None = field(
+    reward_weights: Annotated[list[float] | None, FINITE] = field(
         default=None,
         metadata={
             "help": "reward = sum_i weight_i * reward_i, over the rewards that judged the video. None: 1 each, but 0 "
@@ -99,7 +107,7 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
             "the video is INVALID. In YAML `reward_gates: {motion: 0.02}`, as a flag the same in JSON."
         },
     )
-    max_failure_share: float = field(
+    max_failure_share: Annotated[float, SHARE] = field(
         default=0.5, metadata={"help": "The run stops if a reward fails on more than this share of the videos."}
     )
 
@@ -111,18 +119,20 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
             "by at least min_pair_gap."
         },
     )
-    score_threshold: float = field(default=0.7, metadata={"help": "tau of pair_strategy='threshold'."})
-    min_pair_gap: float = field(
+    score_threshold: Annotated[float, FINITE] = field(
+        default=0.7, metadata={"help": "tau of pair_strategy='threshold'."}
+    )
+    min_pair_gap: Annotated[float, Range(at_least=0)] = field(
         default=0.0, metadata={"help": "Smallest score(chosen) - score(rejected), for every strategy."}
     )
-    invalid_score: float | None = field(
+    invalid_score: Annotated[float | None, FINITE] = field(
         default=None,
         metadata={
             "help": "Score of INVALID videos when videos are paired, such as 0: they can then be rejected, so that "
             "the model unlearns videos that cannot be judged. None: INVALID videos are in no pair (the paper)."
         },
     )
-    pairs_per_prompt: int | None = field(
+    pairs_per_prompt: Annotated[int | None, COUNT] = field(
         default=4,
         metadata={
             "help": "Maximum number of pairs per prompt, drawn without repeats. None: all. The paper draws a new pair "
@@ -146,7 +156,9 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
         },
     )
 
-    evaluation_seeds: int = field(default=4, metadata={"help": "Videos per evaluation prompt, with fixed seeds."})
+    evaluation_seeds: Annotated[int, VIDEOS] = field(
+        default=4, metadata={"help": "Videos per evaluation prompt, with fixed seeds."}
+    )
     quality_guards: list[str] = field(
         default_factory=lambda: ["frames"],
         metadata={"help": f"Measures of picture quality, in addition to the score: {', '.join(GUARDS)}."},
@@ -154,23 +166,27 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
     evaluate_every_round: bool = field(
         default=True, metadata={"help": "Evaluate after every round, instead of after the last one only."}
     )
-    ema_decay: float | None = field(
+    ema_decay: Annotated[float | None, Range(above=0, below=1, note="Such as 0.99.")] = field(
         default=None,
         metadata={
             "help": "d in phi <- d*phi + (1 - d)*theta, an average of the LoRA theta over the steps, saved in ema/. "
             "None: no average. Sampling and evaluation use theta."
         },
     )
-    log_samples_steps: int | None = field(
+    log_samples_steps: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
             "help": "Sample some evaluation prompts every so many training steps, and log videos, scores and curves "
             "to rounds/NN/policy/samples and to the trackers. None: never. The weights do not depend on it."
         },
     )
-    log_samples_prompts: int = field(default=4, metadata={"help": "Number of prompts that log_samples_steps samples."})
-    contact_sheet_prompts: int = field(default=6, metadata={"help": "Prompts on the contact sheet; 0: no sheet."})
-    report_megabytes: float = field(
+    log_samples_prompts: Annotated[int, COUNT] = field(
+        default=4, metadata={"help": "Number of prompts that log_samples_steps samples."}
+    )
+    contact_sheet_prompts: Annotated[int, Range(at_least=0, at_most=10_000)] = field(
+        default=6, metadata={"help": "Prompts on the contact sheet; 0: no sheet."}
+    )
+    report_megabytes: Annotated[float, Range(at_least=0, note="0: no page.")] = field(
         default=10.0,
         metadata={
             "help": "Maximum size of report.html in MB; videos that do not fit are left out, with a note. 0: no page."
@@ -185,7 +201,7 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
             "repeats it later."
         },
     )
-    push_preferences_every: int | None = field(
+    push_preferences_every: Annotated[int | None, COUNT] = field(
         default=500,
         metadata={
             "help": "Also push after about every so many scored videos. None: only when all videos of a round are "
@@ -205,37 +221,39 @@ class OnlineSpatialAlignConfig(SamplingArguments, SpatialAlignConfig):
 
     def _check(self) -> None:
         super()._check()
-        at_least_one = (
-            "num_rounds", "num_generations", "rollout_batch_size", "evaluation_seeds", "log_samples_prompts",
-        )  # fmt: skip
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.num_generations < 2 and self.num_rounds == 1:
             raise ValueError(f"num_generations={self.num_generations}: a pair needs at least 2 videos of a prompt")
-        if not 0 <= self.report_megabytes < float("inf"):
-            raise ValueError(f"report_megabytes={self.report_megabytes}: must be at least 0 (no page), such as 10")
+        if self.num_rounds * self.num_generations > EVALUATION_SEED:
+            raise ValueError(
+                f"num_rounds={self.num_rounds} with num_generations={self.num_generations}: the seeds of the training "
+                f"videos would reach those of the evaluation, which begin at {EVALUATION_SEED:,}. Lower one of them."
+            )
+        if self.reward_weights is not None and not any(self.reward_weights):
+            raise ValueError(
+                f"reward_weights={self.reward_weights}: no reward counts, so no video can win. Give at least one "
+                "weight that is not 0, or leave reward_weights out."
+            )
+        # Pairing refuses settings that do not fit together, and needs no videos for it.
+        make_pairs([], self.pair_strategy, self.score_threshold, self.min_pair_gap, self.pairs_per_prompt, self.seed)
         if self.invalid_score is not None and self.pair_strategy == "threshold":
             if not self.invalid_score < self.score_threshold:
                 raise ValueError(
                     f"invalid_score={self.invalid_score:g} is not below score_threshold={self.score_threshold:g}: "
                     "INVALID videos would win"
                 )
-        if not 0 <= self.video_crf <= 51:
-            raise ValueError(f"video_crf={self.video_crf}: must be in 0..51 (0 is lossless)")
         if self.refresh_reference and not self.continue_adapter:
             raise ValueError("refresh_reference=True needs continue_adapter=True: a new LoRA starts as the base does")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: must be in (0, 1), such as 0.99, or None")
-        if self.log_samples_steps is not None and self.log_samples_steps < 1:
-            raise ValueError(f"log_samples_steps={self.log_samples_steps}: must be at least 1, or None")
         if self.push_preferences_to_hub is not None:
             check_repo_name(self.push_preferences_to_hub, "push_preferences_to_hub")
-        if self.push_preferences_every is not None and self.push_preferences_every < 1:
-            raise ValueError(f"push_preferences_every={self.push_preferences_every}: must be at least 1, or None")
-        for name in self.quality_guards:
-            get_guard(name)
-        check_gates(self.reward_gates or {})
+        try:
+            for name in self.quality_guards:
+                get_guard(name)
+        except (ValueError, OSError) as error:  # a guard may be a reward in a file
+            raise ValueError(f"quality_guards={self.quality_guards}: {error}") from error
+        try:
+            check_gates(self.reward_gates or {})
+        except ValueError as error:
+            raise ValueError(f"reward_gates={self.reward_gates}: {error}") from error
         check_normalization(self.reward_normalization)
         if self.reward_normalization != "none" and self.pair_strategy == "threshold":
             raise ValueError(

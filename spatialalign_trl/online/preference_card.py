@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.online.preference_files import PAIRS, SAMPLES, public_name, public_revision, rounds_in
 from spatialalign_trl.report.tables import markdown_table, summary_rows
+from spatialalign_trl.safe_text import table_cell
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCard
@@ -182,12 +183,7 @@ def _pairs_table(pairs: Sequence[Pair]) -> str:
         return "There are no pairs yet."
     step = max(1, len(pairs) // PAIRS_SHOWN)
     rows = [
-        [_cell(pair.chosen.row["prompt"]), f"{pair.score_chosen:.3f}", f"{pair.score_rejected:.3f}"]
+        [table_cell(pair.chosen.row["prompt"]), f"{pair.score_chosen:.3f}", f"{pair.score_rejected:.3f}"]
         for pair in pairs[::step][:PAIRS_SHOWN]
     ]
     return markdown_table(["prompt", "score of chosen", "score of rejected"], rows)
-
-
-def _cell(text: str) -> str:
-    """Escape a prompt for a table's cell, so that it cannot become markup."""
-    return " ".join(str(text).replace("<", "&lt;").replace("`", "'").split())

@@ -205,6 +205,8 @@ class PreferenceRepo:
 
     def _push_folder(self, state: str, number: int) -> None:
         args = self.parts.args
+        announcement = describe_push(self.folder, args.push_preferences_to_hub)
+        self.parts.console.print(announcement, markup=False, soft_wrap=True)
         url = push_preferences_folder(
             self.folder,
             args.push_preferences_to_hub,
@@ -222,6 +224,12 @@ class PreferenceRepo:
             f"pushes them:\n  {command}",
             stacklevel=3,
         )
+
+
+def describe_push(folder: Path, repo: str) -> str:
+    """List the files that [`push_preferences_folder`] publishes, in one line to show before it does."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name[0] != ".")
+    return f"pushing to the dataset {repo}: {', '.join(file.relative_to(folder).as_posix() for file in files)}"
 
 
 def push_preferences_folder(

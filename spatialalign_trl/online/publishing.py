@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
+from transformers.trainer_utils import HubStrategy
 
 from spatialalign_trl.evaluation import EVALUATION_SEED, headline_of, headline_score
 from spatialalign_trl.files import read_json, write_json
@@ -14,14 +18,17 @@ from spatialalign_trl.hub.lora_files import command_for_later, make_model_repo, 
 from spatialalign_trl.hub.pushing import PushFailed
 from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.online.rounds import RunParts
+from spatialalign_trl.online.run_settings import RUN_FILE
 from spatialalign_trl.report.tables import markdown_table, summary_rows
 from spatialalign_trl.report.write import REPORT_FILE
+from spatialalign_trl.safe_text import mask_secrets, without_digests
 from spatialalign_trl.trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
-from spatialalign_trl.trainer.publishing import CARD_FILE, STARTING_LORA
+from spatialalign_trl.trainer.publishing import CARD_FILE, PUBLISHED, STARTING_LORA
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
+    from spatialalign_trl.models.usage import LoraUsage
     from spatialalign_trl.rollout.store import Sample
     from spatialalign_trl.trainer.spatialalign_trainer import SpatialAlignTrainer
 
@@ -36,7 +43,7 @@ VIDEO_PAIRS = 3
 """Prompts whose videos before and after are shown in the card."""
 
 PUSHED = (
-    LORA_FILE, CARD_FILE, RESULTS_FILE, CONTACT_SHEET_FILE, REPORT_FILE, "run.json", RECIPE_FILE, f"ema/{LORA_FILE}",
+    LORA_FILE, CARD_FILE, RESULTS_FILE, CONTACT_SHEET_FILE, REPORT_FILE, RUN_FILE, RECIPE_FILE, f"ema/{LORA_FILE}",
     "videos/*.mp4",
 )  # fmt: skip
 """Files of `output_dir` that are pushed to the Hub if they exist."""
@@ -67,6 +74,7 @@ def write_card_facts(trainer: SpatialAlignTrainer, policy_folder: Path) -> None:
     facts = {
         "tags": trainer._tag_names,
         "trainer_name": trainer._name,
+        "learns_from": trainer._learns_from,
         "formula": trainer._formula(),
         "facts": {name: str(value) for name, value in trainer._facts().items()},
         "results": {name: value for name, value in trainer._last_logged().items() if math.isfinite(value)},
@@ -104,6 +112,7 @@ def run_card(
         parts.model,
         model_name=model_name or parts.output_dir.resolve().name,
         repo=repo,
+        usage=run_usage(parts, outcome),
         dataset_name=dataset_name,
         comparison=_comparison(parts, outcome),
         recipe=outcome.recipe,
@@ -125,6 +134,15 @@ def _run_facts(parts: RunParts, outcome: Outcome) -> dict[str, Any]:
             counts = f"{summary['num_prompts']} held-out prompts, {summary['num_videos']} videos"
             facts[f"{headline}, {policy}"] = f"{value} ({counts}, {summary['invalid_rate']:.1%} INVALID)"
     return facts
+
+
+def run_usage(parts: RunParts, outcome: Outcome) -> LoraUsage:
+    """Describe how the run's LoRA draws the first video that the card shows, or else the first training prompt."""
+    shown = shown_videos(outcome)
+    if not shown:
+        return parts.lora_usage(parts.train_rows[0], EVALUATION_SEED)
+    video_pair, (_, aligned) = shown[0]
+    return parts.lora_usage(aligned.row, aligned.seed, video_pair.after)
 
 
 def _comparison(parts: RunParts, outcome: Outcome) -> Comparison | None:
@@ -169,7 +187,11 @@ def spread_over_types(outcome: Outcome, count: int) -> list[tuple[Sample, Sample
 def make_run_repository(parts: RunParts, token: str | None = None) -> str:
     """Make the LoRA's repository; called before the work whose result is pushed, so that it cannot fail after it."""
     name = parts.args.hub_model_id or parts.output_dir.resolve().name
-    return make_model_repo(name, private=parts.args.hub_private_repo, token=token or parts.args.hub_token)
+    repo = make_model_repo(name, private=parts.args.hub_private_repo, token=token or parts.args.hub_token)
+    saves = "" if parts.args.hub_strategy == HubStrategy.END else f"at every save {', '.join(PUBLISHED)}; "
+    announcement = f"to be pushed to {repo}, as far as the run makes it: {saves}at the end {', '.join(PUSHED)}"
+    parts.console.print(announcement, markup=False, soft_wrap=True)
+    return repo
 
 
 def push_run(
@@ -188,10 +210,13 @@ def push_run(
         raise FileNotFoundError(f"{parts.output_dir} has no {LORA_FILE} to push: run train() to its end first.")
     if not parts.accelerator.is_main_process:
         return None
-    repo = make_run_repository(parts, token)
+    name = parts.args.hub_model_id or parts.output_dir.resolve().name
+    repo = make_model_repo(name, private=parts.args.hub_private_repo, token=token or parts.args.hub_token)
     run_card(parts, outcome, repo, **card_options).save(parts.output_dir / CARD_FILE)
+    names = _published(parts.output_dir)
+    parts.console.print(f"pushing to {repo}: {', '.join(names)}", markup=False, soft_wrap=True)
     commit = push_files(
-        {name: _public_content(parts.output_dir, name) for name in _published(parts.output_dir)},
+        {name: _public_content(parts.output_dir, name) for name in names},
         repo,
         message=commit_message,
         private=parts.args.hub_private_repo,
@@ -219,8 +244,17 @@ def _published(output_dir: Path) -> list[str]:
 
 
 def _public_content(output_dir: Path, name: str) -> bytes | Path:
-    """Return a file, or the report page without the path of `output_dir` in its command lines."""
+    """Return a file; the page without the path of `output_dir` in its command lines, settings without secrets."""
     file = output_dir / name
-    if name != REPORT_FILE:
-        return file
-    return file.read_bytes().replace(str(output_dir).encode(), output_dir.name.encode())
+    if name == REPORT_FILE:
+        page = file.read_bytes().replace(str(output_dir).encode(), output_dir.name.encode())
+        return without_digests(page.decode()).encode()
+    if name in (RESULTS_FILE, RUN_FILE):  # an older run's may contain secrets
+        content = read_json(file)
+        public = json.loads(without_digests(json.dumps(mask_secrets(content))))
+        return file if public == content else json.dumps(public, indent=2).encode()
+    if name == RECIPE_FILE:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        public = mask_secrets(content)
+        return file if public == content else yaml.safe_dump(public, sort_keys=False, allow_unicode=True).encode()
+    return file

@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from spatialalign_trl.evaluation import headline_score, invalid_reason
-from spatialalign_trl.online.publishing import Outcome
+from spatialalign_trl.online.publishing import Outcome, run_usage
 from spatialalign_trl.online.rounds import RunParts, samples_of_round
 from spatialalign_trl.report.gallery import Clip
 from spatialalign_trl.report.grades import find_grader
@@ -31,7 +31,8 @@ def write_run_report(parts: RunParts, outcome: Outcome) -> None:
     except FileNotFoundError as error:
         warnings.warn(f"the page has no histograms of the rounds: {error}", stacklevel=2)
         scores = []
-    write_run_notes(parts.output_dir, clips, scores, outcome.recipe.command if outcome.recipe else None)
+    command = outcome.recipe.command if outcome.recipe else None
+    write_run_notes(parts.output_dir, clips, scores, command, run_usage(parts, outcome))
     try_write_report(parts.output_dir, find_grader(parts.runner.reward_funcs), parts.args.report_megabytes)
     parts.runner.release()
 

@@ -26,7 +26,7 @@ from spatialalign_trl.preferences import Pair, PairingResult, make_pairs, to_dat
 from spatialalign_trl.rewards.scoring import combine_scores, has_failed, score_samples
 from spatialalign_trl.rewards.sources import source_fingerprints
 from spatialalign_trl.rollout.origin import check_origin
-from spatialalign_trl.rollout.sampler import roll_out
+from spatialalign_trl.rollout.sampler import noise_seed, roll_out
 from spatialalign_trl.trainer.checkpoints import checkpoints_of
 from spatialalign_trl.trainer.lora import default_lora_config
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
     from spatialalign_trl.models.lora_loading import LoraFit
     from spatialalign_trl.models.settings import SamplingSettings
+    from spatialalign_trl.models.usage import LoraUsage
     from spatialalign_trl.online.config import OnlineSpatialAlignConfig
     from spatialalign_trl.rewards.runner import RewardRunner
     from spatialalign_trl.rollout.store import Sample, SampleStore
@@ -78,6 +79,21 @@ class RunParts:
     def round_folder(self, number: int) -> Path:
         """Return the folder of a round; the first round has number 1."""
         return self.output_dir / "rounds" / f"{number:02d}"
+
+    def lora_usage(self, row: Mapping[str, Any], seed: int, name: str = "the run's sample") -> LoraUsage:
+        """
+        Describe how the LoRA draws what the run samples for a prompt and a seed.
+
+        Args:
+            row (`dict`): The prompt.
+            seed (`int`): The seed of the sample.
+            name (`str`, *optional*): What the sample is called in the code's comment.
+        """
+        prompt_id = str(row["prompt_id"])
+        source = f"{name}: noise_seed({seed}, {prompt_id!r}) of rollout/sampler.py"
+        return self.model.lora_usage(
+            self.settings, prompt=row["prompt"], noise_seed=noise_seed(seed, prompt_id), drawn_by_run=source
+        )
 
 
 # Before the first round

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 from spatialalign_trl.files import read_json, write_json
 from spatialalign_trl.models.sources import model_fingerprint
 from spatialalign_trl.online.config import SAMPLING_FIELDS
+from spatialalign_trl.safe_text import mask_secrets
 from spatialalign_trl.trainer.checkpoints import checkpoints_of, set_checkpoints_aside
 
 if TYPE_CHECKING:
@@ -160,10 +161,12 @@ def check_same_run(
     for name in ("model_files", "reward_sources", "lora", "starting_policy"):
         if not wanted[name]:
             del wanted[name]
-    wanted = json.loads(json.dumps(wanted, sort_keys=True, default=str))
+    # A hash stands beside every masked secret, so that a rerun with another secret is noticed.
+    wanted = mask_secrets(json.loads(json.dumps(wanted, sort_keys=True, default=str)), digest=True)
     file = output_dir / RUN_FILE
     if file.exists():
-        recorded = _completed(read_json(file), wanted, args, output_dir)
+        recorded = mask_secrets(read_json(file), digest=True)  # older runs recorded secrets as they are
+        recorded = _completed(recorded, wanted, args, output_dir)
         names = [name for name in sorted({*recorded, *wanted}) if recorded.get(name) != wanted.get(name)]
         # What `sampling` resolves them to is compared: naming a default changes nothing.
         differing = {name: (recorded.get(name), wanted.get(name)) for name in names if name not in SAMPLING_FIELDS}

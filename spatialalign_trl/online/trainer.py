@@ -31,12 +31,12 @@ from spatialalign_trl.evaluation.verdict import Measured, judge
 from spatialalign_trl.files import lock_folder, read_json, write_json
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.lora import LORA_FILE, active_adapters, lora_fingerprint
-from spatialalign_trl.models.quantization import check_optimizer
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.online.log_samples import LogSamples
 from spatialalign_trl.online.outcome import write_outcome
 from spatialalign_trl.online.preference_repo import PreferenceRepo
 from spatialalign_trl.online.publishing import Outcome, make_run_repository, push_run, try_push_run, write_card_facts
+from spatialalign_trl.online.rehearsal import check_without_model, rehearse_training
 from spatialalign_trl.online.rounds import (
     ROUND_FILE,
     RunParts,
@@ -113,13 +113,13 @@ class OnlineSpatialAlignTrainer:
     ) -> None:
         # Refuse whatever cannot work before a model is loaded and a video sampled.
         refuse_unsupported_distribution(args, samples=True)
-        check_optimizer(getattr(args.optim, "value", args.optim))
         refuse_save_only_model(args)
         self.args = args
         self.runner = RewardRunner(
             reward_funcs, args.reward_weights, args.max_failure_share, args.reward_normalization, args.reward_gates
         )
         self.train_rows, self.eval_rows = list(train_dataset), list(eval_dataset or [])
+        check_without_model(args, self.runner, len(self.train_rows))
         self.runner.check_prompts(self.train_rows)
         if self.eval_rows:
             self.runner.check_prompts(self.eval_rows)
@@ -190,6 +190,7 @@ class OnlineSpatialAlignTrainer:
 
     def _run_loop(self) -> dict[str, Any]:
         args = self.args
+        rehearse_training(self.parts, None if self.starts_adapted else self.peft_config)
         if self.accelerator.is_main_process:
             self._check_before_sampling()
         self.accelerator.wait_for_everyone()
@@ -301,6 +302,7 @@ class OnlineSpatialAlignTrainer:
             peft_config=self.peft_config if starts_new_lora else None,
             callbacks=self.callbacks,
         )
+        trainer.usage = self.parts.lora_usage((self.eval_rows or self.train_rows)[0], EVALUATION_SEED)
         trainer.push_note = f"Round {int(folder.parent.name)}: "
         if not args.disable_tqdm:
             trainer.remove_callback(ProgressCallback)

@@ -110,7 +110,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     Args:
         header (sequence of `str`): The names of the columns.
-        rows (sequence of sequences of `str`): The cells.
+        rows (sequence of sequences of `str`): The cells, as Markdown; `|` and `<` are escaped.
 
     Raises:
         ValueError: when a row is longer or shorter than the header.

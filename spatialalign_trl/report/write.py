@@ -16,11 +16,13 @@ from typing import Any
 
 from spatialalign_trl.evaluation import headline_value
 from spatialalign_trl.files import read_json, write_atomic, write_json
+from spatialalign_trl.models.usage import LoraUsage
 from spatialalign_trl.report.gallery import Clip
 from spatialalign_trl.report.grades import GRADE_COLUMNS, Grade, find_grader, grade_videos
 from spatialalign_trl.report.page import ReportContent, render_page
 from spatialalign_trl.report.untrusted import confine_clips, make_graders
 from spatialalign_trl.rewards.containment import contained
+from spatialalign_trl.safe_text import mask_secrets, mask_text
 from spatialalign_trl.video import Video
 
 REPORT_FILE, NOTES_FILE = "report.html", "report.json"
@@ -128,6 +130,7 @@ def write_run_notes(
     evaluated: Mapping[str, Sequence[Clip]],
     round_scores: Sequence[Sequence[float | None]],
     command: str | None,
+    usage: LoraUsage | None = None,
 ) -> Path:
     """Write into `report.json` what `write_report` cannot find in a run's other files.
 
@@ -136,6 +139,7 @@ def write_run_notes(
         evaluated (`dict`): Policy -> its evaluated videos.
         round_scores (sequence): For each round, the scores of the samples that it was trained on; `None` = INVALID.
         command (`str`, *optional*): The command line that started the run.
+        usage ([`LoraUsage`], *optional*): How the run's LoRA is used.
 
     Returns:
         `Path`: the file.
@@ -144,7 +148,8 @@ def write_run_notes(
     run_notes = {
         "clips": [clip.to_dict() for clips in evaluated.values() for clip in clips],
         "round_scores": [list(scores) for scores in round_scores],
-        "command": command,
+        "command": None if command is None else mask_text(command),
+        "usage": None if usage is None else usage.to_dict(),
     }
     return write_json(folder / NOTES_FILE, notes | run_notes)
 
@@ -198,10 +203,9 @@ class _Grader:
 
 def _content_of_run(folder: Path, results: Mapping[str, Any], notes: Mapping[str, Any]) -> ReportContent:
     summaries = {name: results[name] for name in ("base", "aligned") if results.get(name)}
-    settings = dict(results["settings"])
+    settings = mask_secrets(results["settings"])  # of an older run, or of somebody else's
     highlights = {name: settings[name] for name in _HIGHLIGHTS if name in settings}
     rewards = settings.get("rewards", {})
-    model = str(settings.get("model"))
     rounds = results["rounds"]
     clips = [Clip(**clip) for clip in notes.get("clips", [])]
 
@@ -232,7 +236,7 @@ def _content_of_run(folder: Path, results: Mapping[str, Any], notes: Mapping[str
             "Versions": results["versions"],
             "All settings": {name: value for name, value in settings.items() if name not in highlights},
         },
-        commands=_run_commands(folder, model, notes.get("command"), "context" if "context" in settings else None),
+        commands=_run_commands(folder, settings, notes),
         rewards=rewards,
     )
 
@@ -247,6 +251,7 @@ def _content_of_evaluation(folder: Path, results: Mapping[str, Any]) -> ReportCo
         for name, policy in policies.items()
     }
     settings = {name: value for name, value in results.get("settings", {}).items() if name != "hub_token"}
+    settings, rewards = mask_secrets(settings), mask_secrets(rewards)
 
     # The videos' scores are those of the first reward, as in the tables.
     first_reward = next(iter(rewards))
@@ -291,37 +296,39 @@ def _scores_by_policy(clips: Sequence[Clip]) -> dict[str, list[float | None]]:
     return scores
 
 
-def _run_commands(folder: Path, model: str, command: str | None, variant: str | None) -> list[tuple[str, str]]:
+def _run_commands(folder: Path, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List `(purpose, command)` for what a user may want to do with a run."""
-    commands = [("Run it again, or continue after an interruption", command)] if command else []
+    model, command = str(settings.get("model")), notes.get("command")
+    commands = [("Run it again, or continue after an interruption", mask_text(command))] if command else []
     commands.append(_larger_page_command(folder))
 
-    # A model with context is not a plain diffusers pipeline, so the other commands do not apply to it.
-    if variant is not None:
-        code = [
-            "from spatialalign_trl import load_video_model",
-            "",
-            f"model = load_video_model({model!r}, {variant!r})",
-            f"model.load_lora({str(folder)!r})",
-        ]
-        return [*commands, ("Use the LoRA", "\n".join(code))]
-
-    prompts = "tiny_world_prompts" if model == "tiny" else "dsr_prompts"
-    line = _line("spatialalign", "evaluate", "--model", model, "--lora", folder, "--prompts", prompts, "--seeds", "5")
-    commands.append(("Compare it with its base model, on five seeds per prompt", line))
-
-    imports, source = ["from diffusers import DiffusionPipeline"], repr(model)
-    if model == "tiny":
-        imports.append("from spatialalign_trl.models import tiny_model_path")
-        source = "tiny_model_path()"
-    code = [*imports, "", f"pipe = DiffusionPipeline.from_pretrained({source})"]
-    code.append(f"pipe.load_lora_weights({str(folder)!r})")
-    commands.append(("Use the LoRA in diffusers", "\n".join(code)))
-
-    if model == "tiny" or "wan" in model.lower():
+    # A model with context is not a plain diffusers pipeline, so some commands do not apply to it.
+    has_context = "context" in settings
+    if not has_context:
+        prompts = "tiny_world_prompts" if model == "tiny" else "dsr_prompts"
+        line = _line(
+            "spatialalign", "evaluate", "--model", model, "--lora", folder, "--prompts", prompts, "--seeds", "5"
+        )
+        commands.append(("Compare it with its base model, on five seeds per prompt", line))
+    commands.append(("Use the LoRA", _usage_code(folder, notes)))
+    if not has_context and (model == "tiny" or "wan" in model.lower()):
         line = _line("spatialalign", "export-lora", folder, "-o", f"{folder.resolve().name}_comfyui.safetensors")
         commands.append(("Write the LoRA for ComfyUI", line))
     return commands
+
+
+def _usage_code(folder: Path, notes: Mapping[str, Any]) -> str:
+    """Write the code that draws a video with the run's LoRA, or say what adds it to the page."""
+    if notes.get("usage") is None:
+        return (
+            f"# {NOTES_FILE} of this run does not say how its LoRA is used: run its command once more, which adds it."
+        )
+    try:
+        return LoraUsage.from_dict(notes["usage"]).code(str(folder))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder / NOTES_FILE}: 'usage' is malformed ({error}). Run the run's command once more, which writes it"
+        ) from error
 
 
 def _larger_page_command(folder: Path) -> tuple[str, str]:

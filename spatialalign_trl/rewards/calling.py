@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from spatialalign_trl.rewards.containment import RewardExit, contained
+from spatialalign_trl.safe_text import mask_text
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def read_answer(answer: Any, count: int) -> tuple[list[float | None], list[str |
     """
     problem = None
     if isinstance(answer, BaseException):
-        problem = error_text(answer)
+        problem = mask_text(error_text(answer))  # it may quote the request, and with it a key
     elif hasattr(answer, "tolist"):  # an array or a tensor
         try:
             answer = answer.tolist()

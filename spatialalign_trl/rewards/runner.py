@@ -12,6 +12,7 @@ of shape `(frames, height, width, 3)`. The library knows no particular reward; `
 
 import logging
 import statistics
+import traceback
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from spatialalign_trl.rewards.combination import Normalization, RewardCombinatio
 from spatialalign_trl.rewards.containment import RewardExit, contained
 from spatialalign_trl.rewards.convention import RESERVED, RewardFunc, required_columns, reward_name, signature_of
 from spatialalign_trl.rewards.loading import load_reward
+from spatialalign_trl.safe_text import mask_text
 
 __all__ = ["RewardFailure", "RewardFunc", "RewardOutput", "RewardRunner", "load_reward"]
 
@@ -283,13 +285,10 @@ class RewardRunner:
         is_first = name not in self._first_error
         self._first_error.setdefault(name, failed[0])
         self._failures[name] += len(failed)
-        logger.warning(
-            "The reward %r failed on %d videos, which are INVALID: %s",
-            name,
-            len(failed),
-            failed[0],
-            exc_info=answer if is_first and isinstance(answer, BaseException) else None,
-        )
+        details = failed[0]
+        if is_first and isinstance(answer, BaseException):
+            details += "\n" + mask_text("".join(traceback.format_exception(answer)))
+        logger.warning("The reward %r failed on %d videos, which are INVALID: %s", name, len(failed), details)
 
     def _stop_after_too_many_failures(self) -> None:
         """Raise a [`RewardFailure`] if a reward has failed on too large a share of the videos so far."""

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 from spatialalign_trl.rewards.convention import RewardFunc, required_columns
 from spatialalign_trl.rewards.limits import MAX_BODY_BYTES, parse_json
 from spatialalign_trl.rewards.runner import RewardRunner
+from spatialalign_trl.safe_text import mask_secrets
 from spatialalign_trl.video import read_video
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,11 @@ class RewardServer(ThreadingHTTPServer):
     def about(self) -> dict[str, Any]:
         """Return the answer to GET: the reward's name, the columns it needs, and its settings."""
         name, reward = self.runner.names[0], self.runner.reward_funcs[0]
-        return {"reward": name, "required_columns": required_columns(reward), "settings": self.runner.describe()[name]}
+        return {
+            "reward": name,
+            "required_columns": required_columns(reward),
+            "settings": mask_secrets(self.runner.describe()[name]),
+        }
 
     def score(self, request: Any) -> dict[str, Any]:
         """

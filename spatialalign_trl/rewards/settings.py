@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from spatialalign_trl.errors import explain_hub_errors
 from spatialalign_trl.files import read_json, write_atomic, write_json
+from spatialalign_trl.safe_text import mask_secrets
 
 CONFIG_FILE = "reward_config.json"
 CARD_FILE = "README.md"
@@ -335,6 +336,10 @@ def _portable(options: Mapping[str, Any], place: str = "settings") -> dict[str, 
     """Return the options that mean the same on every machine; raise a `ValueError` for paths, objects and code."""
     portable = {}
     for name, value in options.items():
+        if mask_secrets(value, name) != value and not isinstance(value, dict):
+            raise ValueError(
+                f"{place}, {name}: a secret cannot be saved or loaded. Whoever runs the reward passes their own."
+            )
         if name == "trust_remote_code":
             if value:
                 raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
+from spatialalign_trl.models.ranges import COUNT, SEED, Range
 from spatialalign_trl.tiny_world.latent_subspace import compress_latents
 from spatialalign_trl.tiny_world.training_loop import TrainingLoop, rng_of
 
@@ -27,15 +29,17 @@ clips of fewer frames the batch should be larger, so that a step costs about as 
 class VAEArguments:
     """Arguments of the VAE stages, shared by the recipes."""
 
-    seed: int = field(
+    seed: Annotated[int, SEED] = field(
         default=0, metadata={"help": "Seed of the initial weights, the clips, the captions and the noise."}
     )
-    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    vae_steps: list[int] = field(
+    save_steps: Annotated[int, COUNT] = field(default=500, metadata={"help": "Steps between checkpoints."})
+    vae_steps: Annotated[list[int], Range(at_least=0)] = field(
         default_factory=lambda: [2400, 600, 2200],
         metadata={"help": "Steps of encoder and decoder together: on single frames, on 5 frames, and on whole clips."},
     )
-    vae_channels: int = field(default=48, metadata={"help": "Latent channels (z_dim) of the VAE during training."})
+    vae_channels: Annotated[int, COUNT] = field(
+        default=48, metadata={"help": "Latent channels (z_dim) of the VAE during training."}
+    )
     vae_residual: bool = field(
         default=True,
         metadata={
@@ -48,16 +52,22 @@ class VAEArguments:
             "help": "Loss per pixel. 'l1': |e| + 0.5 e^2. 'huber': smooth L1 with beta 0.25, quadratic near zero."
         },
     )
-    vae_batch_size: int = field(default=8, metadata={"help": "Whole clips per step, in both VAE stages."})
-    vae_learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."})
-    vae_kl_weight: float = field(
+    vae_batch_size: Annotated[int, COUNT] = field(
+        default=8, metadata={"help": "Whole clips per step, in both VAE stages."}
+    )
+    vae_learning_rate: Annotated[float, Range(above=0)] = field(
+        default=2e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."}
+    )
+    vae_kl_weight: Annotated[float, Range(at_least=0)] = field(
         default=5e-5, metadata={"help": "Weight of the KL term while encoder and decoder are trained."}
     )
-    decoder_steps: int = field(default=1200, metadata={"help": "Steps of the decoder stage."})
-    decoder_learning_rate: float = field(
+    decoder_steps: Annotated[int, Range(at_least=0)] = field(
+        default=1200, metadata={"help": "Steps of the decoder stage."}
+    )
+    decoder_learning_rate: Annotated[float, Range(above=0)] = field(
         default=1e-3, metadata={"help": "Peak learning rate; decays to 0 on a cosine."}
     )
-    latent_channels: int = field(
+    latent_channels: Annotated[int, COUNT] = field(
         default=16,
         metadata={"help": "Principal components of the latents to keep: latent channels (z_dim) of the exported VAE."},
     )

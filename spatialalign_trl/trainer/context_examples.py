@@ -90,6 +90,11 @@ class SceneDataset(Dataset):
     def __len__(self) -> int:
         return len(self.columns)
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of every row."""
+        return self.columns.prompts
+
     def __getitem__(self, row: int) -> dict[str, Any]:
         files = self.latent_files[row], self.condition_files[row]
         latents, conditioning = (

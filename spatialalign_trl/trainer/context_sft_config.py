@@ -1,7 +1,9 @@
 """Configuration of [`ContextSFTTrainer`]."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from spatialalign_trl.models.ranges import SHARE
 from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
 
 
@@ -29,14 +31,14 @@ class ContextSFTConfig(VideoTrainerConfig):
             ([`~models.context.draw_boxes`]).
     """
 
-    context_dropout: float = field(
+    context_dropout: Annotated[float, SHARE] = field(
         default=0.1,
         metadata={
             "help": "Share of the examples trained without instruction and without context, v(null, z) with z pure "
             "noise: the null branch of joint guidance, v = v(null, z) + w*(v(g, x) - v(null, z))."
         },
     )
-    instruction_dropout: float = field(
+    instruction_dropout: Annotated[float, SHARE] = field(
         default=0.0,
         metadata={
             "help": "Share of the examples trained without instruction but with their context, v(null, x): the null "
@@ -60,9 +62,6 @@ class ContextSFTConfig(VideoTrainerConfig):
 
     def _check(self) -> None:
         super()._check()
-        for name in ("context_dropout", "instruction_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be in [0, 1].")
         if self.context_dropout + self.instruction_dropout > 1:
             raise ValueError(
                 f"context_dropout={self.context_dropout} and instruction_dropout={self.instruction_dropout} are "

@@ -52,6 +52,7 @@ class ContextSFTTrainer(VideoTrainer):
     _name = "Context SFT"
     _paper = {"id": "2512.03040"}
     _examples = "Scenes"
+    _learns_from = "scenes: a recording, an instruction and the video that continues the recording as instructed"
     collate = staticmethod(collate_pairs)
 
     _null_embedding: dict[str, Tensor] | None = None

@@ -1,13 +1,10 @@
 """Configuration of [`DiffusionDPOTrainer`]."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from spatialalign_trl.errors import near_miss
-from spatialalign_trl.trainer.losses import PreferenceLoss
+from spatialalign_trl.models.ranges import COUNT, SHARE, Range
 from spatialalign_trl.trainer.video_trainer_config import VideoTrainerConfig
-
-LOSS_TYPES = (*get_args(PreferenceLoss), "sft")
 
 
 @dataclass
@@ -61,7 +58,7 @@ class DiffusionDPOConfig(VideoTrainerConfig):
             in the same way.
     """
 
-    beta: float = field(
+    beta: Annotated[float, Range(above=0, note="SpatialAlign uses 1.0, on mean squared errors.")] = field(
         default=1.0,
         metadata={
             "help": "Strength of the preference: L_dpo = -log sigmoid(clip(beta*(score(chosen) - score(rejected)), "
@@ -69,7 +66,7 @@ class DiffusionDPOConfig(VideoTrainerConfig):
             "(SpatialAlign: 1.0). Code that writes 0.5*beta*T uses values in the thousands; do not copy those here."
         },
     )
-    margin_clip: float | None = field(
+    margin_clip: Annotated[float | None, Range(above=0, note="Set None to switch clipping off.")] = field(
         default=5.0,
         metadata={
             "help": "c in L_dpo = -log sigmoid(clip(beta*(score(chosen) - score(rejected)), -c, c)). A pair whose "
@@ -85,13 +82,13 @@ class DiffusionDPOConfig(VideoTrainerConfig):
             "MSE_theta(chosen), the baseline that learns from the chosen videos alone."
         },
     )
-    sft_weight: float = field(
+    sft_weight: Annotated[float, Range(at_least=0)] = field(
         default=0.0,
         metadata={
             "help": "w in L = L_dpo + w*MSE_theta(chosen), which keeps the winner's error low (Reg-DPO). 0: off."
         },
     )
-    winner_safe_mu: float | None = field(
+    winner_safe_mu: Annotated[float | None, SHARE] = field(
         default=None,
         metadata={
             "help": "mu in [0, 1] of Diffusion-SDPO. With e = v_theta - u, the gradient of the loser's error is "
@@ -115,7 +112,7 @@ class DiffusionDPOConfig(VideoTrainerConfig):
             "chosen_noise_seed and rejected_noise_seed, which preference datasets made from rollouts have."
         },
     )
-    num_noise_draws: int = field(
+    num_noise_draws: Annotated[int, Range(at_least=1, at_most=10_000)] = field(
         default=1,
         metadata={
             "help": "K in L = 1/K * sum_k L(pair; eps_k, s_k): the number of draws of (eps, s) per pair and step. "
@@ -123,7 +120,7 @@ class DiffusionDPOConfig(VideoTrainerConfig):
             "times larger batch."
         },
     )
-    num_fixed_draws: int | None = field(
+    num_fixed_draws: Annotated[int | None, COUNT] = field(
         default=None,
         metadata={
             "help": "F: every pair has F draws of (eps, s) for the whole run, and a step picks num_noise_draws of "
@@ -146,11 +143,13 @@ class DiffusionDPOConfig(VideoTrainerConfig):
             "reference is the base, or what was set before the training."
         },
     )
-    reference_sync_steps: int = field(
+    reference_sync_steps: Annotated[int, Range(at_least=1)] = field(
         default=512,
         metadata={"help": "N: number of optimizer steps between two updates of the reference (sync_reference)."},
     )
-    reference_mixup_alpha: float = field(
+    reference_mixup_alpha: Annotated[
+        float, Range(above=0, at_most=1, note="At 0 the reference would never change; 1 copies the policy.")
+    ] = field(
         default=0.6,
         metadata={
             "help": "a in reference = a*policy + (1-a)*reference (sync_reference), in (0, 1]. 1 copies the policy. "
@@ -168,21 +167,11 @@ class DiffusionDPOConfig(VideoTrainerConfig):
 
     def _check(self) -> None:
         super()._check()
-        if not self.beta > 0:
-            raise ValueError(f"beta={self.beta}: must be positive. SpatialAlign uses 1.0, on mean squared errors.")
-        if self.margin_clip is not None and not self.margin_clip > 0:
-            raise ValueError(f"margin_clip={self.margin_clip}: must be positive. Set None to switch clipping off.")
-        if self.loss_type not in LOSS_TYPES:
-            raise ValueError(f"loss_type={self.loss_type!r}: {near_miss(str(self.loss_type), LOSS_TYPES)}")
         self._check_loss()
         self._check_draws()
         self._check_reference()
 
     def _check_loss(self) -> None:
-        if not self.sft_weight >= 0:
-            raise ValueError(f"sft_weight={self.sft_weight}: must be at least 0.")
-        if self.winner_safe_mu is not None and not 0 <= self.winner_safe_mu <= 1:
-            raise ValueError(f"winner_safe_mu={self.winner_safe_mu}: must be in [0, 1]. Set None to switch it off.")
         if self.loss_type == "ipo" and self.margin_clip is not None:
             raise ValueError(
                 f"loss_type='ipo' with margin_clip={self.margin_clip}: IPO pulls a pair back that has passed its "
@@ -202,8 +191,6 @@ class DiffusionDPOConfig(VideoTrainerConfig):
             )
 
     def _check_draws(self) -> None:
-        if self.num_noise_draws < 1:
-            raise ValueError(f"num_noise_draws={self.num_noise_draws}: must be at least 1.")
         if self.rollout_noise and self.shared_noise:
             raise ValueError(
                 "rollout_noise=True with shared_noise=True: the two videos of a pair were sampled from two noises, so "
@@ -221,13 +208,6 @@ class DiffusionDPOConfig(VideoTrainerConfig):
             raise ValueError(
                 "precompute_reference=True needs num_fixed_draws: if every step draws new noise, nothing can be "
                 "computed in advance. Start with 8; every pair and draw stores 2 predictions on disk."
-            )
-        if self.reference_sync_steps < 1:
-            raise ValueError(f"reference_sync_steps={self.reference_sync_steps}: must be at least 1.")
-        if not 0 < self.reference_mixup_alpha <= 1:
-            raise ValueError(
-                f"reference_mixup_alpha={self.reference_mixup_alpha}: must be in (0, 1]. At 0 the reference would "
-                "never change; 1 copies the policy."
             )
         if self.sync_reference and self.precompute_reference:
             raise ValueError(

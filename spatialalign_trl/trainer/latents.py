@@ -80,6 +80,11 @@ class PairDataset(Dataset):
         """The checked dataset, under the name that it has in every dataset of examples."""
         return self.pairs
 
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of every row."""
+        return self.pairs.prompts
+
     def latents(self, row: int, side: str) -> Tensor:
         """Read the latents of one side of a row: `(C, F, H, W)`, fp32."""
         where = self.pairs.where(row, side)

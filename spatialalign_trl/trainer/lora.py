@@ -2,10 +2,14 @@
 
 import copy
 import json
+import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+
+from spatialalign_trl.errors import near_miss, nearest
 
 if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
@@ -41,7 +45,7 @@ def default_lora_config(
         [`~peft.LoraConfig`].
 
     Raises:
-        ValueError: if `targets` is another string.
+        ValueError: if `targets` is another string, or names a module that the transformer does not have.
 
     Source: SpatialAlign (arXiv 2602.22745), training details.
     """
@@ -51,6 +55,7 @@ def default_lora_config(
         targets = sorted({*model.default_lora_targets, *_block_linears(model.transformer)})
     elif isinstance(targets, str):
         raise ValueError(f"targets={targets!r}: expected a list of module names, {ALL_LINEAR!r} or None")
+    check_targets(targets, model.transformer)
     return LoraConfig(
         r=r,
         lora_alpha=alpha,
@@ -59,6 +64,35 @@ def default_lora_config(
         rank_pattern=dict(model.lora_full_rank),
         alpha_pattern=dict(model.lora_full_rank),  # a scale of 1
     )
+
+
+def check_targets(targets: Collection[str], network: torch.nn.Module) -> None:
+    """
+    Check that every target of a LoRA is a module of the network. PEFT only asks whether any of them is.
+
+    Args:
+        targets (collection of `str`):
+            Names of modules, matched at the end of their full names.
+        network (`torch.nn.Module`):
+            The transformer.
+
+    Raises:
+        ValueError: for the first target that matches no module; the message has the nearest name.
+    """
+    names = [name.replace(".base_layer", "") for name, _ in network.named_modules()]
+    for target in targets:
+        if any(name == target or name.endswith(f".{target}") for name in names):
+            continue
+        # The nearest among the names as they would be written: relative to their block.
+        relative = {re.sub(r"^.*?\.\d+\.", "", name) for name in names if name}
+        if nearest(target, relative):
+            hint = near_miss(target, relative).split(" Known:")[0]
+        else:
+            hint = f"The linear layers of its blocks are {', '.join(sorted(_block_linears(network))) or 'none'}."
+        raise ValueError(
+            f"lora_target_modules: the transformer has no module {target!r}. {hint} A target is the end of a module's "
+            "name; leave lora_target_modules out for the model's default targets."
+        )
 
 
 def attach_lora(model: "VideoModel", peft_config: LoraConfig | None = None, *, seed: int = 0) -> PeftModel:
@@ -98,6 +132,8 @@ def attach_lora(model: "VideoModel", peft_config: LoraConfig | None = None, *, s
         wrapped = network if isinstance(network, PeftModel) else _rewrap(model, names[0])
     else:
         config = _checked(peft_config or default_lora_config(model), network)
+        if isinstance(config.target_modules, (list, set)):  # a string is a regular expression, or PEFT's all-linear
+            check_targets(sorted(config.target_modules), network)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             wrapped = get_peft_model(network, config)

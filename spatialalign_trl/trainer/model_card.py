@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 
 from spatialalign_trl.models.sources import hub_id
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS
+from spatialalign_trl.safe_text import table_cell
 
 if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.models.usage import LoraUsage
 
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "lora_model_card.md"
@@ -40,8 +41,9 @@ PAPERS = {
 }
 """Maps an arXiv number to the fields of its citation."""
 
-_EXAMPLE_PROMPT = "In a meadow, a cat is on the left of a box, then the cat jumps to the right of the box."
-_EXAMPLE_INSTRUCTION = "Find the green plant."
+PAIRS_OF_VIDEOS = "pairs of a chosen and a rejected video of the same prompt"
+_MARKDOWN = "`*_[]"
+"""The facts are Markdown, but no HTML, and no further cells."""
 _VERSIONS = ("spatialalign-trl", "trl", "transformers", "diffusers", "peft", "torch")
 
 
@@ -114,6 +116,8 @@ def lora_model_card(
     facts: dict[str, Any],
     results: dict[str, float],
     step: int,
+    usage: LoraUsage,
+    learns_from: str = PAIRS_OF_VIDEOS,
     dataset_name: str | None = None,
     papers: Sequence[str] = (),
     comparison: Comparison | None = None,
@@ -142,8 +146,12 @@ def lora_model_card(
             The last logged values; every item is a row of a table.
         step (`int`):
             The optimizer step of `results`.
+        usage ([`LoraUsage`]):
+            How the LoRA is used, for the quick start.
+        learns_from (`str`, *optional*, defaults to `"pairs of a chosen and a rejected video of the same prompt"`):
+            What the training data consists of.
         dataset_name (`str`, *optional*):
-            Hub id of the preference dataset.
+            Hub id of the training data.
         papers (sequence of `str`, *optional*):
             The papers to cite, as keys of `PAPERS`.
         comparison ([`Comparison`], *optional*):
@@ -179,32 +187,26 @@ def lora_model_card(
         template_path=str(TEMPLATE),
         model_name=model_name,
         base_model_text=base_model_text,
-        base_model_source=base_model or (model.name_or_path if is_tiny else "path/to/the/base/model"),
-        row_columns=", ".join(model.conditioning_columns),
-        is_tiny=is_tiny,
+        usage_code=usage.code(repo, base_model or (model.name_or_path if is_tiny else "path/to/the/base/model")),
         dataset_name=dataset_name,
-        repo=repo,
         trainer_name=trainer_name,
-        example_prompt=json.dumps(_example_prompt(model, comparison), ensure_ascii=False),
-        settings=model.default_settings(),
-        load_options="".join(f", {name}={value!r}" for name, value in model.lora_load_options.items()),
+        learns_from=learns_from,
         formula=formula,
-        facts=list(facts.items()),
+        facts=[(table_cell(name, keep=_MARKDOWN), table_cell(value, keep=_MARKDOWN)) for name, value in facts.items()],
         results=[(name, f"{value:.6g}") for name, value in results.items()],
         step=step,
         versions=[(name, _version(name)) for name in _VERSIONS],
         papers=[{"id": paper, **PAPERS[paper]} for paper in papers],
         comparison=comparison,
+        videos=[_escaped(video) for video in comparison.videos] if comparison else [],
         video_root=f"{constants.ENDPOINT}/{repo}/resolve/main/" if hub_id(repo) else "",
         recipe=recipe,
     )
 
 
-def _example_prompt(model: VideoModel, comparison: Comparison | None) -> str:
-    """Return the prompt of the quick start; a model of scenes needs an instruction, if possible an evaluated one."""
-    if not model.conditioning_columns:
-        return _EXAMPLE_PROMPT
-    return comparison.videos[0].prompt if comparison and comparison.videos else _EXAMPLE_INSTRUCTION
+def _escaped(pair: VideoPair) -> VideoPair:
+    """Escape the texts of a pair for the cells of a table."""
+    return replace(pair, prompt=table_cell(pair.prompt), scores=table_cell(pair.scores, keep=">"))
 
 
 def _eval_results(comparison: Comparison) -> list[EvalResult]:

@@ -12,12 +12,13 @@ from transformers.utils.hub import PushInProgress
 from spatialalign_trl.files import seal_file, write_json
 from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.trainer.checkpoints import record_checksums, refuse_damaged
-from spatialalign_trl.trainer.model_card import DIFFUSION_DPO, lora_model_card
+from spatialalign_trl.trainer.model_card import DIFFUSION_DPO, PAIRS_OF_VIDEOS, lora_model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelCard
 
     from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.models.usage import LoraUsage
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,13 @@ class LoraPublishing:
     sigma_bounds: tuple[float, float]
     _name: str
     _examples: str = "Pairs"
+    _learns_from: str = PAIRS_OF_VIDEOS
     _paper: dict[str, str]
     _tag_names: list[str]
     push_note: str = ""
     """Prefix of every commit message, such as `"Round 1: "`."""
+    usage: "LoraUsage | None" = None
+    """How the card says that the LoRA is used; by default with the model's settings and a prompt of the dataset."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the adapter in PEFT's format (to resume from), the LoRA in diffusers' format, and the card."""
@@ -226,7 +230,9 @@ class LoraPublishing:
             model_name=model_name or (self.hub_model_id or str(Path(self.args.output_dir).resolve())).split("/")[-1],
             repo=self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name,
             tags=[*self._tag_names, *(tags or [])],
+            usage=self.usage or self._default_usage(),
             trainer_name=self._name,
+            learns_from=self._learns_from,
             formula=self._formula(),
             facts=self._facts(),
             results=self._last_logged(),
@@ -234,6 +240,14 @@ class LoraPublishing:
             dataset_name=dataset_name,
             papers=self._papers(),
         )
+
+    def _default_usage(self) -> "LoraUsage":
+        """Describe how the LoRA is used, with a prompt that was not trained on if there is one."""
+        held_out = self.eval_dataset
+        if isinstance(held_out, dict):
+            held_out = next(iter(held_out.values()), None)
+        prompt = (held_out or self.train_dataset).prompts[0]
+        return self.video_model.lora_usage(self.video_model.default_settings(), prompt=prompt, noise_seed=0)
 
     def _papers(self) -> list[str]:
         """Return the arXiv numbers of the papers to cite."""

@@ -1,7 +1,9 @@
 """Configuration of [`SpatialAlignTrainer`]."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from spatialalign_trl.models.ranges import Range
 from spatialalign_trl.trainer.diffusion_dpo_config import DiffusionDPOConfig
 
 
@@ -17,7 +19,7 @@ class SpatialAlignConfig(DiffusionDPOConfig):
             the policy predicts to the reference's. 0 is plain Diffusion-DPO.
     """
 
-    zeroth_order_weight: float = field(
+    zeroth_order_weight: Annotated[float, Range(at_least=0)] = field(
         default=0.5,
         metadata={
             "help": "lambda in L = L_dpo + lambda*L_zo, L_zo = 0.5*(mean|v_theta - v_ref|^2 on the chosen + the same "
@@ -28,8 +30,6 @@ class SpatialAlignConfig(DiffusionDPOConfig):
 
     def _check(self) -> None:
         super()._check()
-        if not self.zeroth_order_weight >= 0:
-            raise ValueError(f"zeroth_order_weight={self.zeroth_order_weight}: must be at least 0.")
         if self.loss_type == "sft" and self.zeroth_order_weight != 0:
             raise ValueError(
                 f"loss_type='sft' with zeroth_order_weight={self.zeroth_order_weight}: this loss has no zeroth-order "

@@ -4,12 +4,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
+from spatialalign_trl.models.ranges import Range, check_fields
+from spatialalign_trl.safe_text import mask_secrets
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
+from spatialalign_trl.trainer.training_arguments import (
+    TRAINING_RANGES,
+    check_mappings,
+    check_mixed_precision,
+    check_schedule,
+    check_steps,
+    explain_training_arguments,
+)
 
 LAUNCHED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 """Environment variable in which `accelerate launch` passes on its precision: no, bf16, fp16 or fp8."""
@@ -52,7 +62,9 @@ class VideoTrainerConfig(BaseConfig):
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
 
     # Defaults of TrainingArguments that differ here.
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
+    learning_rate: Annotated[float, TRAINING_RANGES["learning_rate"]] = field(
+        default=1e-4, metadata={"help": "The initial learning rate of AdamW."}
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Keep this off: the keys of a batch are not arguments of the network's forward method."},
@@ -76,7 +88,7 @@ class VideoTrainerConfig(BaseConfig):
             '\'{"torch_dtype": "bfloat16"}\'.'
         },
     )
-    flow_shift: float | None = field(
+    flow_shift: Annotated[float | None, Range(above=0, note="Set None to use the model's shift.")] = field(
         default=None,
         metadata={
             "help": "k in s = k*u/(1 + (k-1)*u), the noise level of training. None: the shift that the model samples "
@@ -91,15 +103,15 @@ class VideoTrainerConfig(BaseConfig):
             "sigmoid(n), s = k*u/(1 + (k-1)*u)."
         },
     )
-    min_sigma: float = field(
+    min_sigma: Annotated[float, Range(at_least=0, below=1)] = field(
         default=0.0,
         metadata={"help": "Lower bound of the noise level s, which is drawn conditioned on [min_sigma, max_sigma]."},
     )
-    max_sigma: float = field(
+    max_sigma: Annotated[float, Range(above=0, at_most=1)] = field(
         default=1.0,
         metadata={"help": "Upper bound of the noise level s, which is drawn conditioned on [min_sigma, max_sigma]."},
     )
-    num_train_timesteps: int | None = field(
+    num_train_timesteps: Annotated[int | None, Range(at_least=1, at_most=1_000_000)] = field(
         default=1000, metadata={"help": "N of the grid {1/N, ..., 1} that u is drawn from. None: u is continuous."}
     )
     latent_cache_dir: str | None = field(
@@ -111,6 +123,10 @@ class VideoTrainerConfig(BaseConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.debug is None:  # what TRL's parser makes of the default
+            self.debug = ""
+        check_fields(self, TRAINING_RANGES)
+
         # 1. Choose the precision: these arguments, then the launcher's, then what suits the device. (TRL would switch
         # bf16 on, even on the CPU.)
         launched = os.environ.get(LAUNCHED_PRECISION, "no")
@@ -118,6 +134,7 @@ class VideoTrainerConfig(BaseConfig):
             self.bf16, self.fp16 = launched == "bf16", launched == "fp16"
         elif self.bf16 is None:
             self.bf16 = not self.fp16 and launched == "no" and not self.use_cpu and _accelerator_computes_in_bf16()
+        check_mixed_precision(self)
 
         # 2. Set the other defaults
         if self.activation_checkpointing is None:  # new name of the same field; setting only the old one warns
@@ -126,9 +143,15 @@ class VideoTrainerConfig(BaseConfig):
             self.dataloader_pin_memory = False
         if self.data_seed is None:
             self.data_seed = self.seed
-        with _launched_precision("no" if launched in ("bf16", "fp16") else launched):  # both flags hold it now
+        # Both flags hold the launched precision now.
+        launched = "no" if launched in ("bf16", "fp16") else launched
+        with explain_training_arguments(self), _launched_precision(launched):
             super().__post_init__()
         self._check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as trackers, checkpoints and cards get them: with secrets masked."""
+        return mask_secrets(super().to_dict())
 
     def _check(self) -> None:
         if self.logging_nan_inf_filter:
@@ -136,17 +159,9 @@ class VideoTrainerConfig(BaseConfig):
                 "logging_nan_inf_filter=True would hide losses that are not finite: leave it off. Training stops at "
                 "the first of them anyway."
             )
-        if self.fp16 and self.device.type == "cpu":
-            raise ValueError(
-                "fp16=True: mixed precision in fp16 needs a GPU, and this run computes on the CPU. Set fp16=False; "
-                "bf16=True works on a CPU, too."
-            )
-        if self.flow_shift is not None and not self.flow_shift > 0:
-            raise ValueError(f"flow_shift={self.flow_shift}: must be positive. Set None to use the model's shift.")
-        if self.num_train_timesteps is not None and self.num_train_timesteps < 1:
-            raise ValueError(
-                f"num_train_timesteps={self.num_train_timesteps}: must be at least 1, or None for a continuous u."
-            )
+        check_mappings(self, self._VALID_DICT_FIELDS)
+        check_steps(self)
+        check_schedule(self)
         # Checks the bounds. The trainer, which knows the model's flow shift, checks the grid.
         sigma_bounds(self.flow_shift or 1.0, self.timestep_sampling, self.min_sigma, self.max_sigma, None)
 

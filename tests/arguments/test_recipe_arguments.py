@@ -168,7 +168,7 @@ def test_a_yaml_that_is_no_mapping_is_refused(tmp_path, capsys, content, message
 def test_a_broken_a_missing_and_a_forgotten_yaml_are_named(tmp_path, capsys, config):
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1, 2\nb: 3")
-    assert f"{broken} is not a YAML file" in refusal(capsys, "--config", str(broken))
+    assert f"{broken} is not valid YAML" in refusal(capsys, "--config", str(broken))
     missing = tmp_path / "missing.yaml"
     for arguments in (("--config", str(missing)), (f"--config={missing}",)):
         assert f"{missing}: there is no such file" in refusal(capsys, *arguments)
@@ -267,7 +267,7 @@ def test_cpu_threads_are_set_and_checked_before_the_model_loads(monkeypatch):
     )
     assert ModelArguments("some/model").load().threads == []
     assert ModelArguments("some/model", cpu_threads=3).load().threads == [3]
-    with pytest.raises(ValueError, match="cpu_threads=0: must be at least 1"):
+    with pytest.raises(ValueError, match=r"cpu_threads=0: must be in \[1, "):
         ModelArguments("some/model", cpu_threads=0).load()
 
 
@@ -300,11 +300,10 @@ def test_a_reward_takes_its_options_from_the_yaml_and_from_a_flag(config):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [('{"dsr_scor": {}}', "'dsr_score'"), ("{min_frames", "not JSON"), ('{"dsr_score": 3}', "expected")],
+    [('{"dsr_scor": {}}', "'dsr_score'"), ("{min_frames", "not valid YAML"), ('{"dsr_score": 3}', "expected")],
 )
-def test_options_that_no_reward_can_take_are_refused(config, options, message):
-    with pytest.raises(ValueError, match=message):
-        parse("--config", config(""), "--reward_options", options)
+def test_options_that_no_reward_can_take_are_refused(config, capsys, options, message):
+    assert message in refusal(capsys, "--config", config(""), "--reward_options", options)
 
 
 def test_scene_recipes_have_their_own_default_reward():

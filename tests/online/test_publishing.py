@@ -44,7 +44,7 @@ def test_the_card_declares_library_and_tags(card):
 
 @pytest.mark.parametrize(
     "words",
-    ["# mine", 'load_lora_weights("mine")', "| Rounds | 1 |", "| Pairs | 6 |", "| reward_mean, base |", "L_zo"],
+    ["# mine", 'load_lora_weights("mine", ', "| Rounds | 1 |", "| Pairs | 6 |", "| reward_mean, base |", "L_zo"],
 )
 def test_the_card_says_how_to_load_the_lora_and_how_it_was_trained(card, words):
     assert words in card.text
@@ -132,7 +132,7 @@ def test_pushed_files_are_those_of_the_run_without_its_path_and_token(finished, 
 
 def test_the_pushed_card_names_the_repository_the_dataset_and_further_tags(pushed_files):
     card = ModelCard(pushed_files["README.md"].decode())
-    assert 'load_lora_weights("tester/mine")' in card.text and card.data.datasets == ["me/pairs"]
+    assert 'load_lora_weights("tester/mine", ' in card.text and card.data.datasets == ["me/pairs"]
     assert "extra" in card.data.tags
 
 
@@ -212,3 +212,72 @@ def test_without_evaluation_prompts_the_loop_trains_and_evaluates_nothing(folder
     assert not (Path(tmp_path) / "contact_sheet.png").exists()
     with pytest.raises(ValueError, match="no prompts to evaluate on"):
         trainer.evaluate()
+
+
+SECRET = "sesame-Open-0123456789"
+
+
+class Keyed:
+    """A reward with a key, which fails on some videos with an error that quotes it."""
+
+    __name__ = "keyed"
+
+    def __init__(self, api_key: str):
+        self.api_key = api_key
+
+    def describe(self):
+        return {"api_key": self.api_key, "headers": {"X-Pass": self.api_key}, "size": 3}
+
+    def __call__(self, prompts, completions, **kwargs):
+        assert self.api_key == SECRET, "the run must get the real key"
+        if getattr(self, "has_failed", False):
+            return luck(prompts, completions)
+        self.has_failed = True
+        raise OSError(f"401 for {self.api_key}, sent to https://me:{self.api_key}@host/?token={self.api_key}")
+
+
+def test_a_rewards_key_is_written_shown_and_pushed_nowhere(folder, tmp_path, loopback_client, capsys, caplog):
+    from spatialalign_trl.arguments.parsing import describe_recipe, parse_recipe
+    from spatialalign_trl.arguments.rewards import RewardArguments
+    from spatialalign_trl.online.config import OnlineSpatialAlignConfig
+
+    options = json.dumps({"mine.py:Keyed": {"api_key": SECRET}})
+    line = ["--reward_funcs", "mine.py:Keyed", "--reward_options", options, "--output_dir", str(tmp_path / "run")]
+    kinds = (RewardArguments, OnlineSpatialAlignConfig)
+    parsed = parse_recipe(kinds, arguments=[*line, "--use_cpu"])
+    assert parsed[0].options_for("mine.py:Keyed") == {"api_key": SECRET}
+
+    pushes = {"push_to_hub": True, "hub_model_id": "tester/mine", "push_preferences_to_hub": "tester/prefs"}
+    trainer = loop(
+        folder, tmp_path / "run", Keyed(SECRET), rollout_batch_size=2, max_failure_share=0.9, report_megabytes=1,
+        report_to="tensorboard", **pushes,
+    )  # fmt: skip
+    trainer.recipe = describe_recipe(parsed, arguments=[*line, "--use_cpu"])
+    trainer.train()
+    printed = capsys.readouterr()
+    assert "401 for ***" in caplog.text and "Traceback" in caplog.text
+
+    pushed = [loopback_client.files("model", "tester/mine"), loopback_client.files("dataset", "tester/prefs")]
+    assert "recipe.yaml" in pushed[0] and b"api_key: '***'" in pushed[0]["recipe.yaml"]
+    assert b'"api_key": "***"' in pushed[0]["run.json"] and b'"api_key": "***"' in pushed[0]["results.json"]
+    local = {str(file): file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    everything = {"printed": (printed.out + printed.err + caplog.text).encode(), **pushed[0], **pushed[1], **local}
+    assert [name for name, data in everything.items() if SECRET.encode() in data] == []
+
+    # The list of files comes before the push.
+    out = printed.out
+    assert out.index("to be pushed to tester/mine") < out.index("round 1 of 1")
+    (listed,) = (said for said in out.splitlines() if said.startswith("pushing to tester/mine: "))
+    assert set(listed.removeprefix("pushing to tester/mine: ").split(", ")) == {n for n in pushed[0] if n[0] != "."}
+    assert out.index(listed) < out.index("pushed to http")
+    (last,) = [said for said in out.splitlines() if said.startswith("pushing to the dataset tester/prefs: ")][-1:]
+    assert set(last.split(": ")[1].split(", ")) == {n for n in pushed[1] if n[0] != "."}
+
+    # A rerun goes on with the same key, and notices another; a recipe without the key is refused.
+    loop(folder, tmp_path / "run", Keyed(SECRET), rollout_batch_size=2, max_failure_share=0.9, **pushes).train()
+    with pytest.raises(ValueError, match="other settings:\n  rewards: ") as refusal:
+        loop(folder, tmp_path / "run", Keyed("another-Key-0123456789"), **pushes).train()
+    assert SECRET not in str(refusal.value) and "another-Key" not in str(refusal.value)
+    (tmp_path / "recipe.yaml").write_bytes(pushed[0]["recipe.yaml"])
+    with pytest.raises(ValueError, match=r"reward_options of 'mine.py:Keyed': \*\*\* stands in the place of a secret"):
+        parse_recipe(kinds, arguments=["--config", str(tmp_path / "recipe.yaml")])

@@ -72,6 +72,24 @@ def test_a_run_from_before_a_setting_existed_continues_with_its_default(tmp_path
     assert check(tmp_path)["sft_weight"] == 0.0
 
 
+def test_secrets_are_compared_by_their_hashes(tmp_path):
+    def rewards(key: str) -> dict:
+        return {"mine": {"api_key": key, "url": f"https://me:{key}@host/", "n": 1}}
+
+    wanted = check(tmp_path, rewards=rewards("first secret"))
+    assert "first secret" not in (tmp_path / "run.json").read_text() and wanted["rewards"]["mine"]["n"] == 1
+    assert check(tmp_path, rewards=rewards("first secret")) == wanted
+    with pytest.raises(ValueError, match="rewards: ") as refusal:
+        finish_round(tmp_path)
+        check(tmp_path, rewards=rewards("other secret"))
+    assert " secret" not in str(refusal.value)
+
+    # An older run recorded the secret itself: it goes on, and the file is cleaned.
+    (tmp_path / "run.json").write_text(json.dumps({**wanted, "rewards": rewards("first secret")}))
+    assert check(tmp_path, rewards=rewards("first secret")) == wanted
+    assert "first secret" not in (tmp_path / "run.json").read_text()
+
+
 def test_a_run_from_before_the_dtype_was_written_continues_with_any(tmp_path):
     settings = check(tmp_path)
     del settings["dtype"]

@@ -14,6 +14,7 @@ from loopback_hub import TOKEN
 ROOT = Path(__file__).parents[2]
 LINE = "-m accelerate.commands.launch recipes/spatialalign.py --config recipes/configs/smoke.yaml --use_cpu"
 SMALLER = "--max_train_prompts 6 --max_eval_prompts 2 --num_inference_steps 3 --max_steps 2 --save_steps 2"
+SMALLER += " --warmup_steps 0"  # the YAML warms up for longer than that
 PUSHES = "--push_to_hub --hub_model_id tester/lora --push_preferences_to_hub tester/prefs --push_preferences_every 12"
 
 

@@ -22,7 +22,10 @@ from spatialalign_trl.tiny_world.rooms import render, sample_room, sample_trajec
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = "--num_frames 9 --height 16 --width 32 --num_inference_steps 1 --guidance_scale 2 --supersample 1".split()
-FEW = "--max_train_prompts 2 --max_eval_prompts 1 --evaluation_seeds 1 --max_steps 2 --logging_steps 1".split()
+FEW = (
+    "--max_train_prompts 2 --max_eval_prompts 1 --evaluation_seeds 1 --max_steps 2 --warmup_steps 0 --logging_steps 1"
+)
+FEW = FEW.split()
 HOW = "--save_steps 1 --per_device_train_batch_size 2 --use_cpu --disable_tqdm true --report_to none".split()
 LOOP = "--num_generations 2 --min_pair_gap 0 --reward_weights 1 0 --report_megabytes 1".split()
 

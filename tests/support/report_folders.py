@@ -9,6 +9,7 @@ import numpy as np
 
 from spatialalign_trl.evaluation import compare, invalid_reason, summarize
 from spatialalign_trl.files import write_json
+from spatialalign_trl.models.usage import LoraUsage
 from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
 from spatialalign_trl.report.gallery import Clip
 from spatialalign_trl.report.write import write_run_notes
@@ -16,6 +17,9 @@ from spatialalign_trl.video import write_video
 
 FRAMES, HEIGHT, WIDTH = 9, 20, 30
 TYPES = ("LR", "LT", "RL")
+USAGE = LoraUsage(
+    "tiny", dtype="float32", prompt="a fox", noise_seed=7, call={"num_frames": 17, "max_sequence_length": 32}, fps=8
+)
 EVIL = "</script><script>alert('a')</script><img src=x onerror=alert(1)> & \u2028 {{ 7*7 }} \"quoted\" 'twice'"
 
 
@@ -100,7 +104,9 @@ def run_folder(folder: Path, prompts: int = 6, seeds: int = 2) -> Path:
     }
     write_json(folder / "results.json", results)
     clips = {name: by_policy[name][1] for name in by_policy}
-    write_run_notes(folder, clips, [[0.2, 0.6, None], [0.8, 0.9, 0.7]], "accelerate launch recipes/spatialalign.py")
+    write_run_notes(
+        folder, clips, [[0.2, 0.6, None], [0.8, 0.9, 0.7]], "accelerate launch recipes/spatialalign.py", USAGE
+    )
     return folder
 
 

@@ -54,8 +54,9 @@ def test_it_learns_from_all_conditioning_and_saves_the_lora(tmp_path: Path) -> N
     trainer.save_model()
     card = (tmp_path / "README.md").read_text()
     assert "2512.03040" in card and "Scenes" in card and "mean over target frames" in card
-    assert 'variant="context")' in card and "camera_poses" in card and "DiffusionPipeline" not in card
-    assert "In a meadow" not in card and "Find the green plant." in card
+    assert 'variant="context"' in card and "camera_poses" in card and "DiffusionPipeline" not in card
+    assert f'"prompt": "{scenes(1)[0]["prompt"]}"' in card  # of the evaluation's rows
+    assert "chosen" not in card and "preference" not in card and "The loss, on scenes" in card
 
     again = context_model()
     again.load_lora(tmp_path)

@@ -67,7 +67,9 @@ def test_the_card_says_what_it_is_and_how_to_load_it(tmp_path: Path) -> None:
         card.data.tags
     )
     text = card.text
-    assert 'from_pretrained("owner/some-video-model"' in text and 'load_lora_weights("me/my-lora")' in text
+    assert 'from_pretrained("owner/some-video-model"' in text and 'load_lora_weights("me/my-lora", ' in text
+    assert f'prompt="{latent_pairs(1)[0]["prompt"]}"' in text and "max_sequence_length=16" in text
+    assert "on pairs of a chosen and a rejected video of the same prompt" in text
     assert "L        = L_dpo + 0.5 * L_zo" in text and "| Noise within a pair | shared |" in text
     assert "shift 5.0 |" in text and "| rewards/margins |" in text
     assert "2602.22745" in text and "{self" not in text and "{{" not in text
