@@ -135,8 +135,12 @@ def numeric_fields(settings_type: type) -> dict[str, Range | None]:
     return {
         one.name: one.range
         for one in _fields_of(settings_type)
-        if {int, float} & {*_alternatives(one.hint), *(a for h in _alternatives(one.hint) for a in get_args(h))}
+        if {int, float} & {kind for hint in _alternatives(one.hint) for kind in (hint, *_item_types(hint))}
     }
+
+
+def _item_types(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is list else ()
 
 
 def accepts_none(hint: Any) -> bool:

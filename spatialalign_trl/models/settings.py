@@ -12,7 +12,7 @@ from spatialalign_trl.models.ranges import FINITE, Range, check_fields
 SIDE = Range(at_least=1, at_most=16_384)  # what x264 can encode
 FRAMES = Range(at_least=1, at_most=100_000)
 SAMPLER_STEPS = Range(at_least=1, at_most=10_000)
-FLOW_SHIFT = Range(above=0)
+FLOW_SHIFT = Range(at_least=1e-3, at_most=1000, note="Leave it out for the model's shift.")
 FPS = Range(above=0, at_most=1000)
 
 

@@ -35,7 +35,7 @@ TRAINING_RANGES = {
     "eval_accumulation_steps": COUNT,
     # the optimizer and its schedule
     "learning_rate": Range(above=0, note="SpatialAlign uses 1e-4."),
-    "warmup_steps": Range(at_least=0, note="Below 1 it is a share of all steps."),
+    "warmup_steps": Range(at_least=0, at_most=1_000_000_000, note="Below 1 it is a share of all steps."),
     "weight_decay": NOT_NEGATIVE,
     "adam_beta1": SHARE_BELOW_ONE,
     "adam_beta2": SHARE_BELOW_ONE,
@@ -92,10 +92,11 @@ def explain_training_arguments(args: TrainingArguments) -> Iterator[None]:
 
 def check_mappings(args: TrainingArguments, names: Sequence[str]) -> None:
     """Raise a `ValueError` for a text where a mapping belongs, unless it may be the path of a file with one."""
-    for name in set(names) - set(STRUCTURED):
-        value = getattr(args, name)
-        if value is not None and not isinstance(value, dict):
-            raise ValueError(f"{name}={brief(value)}: must be a mapping, such as {{name: value}}, or None.")
+    texts = {name: getattr(args, name) for name in names if name not in STRUCTURED}
+    texts = {name: value for name, value in texts.items() if value is not None and not isinstance(value, dict)}
+    if texts:  # transformers copies a field with an old name to the new name: both are named
+        shown = ", ".join(f"{name}={brief(value)}" for name, value in texts.items())
+        raise ValueError(f"{shown}: must be a mapping, such as {{name: value}}, or None.")
 
 
 def check_mixed_precision(args: TrainingArguments) -> None:

@@ -10,6 +10,7 @@ import torch
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
 from spatialalign_trl.models.ranges import Range, check_fields
+from spatialalign_trl.models.settings import FLOW_SHIFT
 from spatialalign_trl.safe_text import mask_secrets
 from spatialalign_trl.trainer.flow_matching import TimestepSampling, sigma_bounds
 from spatialalign_trl.trainer.training_arguments import (
@@ -88,7 +89,7 @@ class VideoTrainerConfig(BaseConfig):
             '\'{"torch_dtype": "bfloat16"}\'.'
         },
     )
-    flow_shift: Annotated[float | None, Range(above=0, note="Set None to use the model's shift.")] = field(
+    flow_shift: Annotated[float | None, FLOW_SHIFT] = field(
         default=None,
         metadata={
             "help": "k in s = k*u/(1 + (k-1)*u), the noise level of training. None: the shift that the model samples "

@@ -53,19 +53,33 @@ TEXTS = (
 )  # fmt: skip
 
 
+RECIPES_WITH_ARGUMENTS = (
+    "video4spatial_sft", "compare_methods", "pretrain_tiny", "pretrain_tiny_rooms", "loop_from_parts",
+)  # fmt: skip
+
+
 def recipe_dataclasses() -> list[type]:
-    """The arguments that recipes define themselves."""
-    found = [VAEArguments]
-    for name in ("video4spatial_sft", "compare_methods", "pretrain_tiny", "pretrain_tiny_rooms", "loop_from_parts"):
-        spec = importlib.util.spec_from_file_location(f"fields_of_{name}", ROOT / "recipes" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        found += [
-            one
-            for one in vars(module).values()
-            if isinstance(one, type) and dataclasses.is_dataclass(one) and one.__name__.endswith("Arguments")
-        ]
+    """Return the classes of arguments that recipes define themselves."""
+    found: list[type] = [VAEArguments]
+    sys.path.insert(0, str(ROOT / "recipes"))  # as when one is launched: recipes import each other
+    try:
+        for name in (
+            "video4spatial_sft",
+            "compare_methods",
+            "pretrain_tiny",
+            "pretrain_tiny_rooms",
+            "loop_from_parts",
+        ):
+            spec = importlib.util.spec_from_file_location(f"fields_of_{name}", ROOT / "recipes" / f"{name}.py")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up
+            spec.loader.exec_module(module)
+            classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
+            found += [
+                kind for kind in classes if dataclasses.is_dataclass(kind) and kind.__name__.endswith("Arguments")
+            ]
+    finally:
+        sys.path.remove(str(ROOT / "recipes"))
     return list(dict.fromkeys(found))
 
 

@@ -145,7 +145,7 @@ def test_the_environment_takes_the_numbers_that_are_written(tmp_path, monkeypatc
 
 def test_a_mistake_in_a_file_is_told_from_one_in_a_flag(tmp_path, capsys):
     path = write(tmp_path, "use_cpu: true\nmax_steps: 0\n")
-    assert f"{path}: max_steps=0: must be at least 1, or -1" in refusal(capsys, "--config", path)
+    assert f"{path}: max_steps=0: must be in [1, 1_000_000_000], or -1." in refusal(capsys, "--config", path)
     assert ": error: max_steps=0" in refusal(capsys, "--config", path, "--max_steps", "0")
 
 

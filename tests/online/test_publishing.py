@@ -269,13 +269,14 @@ def test_a_rewards_key_is_written_shown_and_pushed_nowhere(folder, tmp_path, loo
     assert out.index("to be pushed to tester/mine") < out.index("round 1 of 1")
     (listed,) = (said for said in out.splitlines() if said.startswith("pushing to tester/mine: "))
     assert set(listed.removeprefix("pushing to tester/mine: ").split(", ")) == {n for n in pushed[0] if n[0] != "."}
-    assert out.index(listed) < out.index("pushed to http")
+    assert out.index("to be pushed to tester/mine") < out.index("pushed to http")
+    assert out.index(listed) < out.rindex("pushed to http")
     (last,) = [said for said in out.splitlines() if said.startswith("pushing to the dataset tester/prefs: ")][-1:]
     assert set(last.split(": ")[1].split(", ")) == {n for n in pushed[1] if n[0] != "."}
 
     # A rerun goes on with the same key, and notices another; a recipe without the key is refused.
     loop(folder, tmp_path / "run", Keyed(SECRET), rollout_batch_size=2, max_failure_share=0.9, **pushes).train()
-    with pytest.raises(ValueError, match="other settings:\n  rewards: ") as refusal:
+    with pytest.raises(ValueError, match="other settings:\nscoring settings:\n  rewards: ") as refusal:
         loop(folder, tmp_path / "run", Keyed("another-Key-0123456789"), **pushes).train()
     assert SECRET not in str(refusal.value) and "another-Key" not in str(refusal.value)
     (tmp_path / "recipe.yaml").write_bytes(pushed[0]["recipe.yaml"])
