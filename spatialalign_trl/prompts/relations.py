@@ -7,6 +7,9 @@ front of and behind, and types of more than two relations, are ours.
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 
@@ -31,6 +34,37 @@ RELATIONS: dict[str, Relation] = {
     "U": Relation("U", "under", "under"),
     "F": Relation("F", "in front of", "in front of"),
     "B": Relation("B", "behind", "behind"),
+}
+# What else is read as one of the relations. `[x]` may be left out, `(x/y)` is a choice. The wordings of `RELATIONS`
+# come first in their rows, and are the only ones that `build_prompt` writes. Left out on purpose, because they have
+# two meanings: "on the back of" and "in the back of" at the start (riding on it, sitting in it) and "over" after a
+# motion (across, or above).
+_AT, _TO = "(on/to/at/in)", "(to/on/at)"
+WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "L": (
+        (f"{_AT} [the] (left/left side/left-hand side) [of]", "left of"),
+        (f"{_TO} [the] (left/left side/left-hand side) [of]", "left of"),
+    ),
+    "R": (
+        (f"{_AT} [the] (right/right side/right-hand side) [of]", "right of"),
+        (f"{_TO} [the] (right/right side/right-hand side) [of]", "right of"),
+    ),
+    "T": (
+        (f"{_AT} [the] (top/top side/above) [of]", "on", "upon", "above [of]", "over", "atop [of]"),
+        (f"{_TO} [the] (top/top side/above) [of]", "onto", "on", "on to", "upon", "above [of]", "atop [of]"),
+    ),
+    "U": (
+        ("(under/below/beneath/underneath) [of]", f"{_AT} [the] (bottom/bottom side/under/below/underneath) [of]"),
+        ("(under/below/beneath/underneath) [of]", f"{_TO} [the] (bottom/bottom side/under/below/underneath) [of]"),
+    ),
+    "F": (
+        ("in [the] front [of]", "(on/to/at) [the] (front/front side) [of]"),
+        ("(in/to/on/at) [the] front [of]", f"{_TO} [the] front side [of]", "to in front of"),
+    ),
+    "B": (
+        ("behind [of]", f"{_AT} [the] (behind/back side/rear) [of]", "(to/at) [the] back [of]", "in back of"),
+        ("behind [of]", f"{_TO} [the] (behind/back side/rear) [of]", "(to/at) [the] back [of]", "in back of"),
+    ),
 }
 # The paper's six types. All prompt sets of this repository consist of them.
 DSR_TYPES = ("LR", "LT", "RL", "RT", "TL", "TR")
@@ -81,3 +115,43 @@ def _problem(dsr_type: str) -> str | None:
 def split_type(dsr_type: str) -> tuple[str, ...]:
     """Return the codes of a type's relations in order: `"LT"` -> `("L", "T")`. Unknown types raise a `ValueError`."""
     return tuple(check_dsr_type(dsr_type))
+
+
+@cache
+def phrases(place: str) -> dict[tuple[str, ...], str]:
+    """Return every phrase that is read as a relation.
+
+    Args:
+        place (`str`): `"initial"` for the relation at the start, `"final"` for one after a motion.
+
+    Returns:
+        `dict[tuple[str, ...], str]`: the words of a phrase, in lower case -> the code of its relation.
+
+    Raises:
+        ValueError: If [`WORDINGS`] gives a phrase to two relations.
+    """
+    codes: dict[tuple[str, ...], str] = {}
+    for code, wordings in WORDINGS.items():
+        for wording in wordings[("initial", "final").index(place)]:
+            for words in _expand(wording):
+                if codes.setdefault(words, code) != code:
+                    raise ValueError(f"{' '.join(words)!r} is given to {codes[words]} and to {code}")
+    return codes
+
+
+def _expand(wording: str) -> list[tuple[str, ...]]:
+    """Return the phrases of a wording: `"(on/at) [the] top"` stands for four."""
+    choices = []
+    for optional, several, word in re.findall(r"\[(.+?)\]|\((.+?)\)|(\S+)", wording):
+        choices.append(("", optional) if optional else tuple((several or word).split("/")))
+    return [tuple(" ".join(chosen).split()) for chosen in product(*choices)]
+
+
+def wording_table() -> str:
+    """Return [`WORDINGS`] as a table in Markdown, as `rewards/README.md` shows it."""
+    lines = ['| type | is written | at the start, after "is", is also read | after a motion is also read |']
+    lines.append("|---|---|---|---|")
+    for code, relation in RELATIONS.items():
+        read = (", ".join(f"`{wording}`" for wording in wordings) for wordings in WORDINGS[code])
+        lines.append(f"| {code} | {relation.initial}; {relation.final} | {' | '.join(read)} |")
+    return "\n".join(lines)
