@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from spatialalign_trl.prompts.relations import RELATIONS, phrases
+from spatialalign_trl.prompts.relations import RELATIONS, ambiguous_phrases, phrases
 
 GRAMMAR = (
     "{scene}, a|an {attribute? animal} is on the left|right|top of|under|in front of|behind a|an {object}, "
@@ -126,12 +126,9 @@ def read_sentence(text: str) -> Reading:
     clauses = [sentence[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
     if len(clauses) == 1:
         raise PromptGrammarError("text", "', then the {animal} {verb} ...' is missing", text)
-    for count in range(1, len(clauses)):  # the scene may contain the word "then" too
-        starts = list(_first_places(clauses[count - 1]))
-        if starts:
-            break
-    else:
-        raise _no_first_place(clauses[0], text)
+    count, starts = _first_clause(clauses)
+    if not starts:
+        raise _ambiguous(clauses[:1], clauses[1:], text) or _no_first_place(clauses[0], text)
     scene_start = sentence[: edges[2 * count - 2]]
     motions = [tuple(clause.split()) for clause in clauses[count:]]
 
@@ -149,7 +146,8 @@ def read_sentence(text: str) -> Reading:
         if not start.is_doubtful:
             sure.append(reading)
     if not readings:
-        raise first_error
+        is_about_relations = first_error.part in ("object", "final_SR")
+        raise (is_about_relations and _ambiguous(clauses[:count], clauses[count:], text)) or first_error
 
     # 3. Refuse a second meaning
     if not sure or len({(reading.type, reading.animal.casefold()) for reading in readings}) > 1:
@@ -157,6 +155,25 @@ def read_sentence(text: str) -> Reading:
         meanings += ["another object, which that word describes"] if not sure else []
         raise _two_meanings("initial_SR", meanings, text)
     return sure[0]
+
+
+def _first_clause(clauses: Sequence[str]) -> tuple[int, list[_Place]]:
+    """Return the number of clauses up to the first relation, and the ways to read it; the scene may say "then" too."""
+    for count in range(1, len(clauses)):
+        starts = list(_first_places(clauses[count - 1]))
+        if starts:
+            return count, starts
+    return 0, []
+
+
+def _ambiguous(firsts: Sequence[str], motions: Sequence[str], text: str) -> PromptGrammarError | None:
+    """Return the error for a phrase that has two meanings, if a clause contains one."""
+    for place, clauses in (("initial", firsts), ("final", motions)):
+        for words, meanings in ambiguous_phrases(place).items():
+            phrase = " ".join(words)
+            if any(f" {phrase} " in f" {clause.casefold()} " for clause in clauses):
+                return _two_meanings(f"{place}_SR", [f"{phrase!r} is {meanings}"], text)
+    return None
 
 
 def _two_meanings(part: str, meanings: Sequence[str], text: str) -> PromptGrammarError:
@@ -187,7 +204,7 @@ def _first_places(clause: str) -> Iterator[_Place]:
     words = tuple(clause.split())
     lowered = tuple(clause.casefold().split())
     for verb in reversed([index for index, word in enumerate(lowered) if word == "is"]):
-        start = verb + 1 + (lowered[verb + 1 : verb + 2] and lowered[verb + 1] in _STATES)
+        start = verb + 2 if lowered[verb + 1 : verb + 2] and lowered[verb + 1] in _STATES else verb + 1
         for place in _places_at(words, lowered, start, phrases("initial")):
             yield place._replace(before=words[:verb])
 
@@ -308,6 +325,8 @@ def _object_of(mentions: Sequence[Words], text: str) -> str:
 
 def _split_animal(first: Words, clause: Words, text: str) -> tuple[str, str, Words]:
     """Split `"red fire fox"` and `"the fire fox jumps"` into attribute, noun and verb: the noun is common to both."""
+    if len(clause) > 1 and clause[0].casefold() in ("a", "an"):
+        raise PromptGrammarError("animal", f"{' '.join(clause[:2])!r} may be another one; {ONE_AND_ONE}", text)
     second = _without_article(clause)
     lowered_first, lowered = ([word.casefold() for word in words] for words in (first, second))
     if lowered[:1] == ["it"] and len(first) == 1:

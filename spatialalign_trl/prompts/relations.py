@@ -36,36 +36,42 @@ RELATIONS: dict[str, Relation] = {
     "B": Relation("B", "behind", "behind"),
 }
 # What else is read as one of the relations. `[x]` may be left out, `(x/y)` is a choice. The wordings of `RELATIONS`
-# come first in their rows, and are the only ones that `build_prompt` writes. Left out on purpose, because they have
-# two meanings: "on the back of" and "in the back of" at the start (riding on it, sitting in it) and "over" after a
-# motion (across, or above).
-_AT, _TO = "(on/to/at/in)", "(to/on/at)"
+# among them, and are the only ones that `build_prompt` writes.
 WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "L": (
-        (f"{_AT} [the] (left/left side/left-hand side) [of]", "left of"),
-        (f"{_TO} [the] (left/left side/left-hand side) [of]", "left of"),
+        ("(on/to/at/in) [the] (left/left side/left-hand side) [of]", "left of"),
+        ("(to/on/at) [the] (left/left side/left-hand side) [of]", "left of"),
     ),
     "R": (
-        (f"{_AT} [the] (right/right side/right-hand side) [of]", "right of"),
-        (f"{_TO} [the] (right/right side/right-hand side) [of]", "right of"),
+        ("(on/to/at/in) [the] (right/right side/right-hand side) [of]", "right of"),
+        ("(to/on/at) [the] (right/right side/right-hand side) [of]", "right of"),
     ),
     "T": (
-        (f"{_AT} [the] (top/top side/above) [of]", "on", "upon", "above [of]", "over", "atop [of]"),
-        (f"{_TO} [the] (top/top side/above) [of]", "onto", "on", "on to", "upon", "above [of]", "atop [of]"),
+        ("(on/to/at/in) [the] (top/top side) [of]", "(on/to/at/in) the above [of]", "(on/upon/above/over/atop) [of]"),
+        ("(to/on/at) [the] (top/top side) [of]", "(to/on/at) the above [of]", "(onto/on/on to/upon/above/atop) [of]"),
     ),
     "U": (
-        ("(under/below/beneath/underneath) [of]", f"{_AT} [the] (bottom/bottom side/under/below/underneath) [of]"),
-        ("(under/below/beneath/underneath) [of]", f"{_TO} [the] (bottom/bottom side/under/below/underneath) [of]"),
+        ("(under/below/beneath/underneath) [of]", "(on/to/at/in) the (under/below/underneath) [of]")
+        + ("(on/to/at/in) [the] (bottom/bottom side) [of]",),
+        ("(under/below/beneath/underneath) [of]", "(to/on/at) the (under/below/underneath) [of]")
+        + ("(to/on/at) [the] (bottom/bottom side) [of]",),
     ),
     "F": (
-        ("in [the] front [of]", "(on/to/at) [the] (front/front side) [of]"),
-        ("(in/to/on/at) [the] front [of]", f"{_TO} [the] front side [of]", "to in front of"),
+        ("(in/on/to/at) [the] front [of]", "(on/to/at) [the] front side [of]"),
+        ("(in/to/on/at) [the] front [of]", "(to/on/at) [the] front side [of]"),
     ),
     "B": (
-        ("behind [of]", f"{_AT} [the] (behind/back side/rear) [of]", "(to/at) [the] back [of]", "in back of"),
-        ("behind [of]", f"{_TO} [the] (behind/back side/rear) [of]", "(to/at) [the] back [of]", "in back of"),
+        ("behind [of]", "(on/to/at/in) the behind [of]", "(to/at) [the] (back/rear) [of]")
+        + ("(on/to/at) [the] (back side/rear side) [of]", "in back of"),
+        ("behind [of]", "(to/on/at) the behind [of]", "(to/at) [the] (back/rear) [of]")
+        + ("(to/on/at) [the] (back side/rear side) [of]", "in back of"),
     ),
 }
+# What is refused because it has two meanings, which are named.
+AMBIGUOUS: tuple[dict[str, str], dict[str, str]] = (
+    {"(on/in) [the] back of": "behind it, or on or in its back part"},
+    {"(on/in) [the] back of": "behind it, or on or in its back part", "over": "above it, or across it"},
+)
 # The paper's six types. All prompt sets of this repository consist of them.
 DSR_TYPES = ("LR", "LT", "RL", "RT", "TL", "TR")
 # Number of frames, each showing both animal and object, that are averaged to decide whether a relation holds: at
@@ -132,11 +138,21 @@ def phrases(place: str) -> dict[tuple[str, ...], str]:
     """
     codes: dict[tuple[str, ...], str] = {}
     for code, wordings in WORDINGS.items():
-        for wording in wordings[("initial", "final").index(place)]:
+        for wording in wordings[_PLACES.index(place)]:
             for words in _expand(wording):
                 if codes.setdefault(words, code) != code:
                     raise ValueError(f"{' '.join(words)!r} is given to {codes[words]} and to {code}")
     return codes
+
+
+@cache
+def ambiguous_phrases(place: str) -> dict[tuple[str, ...], str]:
+    """Return every phrase of [`AMBIGUOUS`], in the form of [`phrases`] -> its meanings."""
+    meanings = AMBIGUOUS[_PLACES.index(place)]
+    return {words: meaning for wording, meaning in meanings.items() for words in _expand(wording)}
+
+
+_PLACES = ("initial", "final")
 
 
 def _expand(wording: str) -> list[tuple[str, ...]]:
@@ -148,10 +164,11 @@ def _expand(wording: str) -> list[tuple[str, ...]]:
 
 
 def wording_table() -> str:
-    """Return [`WORDINGS`] as a table in Markdown, as `rewards/README.md` shows it."""
-    lines = ['| type | is written | at the start, after "is", is also read | after a motion is also read |']
-    lines.append("|---|---|---|---|")
-    for code, relation in RELATIONS.items():
-        read = (", ".join(f"`{wording}`" for wording in wordings) for wordings in WORDINGS[code])
-        lines.append(f"| {code} | {relation.initial}; {relation.final} | {' | '.join(read)} |")
-    return "\n".join(lines)
+    """Return [`WORDINGS`] and [`AMBIGUOUS`] as a table in Markdown, as `rewards/README.md` shows it."""
+    rows = [
+        (f"`{code}`", *(", ".join(f"`{wording}`" for wording in place) for place in WORDINGS[code]))
+        for code in WORDINGS
+    ]
+    refused = [", ".join(f"`{wording}` ({meaning})" for wording, meaning in place.items()) for place in AMBIGUOUS]
+    header = [("read as", 'at the start, after "is"', "after a motion"), ("---",) * 3]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [*header, *rows, ("refused", *refused)])
