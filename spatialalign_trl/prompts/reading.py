@@ -2,8 +2,8 @@
 
 More is read than `build_prompt` writes, as long as the meaning is clear: the wordings of `relations.WORDINGS`, no
 scene, a wrong article, a missing "of", an adjective at some mentions only, other spacing, no full stop. A text is cut
-into words, and every way to cut it is tried; a text with two meanings is refused. There is no search by regular
-expression over the whole text, so the time is at most quadratic in its length.
+into words, and every way to cut it is tried; a text with two meanings is refused. A noun with its adjectives has at
+most `MAX_NOUN_WORDS` words, so the time grows in proportion to the length of the text.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ GRAMMAR = (
 )
 ONE_AND_ONE = "one animal and one static object is what can be scored"
 
+MAX_NOUN_WORDS = 20
+
 Words = tuple[str, ...]
 
-_THEN = re.compile(r" ?[,;.]? (?:and )?then,? ", re.IGNORECASE)
+_THEN = re.compile(r"(?: ?[,;.] ?| )(?:and )?then,? ", re.IGNORECASE)
 _PUNCTUATION = re.compile(r"[,;:!?]")
 _ARTICLES = ("a", "an", "the")
 # Words that may stand between "is" and the first relation without changing it.
@@ -42,7 +44,7 @@ _NOT_ADJECTIVES = (
     *("under", "below", "beneath", "underneath", "behind", "above", "over", "onto", "upon", "atop", "into", "then"),
 )
 # Words that turn the relation after them into its opposite, or leave open whether it is reached.
-_NEGATING = ("not", "never", "cannot", "without")
+_NEGATING = ("not", "never", "cannot", "without", "almost", "nearly", "hardly", "or", "either")
 _LEAVING = ("from", "toward", "towards", "of", *_ARTICLES)
 
 
@@ -193,10 +195,10 @@ def _no_first_place(clause: str, text: str) -> PromptGrammarError:
 
 def _word_runs(words: Sequence[str], verb: str) -> Iterator[Words]:
     """Iterate over the runs of words that follow a verb and could be a phrase."""
-    longest = max(map(len, phrases("initial")))
+    lengths = range(1, _longest(phrases("initial")) + 1)
     for index, word in enumerate(words):
         if word == verb:
-            yield from (tuple(words[index + 1 : index + 1 + length]) for length in range(1, longest + 1))
+            yield from (tuple(words[index + 1 : index + 1 + length]) for length in lengths)
 
 
 def _first_places(clause: str) -> Iterator[_Place]:
@@ -211,11 +213,18 @@ def _first_places(clause: str) -> Iterator[_Place]:
 
 def _places_at(words: Words, lowered: Words, start: int, codes: dict[Words, str]) -> Iterator[_Place]:
     """Iterate over the phrases that begin at a word, the longest first."""
-    for end in range(min(start + max(map(len, codes)), len(words) - 1), start, -1):
+    if len(words) - start > MAX_NOUN_WORDS + _longest(codes):
+        return
+    for end in range(min(start + _longest(codes), len(words) - 1), start, -1):
         phrase = lowered[start:end]
         if phrase in codes:
             is_doubtful = len(phrase) > 1 and phrase[-1] in _SIDES and lowered[end] not in _ARTICLES
             yield _Place(words[:start], codes[phrase], _without_article(words[end:]), start, end, is_doubtful)
+
+
+def _longest(codes: dict[Words, str]) -> int:
+    """Return the number of words of the longest phrase."""
+    return max(map(len, codes))
 
 
 def _without_article(words: Words) -> Words:
@@ -253,7 +262,7 @@ def _read_from(start: _Place, scene_start: str, motions: Sequence[Words], text: 
     if len(attributes) > 1:
         raise PromptGrammarError("animal", f"{attributes[0]!r} and {attributes[1]!r} differ; {ONE_AND_ONE}", text)
     for _, _, verb in mentions:
-        _check_verb(verb, noun, text)
+        _check_verb(verb, text)
     return Reading(
         scene=scene,
         attribute=attributes[0] if attributes else "",
@@ -333,21 +342,22 @@ def _split_animal(first: Words, clause: Words, text: str) -> tuple[str, str, Wor
         return "", first[0], _verb_of(second, 1, text)
 
     # 1. All of the later mention's noun is in the first one, which may have adjectives before it
-    for length in range(min(len(first), len(second)), 0, -1):
+    for length in range(min(len(first), len(second), MAX_NOUN_WORDS), 0, -1):
         if lowered_first[-length:] == lowered[:length]:
             attribute = first[:-length]
             bad = _bad_adjective(attribute, skip=1)
             if bad is not None:
                 described = " ".join(first)
                 raise PromptGrammarError("animal", f"{bad!r} in {described!r} is no adjective; {ONE_AND_ONE}", text)
-            return " ".join(attribute), " ".join(first[-length:]), _verb_of(second, length, text)
+            # The first mention may have a capital letter because the text begins with it.
+            return " ".join(attribute), " ".join(second[:length]), _verb_of(second, length, text)
 
     # 2. Only the later mention has adjectives
-    for index in range(1, len(second) - len(first) + 1):
+    for index in range(1, min(len(second) - len(first), MAX_NOUN_WORDS) + 1):
         end = index + len(first)
         if lowered[index:end] == lowered_first and not _bad_adjective(second[:index]):
-            return " ".join(second[:index]), " ".join(first), _verb_of(second, end, text)
-    difference = f"{' '.join(first)!r} at the start but 'the {' '.join(second)}' later"
+            return " ".join(second[:index]), " ".join(second[index:end]), _verb_of(second, end, text)
+    difference = f"{' '.join(first)!r} at the start but {' '.join(clause)!r} later"
     raise PromptGrammarError("animal", f"{difference}; {ONE_AND_ONE}", text)
 
 
@@ -358,14 +368,15 @@ def _verb_of(words: Words, start: int, text: str) -> Words:
     return words[start:]
 
 
-def _check_verb(verb: Words, noun: str, text: str) -> None:
+def _check_verb(verb: Words, text: str) -> None:
     """Check that a motion ends in the relation after its verb, and names no other one on its way."""
-    lowered = tuple(word.casefold() for word in verb)
-    spoken = " ".join(verb)
+    lowered, spoken = tuple(word.casefold() for word in verb), " ".join(verb)
     if any(word in _NEGATING for word in lowered) or (len(lowered) > 1 and lowered[-1] in _LEAVING):
         raise PromptGrammarError("final_SR", f"{spoken!r} does not say that the motion ends there", text)
-    for k in range(len(verb)):
-        for place in _places_at(verb, lowered, k, phrases("final")):
-            mention = " ".join(place.object).casefold()
-            if mention == noun.casefold() or mention.endswith(f" {noun.casefold()}"):
-                raise _two_meanings("final_SR", [f"a motion to {place.code}", "one to the relation after it"], text)
+    codes = phrases("final")
+    for start in range(len(lowered)):
+        for end in range(start + 1, start + 1 + _longest(codes)):
+            phrase = lowered[start:end]
+            if phrase in codes and phrase != ("on",):  # "jumps on" is a verb as well
+                meanings = [f"a motion {' '.join(phrase)!r}", "one to the relation after it"]
+                raise _two_meanings("final_SR", meanings, text)
