@@ -23,6 +23,7 @@ GRAMMAR = (
 ONE_AND_ONE = "one animal and one static object is what can be scored"
 
 MAX_NOUN_WORDS = 20
+_LONGEST_PHRASE = max(len(words) for place in ("initial", "final") for words in phrases(place))
 
 Words = tuple[str, ...]
 
@@ -195,7 +196,7 @@ def _no_first_place(clause: str, text: str) -> PromptGrammarError:
 
 def _word_runs(words: Sequence[str], verb: str) -> Iterator[Words]:
     """Iterate over the runs of words that follow a verb and could be a phrase."""
-    lengths = range(1, _longest(phrases("initial")) + 1)
+    lengths = range(1, _LONGEST_PHRASE + 1)
     for index, word in enumerate(words):
         if word == verb:
             yield from (tuple(words[index + 1 : index + 1 + length]) for length in lengths)
@@ -213,18 +214,13 @@ def _first_places(clause: str) -> Iterator[_Place]:
 
 def _places_at(words: Words, lowered: Words, start: int, codes: dict[Words, str]) -> Iterator[_Place]:
     """Iterate over the phrases that begin at a word, the longest first."""
-    if len(words) - start > MAX_NOUN_WORDS + _longest(codes):
+    if len(words) - start > MAX_NOUN_WORDS + _LONGEST_PHRASE:
         return
-    for end in range(min(start + _longest(codes), len(words) - 1), start, -1):
+    for end in range(min(start + _LONGEST_PHRASE, len(words) - 1), start, -1):
         phrase = lowered[start:end]
         if phrase in codes:
             is_doubtful = len(phrase) > 1 and phrase[-1] in _SIDES and lowered[end] not in _ARTICLES
             yield _Place(words[:start], codes[phrase], _without_article(words[end:]), start, end, is_doubtful)
-
-
-def _longest(codes: dict[Words, str]) -> int:
-    """Return the number of words of the longest phrase."""
-    return max(map(len, codes))
 
 
 def _without_article(words: Words) -> Words:
@@ -375,7 +371,7 @@ def _check_verb(verb: Words, text: str) -> None:
         raise PromptGrammarError("final_SR", f"{spoken!r} does not say that the motion ends there", text)
     codes = phrases("final")
     for start in range(len(lowered)):
-        for end in range(start + 1, start + 1 + _longest(codes)):
+        for end in range(start + 1, start + 1 + _LONGEST_PHRASE):
             phrase = lowered[start:end]
             if phrase in codes and phrase != ("on",):  # "jumps on" is a verb as well
                 meanings = [f"a motion {' '.join(phrase)!r}", "one to the relation after it"]

@@ -39,12 +39,12 @@ RELATIONS: dict[str, Relation] = {
 # among them, and are the only ones that `build_prompt` writes.
 WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "L": (
-        ("(on/to/at/in) [the] (left/left side/left-hand side) [of]", "left of"),
-        ("(to/on/at) [the] (left/left side/left-hand side) [of]", "left of"),
+        ("(on/to/at/in) [the] (left/left side/left-hand side/left hand side) [of]", "left of"),
+        ("(to/on/at) [the] (left/left side/left-hand side/left hand side) [of]", "left of"),
     ),
     "R": (
-        ("(on/to/at/in) [the] (right/right side/right-hand side) [of]", "right of"),
-        ("(to/on/at) [the] (right/right side/right-hand side) [of]", "right of"),
+        ("(on/to/at/in) [the] (right/right side/right-hand side/right hand side) [of]", "right of"),
+        ("(to/on/at) [the] (right/right side/right-hand side/right hand side) [of]", "right of"),
     ),
     "T": (
         ("(on/to/at/in) [the] (top/top side) [of]", "(on/to/at/in) the above [of]", "(on/upon/above/over/atop) [of]"),
