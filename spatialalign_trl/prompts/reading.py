@@ -243,10 +243,11 @@ def _read_from(start: _Place, scene_start: str, motions: Sequence[Words], text: 
 
     # 2. The scene, the object, and the phrases that stand before it
     scene, first_mention = _split_subject(scene_start + " ".join(start.before), text)
+    for mention in (first_mention[1:], start.object):
+        if "is" in (word.casefold() for word in mention):
+            raise PromptGrammarError("object", f"{' '.join(mention)!r} is a sentence; {ONE_AND_ONE}", text)
     ends = [_motion_place(places, start.object, text) for places in candidates]
     noun = _object_of([start.object, *(end.object for end in ends)], text)
-    if {"is", "are"} & set(noun.casefold().split()):
-        raise PromptGrammarError("object", f"{noun!r} contains a sentence; {ONE_AND_ONE}", text)
 
     # 3. The animal and its motions
     mentions = [_split_animal(first_mention, end.before, text) for end in ends]

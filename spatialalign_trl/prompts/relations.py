@@ -69,8 +69,8 @@ WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # What is refused because it has two meanings, which are named.
 AMBIGUOUS: tuple[dict[str, str], dict[str, str]] = (
-    {"(on/in) [the] back of": "behind it, or on or in its back part"},
-    {"(on/in) [the] back of": "behind it, or on or in its back part", "over": "above it, or across it"},
+    {"(on/in) the back of": "behind it, or on or in its back part"},
+    {"(on/in) the back of": "behind it, or on or in its back part", "over": "above it, or across it"},
 )
 # The paper's six types. All prompt sets of this repository consist of them.
 DSR_TYPES = ("LR", "LT", "RL", "RT", "TL", "TR")

@@ -3,7 +3,7 @@
 import csv
 import time
 import unicodedata
-from itertools import product
+from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
@@ -55,10 +55,6 @@ def test_published_prompts_are_read(text, dsr_type):
     assert prompt.prompt_id.startswith(f"{dsr_type}_")
 
 
-def other_type(code, codes):
-    return next(other for other in codes if other != code)
-
-
 @settings(max_examples=300)
 @given(
     initial=st.sampled_from(INITIAL),
@@ -101,10 +97,8 @@ def test_the_table_of_phrases_has_no_phrase_twice_and_contains_what_is_written(p
     assert list(WORDINGS) == list(RELATIONS) and len(AMBIGUOUS) == 2
 
 
-@pytest.mark.parametrize(("initial", "final"), product(RELATIONS, RELATIONS))
+@pytest.mark.parametrize(("initial", "final"), permutations(RELATIONS, 2))
 def test_a_prompt_without_scene_is_described_in_the_words_of_the_grammar(initial, final):
-    if initial == final:
-        return
     built = build_prompt(scene="In a hall", animal="owl", object="urn", type=initial + final, verb="hops")
     without = parse_prompt(built.prompt.replace("In a hall, an", "An"))
     assert built.describe() == f"{built.type}: {built.prompt}"
@@ -138,7 +132,7 @@ def test_the_original_text_is_kept_and_described():
         ("A dog is on a box, then the dog runs to the right behind the box.", "final_SR", "'to the right', or"),
         ("A dog is on a box, then the dog runs under the box to the left of the box.", "final_SR", "'under', or"),
         ("A dog is on a box, then the dog runs to the left or to the right of the box.", "final_SR", "does not say"),
-        ("A dog is on a box, then the dog runs to the left or the right of the box.", "object", "one static object"),
+        ("A dog is on a box, then the dog runs to the left or the right of the box.", "final_SR", "does not say"),
         ("A dog is on the left or right of a box, then the dog runs under the box.", "object", "one static object"),
         ("A dog is under a box, then the dog comes out from under the box.", "final_SR", "does not say"),
         ("A dog is under a box, then the dog does not run behind the box.", "final_SR", "does not say"),
@@ -171,18 +165,21 @@ def test_a_text_with_two_meanings_is_refused(text, part, meanings):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("A cat is on the top shelf, then the cat jumps under the shelf.", ("TU", "cat", "shelf", "jumps", "")),
-        ("Dog is left of table, then dog runs to right of table", ("LR", "dog", "table", "runs", "")),
-        ("A fox is flying above a hut, then it lands behind the hut.", ("TB", "fox", "hut", "lands", "")),
-        ("A dog is on a box, then the dog jumps over the box to the left of the box.", ("TL", "dog", "box", "jumps over the box", "")),
-        ("A dog is on a box, then the wet dog jumps off behind the box.", ("TB", "dog", "box", "jumps off", "wet")),
-        ("A dog is on a chest of drawers, then the dog runs behind the chest of drawers.", ("TB", "dog", "chest of drawers", "runs", "")),
-        ("A cat is on a wooden box, then the cat runs behind the box, then the cat runs under the box.", ("TBU", "cat", "box", "runs, runs", "")),
+        ("A cat is on the top shelf, then the cat jumps under the shelf.", "TU cat/shelf/jumps/"),
+        ("Dog is left of table, then dog runs to right of table", "LR dog/table/runs/"),
+        ("A fox is flying above a hut, then it lands behind the hut.", "TB fox/hut/lands/"),
+        ("A dog is on a box, then the dog jumps over the box behind the box.", "TB dog/box/jumps over the box/"),
+        ("A dog is on a box, then the wet dog jumps off behind the box.", "TB dog/box/jumps off/wet"),
+        ("A dog is on a chest of tea, then the dog runs behind the chest of tea.", "TB dog/chest of tea/runs/"),
+        (
+            "A cat is on a big box, then the cat runs behind the box, then the cat is under the box.",
+            "TBU cat/box/runs, is/",
+        ),
     ],
-)  # fmt: skip
+)
 def test_texts_with_one_meaning_are_read(text, expected):
     prompt = parse_prompt(text)
-    assert (prompt.type, prompt.animal, prompt.object, prompt.verb, prompt.attribute) == expected
+    assert f"{prompt.type} {prompt.animal}/{prompt.object}/{prompt.verb}/{prompt.attribute}" == expected
 
 
 def test_accents_are_composed_in_the_parts_and_kept_in_the_text():
