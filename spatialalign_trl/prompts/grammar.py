@@ -20,7 +20,9 @@ from dataclasses import asdict, dataclass
 from spatialalign_trl.prompts.reading import (
     GRAMMAR,
     PromptGrammarError,
+    Reading,
     check_one_thing,
+    has_one_meaning,
     normalize,
     read_sentence,
 )
@@ -51,6 +53,13 @@ PROMPT_COLUMNS = (
     "attribute",
 )
 
+_THEN = ", then the "
+_INITIALS, _FINALS = (
+    {getattr(relation, place): code for code, relation in RELATIONS.items()} for place in ("initial", "final")
+)
+_INITIAL = re.compile(rf"(?P<before>.*) is (?P<relation>{'|'.join(_INITIALS)}) an? (?P<object>.+)")
+_FINAL = re.compile(rf"(?P<before>.+) (?P<relation>{'|'.join(_FINALS)}) the (?P<object>.+)")
+_SUBJECT = re.compile(r"(?P<scene>.*[^, ]), an? (?P<animal>[^,]+)")
 _WORDS = re.compile(r"[^\s,.;:!?]+( [^\s,.;:!?]+)*")
 
 # Words that are spelled with a vowel but pronounced with a consonant, and the other way round.
@@ -198,7 +207,7 @@ def parse_prompt(text: str, prompt_id: str | None = None) -> DSRPrompt:
     """
     # 1. Read the text
     normalized = normalize(text)
-    reading = read_sentence(normalized)
+    reading = _read_canonical(normalized) or read_sentence(normalized)
 
     # 2. Check the parts
     parts = [("animal", reading.animal), ("object", reading.object), *(("verb", verb) for verb in reading.verbs)]
@@ -231,3 +240,38 @@ def parse_prompt(text: str, prompt_id: str | None = None) -> DSRPrompt:
         attribute=reading.attribute,
         prompt=" ".join(line.strip() for line in text.splitlines() if line.strip()),
     )
+
+
+def _read_canonical(text: str) -> Reading | None:
+    """Read a sentence that [`build_prompt`] could have written, in which any word may be a noun or a verb."""
+    # 1. The clauses; the scene may contain "then the" too
+    clauses = text.removesuffix(".").split(_THEN)
+    heads = ((count, _INITIAL.fullmatch(clause)) for count, clause in enumerate(clauses[:-1]))
+    count, head = next(((count, head) for count, head in heads if head), (0, None))
+    if head is None or not text.endswith("."):
+        return None
+    tails = [_FINAL.fullmatch(clause) for clause in clauses[count + 1 :]]
+    subject = _SUBJECT.fullmatch(_THEN.join([*clauses[:count], head["before"]]))
+    if None in tails or subject is None or not text[0].isupper():
+        return None
+    if any(tail["object"] != head["object"] for tail in tails):
+        return None
+
+    # 2. The animal is what its mentions share
+    mentions = [_split_mentions(subject["animal"].split(), tail["before"].split()) for tail in tails]
+    if None in mentions or len({animal for _, animal, _ in mentions}) > 1:
+        return None
+    attribute, animal, _ = mentions[0]
+    verbs = tuple(verb for _, _, verb in mentions)
+    codes = [_INITIALS[head["relation"]], *(_FINALS[tail["relation"]] for tail in tails)]
+    reading = Reading(subject["scene"], attribute, animal, head["object"], "".join(codes), verbs)
+    return reading if has_one_meaning(reading) else None
+
+
+def _split_mentions(first: list[str], second: list[str]) -> tuple[str, str, str] | None:
+    """Split `["red", "fox"]` and `["fox", "jumps"]` into attribute, noun and verb: the noun is common to both."""
+    for length in range(min(len(first), len(second)), 0, -1):
+        if first[-length:] == second[:length]:
+            parts = (" ".join(words) for words in (first[:-length], first[-length:], second[length:]))
+            return tuple(parts) if length < len(second) else None
+    return None

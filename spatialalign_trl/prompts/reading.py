@@ -270,6 +270,18 @@ def _read_from(start: _Place, scene_start: str, motions: Sequence[Words], text: 
     )
 
 
+def has_one_meaning(reading: Reading) -> bool:
+    """Return whether verbs and attributes of several words contain no second motion and no second animal."""
+    try:
+        for verb in reading.verbs:
+            if " " in verb:
+                _check_verb(tuple(verb.split()), "")
+    except PromptGrammarError:
+        return False
+    attribute = tuple(reading.attribute.split())
+    return len(attribute) < 2 or not _bad_adjective(attribute, skip=1)
+
+
 def _split_subject(before: str, text: str) -> tuple[str, Words]:
     """Split the text before the first relation into the scene and the first mention of the animal."""
     scene, comma, mention = before.rpartition(",")
