@@ -23,6 +23,7 @@ from spatialalign_trl.prompts.reading import (
     Reading,
     check_one_thing,
     has_one_meaning,
+    is_same_noun,
     normalize,
     read_sentence,
 )
@@ -216,7 +217,7 @@ def parse_prompt(text: str, prompt_id: str | None = None) -> DSRPrompt:
             raise PromptGrammarError(part, f"{words!r} must be words with no punctuation", normalized)
     for part, words in parts[:2]:
         check_one_thing(part, words)
-    if reading.animal.casefold() == reading.object.casefold():
+    if is_same_noun(reading.animal, reading.object):
         problem = f"animal and object are both {reading.object!r}, but they must differ"
         raise PromptGrammarError("object", problem, normalized)
     try:

@@ -109,6 +109,11 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def is_same_noun(first: str, second: str) -> bool:
+    """Return whether two nouns differ at most in case, white space and the form of their accents."""
+    return normalize(first).casefold() == normalize(second).casefold()
+
+
 def read_sentence(text: str) -> Reading:
     """Read the parts of a prompt from its text.
 
