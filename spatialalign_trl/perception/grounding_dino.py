@@ -281,7 +281,10 @@ class GroundingDINODetector(RunsPretrained):
         )
         if not exact:
             return self._read_spans(outputs, input_ids, results, names, processor)
-        name_of = label_names(names, processor.tokenizer)
+        if all(is_plain(name) for name in names):  # the tokenizer only converts them to lower case
+            name_of = {name.lower(): name for name in names}
+        else:
+            name_of = label_names(names, processor.tokenizer)
         detections = []
         for result in results:
             boxes = _float64(result["boxes"]).reshape(-1, 4)

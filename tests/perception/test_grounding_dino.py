@@ -139,7 +139,7 @@ def test_names_come_back_as_they_were_given(checkpoint, label_mode):
 )
 @pytest.mark.parametrize("label_mode", ["exact", "span"])
 def test_a_noun_is_found_by_its_tokens_however_it_is_written(checkpoint, name, label_mode):
-    """Perfect boxes of such a noun were INVALID: their label is what the tokenizer makes of it, such as "t - shirt"."""
+    """The label of a perfect box is what the tokenizer makes of the noun, such as "t - shirt"."""
     names = (name, "bench")
     tokens = len(bert_tokenizer()(name, add_special_tokens=False)["input_ids"])
     boxes = [dict.fromkeys(range(1, tokens + 1), 0.9), {tokens + 2: 0.9}]
