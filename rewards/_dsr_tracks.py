@@ -19,7 +19,7 @@ from spatialalign_rewards._dsr_geometry import (
     score_flat,
 )
 from spatialalign_trl.perception.tracks import Tracks
-from spatialalign_trl.prompts import DEPTH_RELATIONS, check_dsr_type, check_one_thing
+from spatialalign_trl.prompts import DEPTH_RELATIONS, check_dsr_type, check_one_thing, is_same_noun
 
 Frames = Iterable[tuple[int, Sequence[str], np.ndarray]]
 
@@ -82,7 +82,7 @@ def check_question(dsr_type: str, animal: str, object: str, where: str) -> None:
         check_one_thing("object", object)
     except ValueError as error:
         raise ValueError(f"{where}: {error}.") from error
-    if animal.strip().lower() == object.strip().lower():
+    if is_same_noun(animal, object):
         raise ValueError(
             f"{where}: animal and object are both {animal!r}; their boxes cannot be told apart, so there is "
             "no spatial relation to score. Use two different nouns."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialalign_trl.perception.detection_cache import pack_detections
-from spatialalign_trl.perception.grounding_dino import GroundingDINODetector
+from spatialalign_trl.perception.grounding_dino import GroundingDINODetector, is_plain
 from spatialalign_trl.perception.open_vocabulary import OpenVocabularyTracker
 from spatialalign_trl.perception.sam2 import SAM2Follower
 from spatialalign_trl.perception.validity import StrictRules, ValidityRules
@@ -133,11 +133,31 @@ class GroundedSAMTracker(OpenVocabularyTracker):
         self.detector.release()
         self.follower.release()
 
+    def check_prompts(
+        self,
+        *,
+        animal: Sequence[str],
+        object: Sequence[str],
+        attribute: Sequence[str] | None = None,
+    ) -> None:
+        """Check the words and the models as the base class does, and that the detector can tell the words apart."""
+        super().check_prompts(animal=animal, object=object, attribute=attribute)
+        check_names = getattr(self.detector, "check_names", None)
+        if check_names is None:
+            return
+        for row, names in enumerate(zip(animal, object, strict=True)):
+            try:
+                check_names(names)
+            except ValueError as error:
+                raise ValueError(f"prompt {row}: {error}") from error
+
     def _detect(self, video: Video, names: tuple[str, str], clip_digest: str) -> dict[str, np.ndarray]:
+        # Labels of other names than plain ones were compared in another way before; do not read them from old caches.
+        compared = {} if all(is_plain(name) for name in names) else {"labels": "by tokens"}
         return self._cached(
             clip_digest,
             lambda: pack_detections(self.detector.detect(video, names)),
-            lambda: {"kind": "detections", "names": names, "detector": self.detector.fingerprint()},
+            lambda: {"kind": "detections", "names": names, "detector": self.detector.fingerprint(), **compared},
         )
 
     def _follow(

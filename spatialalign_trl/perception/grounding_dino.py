@@ -8,6 +8,7 @@ are not, and the transformers port has changed since, so boxes agree to within t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -29,6 +30,8 @@ CUDA_BATCH_SIZE = 8
 """Frames per batch on CUDA. On a CPU, a batch is not faster than single frames (measured) and takes more memory."""
 
 LabelMode = Literal["exact", "span"]
+
+_PLAIN = re.compile(r"[A-Za-z0-9]+( [A-Za-z0-9]+)*")
 
 _CLASSES = {
     "grounding-dino": ("GroundingDinoForObjectDetection", "GroundingDinoProcessor"),
@@ -73,6 +76,47 @@ def label_spans(input_ids: Sequence[int], names: Sequence[str], tokenizer: Any) 
             "names without full stops."
         )
     return spans
+
+
+def label_names(names: Sequence[str], tokenizer: Any) -> dict[str, str]:
+    """
+    Find out which label a box has that matches every token of a name.
+
+    The detector's text is cut into tokens and labels are put together from them, so that "T-shirt" comes back as
+    "t - shirt" and "piñata" as "pinata". Case, accents and white space are the tokenizer's business alone.
+
+    Args:
+        names (sequence of `str`):
+            The names that are looked for.
+        tokenizer:
+            The tokenizer that cuts the detector's text.
+
+    Returns:
+        `dict[str, str]`: label -> name.
+
+    Raises:
+        ValueError: for a name without any token, one with a special token such as "[SEP]", and for two names of the
+            same tokens. The message names them.
+    """
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    labels: dict[str, str] = {}
+    for name in names:
+        tokens = tokenizer(name, add_special_tokens=False)["input_ids"]
+        if not tokens or special & set(tokens):
+            raise ValueError(f"the detector's tokenizer makes no words of {name!r}. Use another noun.")
+        label = tokenizer.decode(tokens)
+        other = labels.setdefault(label, name)
+        if other != name:
+            raise ValueError(
+                f"{other!r} and {name!r} are the same to the detector, {label!r}; their boxes cannot be told apart. "
+                "Use two different nouns."
+            )
+    return labels
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a name is its own label, apart from case: words of English letters and digits, single spaces."""
+    return _PLAIN.fullmatch(name) is not None
 
 
 def assign_spans(
@@ -149,6 +193,7 @@ class GroundingDINODetector(RunsPretrained):
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1, or None to choose by the device.")
         self.box_threshold, self.text_threshold, self.label_mode = box_threshold, text_threshold, label_mode
         self.batch_size = batch_size
+        self._tokenizer: Any = None
         self.disable_progress_bar = disable_progress_bar
         self.pretrained = PretrainedModel(
             checkpoint, _CLASSES, device=device, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision,
@@ -159,6 +204,27 @@ class GroundingDINODetector(RunsPretrained):
         """Return weights, precision, thresholds and label mode as one string, without loading the model."""
         text = f" text {self.text_threshold}" if self.label_mode == "exact" else ""
         return f"{super().fingerprint()} box {self.box_threshold}{text} {self.label_mode}"
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """
+        Check that the tokenizer can tell some names apart, without loading the model.
+
+        Args:
+            names (sequence of `str`):
+                What to look for on one clip.
+
+        Raises:
+            ValueError: see [`label_names`].
+        """
+        if all(is_plain(name) for name in names):
+            return
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            folder = self.pretrained.prepare()
+            trust = self.pretrained.trust_remote_code
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        label_names(names, self._tokenizer)
 
     def detect(self, video: Video, names: Sequence[str]) -> list[Detections]:
         """
@@ -215,12 +281,15 @@ class GroundingDINODetector(RunsPretrained):
         )
         if not exact:
             return self._read_spans(outputs, input_ids, results, names, processor)
-        original_case = {name.lower(): name for name in names}  # the tokenizer converts the text to lower case
+        if all(is_plain(name) for name in names):  # the tokenizer only converts them to lower case
+            name_of = {name.lower(): name for name in names}
+        else:
+            name_of = label_names(names, processor.tokenizer)
         detections = []
         for result in results:
             boxes = _float64(result["boxes"]).reshape(-1, 4)
             decoded = result["text_labels"][: len(boxes)]  # without any boxes, it is a list of one empty string
-            labels = tuple(original_case.get(label, label) for label in decoded)
+            labels = tuple(name_of.get(label, label) for label in decoded)
             detections.append(Detections(boxes, _float64(result["scores"]), labels))
         return detections
 

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from spatialalign_trl.perception.detection_cache import DetectionCache, unpack_detections
 from spatialalign_trl.perception.tracks import FrameBoxes, Tracks
 from spatialalign_trl.perception.validity import StrictRules, ValidityRules, assess, strict_reason
+from spatialalign_trl.prompts import is_same_noun
 
 if TYPE_CHECKING:
     from spatialalign_trl.perception.detections import Detections
@@ -56,7 +57,7 @@ def check_nouns(animal: Sequence[str], object: Sequence[str]) -> None:
                     f"{where}, which names several things; only one animal and one static object can be scored. "
                     "Write a prompt for each."
                 )
-        if animal_noun.lower() == object_noun.lower():
+        if is_same_noun(animal_noun, object_noun):
             raise ValueError(
                 f"prompt {row}: animal and object are both {animal_noun!r}; their boxes cannot be told apart. "
                 "Use two different nouns."

@@ -7,23 +7,39 @@ the attribute. The last clause may be repeated for every further relation of a s
 one motion):
 
     ..., then the {animal} {verb} {SR} the {object}, then the {animal} {verb} {final_SR} the {object}.
+
+This is what is built. What else is read, as long as its meaning is clear, is in `reading.py` and `relations.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from spatialalign_trl.prompts.reading import (
+    GRAMMAR,
+    PromptGrammarError,
+    Reading,
+    check_one_thing,
+    has_one_meaning,
+    is_same_noun,
+    normalize,
+    read_sentence,
+)
 from spatialalign_trl.prompts.relations import RELATIONS, check_dsr_type, split_type
 
-GRAMMAR = (
-    "{scene}, a|an {attribute? animal} is on the left|right|top of|under|in front of|behind a|an {object}, "
-    "then the {animal} {verb} to the left|right|top of|under|in front of|behind the {object}"
-    "[, then the {animal} {verb} ... the {object}]."
-)
-ONE_AND_ONE = "one animal and one static object is what can be scored"
+__all__ = [
+    "GRAMMAR",
+    "PROMPT_COLUMNS",
+    "DSRPrompt",
+    "PromptGrammarError",
+    "build_prompt",
+    "check_one_thing",
+    "indefinite_article",
+    "parse_prompt",
+]
+
 # The columns of every prompt dataset, in this order.
 PROMPT_COLUMNS = (
     "prompt_id",
@@ -39,37 +55,17 @@ PROMPT_COLUMNS = (
 )
 
 _THEN = ", then the "
-_CODE_OF_INITIAL = {relation.initial: code for code, relation in RELATIONS.items()}
-_CODE_OF_FINAL = {relation.final: code for code, relation in RELATIONS.items()}
-_INITIAL = re.compile(rf"(?P<before>.*) is (?P<relation>{'|'.join(_CODE_OF_INITIAL)}) (?P<object>.+)")
-_FINAL = re.compile(rf"(?P<before>.+) (?P<relation>{'|'.join(_CODE_OF_FINAL)}) the (?P<object>.+)")
-_PLURAL = re.compile(rf".* are ({'|'.join(_CODE_OF_INITIAL)}) .+")
-_SUBJECT = re.compile(r"(?P<scene>.*), (?P<article>an?) (?P<animal>[^,]+)")
-_WITH_ARTICLE = re.compile(r"an? (?P<noun>.+)")
+_INITIALS, _FINALS = (
+    {getattr(relation, place): code for code, relation in RELATIONS.items()} for place in ("initial", "final")
+)
+_INITIAL = re.compile(rf"(?P<before>.*) is (?P<relation>{'|'.join(_INITIALS)}) an? (?P<object>.+)")
+_FINAL = re.compile(rf"(?P<before>.+) (?P<relation>{'|'.join(_FINALS)}) the (?P<object>.+)")
+_SUBJECT = re.compile(r"(?P<scene>.*[^, ]), an? (?P<animal>[^,]+)")
 _WORDS = re.compile(r"[^\s,.;:!?]+( [^\s,.;:!?]+)*")
-# Words that make a noun mean more than one thing. A score follows one box for the animal and one for the object.
-_JOINING = ("and", "or", "plus", "&", "+")
-_COUNTING = ("two", "three", "four", "five", "six", "several", "many", "both", "some")
 
 # Words that are spelled with a vowel but pronounced with a consonant, and the other way round.
 _SPOKEN_CONSONANT = re.compile(r"eu|ewe|one\b|uni(?![dmn])|us[eu]|ut[ei]|ukulele")
 _SPOKEN_VOWEL = re.compile(r"heir|honest|honou?r|hour")
-
-
-class PromptGrammarError(ValueError):
-    """A prompt, or a part of one, that does not follow the grammar.
-
-    Args:
-        part (`str`): The part with the problem: `"ending"`, `"scene"`, `"animal"`, `"object"`, `"verb"`,
-            `"attribute"`, `"initial_SR"`, `"final_SR"`, `"type"` or `"text"`.
-        message (`str`): What is wrong with it and what was expected.
-        text (`str`, *optional*): The prompt.
-    """
-
-    def __init__(self, part: str, message: str, text: str | None = None) -> None:
-        self.part = part
-        where = "" if text is None else f". The prompt: {text!r}. The grammar: {GRAMMAR}"
-        super().__init__(f"{part}: {message}{where}")
 
 
 @dataclass(frozen=True)
@@ -105,6 +101,10 @@ class DSRPrompt:
         values = asdict(self)
         return {column: values[column] for column in PROMPT_COLUMNS}
 
+    def describe(self) -> str:
+        """Return the type and the sentence that [`build_prompt`] writes for these parts: what was read in the text."""
+        return f"{self.type}: {_sentence(self)}"
+
 
 def indefinite_article(words: str) -> str:
     """Return `"a"` or `"an"`, depending on the sound that `words` begin with, as far as the spelling shows it."""
@@ -112,23 +112,6 @@ def indefinite_article(words: str) -> str:
     if _SPOKEN_CONSONANT.match(lowered):
         return "a"
     return "an" if lowered[:1] in tuple("aeiou") or _SPOKEN_VOWEL.match(lowered) else "a"
-
-
-def check_one_thing(part: str, words: str) -> None:
-    """Check that a noun means a single thing: a score would follow only one of several.
-
-    Args:
-        part (`str`): The part of the prompt, `"animal"` or `"object"`, for the error.
-        words (`str`): The noun, such as `"fire hydrant"`.
-
-    Raises:
-        PromptGrammarError: For two nouns ("bench and table", "bench, table") and for counts ("two cats").
-    """
-    tokens = words.casefold().replace(",", " and ").split()
-    is_joined = any(word in _JOINING for word in tokens[1:-1])
-    is_counted = len(tokens) > 1 and (tokens[0] in _COUNTING or tokens[0].isdecimal())
-    if is_joined or is_counted:
-        raise PromptGrammarError(part, f"{words!r} is more than one {part}, but {ONE_AND_ONE}")
 
 
 def build_prompt(
@@ -175,15 +158,10 @@ def build_prompt(
             raise PromptGrammarError(part, f"{words!r} must be words with single spaces and no punctuation")
 
     # 2. Put the text together
-    first_mention = f"{attribute} {animal}".lstrip()
-    motions = (
-        f"{_THEN}{animal} {motion} {relation.final} the {object}"
-        for motion, relation in zip(verbs, later, strict=True)
+    built = DSRPrompt(
+        prompt_id="", type=type, initial_SR=initial.initial, final_SR=later[-1].final, prompt="", **parts
     )
-    text = (
-        f"{scene}, {indefinite_article(first_mention)} {first_mention} is {initial.initial} "
-        f"{indefinite_article(object)} {object}{''.join(motions)}."
-    )
+    text = _sentence(built)
 
     # 3. Check that it parses to the same parts
     prompt = parse_prompt(text, prompt_id)
@@ -193,10 +171,29 @@ def build_prompt(
     return prompt
 
 
-def parse_prompt(text: str, prompt_id: str | None = None) -> DSRPrompt:
-    """Parse a prompt of the grammar into its parts.
+def _sentence(prompt: DSRPrompt) -> str:
+    """Return the sentence of the grammar for the parts of a prompt. Without a scene, it begins with the animal."""
+    initial, *later = (RELATIONS[code] for code in split_type(prompt.type))
+    verbs = prompt.verb.split(", ") if len(later) > 1 else [prompt.verb]
+    first_mention = f"{prompt.attribute} {prompt.animal}".lstrip()
+    motions = (
+        f", then the {prompt.animal} {verb} {relation.final} the {prompt.object}"
+        for verb, relation in zip(verbs, later, strict=True)
+    )
+    start = f"{prompt.scene}, {indefinite_article(first_mention)}" if prompt.scene else ""
+    start = start or indefinite_article(first_mention).capitalize()
+    return (
+        f"{start} {first_mention} is {initial.initial} {indefinite_article(prompt.object)} {prompt.object}"
+        f"{''.join(motions)}."
+    )
 
-    Either article is accepted before either noun, and runs of white space count as one space.
+
+def parse_prompt(text: str, prompt_id: str | None = None) -> DSRPrompt:
+    """Parse a prompt into its parts.
+
+    The text may deviate from what [`build_prompt`] writes, as long as its meaning is clear: see `rewards/README.md`.
+    It stays as it is, apart from white space at its ends and line breaks. `describe()` of the result says what was
+    read. In the parts, runs of white space are one space, and characters are composed (NFC).
 
     Args:
         text (`str`): The prompt.
@@ -206,108 +203,76 @@ def parse_prompt(text: str, prompt_id: str | None = None) -> DSRPrompt:
         [`DSRPrompt`]: the prompt with its parts.
 
     Raises:
-        PromptGrammarError: If the text does not follow the grammar. The message names the part with the problem. A
-            second object or a second moving thing is refused.
+        PromptGrammarError: If the text cannot be read, or has two meanings. The message names the part with the
+            problem. A second object or a second moving thing is refused.
     """
-    # 1. Split the text into its parts
-    text = " ".join(text.split())
-    if not text.endswith("."):
-        raise PromptGrammarError("ending", "the prompt must end with a full stop", text)
-    head, tails = _split_clauses(text)
-    scene, first_mention = _split_subject(head["before"], text)
-    noun = _object_of(head, tails, text)
-    mentions = [_split_animal(first_mention, tail["before"], text) for tail in tails]
-    attribute, animal, _ = mentions[0]
+    # 1. Read the text
+    normalized = normalize(text)
+    reading = _read_canonical(normalized) or read_sentence(normalized)
 
     # 2. Check the parts
-    for _, other, _ in mentions:
-        if other != animal:
-            raise PromptGrammarError(
-                "animal", f"{animal!r} in one clause but {other!r} in another; {ONE_AND_ONE}", text
-            )
-    verbs = [verb for _, _, verb in mentions]
-    for part, words in (("animal", animal), ("object", noun), *(("verb", verb) for verb in verbs)):
+    parts = [("animal", reading.animal), ("object", reading.object), *(("verb", verb) for verb in reading.verbs)]
+    for part, words in parts:
         if not _WORDS.fullmatch(words):
-            raise PromptGrammarError(part, f"{words!r} must be words with no punctuation", text)
-    for part, words in (("animal", animal), ("object", noun)):
+            raise PromptGrammarError(part, f"{words!r} must be words with no punctuation", normalized)
+    for part, words in parts[:2]:
         check_one_thing(part, words)
-    if animal.casefold() == noun.casefold():
-        raise PromptGrammarError("object", f"animal and object are both {noun!r}, but they must differ", text)
-
-    # 3. Derive the type and the id
-    dsr_type = _CODE_OF_INITIAL[head["relation"]] + "".join(_CODE_OF_FINAL[tail["relation"]] for tail in tails)
+    if is_same_noun(reading.animal, reading.object):
+        problem = f"animal and object are both {reading.object!r}, but they must differ"
+        raise PromptGrammarError("object", problem, normalized)
     try:
-        check_dsr_type(dsr_type)
+        check_dsr_type(reading.type)
     except ValueError as error:
-        raise PromptGrammarError("type", f"the relation must change with every motion ({error})", text) from None
+        problem = f"the relation must change with every motion ({error})"
+        raise PromptGrammarError("type", problem, normalized) from None
+
+    # 3. Derive the id
     if prompt_id is None:
-        prompt_id = f"{dsr_type}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        prompt_id = f"{reading.type}_{hashlib.sha256(normalized.encode()).hexdigest()[:12]}"
     return DSRPrompt(
         prompt_id=prompt_id,
-        type=dsr_type,
-        scene=scene,
-        initial_SR=head["relation"],
-        final_SR=tails[-1]["relation"],
-        animal=animal,
-        object=noun,
-        verb=", ".join(verbs),
-        attribute=attribute,
-        prompt=text,
+        type=reading.type,
+        scene=reading.scene,
+        initial_SR=RELATIONS[reading.type[0]].initial,
+        final_SR=RELATIONS[reading.type[-1]].final,
+        animal=reading.animal,
+        object=reading.object,
+        verb=", ".join(reading.verbs),
+        attribute=reading.attribute,
+        prompt=" ".join(line.strip() for line in text.splitlines() if line.strip()),
     )
 
 
-def _split_clauses(text: str) -> tuple[re.Match, list[re.Match]]:
-    """Match the first clause, up to the object, and the clauses that begin with "then the"."""
-    clauses = text[:-1].split(_THEN)
-    if len(clauses) == 1:
-        raise PromptGrammarError("text", "', then the {animal} {verb} ...' is missing", text)
-    for count in range(1, len(clauses)):  # the scene may contain the words "then the" too
-        head = _INITIAL.fullmatch(_THEN.join(clauses[:count]))
-        if head is not None:
-            break
-    else:
-        if _PLURAL.fullmatch(clauses[0]):
-            raise PromptGrammarError("animal", f"'are' means more than one animal, but {ONE_AND_ONE}", text)
-        raise PromptGrammarError("initial_SR", f"expected 'is {'|'.join(_CODE_OF_INITIAL)}' and an object", text)
-    tails = [_FINAL.fullmatch(clause) for clause in clauses[count:]]
-    if None in tails:
-        clause = clauses[count + tails.index(None)]
-        expected = f"expected '{'|'.join(_CODE_OF_FINAL)}' and 'the {{object}}' in {clause!r}"
-        raise PromptGrammarError("final_SR", expected, text)
-    return head, tails
+def _read_canonical(text: str) -> Reading | None:
+    """Read a sentence that [`build_prompt`] could have written, in which any word may be a noun or a verb."""
+    # 1. The clauses; the scene may contain "then the" too
+    clauses = text.removesuffix(".").split(_THEN)
+    heads = ((count, _INITIAL.fullmatch(clause)) for count, clause in enumerate(clauses[:-1]))
+    count, head = next(((count, head) for count, head in heads if head), (0, None))
+    if head is None or not text.endswith("."):
+        return None
+    tails = [_FINAL.fullmatch(clause) for clause in clauses[count + 1 :]]
+    subject = _SUBJECT.fullmatch(_THEN.join([*clauses[:count], head["before"]]))
+    if None in tails or subject is None or not text[0].isupper():
+        return None
+    if any(tail["object"] != head["object"] for tail in tails):
+        return None
+
+    # 2. The animal is what its mentions share
+    mentions = [_split_mentions(subject["animal"].split(), tail["before"].split()) for tail in tails]
+    if None in mentions or len({animal for _, animal, _ in mentions}) > 1:
+        return None
+    attribute, animal, _ = mentions[0]
+    verbs = tuple(verb for _, _, verb in mentions)
+    codes = [_INITIALS[head["relation"]], *(_FINALS[tail["relation"]] for tail in tails)]
+    reading = Reading(subject["scene"], attribute, animal, head["object"], "".join(codes), verbs)
+    return reading if has_one_meaning(reading) else None
 
 
-def _split_subject(before: str, text: str) -> tuple[str, str]:
-    """Split the text before the first relation into the scene and the first mention of the animal."""
-    subject = _SUBJECT.fullmatch(before)
-    if subject is None:
-        raise PromptGrammarError("scene", f"expected '{{scene}}, a|an {{animal}}', found {before!r}", text)
-    scene = subject["scene"]
-    if not scene or scene != scene.rstrip(", ") or scene[0] != scene[0].upper():
-        raise PromptGrammarError("scene", f"{scene!r} must begin with a capital letter and not end in a comma", text)
-    return scene, subject["animal"]
-
-
-def _object_of(head: re.Match, tails: Sequence[re.Match], text: str) -> str:
-    """Return the noun of the object, which all clauses must share."""
-    first = _WITH_ARTICLE.fullmatch(head["object"])
-    if first is None:
-        raise PromptGrammarError("object", f"expected 'a' or 'an' before {head['object']!r}", text)
-    noun = first["noun"]
-    for tail in tails:
-        if tail["object"] != noun:
-            difference = f"{noun!r} at the start but {tail['object']!r} later"
-            raise PromptGrammarError("object", f"{difference}; {ONE_AND_ONE}", text)
-    return noun
-
-
-def _split_animal(first_mention: str, second_mention: str, text: str) -> tuple[str, str, str]:
-    """Split `"red fire fox"` and `"fire fox jumps"` into attribute, noun and verb: the noun is common to both."""
-    first, second = first_mention.split(), second_mention.split()
+def _split_mentions(first: list[str], second: list[str]) -> tuple[str, str, str] | None:
+    """Split `["red", "fox"]` and `["fox", "jumps"]` into attribute, noun and verb: the noun is common to both."""
     for length in range(min(len(first), len(second)), 0, -1):
         if first[-length:] == second[:length]:
-            if length == len(second):
-                raise PromptGrammarError("verb", f"is missing after 'the {second_mention}'", text)
-            return " ".join(first[:-length]), " ".join(first[-length:]), " ".join(second[length:])
-    difference = f"{first_mention!r} at the start but 'the {second_mention}' later"
-    raise PromptGrammarError("animal", f"{difference}; {ONE_AND_ONE}", text)
+            parts = (" ".join(words) for words in (first[:-length], first[-length:], second[length:]))
+            return tuple(parts) if length < len(second) else None
+    return None

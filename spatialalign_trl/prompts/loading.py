@@ -12,7 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.prompts.grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
-from spatialalign_trl.prompts.relations import check_dsr_type
+from spatialalign_trl.prompts.reading import normalize
+from spatialalign_trl.prompts.relations import check_dsr_type, phrases
 from spatialalign_trl.video import with_undecoded_videos
 
 if TYPE_CHECKING:
@@ -80,14 +81,23 @@ def prompt_from_row(row: Mapping[str, Any]) -> DSRPrompt:
         missing = [part for part in ("scene", "animal", "object", "type", "verb") if part not in given]
         if missing:
             raise ValueError(f"no column 'prompt', and to build it these columns are missing: {', '.join(missing)}")
-        parts = {part: given.get(part, "") for part in ("scene", "animal", "object", "type", "verb", "attribute")}
+        columns = ("scene", "animal", "object", "type", "verb", "attribute")
+        parts = {part: normalize(given.get(part, "")) for part in columns}
         prompt = build_prompt(**parts, prompt_id=prompt_id)
     for column, value in given.items():
-        if column == "scene":
-            value = value.rstrip(", ")
-        if getattr(prompt, column) != value:
+        if not _agrees(prompt, column, value):
             raise ValueError(f"column {column!r} is {value!r} but the prompt says {getattr(prompt, column)!r}")
     return prompt
+
+
+def _agrees(prompt: DSRPrompt, column: str, value: str) -> bool:
+    """Return whether a column says the same as the prompt, in whichever words and characters."""
+    value = normalize(value)
+    if column in ("initial_SR", "final_SR"):
+        place = column.removesuffix("_SR")
+        code = prompt.type[0 if place == "initial" else -1]
+        return phrases(place).get(tuple(value.casefold().split())) == code
+    return value.rstrip(", ") == prompt.scene if column == "scene" else value == getattr(prompt, column)
 
 
 def read_rows(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

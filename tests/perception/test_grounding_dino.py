@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_perception import bert_tokenizer, random_video, saved_grounding_dino
 
 from spatialalign_trl.perception.detections import Detector
-from spatialalign_trl.perception.grounding_dino import GroundingDINODetector, assign_spans, caption, label_spans
+from spatialalign_trl.perception.grounded_sam import GroundedSAMTracker
+from spatialalign_trl.perception.grounding_dino import (
+    GroundingDINODetector,
+    assign_spans,
+    caption,
+    is_plain,
+    label_names,
+    label_spans,
+)
+from spatialalign_trl.perception.validity import assess
 
 NAMES = ("cat", "bench")
 
@@ -108,6 +120,71 @@ def test_only_boxes_above_the_threshold_count(checkpoint, label_mode):
 @pytest.mark.parametrize("label_mode", ["exact", "span"])
 def test_names_come_back_as_they_were_given(checkpoint, label_mode):
     assert read(checkpoint, ("Cat", "BENCH"), [{1: 0.9}, {3: 0.9}], label_mode).labels == ("Cat", "BENCH")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "t-shirt",
+        "T-Shirt",
+        "T - shirt",
+        "piñata",
+        "PIÑATA",
+        "fire  hydrant",
+        "guinea\u00a0pig",
+        "guinea\tpig",
+        "hams\u00adter",
+    ]
+    + [unicodedata.normalize("NFD", "piñata"), "guinea\u3000pig"],
+)
+@pytest.mark.parametrize("label_mode", ["exact", "span"])
+def test_a_noun_is_found_by_its_tokens_however_it_is_written(checkpoint, name, label_mode):
+    """The label of a perfect box is what the tokenizer makes of the noun, such as "t - shirt"."""
+    names = (name, "bench")
+    tokens = len(bert_tokenizer()(name, add_special_tokens=False)["input_ids"])
+    boxes = [dict.fromkeys(range(1, tokens + 1), 0.9), {tokens + 2: 0.9}]
+    found = read(checkpoint, names, boxes, label_mode)
+    assert found.labels == names
+    assert assess([found] * 20, *names).valid == 20
+
+
+@given(
+    st.lists(
+        st.sampled_from(["t-shirt", "Piñata", "fire hydrant", "guinea pig", "cat", "Fox"]), min_size=2, max_size=2
+    )
+)
+def test_two_writings_of_one_noun_have_one_label(nouns):
+    tokenizer = bert_tokenizer()
+    label_of = {name: label for noun in nouns for label, name in label_names([noun], tokenizer).items()}
+    for noun, label in label_of.items():
+        for other in (
+            noun.upper(),
+            unicodedata.normalize("NFD", noun),
+            noun.replace(" ", "  "),
+            noun.replace("-", " - "),
+        ):
+            assert label_names([other], tokenizer) == {label: other}
+        assert not is_plain(noun) or label == noun.lower()
+    assert len(set(label_of.values())) == len(label_of)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("piñata", "pinata"), "'piñata' and 'pinata' are the same to the detector, 'pinata'"),
+        (("t-shirt", "t - shirt"), "'t-shirt' and 't - shirt' are the same"),
+        (("\u200b", "cat"), "makes no words of"),
+        (("[SEP]", "cat"), "makes no words of"),
+    ],
+)
+def test_nouns_that_the_detector_cannot_tell_apart_are_refused_before_the_model_is_loaded(checkpoint, names, message):
+    detector = make_detector(checkpoint)
+    with pytest.raises(ValueError, match=message):
+        detector.check_names(names)
+    tracker = GroundedSAMTracker(detector, SimpleNamespace(fingerprint=str, release=lambda: None))
+    with pytest.raises(ValueError, match=f"prompt 1: .*{message}"):
+        tracker.check_prompts(animal=["fox", names[0]], object=["t-shirt", names[1]])
+    assert not detector.pretrained.is_loaded
 
 
 def test_spans_are_scored_by_their_best_token():

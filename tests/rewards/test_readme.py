@@ -12,6 +12,7 @@ from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.prompts import RELATIONS
+from spatialalign_trl.prompts.relations import wording_table
 from spatialalign_trl.rewards.convention import ENTRY_POINT_GROUP
 from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 
@@ -147,6 +148,16 @@ def test_the_table_names_every_tracker(repo_root):
     text = (repo_root / "rewards" / "README.md").read_text()
     for name in TRACKERS:
         assert f"| `{name}`" in text
+
+
+def test_the_table_of_phrases_is_the_one_that_is_read(repo_root):
+    assert f"\n\n{wording_table()}\n\n" in (repo_root / "rewards" / "README.md").read_text()
+
+
+def test_the_description_of_a_prompt_is_as_printed(blocks, capsys):
+    example = next(block for block in blocks["py"] if "describe()" in block)
+    exec(example, {})
+    assert capsys.readouterr().out.strip() == re.search(r"# (.*)", example)[1]
 
 
 def test_the_table_names_every_relation_and_its_words(repo_root):

@@ -41,6 +41,7 @@ from transformers import (
 # Grounding DINO's code splits the text at these token ids of BERT's vocabulary, so the tiny one has to use them too.
 CLS, SEP, DOT, QUESTION = 101, 102, 1012, 1029
 WORDS = ["cat", "bench", "fire", "hydra", "##nt", "ham", "##ster", "fox", "stump", "box", "and"]
+WORDS += ["t", "-", "shirt", "pin", "##ata", "guinea", "pig"]
 
 SAM2_IMAGE, SAM3_IMAGE = 128, 56
 
