@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from spatialalign_trl.cli.parsing import Parser, key_value
+from spatialalign_trl.errors import printable
 from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.rewards.server import RewardServer
 
@@ -64,7 +65,7 @@ def main(words: Sequence[str]) -> int:
             "Anyone who can reach this machine can use the reward. Add --token_env to require a token",
             file=sys.stderr,
         )
-    print(f"serving {args.reward} at {server.url} (stop with Ctrl-C)", flush=True)
+    print(printable(f"serving {args.reward} at {server.url} (stop with Ctrl-C)"), flush=True)
     with server:
         server.serve_forever()
     return 0

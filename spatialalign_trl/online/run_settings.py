@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from spatialalign_trl.files import read_json, write_json
 from spatialalign_trl.models.sources import model_fingerprint
 from spatialalign_trl.online.config import SAMPLING_FIELDS
-from spatialalign_trl.safe_text import mask_secrets
+from spatialalign_trl.safe_text import mask_secrets, printable_lines
 from spatialalign_trl.trainer.checkpoints import checkpoints_of, set_checkpoints_aside
 
 if TYPE_CHECKING:
@@ -255,7 +255,8 @@ def _accept_or_refuse(
         messages.append("A training continues from its last checkpoint.")
     if "evaluation" in changed:
         messages.append("The evaluation uses the videos that exist, and samples those that are missing.")
-    notify(f"{output_dir} continues with other settings:\n{lines}\n{' '.join(filter(None, messages))}")
+    message = f"{output_dir} continues with other settings:\n{lines}\n{' '.join(filter(None, messages))}"
+    notify(printable_lines(message))
 
 
 def _way_out(output_dir: Path, args: OnlineSpatialAlignConfig, changed: Sequence[str], finished: Sequence[str]) -> str:
