@@ -117,6 +117,7 @@ class SampleStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         # Checksums are compared once per process and sample, because that reads the files. Sizes are always compared.
         self._verified: set[str] = set()
+        self._reported: set[str] = set()  # damaged samples, of each of which there is one warning
 
     @staticmethod
     def sample_id(row: Mapping[str, Any], seed: int, settings: Mapping[str, Any], policy_revision: str) -> str:
@@ -225,6 +226,7 @@ class SampleStore:
         }
         write_json(self.path(sample.sample_id), record)
         self._verified.add(sample.sample_id)
+        self._reported.discard(sample.sample_id)
         return sample
 
     def write_scores(
@@ -273,7 +275,7 @@ class SampleStore:
                 try:
                     self._bytes(sample_id, name)
                 except ValueError as error:
-                    warnings.warn(f"{error} The sample counts as missing and will be made again.", stacklevel=2)
+                    self._report_damage(sample_id, str(error))
                     return False
             self._verified.add(sample_id)
         return True
@@ -353,11 +355,17 @@ class SampleStore:
                     problem = "is missing" if size is None else f"is truncated ({size} of {expected} bytes)"
                     raise ValueError(f"{file} {problem}.")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            warnings.warn(
-                f"sample {sample_id} is damaged. It counts as missing and will be made again: {error}", stacklevel=3
-            )
+            self._report_damage(sample_id, str(error))
             return None
         return record
+
+    def _report_damage(self, sample_id: str, problem: str) -> None:
+        """Warn of a damaged sample, once: it is looked up again when it is made again."""
+        if sample_id not in self._reported:
+            self._reported.add(sample_id)
+            warnings.warn(
+                f"sample {sample_id} is damaged. It counts as missing and will be made again: {problem}", stacklevel=4
+            )
 
     def _scores(self, sample_id: str) -> dict[str, Any] | None:
         """Read `<id>.scores.json`, or return `None` if the sample was not scored or the file is damaged."""
