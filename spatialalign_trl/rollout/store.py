@@ -6,7 +6,7 @@ consists of four files with names that begin with its id:
     <id>.mp4            the video
     <id>.safetensors    its latents (one tensor, "latents")
     <id>.json           the inputs it was made from, and the sizes and checksums of the two files above
-    <id>.scores.json    its rewards, after it was scored
+    <id>.scores.json    its rewards, after it was scored (and `<id>.scores.replaced-N.json`: those of another reward)
 
 `<id>.json` is written last, so a sample exists if and only if its `.json` exists and agrees with the other files.
 Anything else (a process killed between two files, a full disk, a bad copy) is detected and reported, and the sample is
@@ -32,6 +32,7 @@ import safetensors.torch
 import torch
 
 from spatialalign_trl.files import read_json, remove_leftovers, write_atomic, write_json
+from spatialalign_trl.rollout.score_files import write_score_file
 from spatialalign_trl.video import Video, encode_video, read_video
 
 _SAMPLE_ID = re.compile(r"[0-9a-f]{20}")
@@ -237,7 +238,8 @@ class SampleStore:
         components: Mapping[str, Any] | None = None,
     ) -> Sample:
         """
-        Write the scores of a sample. NaN becomes `None` (INVALID).
+        Write the scores of a sample. NaN becomes `None` (INVALID). Other scores that it had are kept in
+        `<id>.scores.replaced-N.json`.
 
         Args:
             sample_id (`str`):
@@ -257,7 +259,7 @@ class SampleStore:
         """
         self._require(sample_id)
         scores = {"rewards": dict(rewards), "reward": reward, "components": dict(components or {})}
-        write_json(self.path(sample_id, ".scores.json"), plain(scores, nan_is_none=True))
+        write_score_file(self.path(sample_id, ".scores.json"), plain(scores, nan_is_none=True))
         return self.load(sample_id)
 
     def clean(self) -> list[Path]:
@@ -363,9 +365,8 @@ class SampleStore:
         """Warn of a damaged sample, once: it is looked up again when it is made again."""
         if sample_id not in self._reported:
             self._reported.add(sample_id)
-            warnings.warn(
-                f"sample {sample_id} is damaged. It counts as missing and will be made again: {problem}", stacklevel=4
-            )
+            remedy = f"The sample {sample_id} counts as missing and will be made again."
+            warnings.warn(f"{problem.rstrip('.')}. {remedy}", stacklevel=4)
 
     def _scores(self, sample_id: str) -> dict[str, Any] | None:
         """Read `<id>.scores.json`, or return `None` if the sample was not scored or the file is damaged."""

@@ -22,6 +22,7 @@ from spatialalign_trl.rewards import remote as http_reward
 from spatialalign_trl.rewards.remote import HTTPReward, read_scores, request_body
 from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 from spatialalign_trl.rewards.server import RewardServer, read_request
+from spatialalign_trl.rewards.sources import source_fingerprint
 
 VIDEOS = [np.full((3, 16, 16, 3), level, np.uint8) for level in (0, 51, 102, 255)]
 
@@ -116,6 +117,39 @@ def test_the_description_contains_that_of_the_served_reward():
     with running(RewardServer(brightness, port=0)) as server:
         served = {"reward": "brightness", "required_columns": ["animal"], "settings": None}
         assert load_reward(server.url).describe() == {"url": server.url, "crf": 0, "server": served}
+
+
+def test_the_server_tells_the_fingerprint_of_the_code_and_the_options_that_it_started_with(tmp_path):
+    def fingerprint(content: str, **options) -> str | None:
+        file = tmp_path / "served.py"
+        file.write_text(content)
+        reward = load_reward(f"{file}:score", **options)
+        with running(RewardServer(reward, port=0, options=options)) as server:
+            file.write_text("edited since")
+            client = load_reward(server.url)
+            assert "fingerprint" not in client.describe()["server"]  # settings that an older run has recorded
+            return source_fingerprint(client)
+
+    code = "def score(prompts, completions, size=1, key='', **kwargs):\n    return [{}] * len(completions)\n"
+    first = fingerprint(code.format(0.5))
+    assert first.startswith("served.py, sha256 ") and first == fingerprint(code.format(0.5))
+    variants = [first, fingerprint(code.format(0.25))] + [fingerprint(code.format(0.5), size=k) for k in (2, 3)]
+    assert len(set(variants)) == 4
+    assert "swordfish" not in fingerprint(code.format(0.5), key="swordfish")
+
+
+@pytest.mark.parametrize("about", [{}, {"fingerprint": None}, {"fingerprint": " "}, {"fingerprint": 3}, []])
+def test_a_server_without_a_fingerprint_is_unknown(about):
+    with running(RewardServer(brightness, port=0)) as server:
+        server.about = lambda: about
+        assert source_fingerprint(load_reward(server.url)) is None
+
+
+def test_a_fingerprint_is_text_of_a_bounded_length():
+    with running(RewardServer(brightness, port=0)) as server:
+        server.fingerprint = "\x1b[31m" + "x" * 1000
+        told = source_fingerprint(load_reward(server.url))
+    assert told.isprintable() and len(told) == 300
 
 
 def test_a_server_that_is_not_running_is_reported_before_anything_is_sampled():
