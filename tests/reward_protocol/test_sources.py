@@ -89,7 +89,8 @@ class Score:
 
 
 def test_what_has_no_code_of_its_own_has_no_fingerprint():
-    assert source_fingerprint(HTTPReward("http://127.0.0.1:9/x")) is None
+    with pytest.raises(ConnectionError, match="cannot be reached"):  # which is not the same as unknown
+        source_fingerprint(HTTPReward("http://127.0.0.1:9/x"))
     namespace: dict = {"__name__": "typed_into_a_console"}
     exec("def score(prompts, completions, **kwargs): return [1.0]", namespace)
     assert source_fingerprint(namespace["score"]) is None
