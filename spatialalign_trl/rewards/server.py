@@ -65,7 +65,8 @@ class RewardServer(ThreadingHTTPServer):
         token (`str`, *optional*):
             The token that requests must send as `Authorization: Bearer`.
         options (`dict`, *optional*):
-            The options that the reward was made with; they are part of its fingerprint.
+            The options that the reward was made with. They are part of its fingerprint unless it describes its own
+            settings.
 
     Raises:
         `OSError`: if the address is not available.
@@ -172,7 +173,7 @@ class RewardServer(ThreadingHTTPServer):
 def _fingerprint(reward: RewardFunc, options: Mapping[str, Any]) -> str | None:
     """Return a fingerprint of a reward's code and options, taken when the server starts: this is what it runs."""
     source = source_fingerprint(reward)
-    if source is None or not options:
+    if source is None or not options or hasattr(reward, "describe"):  # some options, such as a device, change no score
         return source
     text = json.dumps(mask_secrets(dict(options), digest=True), sort_keys=True, default=str)
     return f"{source}, options {sha256(text.encode()).hexdigest()[:16]}"
