@@ -46,6 +46,7 @@ from spatialalign_trl.files import write_atomic, write_json
 from spatialalign_trl.models.ranges import SEED
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 from spatialalign_trl.report.tables import markdown_table
+from spatialalign_trl.safe_text import terminal_text
 
 PAPER = {
     "zeroth_order_weight": 0.5,
@@ -234,9 +235,9 @@ def main(
         header, rows = table_rows(comparison)
         write_json(out / "comparison.json", comparison)
         write_atomic(out / "comparison.md", (markdown_table(header, rows) + "\n").encode())
-    table = Table(*header, title=f"{len(compare.seeds)} seeds per method")
+    table = Table(*map(terminal_text, header), title=terminal_text(f"{len(compare.seeds)} seeds per method"))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(terminal_text, row))
     Console(width=200).print(table)
     return comparison
 

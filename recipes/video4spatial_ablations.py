@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from video4spatial_sft import HeldOutArguments, sample_and_score, train_on
+from video4spatial_sft import HeldOutArguments, check_training, rehearse_training, sample_and_score, train_on
 
 from spatialalign_trl.arguments.launch import launched
 from spatialalign_trl.arguments.model import ModelArguments
@@ -105,8 +105,14 @@ class Ablation:
 
     def run(self, variants: Sequence[str], outdoor_split: str) -> dict[str, Any]:
         """Train, sample and compare the variants that are missing, and return the contents of `ablations.json`."""
+        from spatialalign_trl.models.lora import LORA_FILE
+
         path = self.folder / RESULTS_FILE
         results = read_json(path) if path.exists() else {}
+        check_training(self.args)
+        for name in variants:
+            if name in TRAINED and not (self.folder / name / LORA_FILE).exists():
+                self._rehearse(name)
         full: list[Sample] = []
         is_search = [bool(row.get("object")) for row in self.scenes.load()[1]]
         for name in variants:
@@ -125,6 +131,19 @@ class Ablation:
                 write_atomic(self.folder / TABLE_FILE, to_markdown(results).encode())
         return results
 
+    def _rehearse(self, name: str) -> None:
+        """Build the trainer of a variant, so that none is refused after the others have been trained."""
+        model = self._load_model(TRAINED[name])
+        settings = self.held_out.sampling_settings(model.default_settings())
+        model.check_size(settings.num_frames, settings.height, settings.width)
+        args, tasks = self._args_of(name), self.scenes.load()[0]
+        rehearse_training(model, args, self.model_arguments, self.scenes, tasks, settings, self.folder)
+
+    def _args_of(self, name: str) -> ContextSFTConfig:
+        args = copy.copy(self.args)
+        args.output_dir, args.auxiliary_box = str(self.folder / name), name != "no_box"
+        return args
+
     def _train(self, name: str) -> tuple[list[Sample], Mapping[str, Any]]:
         """Train a variant, or load its LoRA if it exists, and sample the held-out tasks."""
         from spatialalign_trl.models.lora import LORA_FILE
@@ -135,10 +154,9 @@ class Ablation:
             settings = self.held_out.sampling_settings(model.default_settings())
             with self.args.main_process_first(local=False, desc="preparing scenes"):
                 train = self.scenes.with_answers(self.scenes.load()[0], settings, self.folder)
-            args = copy.copy(self.args)
-            args.output_dir, args.auxiliary_box = str(folder), name != "no_box"
             config = self.model_arguments.lora_config(model)
-            train_on(ContextSFTTrainer(model, args, train_dataset=train, peft_config=config), folder)
+            trainer = ContextSFTTrainer(model, self._args_of(name), train_dataset=train, peft_config=config)
+            train_on(trainer, folder)
         else:
             model.load_lora(folder)
         return self._sample_held_out(model, name, self.scenes)

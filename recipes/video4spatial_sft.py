@@ -83,10 +83,12 @@ def main(
     from spatialalign_trl.rollout.store import SampleStore
     from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
 
+    check_training(args)
     published, runner = scenes.load(), RewardRunner(rewards.load_rewards())
     model = model_arguments.load(**(args.model_init_kwargs or {}))
     settings, folder = held_out.sampling_settings(model.default_settings()), Path(args.output_dir)
     model.check_size(settings.num_frames, settings.height, settings.width)
+    rehearse_training(model, args, model_arguments, scenes, published[0], settings, folder)
 
     # 1. Render or read the tasks at the model's size, and check that the rewards can score them.
     with args.main_process_first(local=False, desc="preparing scenes"):
@@ -109,6 +111,33 @@ def main(
     if args.process_index == 0 and before:
         truths = scenes.answers(published[1], settings, folder)
         write_comparison(folder, compare_scenes(before, after, store, truths), ("before", "after"))
+
+
+def check_training(args: ContextSFTConfig) -> None:
+    """Refuse, before any work, settings with which a training cannot be continued or followed."""
+    from spatialalign_trl.trainer.rehearsal import check_trackers
+    from spatialalign_trl.trainer.resuming import refuse_save_only_model
+
+    refuse_save_only_model(args)
+    check_trackers(args)
+
+
+def rehearse_training(
+    model: VideoModel,
+    args: ContextSFTConfig,
+    model_arguments: ModelArguments,
+    scenes: SceneArguments,
+    tasks: Dataset,
+    settings: SamplingSettings,
+    folder: Path,
+) -> None:
+    """Build the trainer on the first two tasks, before all are rendered and the held-out ones are sampled."""
+    from spatialalign_trl.trainer.context_sft_trainer import ContextSFTTrainer
+    from spatialalign_trl.trainer.rehearsal import rehearse
+
+    with args.main_process_first(local=False, desc="preparing scenes"):
+        examples = scenes.with_answers(tasks.select(range(min(2, len(tasks)))), settings, folder)
+    rehearse(ContextSFTTrainer, model, args, examples, model_arguments.lora_config(model))
 
 
 def train_on(trainer: ContextSFTTrainer, folder: Path) -> None:

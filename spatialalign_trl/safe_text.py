@@ -1,4 +1,4 @@
-"""Make values safe to write, show and publish: mask secrets in settings and texts, and escape text for tables."""
+"""Make values safe to write, show and publish: mask secrets in settings, and keep text from becoming markup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from spatialalign_trl.errors import printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 MASK = "***"
 """What stands in the place of a secret."""
@@ -165,6 +170,27 @@ def table_cell(text: Any, keep: str = "") -> str:
     return "".join(
         letter if letter in keep else replacements.get(letter, letter) for letter in " ".join(str(text).split())
     )
+
+
+def printable_lines(text: object) -> str:
+    """Return a text for `print` as [`~spatialalign_trl.errors.printable`] does, but keep its line breaks."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+def terminal_text(text: object, style: str = "") -> Text:
+    """
+    Return a text for rich's consoles and tables that is shown as it is: rich would read `[...]` and `:smile:` in a
+    `str` as markup, and a terminal obeys escape codes.
+
+    Args:
+        text (`object`):
+            The text, such as a name from data or an error about it. It is shown on one line.
+        style (`str`, *optional*):
+            How rich shows it, such as `"bold"`.
+    """
+    from rich.text import Text
+
+    return Text(printable(text), style)
 
 
 def _masked(value: Any, name: str, digest: bool, is_secret: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source: the rooms of CONTRIBUTING.md, no circles, no pickle, short files."""
+"""Read from the source: who may import whom (CONTRIBUTING.md), no circles, no pickle, no markup, short files."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "errors": set(),
     "devices": set(),
-    "safe_text": set(),
+    "safe_text": {"errors"},
     "video": {"files", "errors"},
     "prompts": BASE,
     "perception": BASE | {"prompts"},
@@ -240,6 +240,48 @@ def test_nothing_is_pickled():
     assert not found, "\n".join(found)
 
 
+# A `str` is markup to rich, and its escape codes are obeyed by a terminal: texts go through one of these functions.
+SAFE_TEXTS = {"terminal_text", "printable", "printable_lines"}
+RICH_METHODS = {"print", "rule", "add_row", "add_column"}
+RICH_TEXTS = {"title", "caption", "header"}
+
+
+def unsafe_texts(file: Path, *, plain_prints: bool) -> Iterator[str]:
+    """Places where a file shows a text that may be markup or a code: through rich, or with `print`."""
+    source = file.read_text(encoding="utf-8")
+    has_tables = "from rich.table import Table" in source  # trackers have tables, too
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        method = node.func.attr if isinstance(node.func, ast.Attribute) else None
+        function = node.func.id if isinstance(node.func, ast.Name) else None
+        if method in RICH_METHODS or (has_tables and function == "Table") or (plain_prints and function == "print"):
+            texts = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg in RICH_TEXTS)]
+            wrong = [text for text in texts if not is_shown_safely(text)]
+            yield from (f"{file.name}, line {text.lineno}: {ast.unparse(text)[:80]}" for text in wrong)
+
+
+def is_shown_safely(text: ast.expr) -> bool:
+    """Return whether what is shown is a constant, a table, or a text from one of the safe functions."""
+    if isinstance(text, ast.Starred):  # *map(terminal_text, cells)
+        call = text.value
+        is_map = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "map"
+        return is_map and isinstance(call.args[0], ast.Name) and call.args[0].id in SAFE_TEXTS
+    if isinstance(text, ast.IfExp):
+        return is_shown_safely(text.body) and is_shown_safely(text.orelse)
+    if isinstance(text, ast.Call) and isinstance(text.func, ast.Name):
+        return text.func.id in SAFE_TEXTS or text.func.id.endswith("table")
+    if isinstance(text, ast.Name):
+        return text.id == "table" or text.id.isupper()  # a constant
+    return isinstance(text, ast.Constant)
+
+
+def test_no_text_is_shown_as_markup_or_code():
+    library = PACKAGES["spatialalign_trl"]
+    found = [place for file in SOURCES for place in unsafe_texts(file, plain_prints=library in file.parents)]
+    assert not found, "show these with terminal_text (rich) or printable (print):\n" + "\n".join(found)
+
+
 # The tests of this file must see what a module that breaks every rule does.
 
 CULPRIT = """\
@@ -265,6 +307,35 @@ def test_relative_lazy_and_type_checking_imports_are_seen(tmp_path):
         "spatialalign_trl.preferences", "torch", "spatialalign_trl.rollout.store",
     }  # fmt: skip
     assert len(list(pickling(file))) == 4
+
+
+TEXTS = """\
+from rich.table import Table
+console.print(f"{name}", markup=False)
+console.print(terminal_text(name), other)
+run.console.rule(name)
+table = Table("a", *names, title=title)
+table.add_row("a", *map(str, row))
+table.add_column(column, justify="left")
+print(name, sep=sep)
+"""
+
+SAFE = """\
+from rich.table import Table
+console.print(table, terminal_text(f"{name}", style), rich_table(names))
+table = Table("a", *map(terminal_text, names), title=terminal_text(title))
+table.add_row("[bold]a", terminal_text(b), *map(terminal_text, row))
+print(printable_lines(text), "b", file=sys.stderr)
+"""
+
+
+def test_unsafe_texts_are_seen_and_safe_ones_are_not(tmp_path):
+    file = tmp_path / "shown.py"
+    file.write_text(TEXTS)
+    assert len(list(unsafe_texts(file, plain_prints=True))) == 8
+    assert len(list(unsafe_texts(file, plain_prints=False))) == 7
+    file.write_text(SAFE)
+    assert not list(unsafe_texts(file, plain_prints=True))
 
 
 def test_a_circle_is_seen():

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import PurePath
 
+from spatialalign_trl.safe_text import printable_lines
+
 
 @contextmanager
 def launched(message: str | None = None) -> Iterator[None]:
@@ -30,7 +32,7 @@ def launched(message: str | None = None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        print(message or interrupt, file=sys.stderr)
+        print(printable_lines(message or interrupt), file=sys.stderr)
         raise SystemExit(130) from None
 
 

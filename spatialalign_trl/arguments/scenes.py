@@ -49,17 +49,7 @@ class SceneArguments(PromptArguments):
     )
 
     def load_set(self, source: str, split: str, limit: int | None) -> Dataset:
-        """
-        Load the first tasks of one split as they were published.
-
-        Args:
-            source (`str`):
-                A folder under `datasets/`, a path, a Hub id, or a file.
-            split (`str`):
-                The split.
-            limit (`int`, *optional*):
-                The number of tasks. `None` loads all of them.
-        """
+        """Load the first tasks of one split as they were published; see [`PromptArguments.load_set`]."""
         return load_scene_rows(prompt_source(source), split, limit)
 
     def at_size(

@@ -14,11 +14,11 @@ from spatialalign_trl import __version__
 from spatialalign_trl.cli.display import console_for
 from spatialalign_trl.cli.parsing import Parser, UsageError, share
 from spatialalign_trl.cli.score_files import REWARD_PREFIX, ScoreTable, number, read_scores, unique_names
-from spatialalign_trl.errors import printable
 from spatialalign_trl.evaluation.agreement import PARTS, labeller_agreement, reward_agreement
 from spatialalign_trl.evaluation.labels import Judged, LabelFile, consensus, read_labels
 from spatialalign_trl.files import write_atomic, write_json
 from spatialalign_trl.report.tables import markdown_table
+from spatialalign_trl.safe_text import terminal_text
 
 DONE = 0
 DSR_NAMES = ("dsr_score", "score")
@@ -105,12 +105,11 @@ def main(words: Sequence[str]) -> int:
     console = console_for(sys.stdout)
     for title, (header, rows) in tables.items():
         console.print(_rich_table(title, header, rows))
-    console.print(NOTES, markup=False, soft_wrap=True)
+    console.print(*map(terminal_text, NOTES.splitlines()), sep="\n", soft_wrap=True)
     for name, count in results["unscored"].items():
         if count:
-            console.print(
-                f"{name} has no score for {count} labelled clips, which are left out of its row.", markup=False
-            )
+            message = f"{name} has no score for {count} labelled clips, which are left out of its row."
+            console.print(terminal_text(message))
     if args.json:
         write_json(args.json, results)
     if args.markdown:
@@ -277,13 +276,9 @@ def _format_estimate(estimate: Mapping[str, Any]) -> str:
 
 
 def _rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    from rich.text import Text
-
-    table = Table(title=Text(printable(title)), title_style="bold", title_justify="left")
+    table = Table(title=terminal_text(title), title_style="bold", title_justify="left")
     for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+        table.add_column(terminal_text(name), justify="left" if place == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(
-            *(Text(printable(cell)) for cell in row)
-        )  # Text, not str: rich would read a name in square brackets as markup
+        table.add_row(*map(terminal_text, row))
     return table

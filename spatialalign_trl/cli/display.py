@@ -9,12 +9,12 @@ from typing import IO
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from spatialalign_trl.cli.results import ScoredVideo, component_names
 from spatialalign_trl.cli.work import Problem
 from spatialalign_trl.errors import printable
 from spatialalign_trl.evaluation import success_rate
+from spatialalign_trl.safe_text import terminal_text
 
 PIPED_WIDTH = 160
 """Width of the table in characters when it is written to a file or a pipe, which have no width of their own."""
@@ -34,7 +34,7 @@ def score_table(scored: Sequence[ScoredVideo], threshold: float) -> Table:
     table.add_column("type", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     for name in names:
-        table.add_column(name.replace("_", " "), justify="right", max_width=8)
+        table.add_column(terminal_text(name.replace("_", " ")), justify="right", max_width=8)
     table.add_column("frames", justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold", min_width=6)
     # File names, or whole paths if two videos have the same file name.
@@ -46,13 +46,10 @@ def score_table(scored: Sequence[ScoredVideo], threshold: float) -> Table:
         components = [video.scores.get(name) for name in names]
         cells += ["" if value is None else f"{value:+.3f}" for value in components]
         cells += [f"{video.counted_frames}/{video.tracks.num_frames}", video.result.reason or ""]
-        # Text, not str: rich would read square brackets in a str, such as a file's name, as markup.
-        texts = [Text(printable(cell)) for cell in cells]
-        if video.reward is None:
-            texts[2].stylize("dim")
-        else:
-            texts[2].stylize("bold green" if success_rate([video.reward], threshold) else "red")
-        table.add_row(*texts)
+        style = "dim"
+        if video.reward is not None:
+            style = "bold green" if success_rate([video.reward], threshold) else "red"
+        table.add_row(*map(terminal_text, cells[:2]), terminal_text(cells[2], style), *map(terminal_text, cells[3:]))
     return table
 
 

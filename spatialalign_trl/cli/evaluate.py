@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from spatialalign_trl.errors import printable
+from spatialalign_trl.safe_text import printable_lines
+
 PROG = "spatialalign evaluate"
 
 EXAMPLES = f"""\
@@ -35,12 +38,15 @@ def main(words: Sequence[str]) -> int:
         quiet_libraries()
         evaluation = args.build()
     except (ValueError, TypeError, ImportError, OSError) as error:
-        print(f"{PROG}: error: {error}\nRun '{PROG} --help' to list the options.", file=sys.stderr)
+        message = f"{PROG}: error: {error}\nRun '{PROG} --help' to list the options."
+        print(printable_lines(message), file=sys.stderr)
         return 2
     try:
         results = run_and_write(evaluation, args.notes())
     except KeyboardInterrupt:
-        remedy = "Run the same command again to continue"
-        print(f"interrupted. Finished videos are kept in {args.output_dir}. {remedy}.", file=sys.stderr)
+        message = (
+            f"interrupted. Finished videos are kept in {args.output_dir}. Run the same command again to continue."
+        )
+        print(printable(message), file=sys.stderr)
         return 130
     return 1 if results["problems"] else 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spatialalign_trl.cli.parsing import Parser, one_of
+from spatialalign_trl.errors import printable
 
 FORMATS = ("original", "comfyui", "diffusers")  # copied from models/lora_keys.py, which imports torch
 
@@ -47,5 +48,5 @@ def main(words: Sequence[str]) -> int:
         file = export_lora(args.source, args.output, args.format)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{file} ({args.format}, {file.stat().st_size:,} bytes)")
+    print(printable(f"{file} ({args.format}, {file.stat().st_size:,} bytes)"))
     return 0

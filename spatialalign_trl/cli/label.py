@@ -89,17 +89,18 @@ def main(words: Sequence[str]) -> int:
             continue
         clips.append(Clip(file=printable(job.path.as_posix()), mp4=mp4, **vars(job.question)))
     for problem in broken:
-        print(f"left out: {problem.what}: {problem.why}", file=sys.stderr)
+        print(printable(f"left out: {problem.what}: {problem.why}"), file=sys.stderr)
     if not clips:
         return INCOMPLETE
 
     page = label_page(clips, args.seed).encode()
     write_atomic(out, page)
     prompts = len({clip.prompt_id or clip.prompt for clip in clips})
-    print(f"{out}: {len(clips)} of {len(plan.jobs)} clips, from {prompts} prompts, {len(page) / 2**20:.1f} MiB")
+    size = f"{len(page) / 2**20:.1f} MiB"
+    print(printable(f"{out}: {len(clips)} of {len(plan.jobs)} clips, from {prompts} prompts, {size}"))
     if plan.problems:
         first = plan.problems[0]
-        print(f"not used: {len(plan.problems)} inputs, such as {first.what}: {first.why}")
+        print(printable(f"not used: {len(plan.problems)} inputs, such as {first.what}: {first.why}"))
     if len(page) > LARGE:
         print("Browsers are slow to open such a large page. Make a smaller one with --limit.")
     return INCOMPLETE if broken else DONE

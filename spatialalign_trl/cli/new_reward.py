@@ -12,6 +12,8 @@ from pathlib import Path
 from string import Template
 
 from spatialalign_trl.cli.parsing import Parser
+from spatialalign_trl.errors import printable
+from spatialalign_trl.safe_text import printable_lines
 
 TEMPLATES = Path(__file__).resolve().parent / "templates" / "new_reward"
 
@@ -51,8 +53,8 @@ def main(words: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     for file in files:
-        print(file)
-    print(f"\nnext:  pip install -e {name} pytest && pytest {name}\nthen:  --reward_funcs {module}")
+        print(printable(file))
+    print(printable_lines(f"\nnext:  pip install -e {name} pytest && pytest {name}\nthen:  --reward_funcs {module}"))
     return 0
 
 

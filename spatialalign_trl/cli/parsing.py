@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from spatialalign_trl.arguments.flags import UnderscoreParser, underscored
-from spatialalign_trl.errors import near_miss, printable
+from spatialalign_trl.errors import near_miss
+from spatialalign_trl.safe_text import printable_lines
 
 
 class UsageError(Exception):
@@ -45,7 +46,7 @@ class Parser(UnderscoreParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and where to find help, and exit with code 2."""
-        message = "\n".join(map(printable, message.split("\n")))  # it may quote data, with codes for the terminal
+        message = printable_lines(message)  # it may quote data, with codes for the terminal
         self.exit(2, f"{self.prog}: error: {message}\nRun '{self.prog} --help' to list the options.\n")
 
 

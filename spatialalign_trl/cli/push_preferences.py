@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spatialalign_trl.cli.parsing import Parser
+from spatialalign_trl.errors import printable
+from spatialalign_trl.safe_text import printable_lines
 
 DESCRIPTION = """\
 Push the preference dataset that a run with --push_preferences_to_hub collected in its folder.
@@ -39,13 +41,13 @@ def main(words: Sequence[str]) -> int:
     try:
         check_repo_name(args.repo, "--repo")
         check_hub_access(args.repo, "--repo", private=not args.public)
-        print(describe_push(folder, args.repo), file=sys.stderr)
+        print(printable_lines(describe_push(folder, args.repo)), file=sys.stderr)
         url = push_preferences_folder(folder, args.repo, message="Preferences", private=not args.public)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     except PushFailed as error:
-        remedy = f"{folder} is unchanged. Run the same command to try again"
-        print(f"not pushed: {error}. {remedy}.", file=sys.stderr)
+        message = f"not pushed: {error}. {folder} is unchanged. Run the same command to try again."
+        print(printable_lines(message), file=sys.stderr)
         return 1
-    print(url)
+    print(printable(url))
     return 0

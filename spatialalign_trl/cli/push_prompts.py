@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spatialalign_trl.cli.parsing import Parser
+from spatialalign_trl.errors import printable
 
 DESCRIPTION = """\
 Check that every split of a folder of prompts loads, and push the folder to the Hub unchanged.
@@ -38,5 +39,6 @@ def main(words: Sequence[str]) -> int:
         url, counts = push_prompts(args.folder, args.repo, private=not args.public)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{', '.join(f'{count} {split}' for split, count in counts.items())} prompts: {url}")
+    splits = ", ".join(f"{count} {split}" for split, count in counts.items())
+    print(printable(f"{splits} prompts: {url}"))
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spatialalign_trl.cli.parsing import Parser
+from spatialalign_trl.errors import printable
 
 DESCRIPTION = """\
 Write report.html into the folder of a finished run or evaluation: one file that works offline, with the numbers, the
@@ -56,7 +57,7 @@ def main(words: Sequence[str]) -> int:
         file = write_report(Path(args.folder), max_megabytes=args.megabytes, trusted=args.trust_folder)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+    print(printable(f"{file} ({file.stat().st_size / 1e6:.1f} MB)"))
     return 0
 
 

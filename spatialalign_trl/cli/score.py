@@ -34,6 +34,7 @@ from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.prompts import DSR_TYPES, RELATIONS, check_dsr_type
 from spatialalign_trl.rewards.containment import contained
 from spatialalign_trl.rewards.loading import load_reward
+from spatialalign_trl.safe_text import terminal_text
 from spatialalign_trl.video import Video, read_video
 
 DONE, INCOMPLETE, INTERRUPTED = 0, 1, 130
@@ -157,13 +158,14 @@ def main(words: Sequence[str]) -> int:
     out, err = console_for(sys.stdout), console_for(sys.stderr)
     if scored:
         out.print(score_table(scored, settings.thresholds[0]))
-        out.print(summary_line(scored, settings.thresholds), markup=False, soft_wrap=True)
+        out.print(terminal_text(summary_line(scored, settings.thresholds)), soft_wrap=True)
     if problems:
-        err.print("\n".join(problem_lines(problems)), markup=False, soft_wrap=True)
+        err.print(*map(terminal_text, problem_lines(problems)), sep="\n", soft_wrap=True)
     if interrupted:
         is_cached = settings.tracker_options.get("cache_dir")
         remedy = ". Run the same command again to continue from the cached detections" if is_cached else ""
-        err.print(f"interrupted after {len(scored)} of {len(plan.jobs)} videos{remedy}", markup=False, soft_wrap=True)
+        message = f"interrupted after {len(scored)} of {len(plan.jobs)} videos{remedy}"
+        err.print(terminal_text(message), soft_wrap=True)
         return INTERRUPTED
     return INCOMPLETE if problems else DONE
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from spatialalign_trl.cli.parsing import Parser, key_value
+from spatialalign_trl.errors import printable
 from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.rewards.server import RewardServer
 
@@ -56,7 +57,8 @@ def main(words: Sequence[str]) -> int:
     if token == "":
         parser.error(f"--token_env {args.token_env}: the environment variable is not set. Set it to the token")
     try:
-        server = RewardServer(load_reward(args.reward, **dict(args.option)), args.host, args.port, token)
+        options = dict(args.option)
+        server = RewardServer(load_reward(args.reward, **options), args.host, args.port, token, options)
     except (ValueError, TypeError, ImportError, OSError, OverflowError) as error:
         parser.error(str(error))
     if args.host not in LOCAL and token is None:
@@ -64,7 +66,7 @@ def main(words: Sequence[str]) -> int:
             "Anyone who can reach this machine can use the reward. Add --token_env to require a token",
             file=sys.stderr,
         )
-    print(f"serving {args.reward} at {server.url} (stop with Ctrl-C)", flush=True)
+    print(printable(f"serving {args.reward} at {server.url} (stop with Ctrl-C)"), flush=True)
     with server:
         server.serve_forever()
     return 0

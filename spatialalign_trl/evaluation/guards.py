@@ -11,7 +11,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from statistics import fmean
 from typing import Any
 
@@ -19,9 +21,13 @@ import numpy as np
 
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.perception.sharpness import video_sharpness
+from spatialalign_trl.rewards.calling import error_text, read_number
+from spatialalign_trl.rewards.containment import RewardExit, contained
 from spatialalign_trl.rewards.convention import installed_rewards
 from spatialalign_trl.rewards.loading import load_reward
 from spatialalign_trl.video import Video
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 Measures = dict[str, "list[float | None] | float | None"]
@@ -43,6 +49,8 @@ GUARDS: dict[str, str] = {
     "drift": "spatialalign_trl.evaluation.model_guards:DriftGuard",
     "tiny_world": "spatialalign_trl.tiny_world.fidelity:tiny_world_guard",
 }
+
+KIND = "quality guard"
 
 WHOLE_SET = {"tiny_world"}
 """Guards with a measure of the whole set of videos, which cannot be computed from values of single videos."""
@@ -100,10 +108,11 @@ def get_guard(spec: str) -> Guard:
 
             return RewardGuard(load_reward(name, **options))
         module, attribute = GUARDS[name].split(":")
-        guard = getattr(importlib.import_module(module), attribute)
-        if isinstance(guard, type):
-            return guard(**options)
-    except TypeError as error:
+        with contained(name, KIND):
+            guard = getattr(importlib.import_module(module), attribute)
+            if isinstance(guard, type):
+                return guard(**options)
+    except (TypeError, RewardExit) as error:
         raise ValueError(f"quality guard {spec!r}: {error}") from error
     if options:
         raise ValueError(f"quality guard {spec!r}: {name!r} takes no options. Leave them out.")
@@ -137,6 +146,95 @@ def needs_baseline(guard: Guard) -> bool:
             The guard.
     """
     return "base_videos" in inspect.signature(guard).parameters
+
+
+def prepare_guard(name: str, guard: Guard, rows: Sequence[Row]) -> None:
+    """
+    Let a guard check its packages and checkpoints, and the prompts, before any work.
+
+    Args:
+        name (`str`):
+            The guard, for messages.
+        guard (`Guard`):
+            The guard.
+        rows (sequence of `dict`):
+            The prompts.
+
+    Raises:
+        Exception: Whatever the guard raises; a `ValueError` if it tries to end the process.
+    """
+    try:
+        with contained(name, KIND):
+            if hasattr(guard, "prepare"):
+                guard.prepare()
+            if hasattr(guard, "check_prompts"):
+                guard.check_prompts(rows)
+    except RewardExit as error:
+        raise ValueError(f"the quality guard {name!r} {error}") from error
+
+
+def run_guard(
+    name: str, guard: Guard, videos: Sequence[Video], rows: Sequence[Row], base_videos: Sequence[Video] | None = None
+) -> Measures:
+    """
+    Run a guard, which can neither end nor change the process ([`~spatialalign_trl.rewards.containment.contained`]).
+
+    Args:
+        name (`str`):
+            The guard, for messages.
+        guard (`Guard`):
+            The guard.
+        videos (sequence of `np.ndarray` of shape (frames, height, width, 3)):
+            The videos, `uint8`.
+        rows (sequence of `dict`):
+            Their prompt rows.
+        base_videos (sequence of `np.ndarray`, *optional*):
+            The baseline's videos, for a guard that compares with them.
+
+    Returns:
+        `Measures`: The measures as finite Python numbers; a number that no file or mean can hold counts as not
+        measured, with a warning.
+
+    Raises:
+        RuntimeError: If the guard tries to end the process.
+        ValueError: If it returns something else than measures.
+    """
+    base = {} if base_videos is None else {"base_videos": base_videos}
+    try:
+        with contained(name, KIND):
+            measures = guard(videos, rows, **base)
+            if not isinstance(measures, Mapping):
+                raise ValueError(f"the quality guard {name!r} returned {type(measures).__name__}: return a dict.")
+            return {str(measure): _numbers(name, measure, value, len(videos)) for measure, value in measures.items()}
+    except RewardExit as error:
+        raise RuntimeError(f"the quality guard {name!r} {error}") from error
+
+
+def release_guard(name: str, guard: Guard) -> None:
+    """Free the models of a guard. One that fails only loses memory, so it is a warning."""
+    try:
+        with contained(name, KIND):
+            if hasattr(guard, "release"):
+                guard.release()
+    except Exception as error:
+        logger.warning("The quality guard %r did not release its models: %s", name, error_text(error))
+
+
+def _numbers(name: str, measure: str, value: Any, count: int) -> list[float | None] | float | None:
+    """Return a measure's values, one per video or one for all, as finite Python numbers."""
+    if hasattr(value, "tolist"):  # an array or a tensor
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        numbers = [read_number(value)]
+    elif len(value) == count:
+        numbers = [read_number(number) for number in value]
+    else:
+        raise ValueError(f"the quality guard {name!r} returned {len(value)} values of {measure} for {count} videos.")
+    problems = [problem for _, problem in numbers if problem]
+    if problems:
+        logger.warning("The quality guard %r %s: %s was not measured.", name, problems[0], measure)
+    values = [number for number, _ in numbers]
+    return values if isinstance(value, (list, tuple)) else values[0]
 
 
 def frame_statistics(videos: Sequence[Video], rows: Sequence[Row]) -> dict[str, list[float]]:
@@ -250,13 +348,13 @@ def measure_quality(
         raise ValueError(f"the quality guards {', '.join(map(str, guards))} have no videos to measure.")
     measures: Measures = {}
     for guard in guards:
+        name = guard if isinstance(guard, str) else getattr(guard, "__name__", type(guard).__name__)
         guard = get_guard(guard) if isinstance(guard, str) else guard
         if not needs_baseline(guard):
-            measures |= guard(videos, rows)
+            measures |= run_guard(name, guard, list(map(copy, videos)), rows)
         elif base_videos is not None:
-            measures |= guard(videos, rows, base_videos=base_videos)
-        if hasattr(guard, "release"):
-            guard.release()
+            measures |= run_guard(name, guard, list(map(copy, videos)), rows, list(map(copy, base_videos)))
+        release_guard(name, guard)
     per_video = {name: value for name, value in measures.items() if isinstance(value, list)}
     return {name: mean_of(value) for name, value in measures.items()}, per_video
 

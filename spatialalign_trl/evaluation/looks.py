@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
-from spatialalign_trl.evaluation.guards import WHOLE_SET, Guard, get_guard, mean_of, needs_baseline
+from spatialalign_trl.evaluation.guards import (
+    WHOLE_SET,
+    Guard,
+    get_guard,
+    mean_of,
+    needs_baseline,
+    prepare_guard,
+    release_guard,
+    run_guard,
+)
 from spatialalign_trl.files import read_json, write_json
 from spatialalign_trl.video import Video
 
@@ -78,11 +87,8 @@ class QualityMeasures:
         self.guards: dict[str, Guard] = {spec: get_guard(spec) for spec in dict.fromkeys(specs)} | dict(extra or {})
         self.folder = folder
         self.accelerator = accelerator
-        for guard in self.guards.values():
-            if hasattr(guard, "prepare"):
-                guard.prepare()
-            if hasattr(guard, "check_prompts"):
-                guard.check_prompts(rows)
+        for spec, guard in self.guards.items():
+            prepare_guard(spec, guard, rows)
 
     def measure(
         self,
@@ -130,15 +136,14 @@ class QualityMeasures:
             rows = [sample.row for sample in samples]
             for spec, guard in self.guards.items():
                 if spec in WHOLE_SET:
-                    measures |= guard(StoredVideos(store, samples), rows)
+                    measures |= run_guard(spec, guard, StoredVideos(store, samples), rows)
         per_video = {name: value for name, value in measures.items() if isinstance(value, list)}
         return {name: mean_of(value) for name, value in measures.items()}, per_video
 
     def release(self) -> None:
         """Free the guards' models."""
-        for guard in self.guards.values():
-            if hasattr(guard, "release"):
-                guard.release()
+        for spec, guard in self.guards.items():
+            release_guard(spec, guard)
 
     def _file(self, sample: Sample) -> Path:
         return self.folder / f"{sample.sample_id}.json"
@@ -161,12 +166,13 @@ class QualityMeasures:
         missing, video = self._missing(guards, sample, partner), store.video(sample.sample_id)
         row = {"fps": sample.settings["fps"], **sample.row} if "fps" in sample.settings else sample.row
         for key, guard in missing.items():
+            base_videos = None
             if needs_baseline(guard):
                 base_store, base_sample = partner
-                measured = guard([video], [row], base_videos=[base_store.video(base_sample.sample_id)])
-            else:
-                measured = guard([video], [row])
-            values = {name: per_video[0] for name, per_video in measured.items()}
+                base_videos = [base_store.video(base_sample.sample_id)]
+            # A copy: a guard may write into its video, which must not change what the next one measures.
+            measured = run_guard(key, guard, [video.copy()], [row], base_videos)
+            values = {name: value[0] if isinstance(value, list) else value for name, value in measured.items()}
             # Written after each guard, so that an interrupted run keeps what is finished.
             write_json(self._file(sample), self._read(sample) | {key: values})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
 from spatialalign_trl.perception.optical_flow import fastest_speed, flow_fields, opencv, smoothness
+from spatialalign_trl.rewards.calling import AsyncLoop, CallLog, call_rewards, read_answer
 from spatialalign_trl.rewards.convention import RewardFunc, reward_name
 from spatialalign_trl.video import Video
+
+logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
@@ -102,6 +106,7 @@ class RewardGuard:
     def __init__(self, reward: RewardFunc) -> None:
         self.reward = reward
         self.name = reward_name(reward)
+        self._loop = AsyncLoop()
 
     def check_prompts(self, rows: Sequence[Row]) -> None:
         """
@@ -131,21 +136,17 @@ class RewardGuard:
 
     def _measure_video(self, video: Video, row: Row) -> dict[str, float | None]:
         """Return one video's score and the numbers that the reward logs for it."""
-        logged: dict[str, float | None] = {}
-
-        def log_extra(column: str, values: Sequence[Any]) -> None:
-            if isinstance(values[0], (int, float)):
-                logged[column] = float(values[0])
-
-        value = self.reward(
-            prompts=[row["prompt"]],
-            completions=[video],
-            **_columns([row]),
-            trainer_state=None,
-            log_extra=log_extra,
-            log_metric=lambda name, value: None,
-        )[0]
-        return {f"{self.name}_score": None if value is None else float(value), **logged}
+        log = CallLog(1)
+        arguments = {"prompts": [row["prompt"]], "completions": [video], **_columns([row])}
+        answer = call_rewards({self.name: self.reward}, arguments, None, log, self._loop)[self.name]
+        if isinstance(answer, Exception):
+            raise answer
+        (value,), (problem,) = read_answer(answer, 1)
+        if problem is not None:
+            logger.warning("The quality guard %r has no score of a video: it %s.", self.name, problem)
+        numbers = {column: values[0] for column, values in log.columns.items()}
+        logged = {column: float(number) for column, number in numbers.items() if isinstance(number, (int, float))}
+        return {f"{self.name}_score": value, **logged}
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:

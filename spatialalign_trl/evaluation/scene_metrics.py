@@ -26,6 +26,7 @@ from rich.console import Console
 
 from spatialalign_trl.evaluation.statistics import mean_difference, measured
 from spatialalign_trl.files import write_json
+from spatialalign_trl.safe_text import terminal_text
 from spatialalign_trl.video import Video
 
 METRICS_FILE = "scene_metrics.json"
@@ -205,11 +206,12 @@ def write_comparison(
     """
     from rich.table import Table
 
-    table = Table(title=f"{comparison['num_tasks']} held-out tasks, 95 % intervals", title_style="bold")
+    title = f"{comparison['num_tasks']} held-out tasks, 95 % intervals"
+    table = Table(title=terminal_text(title), title_style="bold")
     for column in ("measure", *names, "difference"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
+        table.add_column(terminal_text(column), justify="left" if column == "measure" else "right")
     for row in comparison_rows(comparison):
-        table.add_row(*row)
+        table.add_row(*map(terminal_text, row))
     (console or Console()).print(table)
     renamed = {"base": names[0], "other": names[1]}
     return write_json(folder / METRICS_FILE, {renamed.get(name, name): value for name, value in comparison.items()})

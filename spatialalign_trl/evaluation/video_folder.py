@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spatialalign_trl.files import read_json, write_json
+from spatialalign_trl.files import read_json
+from spatialalign_trl.rollout.score_files import write_score_file
 from spatialalign_trl.rollout.store import Sample, SampleStore, plain
 from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
 from spatialalign_trl.video import Video, read_video
@@ -173,7 +174,7 @@ class VideoFolder:
         components: Mapping[str, Any] | None = None,
     ) -> Sample:
         """
-        Write a sample's scores into `scores_dir`.
+        Write a sample's scores into `scores_dir`. Other scores that it had are kept in `<id>.replaced-N.json`.
 
         Args:
             sample_id (`str`):
@@ -189,5 +190,5 @@ class VideoFolder:
             [`Sample`]: The sample with its scores.
         """
         scores = {"rewards": dict(rewards), "reward": reward, "components": dict(components or {})}
-        write_json(self.scores_dir / f"{sample_id}.json", plain(scores, nan_is_none=True))
+        write_score_file(self.scores_dir / f"{sample_id}.json", plain(scores, nan_is_none=True))
         return self.load(sample_id)

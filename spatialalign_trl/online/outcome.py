@@ -24,6 +24,7 @@ from spatialalign_trl.online.trackers import show_outcome, trackers_of_run
 from spatialalign_trl.report.contact_sheet import ContactSheetRow, contact_sheet, score_style
 from spatialalign_trl.report.tables import rich_table
 from spatialalign_trl.report.write import REPORT_FILE
+from spatialalign_trl.safe_text import terminal_text
 from spatialalign_trl.trainer.publishing import CARD_FILE
 from spatialalign_trl.video import browser_mp4, videos_of
 
@@ -99,11 +100,11 @@ def _print_outcome(parts: RunParts, outcome: Outcome) -> None:
         headline = headline_of(results["difference"])
         change = results["difference"][headline]
         low, high = change["interval"]
-        console.print(f"{headline} {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired)")
+        difference = f"{headline} {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}] (paired)"
+        console.print(terminal_text(difference))
         verdict = results["verdict"]
-        style = "bold yellow" if verdict["warning"] else None
         message = f"{'WARNING' if verdict['warning'] else 'looks'}: {verdict['message']}."
-        console.print(message, style=style, markup=False, soft_wrap=True)
+        console.print(terminal_text(message, "bold yellow" if verdict["warning"] else ""), soft_wrap=True)
     for description, name in (
         ("LoRA", LORA_FILE),
         ("preference dataset", "preferences"),
@@ -112,4 +113,4 @@ def _print_outcome(parts: RunParts, outcome: Outcome) -> None:
         ("all numbers", RESULTS_FILE),
     ):
         if (parts.output_dir / name).exists():
-            console.print(f"{description}: {parts.output_dir / name}", soft_wrap=True)
+            console.print(terminal_text(f"{description}: {parts.output_dir / name}"), soft_wrap=True)

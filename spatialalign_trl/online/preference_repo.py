@@ -31,6 +31,7 @@ from spatialalign_trl.online.rounds import (
 )
 from spatialalign_trl.preferences import PairingResult
 from spatialalign_trl.report.contact_sheet import ContactSheetRow, contact_sheet, score_style
+from spatialalign_trl.safe_text import terminal_text
 from spatialalign_trl.video import videos_of
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class PreferenceRepo:
     def _push_folder(self, state: str, number: int) -> None:
         args = self.parts.args
         announcement = describe_push(self.folder, args.push_preferences_to_hub)
-        self.parts.console.print(announcement, markup=False, soft_wrap=True)
+        self.parts.console.print(terminal_text(announcement), soft_wrap=True)
         url = push_preferences_folder(
             self.folder,
             args.push_preferences_to_hub,
@@ -214,7 +215,7 @@ class PreferenceRepo:
             private=not args.push_preferences_public,
             token=args.hub_token,
         )
-        self.parts.console.print(f"preferences pushed to {url}", soft_wrap=True)
+        self.parts.console.print(terminal_text(f"preferences pushed to {url}"), soft_wrap=True)
 
     def _warn_of_failure(self, reason: str) -> None:
         args = self.parts.args

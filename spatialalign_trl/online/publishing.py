@@ -21,7 +21,7 @@ from spatialalign_trl.online.rounds import RunParts
 from spatialalign_trl.online.run_settings import RUN_FILE
 from spatialalign_trl.report.tables import markdown_table, summary_rows
 from spatialalign_trl.report.write import REPORT_FILE
-from spatialalign_trl.safe_text import mask_secrets, without_digests
+from spatialalign_trl.safe_text import mask_secrets, terminal_text, without_digests
 from spatialalign_trl.trainer.model_card import Comparison, Recipe, VideoPair, lora_model_card
 from spatialalign_trl.trainer.publishing import CARD_FILE, PUBLISHED, STARTING_LORA
 
@@ -190,7 +190,7 @@ def make_run_repository(parts: RunParts, token: str | None = None) -> str:
     repo = make_model_repo(name, private=parts.args.hub_private_repo, token=token or parts.args.hub_token)
     saves = "" if parts.args.hub_strategy == HubStrategy.END else f"at every save {', '.join(PUBLISHED)}; "
     announcement = f"to be pushed to {repo}, as far as the run makes it: {saves}at the end {', '.join(PUSHED)}"
-    parts.console.print(announcement, markup=False, soft_wrap=True)
+    parts.console.print(terminal_text(announcement), soft_wrap=True)
     return repo
 
 
@@ -214,7 +214,7 @@ def push_run(
     repo = make_model_repo(name, private=parts.args.hub_private_repo, token=token or parts.args.hub_token)
     run_card(parts, outcome, repo, **card_options).save(parts.output_dir / CARD_FILE)
     names = _published(parts.output_dir)
-    parts.console.print(f"pushing to {repo}: {', '.join(names)}", markup=False, soft_wrap=True)
+    parts.console.print(terminal_text(f"pushing to {repo}: {', '.join(names)}"), soft_wrap=True)
     commit = push_files(
         {name: _public_content(parts.output_dir, name) for name in names},
         repo,
@@ -223,7 +223,7 @@ def push_run(
         token=token or parts.args.hub_token,
         revision=parts.args.hub_revision,
     )
-    parts.console.print(f"pushed to {commit.commit_url}", soft_wrap=True)
+    parts.console.print(terminal_text(f"pushed to {commit.commit_url}"), soft_wrap=True)
     return str(commit.commit_url)
 
 
@@ -234,7 +234,8 @@ def try_push_run(parts: RunParts, outcome: Outcome, **card_options: Any) -> None
     except (PushFailed, PermissionError) as failure:
         repo = parts.args.hub_model_id or parts.output_dir.resolve().name
         command = command_for_later(parts.output_dir, repo, _published(parts.output_dir))
-        parts.console.print(f"not pushed: {failure}. To push it later:\n  {command}", soft_wrap=True)
+        lines = f"not pushed: {failure}. To push it later:", f"  {command}"
+        parts.console.print(*map(terminal_text, lines), sep="\n", soft_wrap=True)
 
 
 def _published(output_dir: Path) -> list[str]:

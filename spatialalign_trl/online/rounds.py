@@ -27,6 +27,7 @@ from spatialalign_trl.rewards.scoring import combine_scores, has_failed, score_s
 from spatialalign_trl.rewards.sources import source_fingerprints
 from spatialalign_trl.rollout.origin import check_origin
 from spatialalign_trl.rollout.sampler import noise_seed, roll_out
+from spatialalign_trl.safe_text import terminal_text
 from spatialalign_trl.trainer.checkpoints import checkpoints_of
 from spatialalign_trl.trainer.lora import default_lora_config
 
@@ -274,11 +275,12 @@ def check_pairs(run: RunParts, samples: Sequence[Sample], result: PairingResult)
             "Sample more videos per prompt (num_generations), lower score_threshold, or use "
             "pair_strategy=best_vs_worst. The samples are kept."
         )
-    run.console.print(
+    summary = (
         f"{stats['pairs']} pairs from {stats['prompts_with_pair']} of {stats['prompts']} prompts "
         f"({stats['share_without_pair']:.0%} have no pair), mean gap {stats['mean_gap']:.3f}, "
         f"{stats['invalid_samples']} of {stats['samples']} samples INVALID"
     )
+    run.console.print(terminal_text(summary))
     if stats["share_without_pair"] > 0.5 and run.accelerator.is_main_process:
         warnings.warn(
             f"{stats['share_without_pair']:.0%} of the prompts have no pair and teach nothing: their videos all won, "

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from spatialalign_trl.files import read_json, write_json
 from spatialalign_trl.models.sources import model_fingerprint
 from spatialalign_trl.online.config import SAMPLING_FIELDS
-from spatialalign_trl.safe_text import mask_secrets
+from spatialalign_trl.safe_text import mask_secrets, printable_lines
 from spatialalign_trl.trainer.checkpoints import checkpoints_of, set_checkpoints_aside
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ SAMPLING = {"model", "starting_policy", "sampling", "prompts", "num_generations"
 # These change a sample under the same name, as all that `VideoModel.computation` names.
 MODEL = {"model_files", "dtype", "video_crf", "model_init_kwargs"}
 STAGES = ("model", "sampling", "scoring", "pairing", "training", "evaluation", "memory")
+
+UNKNOWN_SOURCE = "unknown"
+"""The recorded fingerprint of code that is not told, by a server, or cannot be read."""
 
 PACKAGES = ("spatialalign-trl", "torch", "diffusers", "transformers", "peft", "trl", "accelerate", "datasets")
 
@@ -133,7 +136,7 @@ def check_same_run(
         starting_policy (`str`, *optional*): The name of the LoRA that the model came with; `None` if it came without.
         starting_fit ([`LoraFit`], *optional*): How much of that LoRA's file has a place in the model.
         lora (`dict`, *optional*): The shape of the LoRA ([`describe_lora`]).
-        reward_sources (`dict`, *optional*): Name -> fingerprint of the reward's code.
+        reward_sources (`dict`, *optional*): Name -> fingerprint of the reward's code; `None` if it is unknown.
         notify (`Callable`, *optional*): Shows a message about a change that is accepted.
 
     Returns:
@@ -149,7 +152,7 @@ def check_same_run(
         "dtype": str(model.dtype).removeprefix("torch."),
         **model.computation,
         "rewards": dict(rewards),
-        "reward_sources": {name: source for name, source in (reward_sources or {}).items() if source is not None},
+        "reward_sources": {name: source or UNKNOWN_SOURCE for name, source in (reward_sources or {}).items()},
         "sampling": sampling.to_dict(),
         "prompts": _digest(prompts),
         "lora": None if lora is None else dict(lora),
@@ -161,6 +164,9 @@ def check_same_run(
     for name in ("model_files", "reward_sources", "lora", "starting_policy"):
         if not wanted[name]:
             del wanted[name]
+    if unknown := [name for name, source in wanted.get("reward_sources", {}).items() if source == UNKNOWN_SOURCE]:
+        names, reason = ", ".join(unknown), "its server tells no fingerprint, or it has no file"
+        notify(printable_lines(f"The code of the reward {names} is unknown ({reason}): no rerun notices its changes."))
     # A hash stands beside every masked secret, so that a rerun with another secret is noticed.
     wanted = mask_secrets(json.loads(json.dumps(wanted, sort_keys=True, default=str)), digest=True)
     file = output_dir / RUN_FILE
@@ -185,6 +191,13 @@ def _completed(
     recorded |= json.loads(json.dumps({k: v for k, v in new.items() if v is not MISSING}, default=str))
     if "lora" in wanted and "lora" not in recorded:
         recorded["lora"] = wanted["lora"] | _saved_lora(output_dir)
+    if "reward_sources" in wanted and "reward_sources" in recorded:
+        old, new = recorded["reward_sources"], wanted["reward_sources"]
+        for name, source in new.items():
+            if old.get(name, UNKNOWN_SOURCE) == UNKNOWN_SOURCE:
+                old[name] = source
+            elif source == UNKNOWN_SOURCE:
+                new[name] = old[name]
     for name in ("dtype", "model_files", "reward_sources", "lora", "starting_policy_keys"):
         if name in wanted:
             recorded.setdefault(name, wanted[name])
@@ -244,7 +257,10 @@ def _accept_or_refuse(
 
     messages = []
     if "scoring" in changed:
-        messages.append("The samples are kept and scored again by what changed.")
+        messages.append(
+            "The samples are kept and scored again by what changed; old scores that differ are kept beside the new "
+            "ones (<id>.scores.replaced-N.json)."
+        )
     if restarts:
         for folder in sorted(output_dir.glob("rounds/*/policy")):
             target = set_checkpoints_aside(folder)
@@ -255,7 +271,8 @@ def _accept_or_refuse(
         messages.append("A training continues from its last checkpoint.")
     if "evaluation" in changed:
         messages.append("The evaluation uses the videos that exist, and samples those that are missing.")
-    notify(f"{output_dir} continues with other settings:\n{lines}\n{' '.join(filter(None, messages))}")
+    message = f"{output_dir} continues with other settings:\n{lines}\n{' '.join(filter(None, messages))}"
+    notify(printable_lines(message))
 
 
 def _way_out(output_dir: Path, args: OnlineSpatialAlignConfig, changed: Sequence[str], finished: Sequence[str]) -> str:

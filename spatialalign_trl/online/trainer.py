@@ -53,6 +53,7 @@ from spatialalign_trl.online.rounds import (
 from spatialalign_trl.online.run_settings import RUN_FILE, check_disjoint, describe_versions
 from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.rollout.store import Sample, SampleStore
+from spatialalign_trl.safe_text import terminal_text
 from spatialalign_trl.trainer.callbacks import EMA_FOLDER, LoraEMA, MetricsOnTheBar, SaveOnInterrupt
 from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
 from spatialalign_trl.trainer.distribution import refuse_unsupported_distribution
@@ -182,10 +183,8 @@ class OnlineSpatialAlignTrainer:
             with lock_folder(self.output_dir, here=self.accelerator.is_main_process):
                 return self._run_loop()
         except KeyboardInterrupt:
-            self.console.print(
-                f"interrupted. What is finished is kept in {self.output_dir}; the same command continues from there.",
-                soft_wrap=True,
-            )
+            message = f"What is finished is kept in {self.output_dir}; the same command continues from there."
+            self.console.print(terminal_text(f"interrupted. {message}"), soft_wrap=True)
             raise
 
     def _run_loop(self) -> dict[str, Any]:
@@ -200,7 +199,7 @@ class OnlineSpatialAlignTrainer:
 
         self.revision, rounds = self.base_revision, []
         for number in range(1, args.num_rounds + 1):
-            self.console.rule(f"round {number} of {args.num_rounds}")
+            self.console.rule(terminal_text(f"round {number} of {args.num_rounds}"))
             record = self._run_round(number, self.revision)
             self.revision = record["policy_revision"]
             if self.eval_rows and (args.evaluate_every_round or number == args.num_rounds):

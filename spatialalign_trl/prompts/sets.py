@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from spatialalign_trl.errors import printable
 from spatialalign_trl.files import write_atomic
 from spatialalign_trl.prompts import DSR_TYPES, DSRPrompt
 
@@ -54,4 +55,4 @@ def write_splits(folder: Path, splits: Mapping[str, Sequence[DSRPrompt]]) -> Non
     """Write every split to `folder/{split}.jsonl` atomically, and print the files and their numbers of prompts."""
     for split, prompts in splits.items():
         path = write_atomic(folder / f"{split}.jsonl", to_jsonl(prompts))
-        print(f"{path}: {len(prompts)} prompts")
+        print(printable(f"{path}: {len(prompts)} prompts"))

@@ -44,9 +44,9 @@ from spatialalign_trl.report.tables import (
     obedience_measures,
     rich_table,
     summary_rows,
-    terminal_text,
 )
 from spatialalign_trl.report.write import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE
+from spatialalign_trl.safe_text import terminal_text
 
 if TYPE_CHECKING:
     from spatialalign_trl.evaluation.comparison import Evaluated
@@ -155,8 +155,8 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
     """
     console.print(rich_table(summaries(results)))
     if results["differences"]:
-        title = terminal_text(f"differences to {results['baseline']}, paired 95 % intervals")
-        table = Table(title=title, title_justify="left")
+        title = f"differences to {results['baseline']}, paired 95 % intervals"
+        table = Table(title=terminal_text(title), title_justify="left")
         table.add_column("measure")
         for name in results["differences"]:
             table.add_column(terminal_text(name), justify="right")
@@ -166,12 +166,12 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
         console.print(table)
     for name, line in verdict_lines(results).items():
         warns = results["differences"][name].get("verdict", {}).get("warning", False)
-        text = terminal_text(f"{'WARNING: ' if warns else ''}{name}: {line}.")
-        console.print(text, style="bold yellow" if warns else None)
+        text = f"{'WARNING: ' if warns else ''}{name}: {line}."
+        console.print(terminal_text(text, "bold yellow" if warns else ""))
     for problem in results["problems"]:
         console.print(terminal_text(problem), soft_wrap=True)
     files = ", ".join((RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SAMPLES_FILE, REPORT_FILE))
-    console.print(f"written to {folder}: {files}", markup=False, soft_wrap=True)
+    console.print(terminal_text(f"written to {folder}: {files}"), soft_wrap=True)
 
 
 # Samples ------------------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from spatialalign_trl.errors import printable
 from spatialalign_trl.evaluation import MEANS, THRESHOLDS, headline_of
+from spatialalign_trl.safe_text import terminal_text
 
 Summary = Mapping[str, Any]
 
@@ -88,11 +88,6 @@ def rich_table(summaries: Mapping[str, Summary], title: str | None = None) -> Ta
     for row in summary_rows(summaries):
         table.add_row(*map(terminal_text, row), style="bold" if row[0] == headline else None)
     return table
-
-
-def terminal_text(text: str) -> Text:
-    """Return a text from data as it is: rich would read `[...]` in a `str` as markup, and a terminal obeys codes."""
-    return Text(printable(text))
 
 
 def markdown_cell(text: str) -> str:

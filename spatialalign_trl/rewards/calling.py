@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from copy import copy
 from typing import Any
 
 from spatialalign_trl.rewards.containment import RewardExit, contained
@@ -62,6 +63,8 @@ def call_rewards(
         try:
             for name in sorted(rewards, key=lambda name: not is_async(rewards[name])):
                 columns = {column: list(values) for column, values in arguments.items()}
+                if len(rewards) > 1:  # a reward may write into its videos, which must not change what others see
+                    columns["completions"] = [copy(video) for video in columns["completions"]]
                 hooks = {"log_extra": functools.partial(log.extra, name), "log_metric": log.metric}
                 try:
                     with contained(name):
@@ -112,14 +115,14 @@ def read_answer(answer: Any, count: int) -> tuple[list[float | None], list[str |
 
     values, problems = [], []
     for value in answer:
-        value, problem = _read_number(value)
+        value, problem = read_number(value)
         values.append(value)
         problems.append(problem)
     return values, problems
 
 
-def _read_number(value: Any) -> tuple[float | None, str | None]:
-    """Return the number and no problem, or no number and the reason."""
+def read_number(value: Any) -> tuple[float | None, str | None]:
+    """Return a value as a number and no problem, or no number and the reason; `None` is neither."""
     if value is None:
         return None, None
     try:

@@ -1,9 +1,9 @@
 """
-Run a reward's code so that it can neither end nor change the run: rewards are third-party code.
+Run a reward's or a quality guard's code so that it can neither end nor change the run: it is third-party code.
 
-Whatever a reward sets for the whole process (working directory, random state, torch's gradient mode and default dtype,
+Whatever it sets for the whole process (working directory, random state, torch's gradient mode and default dtype,
 ...) is as before when its code returns, and `sys.exit` becomes an error. Not restored: environment variables and
-imported modules, which a reward may need to set when it loads its models.
+imported modules, which it may need to set when it loads its models.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ _logged: set[tuple[str, str]] = set()
 
 
 class RewardExit(RuntimeError):
-    """A reward tried to end the process with `sys.exit(code)`."""
+    """A reward, or a quality guard, tried to end the process with `sys.exit(code)`."""
 
     def __init__(self, code: Any) -> None:
         super().__init__(f"called sys.exit({code!r}). Raise an exception instead, or return None for INVALID")
 
 
 @contextmanager
-def contained(name: str) -> Iterator[None]:
+def contained(name: str, kind: str = "reward") -> Iterator[None]:
     """
-    Run a reward's code: restore the state of the process afterwards, and turn `sys.exit` into an error.
+    Run third-party code: restore the state of the process afterwards, and turn `sys.exit` into an error.
 
-    A change, other than of random states, is logged once per reward.
+    A change, other than of random states, is logged once per name.
 
     Args:
         name (`str`):
             The reward, for messages.
+        kind (`str`, *optional*, defaults to `"reward"`):
+            What it is, if it is no reward.
 
     Raises:
         `RewardExit`: if the code raises `SystemExit`. `KeyboardInterrupt` passes, because it comes from the user.
@@ -60,20 +62,20 @@ def contained(name: str) -> Iterator[None]:
         for setting, value in settings:
             if setting.read() != value:
                 setting.write(value)
-                _log_change(name, setting.name)
+                _log_change(kind, name, setting.name)
         for state, value in states:  # drawing random numbers is normal, so it is not logged
             state.write(value)
         if new := [entry for entry in _error_filters() if entry not in error_filters]:
             warnings.filters[:] = [entry for entry in warnings.filters if entry not in new]
             with warnings.catch_warnings():  # its end makes Python forget what it cached about the filters
                 pass
-            _log_change(name, "warnings into errors")
+            _log_change(kind, name, "warnings into errors")
 
 
-def _log_change(name: str, what: str) -> None:
+def _log_change(kind: str, name: str, what: str) -> None:
     if (name, what) not in _logged:
         _logged.add((name, what))
-        logger.warning("The reward %r changed %s, which holds for the whole process. It was restored.", name, what)
+        logger.warning("The %s %r changed %s, which holds for the whole process. It was restored.", kind, name, what)
 
 
 class _Setting(NamedTuple):

@@ -237,7 +237,13 @@ class HTTPReward:
 
     def describe(self) -> dict[str, Any]:
         """Return the server's address and its description of the reward, which may change at the same address."""
-        return {"url": self.url, "crf": self.crf, "server": self._describe_server()}
+        about = {name: value for name, value in self._describe_server().items() if name != "fingerprint"}
+        return {"url": self.url, "crf": self.crf, "server": about}
+
+    def server_fingerprint(self) -> str | None:
+        """Return the server's fingerprint of the reward's code and options; `None` if it does not tell one."""
+        fingerprint = self._describe_server().get("fingerprint")
+        return _printable(fingerprint) if isinstance(fingerprint, str) and fingerprint.strip() else None
 
     def _describe_server(self) -> dict[str, Any]:
         """Return the server's answer to GET, which is requested once; `{}` if the server does not support it."""

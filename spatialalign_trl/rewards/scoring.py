@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
     from spatialalign_trl.video import Video
+
+
+logger = logging.getLogger(__name__)
 
 
 class StoredSample(Protocol):
@@ -61,9 +65,9 @@ def score_samples(
     """
     Score the samples that these rewards have not scored yet, and those on which one of them failed.
 
-    A sample that was scored by a reward of the same name with other settings (another tracker) is scored again. If
-    its scores come from some of the rewards and no others, only the missing rewards are run. At the end the rewards
-    release their models.
+    A sample that was scored by a reward of the same name with other settings (another tracker) is scored again, and
+    its old scores are kept beside the new ones. If its scores come from some of the rewards and no others, only the
+    missing rewards are run. At the end the rewards release their models.
 
     The rewards see the stored mp4, as in the authors' code, so that a score can be checked against its file. Scores
     are written batch by batch: an interruption loses one batch.
@@ -104,6 +108,14 @@ def score_samples(
         if any(sample.components.get(column) != digest for column, digest in digests.items()):
             # Scores from before the code was recorded count as made by the present code, and by no later one.
             store.write_scores(sample.sample_id, sample.rewards, sample.reward, sample.components | digests)
+
+    again = [sample for names, part in by_rewards.items() if len(names) == len(runner.names) for sample in part]
+    if (count := sum(sample.scored for sample in again)) and rank == 0:
+        logger.warning(
+            "%d samples are scored again, because a reward or its settings have changed, or it failed on them. Scores "
+            "that differ are kept beside the new ones (*.replaced-N.json).",
+            count,
+        )
 
     # 2. Score and write, batch by batch
     total = sum(map(len, by_rewards.values()))

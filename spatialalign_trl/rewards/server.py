@@ -20,6 +20,8 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Mapping
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ from urllib.parse import urlsplit
 from spatialalign_trl.rewards.convention import RewardFunc, required_columns
 from spatialalign_trl.rewards.limits import MAX_BODY_BYTES, parse_json
 from spatialalign_trl.rewards.runner import RewardRunner
+from spatialalign_trl.rewards.sources import source_fingerprint
 from spatialalign_trl.safe_text import mask_secrets
 from spatialalign_trl.video import read_video
 
@@ -61,6 +64,9 @@ class RewardServer(ThreadingHTTPServer):
             Port to listen on; 0 picks a free one.
         token (`str`, *optional*):
             The token that requests must send as `Authorization: Bearer`.
+        options (`dict`, *optional*):
+            The options that the reward was made with. They are part of its fingerprint unless it describes its own
+            settings.
 
     Raises:
         `OSError`: if the address is not available.
@@ -69,10 +75,16 @@ class RewardServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, reward: RewardFunc, host: str = "127.0.0.1", port: int = 8000, token: str | None = None
+        self,
+        reward: RewardFunc,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        token: str | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.runner = RewardRunner(reward, max_failure_share=1.0)
         self.token = token
+        self.fingerprint = _fingerprint(self.runner.reward_funcs[0], options or {})
         self._lock = threading.Lock()
         self._decoding = threading.BoundedSemaphore(2)  # one request is decoded while another is scored
         self._connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
@@ -127,12 +139,13 @@ class RewardServer(ThreadingHTTPServer):
         return f"http://{self.server_address[0]}:{self.server_address[1]}/{self.runner.names[0]}"
 
     def about(self) -> dict[str, Any]:
-        """Return the answer to GET: the reward's name, the columns it needs, and its settings."""
+        """Return the answer to GET: the reward's name, the columns it needs, its settings and its fingerprint."""
         name, reward = self.runner.names[0], self.runner.reward_funcs[0]
         return {
             "reward": name,
             "required_columns": required_columns(reward),
             "settings": mask_secrets(self.runner.describe()[name]),
+            "fingerprint": self.fingerprint,
         }
 
     def score(self, request: Any) -> dict[str, Any]:
@@ -155,6 +168,15 @@ class RewardServer(ThreadingHTTPServer):
         if output.errors:
             raise RuntimeError(f"the reward {name!r} failed: {output.errors[name][0]}")
         return {"scores": output.rewards, "extra": output.extra}
+
+
+def _fingerprint(reward: RewardFunc, options: Mapping[str, Any]) -> str | None:
+    """Return a fingerprint of a reward's code and options, taken when the server starts: this is what it runs."""
+    source = source_fingerprint(reward)
+    if source is None or not options or hasattr(reward, "describe"):  # some options, such as a device, change no score
+        return source
+    text = json.dumps(mask_secrets(dict(options), digest=True), sort_keys=True, default=str)
+    return f"{source}, options {sha256(text.encode()).hexdigest()[:16]}"
 
 
 def read_request(request: Any) -> tuple[list[str], list[Any], dict[str, list]]:

@@ -38,10 +38,12 @@ def source_fingerprint(reward: RewardFunc) -> str | None:
             The reward: a function, an instance of a class, or a `functools.partial` of either.
 
     Returns:
-        `str`: such as `"my_reward.py and 1 more file, sha256 0123456789abcdef"`. `None` if the code cannot be read,
-        or belongs to this library (a client of a server, whose description has its own settings).
+        `str`: such as `"my_reward.py and 1 more file, sha256 0123456789abcdef"`; of a client, what its server tells.
+        `None` if the code cannot be read, or the server does not tell it.
     """
     reward = unwrap_reward(reward)
+    if hasattr(reward, "server_fingerprint"):
+        return reward.server_fingerprint()
     definition = reward if inspect.isroutine(reward) or isinstance(reward, type) else type(reward)
     if definition not in _FINGERPRINTS:
         _FINGERPRINTS[definition] = _fingerprint(definition)

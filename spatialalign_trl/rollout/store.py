@@ -6,7 +6,7 @@ consists of four files with names that begin with its id:
     <id>.mp4            the video
     <id>.safetensors    its latents (one tensor, "latents")
     <id>.json           the inputs it was made from, and the sizes and checksums of the two files above
-    <id>.scores.json    its rewards, after it was scored
+    <id>.scores.json    its rewards, after it was scored (and `<id>.scores.replaced-N.json`: those of another reward)
 
 `<id>.json` is written last, so a sample exists if and only if its `.json` exists and agrees with the other files.
 Anything else (a process killed between two files, a full disk, a bad copy) is detected and reported, and the sample is
@@ -32,6 +32,7 @@ import safetensors.torch
 import torch
 
 from spatialalign_trl.files import read_json, remove_leftovers, write_atomic, write_json
+from spatialalign_trl.rollout.score_files import write_score_file
 from spatialalign_trl.video import Video, encode_video, read_video
 
 _SAMPLE_ID = re.compile(r"[0-9a-f]{20}")
@@ -117,6 +118,7 @@ class SampleStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         # Checksums are compared once per process and sample, because that reads the files. Sizes are always compared.
         self._verified: set[str] = set()
+        self._reported: set[str] = set()  # damaged samples, of each of which there is one warning
 
     @staticmethod
     def sample_id(row: Mapping[str, Any], seed: int, settings: Mapping[str, Any], policy_revision: str) -> str:
@@ -225,6 +227,7 @@ class SampleStore:
         }
         write_json(self.path(sample.sample_id), record)
         self._verified.add(sample.sample_id)
+        self._reported.discard(sample.sample_id)
         return sample
 
     def write_scores(
@@ -235,7 +238,8 @@ class SampleStore:
         components: Mapping[str, Any] | None = None,
     ) -> Sample:
         """
-        Write the scores of a sample. NaN becomes `None` (INVALID).
+        Write the scores of a sample. NaN becomes `None` (INVALID). Other scores that it had are kept in
+        `<id>.scores.replaced-N.json`.
 
         Args:
             sample_id (`str`):
@@ -255,7 +259,7 @@ class SampleStore:
         """
         self._require(sample_id)
         scores = {"rewards": dict(rewards), "reward": reward, "components": dict(components or {})}
-        write_json(self.path(sample_id, ".scores.json"), plain(scores, nan_is_none=True))
+        write_score_file(self.path(sample_id, ".scores.json"), plain(scores, nan_is_none=True))
         return self.load(sample_id)
 
     def clean(self) -> list[Path]:
@@ -273,7 +277,7 @@ class SampleStore:
                 try:
                     self._bytes(sample_id, name)
                 except ValueError as error:
-                    warnings.warn(f"{error} The sample counts as missing and will be made again.", stacklevel=2)
+                    self._report_damage(sample_id, str(error))
                     return False
             self._verified.add(sample_id)
         return True
@@ -353,11 +357,16 @@ class SampleStore:
                     problem = "is missing" if size is None else f"is truncated ({size} of {expected} bytes)"
                     raise ValueError(f"{file} {problem}.")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            warnings.warn(
-                f"sample {sample_id} is damaged. It counts as missing and will be made again: {error}", stacklevel=3
-            )
+            self._report_damage(sample_id, str(error))
             return None
         return record
+
+    def _report_damage(self, sample_id: str, problem: str) -> None:
+        """Warn of a damaged sample, once: it is looked up again when it is made again."""
+        if sample_id not in self._reported:
+            self._reported.add(sample_id)
+            remedy = f"The sample {sample_id} counts as missing and will be made again."
+            warnings.warn(f"{problem.rstrip('.')}. {remedy}", stacklevel=4)
 
     def _scores(self, sample_id: str) -> dict[str, Any] | None:
         """Read `<id>.scores.json`, or return `None` if the sample was not scored or the file is damaged."""

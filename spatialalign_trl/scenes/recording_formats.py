@@ -6,8 +6,8 @@ transforms.json   nerfstudio, instant-ngp, ScanNet++: camera to world in OpenGL'
 COLMAP text       ScanNet++ and many others: `cameras.txt` and `images.txt`, world to camera; named frames
 
 Pixel coordinates in these files start at the image's corner. Ours start at the centre of the first pixel, so they are
-smaller by half a pixel. File names of frames come from untrusted files: a name that leads out of its folder is
-refused.
+smaller by half a pixel. A recording may come from somebody else: every file that is read must lie in its folder, and
+frames in the folder that they are looked for in, after symbolic links and `..` are resolved.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from typing import Any
 import av
 import numpy as np
 
-from spatialalign_trl.files import read_json
+from spatialalign_trl.files import confined, read_json
 from spatialalign_trl.scenes.recordings import PosedVideo, shared_intrinsics
+from spatialalign_trl.video import FORMATS
 
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
+_IMAGE_FORMATS = ("PNG", "JPEG")  # whatever a file is called: Pillow starts programs for some formats
+_OWN_FRAMES = "If the frames are yours, pass frames=, their folder or video"
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _COLMAP_CAMERAS = {
@@ -55,11 +58,13 @@ def load_posed_video(
 
     Raises:
         FileNotFoundError: if there is no recording at `path`, or a frame is missing.
-        ValueError: if a file does not follow its layout. The message names the file and the position.
+        ValueError: if a file does not follow its layout, or names a file outside of the folder. The message names the
+            file and the position.
     """
     path = Path(path)
     if path.is_dir():
         if (path / "transforms.json").is_file():
+            _file_inside(path, "transforms.json", str(path))
             video = _read_transforms(path / "transforms.json", frames)
         else:
             video = _read_colmap(path, frames)
@@ -110,7 +115,7 @@ def _default_frames(path: Path) -> Path:
     """Return the mp4 or the folder of frames next to a RealEstate10K text file."""
     for candidate in (path.with_suffix(".mp4"), path.with_suffix("")):
         if candidate.exists():
-            return candidate
+            return _file_inside(path.parent, candidate.name, str(path))
     raise FileNotFoundError(f"{path} has no frames: next to it is neither {path.stem}.mp4 nor a folder {path.stem}.")
 
 
@@ -120,17 +125,18 @@ def _stamp_reader(folder: Path, stamps: np.ndarray):
         raise FileNotFoundError(f"there are no frames at {folder}")
     files = []
     for stamp in stamps:
-        candidates = [folder / f"{stamp}{ending}" for ending in _IMAGE_ENDINGS]
-        files.append(next((file for file in candidates if file.is_file()), None))
-        if files[-1] is None:
+        names = [f"{stamp}{ending}" for ending in _IMAGE_ENDINGS]
+        name = next((name for name in names if (folder / name).is_file()), None)
+        if name is None:
             raise FileNotFoundError(f"{folder} has no frame {stamp} ({', '.join(_IMAGE_ENDINGS)})")
+        files.append(_file_inside(folder, name, f"{folder}, frame {stamp}"))
     return _image_reader(files), _image_size(files[0])
 
 
 def _video_reader(path: Path, stamps: np.ndarray):
     """Return a reader of a video's frames at timestamps in microseconds, and the frames' size."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), options={"format_whitelist": FORMATS}) as container:
             stream = container.streams.video[0]
             size = stream.height, stream.width
             times = sorted(
@@ -154,7 +160,7 @@ def _video_reader(path: Path, stamps: np.ndarray):
     def read(positions: Sequence[int]) -> list[np.ndarray]:
         wanted = {int(chosen[position]) for position in positions}
         found = {}
-        with av.open(str(path)) as container:
+        with av.open(str(path), options={"format_whitelist": FORMATS}) as container:
             for number, frame in enumerate(container.decode(video=0)):
                 if number in wanted:
                     found[number] = frame.to_ndarray(format="rgb24")
@@ -229,7 +235,9 @@ def _read_colmap(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
             f"{path} contains neither transforms.json nor COLMAP's cameras.txt and images.txt. Convert COLMAP's "
             "binary files to text with `colmap model_converter --output_type TXT`."
         )
-    images = path / "images" if frames is None else Path(frames)
+    for name in ("cameras.txt", "images.txt"):
+        _file_inside(path, folder.relative_to(path) / name, str(path))
+    images = _file_inside(path, "images", str(path)) if frames is None else Path(frames)
 
     # 2. Read the cameras and the pose of every image
     cameras = {}
@@ -332,10 +340,8 @@ def _matrices(numbers: np.ndarray) -> np.ndarray:
 
 
 def _image_inside(folder: Path, name: str, place: str) -> Path:
-    """Return the path of an image, which must be inside the folder after links are resolved."""
-    file = (folder / name).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise ValueError(f"{place}: {name!r} leads out of {folder}")
+    """Return the path of an image, which must be inside the folder."""
+    file = _file_inside(folder, name, place)
     if file.suffix.lower() not in _IMAGE_ENDINGS:
         raise ValueError(f"{place}: {name!r} is not an image ({', '.join(_IMAGE_ENDINGS)})")
     if not file.is_file():
@@ -343,11 +349,19 @@ def _image_inside(folder: Path, name: str, place: str) -> Path:
     return file
 
 
+def _file_inside(folder: Path, name: str | os.PathLike, place: str) -> Path:
+    """Return the path of a file, or of a folder, which must be inside the folder after links are resolved."""
+    try:
+        return confined(name, folder)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error} {_OWN_FRAMES}.") from error
+
+
 def _image_size(path: Path) -> tuple[int, int]:
     """Return the height and width of an image file."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with Image.open(path, formats=_IMAGE_FORMATS) as image:
         return image.height, image.width
 
 
@@ -359,7 +373,7 @@ def _image_reader(files: list[Path]):
 
         frames = []
         for position in positions:
-            with Image.open(files[position]) as image:
+            with Image.open(files[position], formats=_IMAGE_FORMATS) as image:
                 frames.append(np.asarray(image.convert("RGB")))
         return frames
 

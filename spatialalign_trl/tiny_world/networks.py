@@ -11,6 +11,8 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
+from spatialalign_trl.errors import printable
+
 MAX_TOKENS = 32
 """Length of every tokenised prompt, padding included."""
 
@@ -106,4 +108,4 @@ def export_pipeline(
     }
     (folder / "spatialalign.json").write_text(json.dumps(settings, indent=2) + "\n")
     written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"wrote {folder} ({written / 2**20:.2f} MiB)")
+    print(printable(f"wrote {folder} ({written / 2**20:.2f} MiB)"))

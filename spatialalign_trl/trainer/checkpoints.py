@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,19 @@ from safetensors.torch import load
 
 from spatialalign_trl.files import damaged_files, is_intact, read_json, write_checksums, write_json
 from spatialalign_trl.models.lora import LORA_FILE
+from spatialalign_trl.models.lora_files import PEFT_FILE
 from spatialalign_trl.trainer.finiteness import first_non_finite
 
 STATE_FILE = "trainer_state.json"
+TRAINING_STATE = ("optimizer.pt", "scheduler.pt", STATE_FILE)
+"""Files of a checkpoint without which a training cannot continue as it was."""
 NON_FINITE_FILE = "non_finite.json"
 """File of a checkpoint whose weights gave a loss or a gradient that is not finite; says at which step and pair."""
 
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _REPLACED = "replaced"
+_CLOCK_SECONDS = 2.0
+"""Coarsest resolution of a file system's times of change."""
 
 
 def last_whole_checkpoint(folder: Path, world_size: int = 1, needed: tuple[str, ...] = ()) -> str | None:
@@ -123,8 +130,7 @@ def _is_random_state_of_other(path: Path) -> bool:
 
 def _missing_file(path: Path, world_size: int, needed: tuple[str, ...]) -> str | None:
     """Return what a checkpoint lacks to be resumed from, or `None`."""
-    names = ("optimizer.pt", "scheduler.pt", "adapter_model.safetensors", LORA_FILE, STATE_FILE, *needed)
-    for name in names:
+    for name in (*TRAINING_STATE, PEFT_FILE, LORA_FILE, *needed):
         if not (path / name).is_file():
             return f"{name} is missing"
     states = len(list(path.glob("rng_state*.pth")))
@@ -142,6 +148,16 @@ def damage_of(checkpoint: Path) -> str | None:
         checkpoint (`Path`):
             The folder of the checkpoint.
     """
+    files = {path: path.stat() for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    newest = max((stat.st_mtime for stat in files.values()), default=0.0)
+    if newest > time.time() - _CLOCK_SECONDS:  # a second change could have the same time
+        return next(_problems(checkpoint), None)
+    # A resume looks for a checkpoint and then loads it; nothing is read twice that has not changed.
+    return _damage_of(checkpoint, tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in files.items()))
+
+
+@lru_cache(maxsize=64)
+def _damage_of(checkpoint: Path, files: tuple[tuple[Path, int, int], ...]) -> str | None:
     return next(_problems(checkpoint), None)
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from spatialalign_trl.models.context import draw_boxes
 from spatialalign_trl.models.encoding import content_digest
+from spatialalign_trl.trainer.dataset_files import check_video_files
 from spatialalign_trl.trainer.latents import LATENTS, EncodingCache, Share, load_tensors, shape_of
 from spatialalign_trl.trainer.pair_columns import (
     ExampleColumns,
@@ -136,6 +137,8 @@ def prepare_scenes(
     check_columns(dataset, name, ("prompt", VIDEO), remedy)
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: there is no scene to learn from.")
+    conditioning = [column for column in model.conditioning_columns if column in dataset.column_names]
+    check_video_files(dataset, [VIDEO, *conditioning], name)
     box_columns = [BOXES] if draw and BOXES in dataset.column_names else []
     columns = SceneColumns(
         name=name,

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import datasets
 
+from spatialalign_trl.trainer.dataset_files import check_video_files
 from spatialalign_trl.video import Video, brief, read_video, video_bytes, with_undecoded_videos
 
 SIDES = ("chosen", "rejected")
@@ -121,7 +122,8 @@ def check_pairs(
 
     Raises:
         TypeError: if it is not a `datasets.Dataset`.
-        ValueError: if there are no rows, columns are missing, or a prompt is empty.
+        ValueError: if there are no rows, columns are missing, a prompt is empty, or a row names a file that its
+            dataset may not use ([`check_video_files`]).
     """
     check_is_dataset(dataset, name)
     names = set(dataset.column_names)
@@ -138,6 +140,8 @@ def check_pairs(
     check_columns(dataset, name, ("prompt", *columns.values()), remedy)
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: there is no pair to train on (did all samples of each prompt tie?)")
+    conditioning = [column for column in conditioning_columns if column in names]
+    check_video_files(dataset, [*columns.values(), *conditioning], name)
     return PairColumns(
         name=name,
         prompts=prompts_of(dataset, name),

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from spatialalign_trl.files import seal_file, write_json
+from spatialalign_trl.files import read_json, seal_file, write_json
 from spatialalign_trl.models.lora import LORA_FILE
+from spatialalign_trl.models.lora_files import PEFT_CONFIG_FILE, PEFT_FILE
 from spatialalign_trl.trainer.checkpoints import record_checksums, refuse_damaged
 from spatialalign_trl.trainer.model_card import DIFFUSION_DPO, PAIRS_OF_VIDEOS, lora_model_card
 
@@ -70,7 +71,8 @@ class LoraPublishing:
         os.makedirs(output_dir, exist_ok=True)
         network = self.accelerator.unwrap_model(self.model)
         network.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
-        seal_file(Path(output_dir, "adapter_model.safetensors"))
+        _sort_sets(Path(output_dir, PEFT_CONFIG_FILE))
+        seal_file(Path(output_dir, PEFT_FILE))
         self.video_model.save_lora(output_dir, state_dict)
         write_json(Path(output_dir, "training_args.json"), self.args.to_dict())  # Trainer would write a pickle
         self._model_card().save(os.path.join(output_dir, CARD_FILE))  # replaces PEFT's card
@@ -310,3 +312,12 @@ class LoraPublishing:
 def _published_files(folder: Path) -> dict[str, Path]:
     """Return the files of a folder that are pushed, by their path in the repository."""
     return {name: folder / name for name in PUBLISHED if (folder / name).is_file()}
+
+
+def _sort_sets(config_file: Path) -> None:
+    """Sort the module names in PEFT's settings, which PEFT writes in the random order of a set."""
+    settings = read_json(config_file)
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(settings.get(name), list):
+            settings[name] = sorted(settings[name])
+    write_json(config_file, settings)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import TrainingArguments
 
 from spatialalign_trl.files import read_json, write_json
-from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint
+from spatialalign_trl.trainer.checkpoints import TRAINING_STATE, last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +107,9 @@ def refuse_model_only(checkpoint: Path) -> None:
             The folder to resume from.
 
     Raises:
-        ValueError: if `optimizer.pt`, `scheduler.pt` or `trainer_state.json` is missing.
+        ValueError: if a file of [`~checkpoints.TRAINING_STATE`] is missing.
     """
-    missing = [
-        name for name in ("optimizer.pt", "scheduler.pt", "trainer_state.json") if not (checkpoint / name).is_file()
-    ]
+    missing = [name for name in TRAINING_STATE if not (checkpoint / name).is_file()]
     if missing:
         raise ValueError(
             f"{checkpoint} cannot be resumed from: {', '.join(missing)} is missing, as in a checkpoint of a run with "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
+from transformers.trainer_pt_utils import AcceleratorConfig
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 
 from spatialalign_trl.models.ranges import Range, check_fields
@@ -126,6 +127,8 @@ class VideoTrainerConfig(BaseConfig):
     def __post_init__(self) -> None:
         if self.debug is None:  # what TRL's parser makes of the default
             self.debug = ""
+        if isinstance(self.accelerator_config, AcceleratorConfig):  # of settings that `dataclasses.replace` copies
+            self.accelerator_config = self.accelerator_config.to_dict()
         check_fields(self, TRAINING_RANGES)
 
         # 1. Choose the precision: these arguments, then the launcher's, then what suits the device. (TRL would switch

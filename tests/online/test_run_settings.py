@@ -208,6 +208,29 @@ def test_an_older_run_continues_and_its_gaps_are_filled(tmp_path):
         check(tmp_path, reward_sources={"dsr_score": "b"})
 
 
+def test_the_code_of_a_reward_that_is_not_told_is_recorded_as_unknown_and_that_is_said(tmp_path, capsys):
+    settings = check(tmp_path, rewards={"judge": None}, reward_sources={"judge": None})
+    assert settings["reward_sources"] == {"judge": "unknown"}
+    assert "The code of the reward judge is unknown" in capsys.readouterr().out
+    finish_round(tmp_path)
+    # What is unknown, there or now, counts as unchanged, and what is known once stays known.
+    for source, kept in ((None, "unknown"), ("a", "a"), (None, "a"), ("a", "a")):
+        again = check(tmp_path, rewards={"judge": None}, reward_sources={"judge": source})
+        assert again["reward_sources"] == {"judge": kept}
+    with pytest.raises(ValueError, match="scoring settings:\n  reward_sources: .*'a'.* there, .*'b'.* now"):
+        check(tmp_path, rewards={"judge": None}, reward_sources={"judge": "b"})
+
+
+def test_a_fingerprint_that_an_older_version_did_not_record_counts_as_unchanged_beside_one_that_it_did(tmp_path):
+    rewards = {"mine": None, "judge": None}
+    check(tmp_path, rewards=rewards, reward_sources={"mine": "a"})
+    finish_round(tmp_path)
+    both = {"mine": "a", "judge": "b"}
+    assert check(tmp_path, rewards=rewards, reward_sources=both)["reward_sources"] == both
+    with pytest.raises(ValueError, match="reward_sources"):
+        check(tmp_path, rewards=rewards, reward_sources={"mine": "a", "judge": "c"})
+
+
 def test_the_alpha_of_an_older_run_is_read_from_its_checkpoint(tmp_path, capsys):
     wanted = check(tmp_path)
     del wanted["lora"]

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_process import PROGRAMS
+from safetensors.torch import load_file
 
 from spatialalign_trl.arguments.model import ModelArguments
 from spatialalign_trl.arguments.parsing import parse_recipe
 from spatialalign_trl.arguments.prompts import PromptArguments
 from spatialalign_trl.arguments.rewards import RewardArguments
+from spatialalign_trl.files import read_json
+from spatialalign_trl.models.lora import LORA_FILE
 from spatialalign_trl.online.config import OnlineSpatialAlignConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -86,6 +90,48 @@ def test_variants_are_read_and_a_wrong_field_is_named(recipe):
     assert methods == {"hot": ({"learning_rate": 4e-3, "max_steps": 60, "shared_noise": False}, {})}
     with pytest.raises(ValueError, match="unknown field 'learning_rat'. Did you mean 'learning_rate'"):
         recipe.parse_variants(["hot:learning_rat=4e-3"])
+
+
+@pytest.mark.parametrize(("configured", "wanted"), [("false", True), ("true", False)])
+def test_a_variant_with_another_precision_computes_in_it(recipe, tmp_path, configured, wanted):
+    """The configuration of the first method has decided on the precision of the process already."""
+    _, _, args, model = parse_recipe(MAIN_JOB, recipe.DEFAULT_CONFIG, ["--use_cpu", "true", f"--bf16={configured}"])
+    (variant,) = recipe.parse_variants([f"other:bf16={str(wanted).lower()}"]).values()
+    for overrides, bf16 in ((({}, {}), not wanted), (variant, wanted), (({}, {}), not wanted)):
+        own, _ = recipe.method_arguments(overrides, 0, tmp_path / "other" / "seed0", args, model)
+        assert (own.bf16, own.fp16, own.mixed_precision) == (bf16, False, "bf16" if bf16 else "no")
+    assert args.bf16 is (not wanted), "the configuration itself is unchanged"
+
+
+def test_a_wrong_value_of_the_last_method_is_refused_before_the_first_one_runs(recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr(recipe, "build_loop", lambda *arguments: pytest.fail("a method runs"))
+    line = ["--use_cpu", "true", "--output_dir", str(tmp_path)]
+    _, _, args, model = parse_recipe(MAIN_JOB, recipe.DEFAULT_CONFIG, line)
+    for change in ("learning_rate=-1", "fp16=true", "gradient_accumulation_steps=0"):
+        compare = recipe.CompareArguments(methods=["tuned"], seeds=[0], variants=[f"wrong:{change}"])
+        with pytest.raises(ValueError, match=f"method 'wrong': .*{change.partition('=')[0]}"):
+            recipe.main(compare, PromptArguments(), RewardArguments(), args, model)
+
+
+@pytest.mark.slow
+def test_methods_of_different_precisions_run_after_each_other_into_one_table(recipe, tmp_path):
+    line = [
+        "--use_cpu", "true", "--output_dir", str(tmp_path), "--max_train_prompts", "2", "--max_eval_prompts", "2",
+        "--evaluation_seeds", "1", "--num_generations", "2", "--num_inference_steps", "2", "--max_steps", "2",
+        "--warmup_steps", "0", "--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1",
+        "--pair_strategy", "best_vs_worst", "--min_pair_gap", "0", "--invalid_score", "0", "--report_megabytes", "0",
+        "--contact_sheet_prompts", "0", "--quality_guards", "frames", "--disable_tqdm", "true",
+        "--reward_funcs", f"{PROGRAMS / 'brightness_reward.py'}:brightness", "--reward_options", "{}",
+    ]  # fmt: skip
+    prompts, rewards, args, model = parse_recipe(MAIN_JOB, recipe.DEFAULT_CONFIG, line)
+    compare = recipe.CompareArguments(methods=["one_round"], seeds=[0], variants=["half:bf16=true,num_rounds=1"])
+    comparison = recipe.main(compare, prompts, rewards, args, model)
+    assert list(comparison) == ["base", "one_round", "half"]
+    recorded = [read_json(tmp_path / name / "seed0" / "run.json")["bf16"] for name in ("one_round", "half")]
+    assert recorded == [False, True]
+    full, half = (load_file(tmp_path / name / "seed0" / LORA_FILE) for name in ("one_round", "half"))
+    assert any((full[name] != half[name]).any() for name in full), "both were trained in one precision"
+    assert "| half |" in (tmp_path / "comparison.md").read_text()
 
 
 def test_an_unknown_method_is_named_before_anything_runs(recipe):

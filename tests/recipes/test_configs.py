@@ -64,13 +64,13 @@ def test_a_configuration_opens_with_its_launch_line_and_parses(path, tmp_path):
         (args,) = parse_recipe((EvaluationArguments,), None, arguments)
         assert args.model and bool(args.prompts) != bool(args.tasks) and args.output_dir == str(tmp_path)
     if script == "recipes/spatialalign.py":
-        prompts, rewards, args, _ = parse_recipe(MAIN_JOB, None, [*arguments, "--bf16", "false"])
+        prompts, rewards, args, _ = parse_recipe(MAIN_JOB, None, arguments)
         train, evaluation = prompts.load()
         assert len(train) and len(evaluation) and not set(train["prompt"]) & set(evaluation["prompt"])
         RewardRunner(rewards.reward_funcs).check_columns(train.column_names)
         assert args.output_dir == str(tmp_path)
     if Path(script).stem in ("video4spatial_sft", "video4spatial_navigation", "video4spatial_grounding"):
-        check_scenes(ROOT / script, [*arguments, "--bf16", "false"])
+        check_scenes(ROOT / script, arguments)
 
 
 def check_scenes(script: Path, arguments: list[str]) -> None:
@@ -109,8 +109,8 @@ def test_the_main_jobs_default_is_tiny(tmp_path):
 @pytest.fixture(scope="module")
 def paper():
     path = ROOT / "recipes" / "configs" / "wan2.1_t2v_1.3b.yaml"
-    # CPU and fp32, so that the configuration parses on any machine
-    return parse_recipe(MAIN_JOB, None, ["--config", str(path), "--use_cpu", "true", "--bf16", "false"])
+    # The CPU, so that the configuration parses on any machine
+    return parse_recipe(MAIN_JOB, None, ["--config", str(path), "--use_cpu", "true"])
 
 
 def test_the_papers_recipe_is_the_papers(paper):

@@ -159,6 +159,23 @@ def test_the_lines_of_the_page_turn_recordings_into_rows_for_the_supervised_stag
     assert read_json(folder / "checkpoint-2" / "trainer_state.json")["global_step"] == 2
 
 
+@pytest.mark.parametrize("recipe", ["video4spatial_sft", "video4spatial_ablations"])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--save_only_model", "true"], "save_only_model=True writes checkpoints without the optimizer"),
+        (["--report_to", "clearml"], "report_to='clearml'"),
+        (["--lora_target_modules", "to_kk"], "to_kk"),
+        (["--optim", "adamw_8bit"], "bitsandbytes|adamw_8bit"),
+    ],
+)
+def test_a_training_that_cannot_be_is_refused_before_all_work(run, inputs, tmp_path, recipe, option, message):
+    more = ["--reward_funcs", f"{inputs / 'judge.py'}:brightness", "--reward_options", "{}"]
+    with pytest.raises((ValueError, ImportError), match=message):
+        run(recipe, *more, *option)
+    assert not list((tmp_path / "run" / "samples").glob("*.mp4"))
+
+
 def test_wrong_options_are_refused_with_the_nearest_name(run, tmp_path):
     for kwargs, message in (
         ({"context_layout": "continuous"}, "context_layout=.continuous.: .*Did you mean 'contiguous'"),

@@ -196,6 +196,20 @@ def test_a_reward_does_not_change_what_the_next_one_sees():
     assert seen == [(torch.float32, True, os.getcwd())]
 
 
+def test_a_reward_that_writes_into_its_videos_changes_no_other_score():
+    def blackens(prompts, completions, **kwargs):
+        for video in completions:
+            video[:] = 0
+        return [1.0] * len(completions)
+
+    def brightness(prompts, completions, **kwargs):
+        return [float(video.mean()) for video in completions]
+
+    videos = [np.full((3, 136, 144, 3), value, np.uint8) for value in (90, 200)]
+    runner = RewardRunner([blackens, brightness])
+    assert runner(["p"] * 2, videos).per_reward["brightness"] == [90.0, 200.0]
+
+
 def test_what_a_sound_reward_returns_and_logs_stays_the_same():
     def sound(prompts, completions, log_extra, log_metric, **kwargs):
         log_extra("seen", [np.float32(0.5), {"a": (1, None), "b": np.arange(3)}])

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torch
 from fresh_process import PROGRAMS
 from httpx2 import post
 
@@ -21,7 +22,10 @@ from spatialalign_trl.arguments.rewards import RewardArguments
 from spatialalign_trl.rewards import remote as http_reward
 from spatialalign_trl.rewards.remote import HTTPReward, read_scores, request_body
 from spatialalign_trl.rewards.runner import RewardRunner, load_reward
+from spatialalign_trl.rewards.scoring import score_samples
 from spatialalign_trl.rewards.server import RewardServer, read_request
+from spatialalign_trl.rewards.sources import source_fingerprint
+from spatialalign_trl.rollout.store import SampleStore
 
 VIDEOS = [np.full((3, 16, 16, 3), level, np.uint8) for level in (0, 51, 102, 255)]
 
@@ -116,6 +120,76 @@ def test_the_description_contains_that_of_the_served_reward():
     with running(RewardServer(brightness, port=0)) as server:
         served = {"reward": "brightness", "required_columns": ["animal"], "settings": None}
         assert load_reward(server.url).describe() == {"url": server.url, "crf": 0, "server": served}
+
+
+def test_the_server_tells_the_fingerprint_of_the_code_and_the_options_that_it_started_with(tmp_path):
+    def fingerprint(content: str, **options) -> str | None:
+        file = tmp_path / "served.py"
+        file.write_text(content)
+        reward = load_reward(f"{file}:score", **options)
+        with running(RewardServer(reward, port=0, options=options)) as server:
+            file.write_text("edited since")
+            client = load_reward(server.url)
+            assert "fingerprint" not in client.describe()["server"]  # settings that an older run has recorded
+            return source_fingerprint(client)
+
+    code = "def score(prompts, completions, size=1, key='', **kwargs):\n    return [{}] * len(completions)\n"
+    first = fingerprint(code.format(0.5))
+    assert first.startswith("served.py, sha256 ") and first == fingerprint(code.format(0.5))
+    variants = [first, fingerprint(code.format(0.25))] + [fingerprint(code.format(0.5), size=k) for k in (2, 3)]
+    assert len(set(variants)) == 4
+    assert "swordfish" not in fingerprint(code.format(0.5), key="swordfish")
+
+
+def test_a_change_behind_a_server_scores_everything_again_and_keeps_the_old_scores(tmp_path):
+    store, file, port = SampleStore(tmp_path / "samples"), tmp_path / "served.py", 0
+    for k, video in enumerate(VIDEOS):
+        sample = store.new_sample({"prompt_id": f"p{k}", "prompt": "p"}, 0, {"num_frames": 3}, "base")
+        store.add(sample, video, torch.zeros(1, 1, 1, 1), fps=8, crf=0)
+
+    def scores(value: float) -> list[float]:
+        nonlocal port
+        file.write_text(f"def score(prompts, completions, **kwargs):\n    return [{value}] * len(completions)\n")
+        with running(RewardServer(load_reward(f"{file}:score"), port=port)) as server:
+            port = server.server_address[1]
+            samples = score_samples(store.samples(), store, RewardRunner(load_reward(server.url)))
+        return [sample.reward for sample in samples]
+
+    assert scores(0.25) == scores(0.25) == [0.25] * 4 and not list(store.directory.glob("*.replaced-*"))
+    assert scores(0.5) == [0.5] * 4
+    kept = [json.loads(path.read_text())["reward"] for path in store.directory.glob("*.scores.replaced-1.json")]
+    assert kept == [0.25] * 4
+
+
+def test_a_reward_that_describes_its_settings_decides_which_options_count(tmp_path):
+    file = tmp_path / "served.py"
+    file.write_text(
+        "class Mine:\n"
+        "    def __init__(self, size=1, device='cpu'): self.size = size\n"
+        "    def describe(self): return {'size': self.size}\n"
+        "    def __call__(self, prompts, completions, **kwargs): return [1.0] * len(completions)\n"
+    )
+    told = []
+    for options in ({}, {"device": "cuda:1"}, {"size": 2}):
+        reward = load_reward(f"{file}:Mine", **options)
+        with running(RewardServer(reward, port=0, options=options)) as server:
+            client = load_reward(server.url)
+            told.append((client.describe()["server"]["settings"], source_fingerprint(client)))
+    assert told[0] == told[1] and told[0][1] == told[2][1] and told[2][0] == {"size": 2}
+
+
+@pytest.mark.parametrize("about", [{}, {"fingerprint": None}, {"fingerprint": " "}, {"fingerprint": 3}, []])
+def test_a_server_without_a_fingerprint_is_unknown(about):
+    with running(RewardServer(brightness, port=0)) as server:
+        server.about = lambda: about
+        assert source_fingerprint(load_reward(server.url)) is None
+
+
+def test_a_fingerprint_is_text_of_a_bounded_length():
+    with running(RewardServer(brightness, port=0)) as server:
+        server.fingerprint = "\x1b[31m" + "x" * 1000
+        told = source_fingerprint(load_reward(server.url))
+    assert told.isprintable() and len(told) == 300
 
 
 def test_a_server_that_is_not_running_is_reported_before_anything_is_sampled():

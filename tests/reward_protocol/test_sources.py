@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spatialalign_trl.rewards.remote import HTTPReward
 from spatialalign_trl.rewards.runner import RewardRunner, load_reward
 from spatialalign_trl.rewards.scoring import score_samples
 from spatialalign_trl.rewards.sources import source_fingerprint
+from spatialalign_trl.rollout.score_files import write_score_file
 from spatialalign_trl.rollout.store import SampleStore
 
 REWARD = """
@@ -85,7 +89,8 @@ class Score:
 
 
 def test_what_has_no_code_of_its_own_has_no_fingerprint():
-    assert source_fingerprint(HTTPReward("http://127.0.0.1:9/x")) is None
+    with pytest.raises(ConnectionError, match="cannot be reached"):  # which is not the same as unknown
+        source_fingerprint(HTTPReward("http://127.0.0.1:9/x"))
     namespace: dict = {"__name__": "typed_into_a_console"}
     exec("def score(prompts, completions, **kwargs): return [1.0]", namespace)
     assert source_fingerprint(namespace["score"]) is None
@@ -110,6 +115,59 @@ def test_an_edited_reward_scores_everything_again(store, tmp_path):
     first = load(file, REWARD.format(value=0.25))
     score_samples(store.samples()[:2], store, RewardRunner(first))  # a run that was killed
     assert rewards_of(store, load(file, REWARD.format(value=0.75))) == [0.75] * 4
+
+
+def kept_scores(store: SampleStore) -> list[dict]:
+    return [json.loads(path.read_text())["rewards"] for path in sorted(store.directory.glob("*.replaced-*.json"))]
+
+
+def test_the_scores_of_a_changed_reward_are_kept_beside_the_new_ones(store, tmp_path, caplog):
+    file = tmp_path / "mine.py"
+    rewards_of(store, load(file, REWARD.format(value=0.25)))
+    assert rewards_of(store, load(file, REWARD.format(value=0.25))) == [0.25] * 4
+    assert not kept_scores(store) and "scored again" not in caplog.text
+    for value in (0.5, 0.75):
+        assert rewards_of(store, load(file, REWARD.format(value=value))) == [value] * 4
+    assert [scores["score"] for scores in kept_scores(store)] == [0.25, 0.5] * 4
+    assert caplog.text.count("4 samples are scored again") == 2 and "*.replaced-N.json" in caplog.text
+    assert len(store.samples()) == 4, "the kept scores are no samples"
+
+
+def test_a_value_is_kept_when_its_reward_fails_while_another_one_is_tried_again(store):
+    values = {"costly": 0.5, "other": RuntimeError("no connection")}
+
+    def make(name):
+        def reward(prompts, completions, **kwargs):
+            if isinstance(values[name], Exception):
+                raise values[name]
+            return [values[name]] * len(completions)
+
+        reward.__name__ = name
+        return reward
+
+    rewards = [make("costly"), make("other")]
+    score_samples(store.samples(), store, RewardRunner(rewards, max_failure_share=1.0))
+    values |= {"costly": RuntimeError("no money"), "other": 0.25}
+    samples = score_samples(store.samples(), store, RewardRunner(rewards, max_failure_share=1.0))
+    assert [sample.rewards for sample in samples] == [{"costly": None, "other": 0.25}] * 4
+    assert kept_scores(store) == [{"costly": 0.5, "other": None}] * 4
+
+
+SCORES = st.dictionaries(st.sampled_from("abc"), st.sampled_from([None, 0.25, 0.5]))
+
+
+@given(st.lists(SCORES, min_size=2, max_size=6))
+def test_no_value_that_was_written_is_ever_lost(written):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.scores.json"
+        for rewards in written:
+            write_score_file(file, {"rewards": rewards, "reward": None, "components": {"seen": list(rewards.items())}})
+        there = [json.loads(path.read_text()) for path in Path(folder).iterdir()]
+    for rewards in written:
+        for name, value in rewards.items():
+            assert value is None or any(scores["rewards"].get(name) == value for scores in there)
+        assert any(scores["components"]["seen"] == [list(item) for item in rewards.items()] for scores in there)
+    assert len(there) <= len(written)
 
 
 def test_scores_from_before_count_as_made_by_the_present_code_and_by_no_later_one(store, tmp_path):

@@ -135,7 +135,8 @@ def test_damage_is_detected_reported_and_repaired(store, suffix, damage):
     if damage != "flipped":
         with no_warnings(), pytest.raises(FileNotFoundError, match="no intact sample"):
             reopened.load(sample.sample_id)
-    with no_warnings():
+    with warnings.catch_warnings():  # the damage was reported when it was found
+        warnings.simplefilter("error")
         reopened.add(sample, VIDEO, LATENTS, fps=8, crf=0)
     assert SampleStore(store.directory).has(sample.sample_id)
     assert torch.equal(reopened.latents(sample.sample_id), LATENTS)

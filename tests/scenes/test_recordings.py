@@ -106,6 +106,61 @@ def test_no_name_leads_out_of_its_folder(tmp_path, recording, name):
         load_posed_video(folder)
 
 
+def put_outside(path, outside):
+    """Move a file or folder to another folder, and leave a link."""
+    path.rename(outside / path.name)
+    path.symlink_to(outside / path.name)
+
+
+@pytest.mark.parametrize(
+    ("layout", "linked"),
+    [
+        (lambda *args: realestate10k(*args, True), "clip.mp4"),
+        (lambda *args: realestate10k(*args, False), "clip"),
+        (lambda *args: realestate10k(*args, False), "clip/133000.png"),
+        (lambda *args: transforms(*args, False), "transforms.json"),
+        (lambda *args: transforms(*args, False), "images"),
+        (lambda *args: colmap(*args, "PINHOLE"), "images"),
+        (lambda *args: colmap(*args, "PINHOLE"), "sparse"),
+        (lambda *args: colmap(*args, "PINHOLE"), "sparse/0/images.txt"),
+        (lambda *args: colmap(*args, "PINHOLE"), "sparse/0/cameras.txt"),
+    ],
+)
+def test_no_link_leads_out_of_the_recording(tmp_path, recording, layout, linked):
+    folder = tmp_path / "recording"
+    folder.mkdir()
+    path = layout(folder, *recording)
+    assert len(load_posed_video(path)) == len(recording[0])
+    put_outside(folder / linked, tmp_path)
+    with pytest.raises(ValueError, match=r"leads out of .*pass frames="):
+        load_posed_video(path)
+
+
+@pytest.mark.parametrize("with_video", [True, False])
+def test_frames_that_the_user_names_may_lie_anywhere(tmp_path, recording, with_video):
+    folder = tmp_path / "recording"
+    folder.mkdir()
+    path = realestate10k(folder, *recording, with_video)
+    frames = folder / ("clip.mp4" if with_video else "clip")
+    put_outside(frames, tmp_path)
+    assert len(load_posed_video(path, frames=frames)) == len(recording[0])
+
+
+def test_a_file_is_read_as_what_its_name_says(tmp_path, recording):
+    path = realestate10k(tmp_path, *recording, True)
+    video = tmp_path / "clip.mp4"
+    secret = video.rename(tmp_path / "secret.mp4")
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n"
+    video.write_text(playlist)
+    with pytest.raises(ValueError, match="clip.mp4 is not a readable video"):
+        load_posed_video(path)
+    transforms(tmp_path, *recording, False)
+    image = tmp_path / "images" / "000.png"
+    image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 24\n%%EndComments\n")
+    with pytest.raises(OSError, match="000.png"):
+        load_posed_video(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -33,6 +33,15 @@ def test_defaults(tmp_path: Path) -> None:
     assert SpatialAlignConfig(output_dir=str(tmp_path), use_cpu=True, bf16=True).bf16 is True
 
 
+def test_replaced_settings_differ_only_in_what_was_replaced(tmp_path: Path) -> None:
+    config = SpatialAlignConfig(output_dir=str(tmp_path), use_cpu=True, accelerator_config={"split_batches": True})
+    again = dataclasses.replace(dataclasses.replace(config, bf16=True), bf16=False, seed=3)
+    differing = {
+        field.name for field in dataclasses.fields(config) if getattr(config, field.name) != getattr(again, field.name)
+    }
+    assert differing == {"seed"} and again.mixed_precision == "no" and again.accelerator_config.split_batches
+
+
 def test_bf16_is_on_if_the_accelerator_computes_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import spatialalign_trl.trainer.video_trainer_config as module
 

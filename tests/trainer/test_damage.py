@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import warnings
@@ -15,8 +16,10 @@ from tiny_pairs import lora_of, spatialalign_trainer, video_pairs, wan_model
 
 from spatialalign_trl.files import CHECKSUM_FILE, SEAL, damaged_files, is_intact, seal_tensors, write_checksums
 from spatialalign_trl.models.lora import LORA_FILE
-from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint, set_checkpoints_aside
+from spatialalign_trl.trainer import checkpoints
+from spatialalign_trl.trainer.checkpoints import last_whole_checkpoint, refuse_damaged, set_checkpoints_aside
 from spatialalign_trl.trainer.latents import prepare_pairs
+from spatialalign_trl.trainer.resuming import refuse_model_only
 
 
 def flip(path: Path, position: int, mask: int = 1) -> None:
@@ -112,6 +115,33 @@ def trained(tmp_path_factory):
     trainer.train()
     trainer.save_model()
     return folder
+
+
+def test_a_resume_reads_a_checkpoint_once_and_again_after_a_change(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    checkpoint, read = folder / "checkpoint-4", []
+    for path in checkpoint.rglob("*"):
+        os.utime(path, (1e9, 1e9))
+    original = checkpoints.damaged_files
+    monkeypatch.setattr(checkpoints, "damaged_files", lambda path: read.append(path) or original(path))
+    assert last_whole_checkpoint(folder) == str(checkpoint)
+    refuse_damaged(checkpoint)
+    assert read == [checkpoint]
+    flip(checkpoint / LORA_FILE, -1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="differs from its checksum"):
+            refuse_damaged(checkpoint)
+    assert read.count(checkpoint) == 3  # a file that has just changed is always read
+
+
+@pytest.mark.parametrize("name", [*checkpoints.TRAINING_STATE])
+def test_a_checkpoint_without_the_state_of_its_training_is_neither_found_nor_resumed(trained, tmp_path, name):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "checkpoint-4" / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        refuse_model_only(folder / "checkpoint-4")
+    with pytest.warns(UserWarning, match=rf"checkpoint-4 \({name} is missing\)"):
+        assert last_whole_checkpoint(folder) == str(folder / "checkpoint-2")
 
 
 FILES = (
