@@ -280,5 +280,7 @@ def test_a_rewards_key_is_written_shown_and_pushed_nowhere(folder, tmp_path, loo
         loop(folder, tmp_path / "run", Keyed("another-Key-0123456789"), **pushes).train()
     assert SECRET not in str(refusal.value) and "another-Key" not in str(refusal.value)
     (tmp_path / "recipe.yaml").write_bytes(pushed[0]["recipe.yaml"])
-    with pytest.raises(ValueError, match=r"reward_options of 'mine.py:Keyed': \*\*\* stands in the place of a secret"):
+    with pytest.raises(SystemExit):
         parse_recipe(kinds, arguments=["--config", str(tmp_path / "recipe.yaml")])
+    error = capsys.readouterr().err
+    assert "reward_options of 'mine.py:Keyed': *** stands in the place of a secret" in error and "recipe.yaml" in error
