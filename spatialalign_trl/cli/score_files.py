@@ -13,7 +13,7 @@ from spatialalign_trl.cli.parsing import UsageError
 from spatialalign_trl.cli.results import FORMULA_STARTS
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
-from spatialalign_trl.prompts.loading import read_rows
+from spatialalign_trl.prompts.rows import read_rows
 from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES
 
 FILE_COLUMNS = ("file", "video", "path", "sample_id")

@@ -11,7 +11,7 @@ from spatialalign_trl.cli.parsing import UsageError
 from spatialalign_trl.errors import printable
 from spatialalign_trl.files import read_json
 from spatialalign_trl.prompts import DSRPrompt, parse_prompt
-from spatialalign_trl.prompts.loading import prompt_from_row, read_rows
+from spatialalign_trl.prompts.loading import try_prompts
 from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
 
 
@@ -123,14 +123,11 @@ def read_prompts(source: str, split: str) -> tuple[dict[str, Question], list[Pro
     questions: dict[str, Question] = {}
     problems = []
     try:
-        for place, row in read_rows(source, split):
-            try:
-                question = Question.of_prompt(prompt_from_row(row))
-                if question.prompt_id in questions:
-                    raise ValueError(f"prompt_id {question.prompt_id!r} was already used. Ids must be unique")
-                questions[question.prompt_id] = question
-            except ValueError as error:
-                problems.append(Problem(place, str(error)))
+        for place, prompt in try_prompts(source, split):
+            if isinstance(prompt, ValueError):
+                problems.append(Problem(place, str(prompt)))
+            else:
+                questions[prompt.prompt_id] = Question.of_prompt(prompt)
     except (OSError, ValueError) as error:
         raise UsageError(f"--prompts: {error}") from error
     if not questions:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialalign_trl.files import confined, read_json, write_atomic, write_json
-from spatialalign_trl.prompts.loading import read_rows
+from spatialalign_trl.prompts.rows import read_rows
 from spatialalign_trl.scenes.tasks import SceneTask
 from spatialalign_trl.video import (
     Video,
