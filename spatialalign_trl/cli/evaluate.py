@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from spatialalign_trl.errors import printable
+
 PROG = "spatialalign evaluate"
 
 EXAMPLES = f"""\
@@ -27,6 +29,7 @@ def main(words: Sequence[str]) -> int:
     from spatialalign_trl.arguments.evaluation import EvaluationArguments, run_and_write
     from spatialalign_trl.arguments.launch import quiet_libraries
     from spatialalign_trl.arguments.parsing import parse_recipe
+    from spatialalign_trl.evaluation.video_folder import UnreadableVideosError
 
     if not words or {"--help", "-h"} & set(words):
         print(EXAMPLES)
@@ -43,4 +46,7 @@ def main(words: Sequence[str]) -> int:
         remedy = "Run the same command again to continue"
         print(f"interrupted. Finished videos are kept in {args.output_dir}. {remedy}.", file=sys.stderr)
         return 130
+    except UnreadableVideosError as error:
+        print("\n".join(map(printable, f"{PROG}: error: {error}".split("\n"))), file=sys.stderr)
+        return 1
     return 1 if results["problems"] else 0

@@ -30,9 +30,7 @@ OTHER_SUFFIXES = frozenset(
     ".safetensors .npy .npz .pt .pth .ckpt .bin .parquet .arrow .h5 .hdf5 .pkl .pickle".split()
 )
 """Suffixes of files that are no videos, in lower case. They may lie next to videos."""
-OTHER_NAMES = frozenset(
-    {"readme", "license", "licence", "notice", "makefile", "checksums", "sha256sums"}
-)
+OTHER_NAMES = frozenset({"readme", "license", "licence", "notice", "makefile", "checksums", "sha256sums"})
 """Names without a suffix, in lower case, of files that are no videos."""
 
 _SAMPLE_NAME = re.compile(r"[0-9a-f]{20}")
