@@ -1,12 +1,17 @@
-"""Read the text files that people bring: UTF-8, with or without a byte order mark, and errors with file and line."""
+"""Read text files and tables that people bring: encodings, file and line in errors, and cells that are empty."""
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 BYTE_ORDER_MARK = "\ufeff"
+
+MISSING_WORDS = frozenset({"nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat"})
+"""What programs write for an empty cell, in lower case: pandas, Python, SQL, R, spreadsheets."""
 
 _UTF_32, _UTF_16 = (b"\xff\xfe\0\0", b"\0\0\xfe\xff"), (b"\xff\xfe", b"\xfe\xff")
 _ONLY_WINDOWS = frozenset(range(0x80, 0xA0))
@@ -96,6 +101,29 @@ def same_text(text: str) -> str:
             A file name or an id.
     """
     return unicodedata.normalize("NFC", text)
+
+
+def cell_text(value: Any) -> str:
+    """
+    Return a cell of a table as text: `""` if it is empty, NaN, or a word that programs write for an empty cell.
+
+    Args:
+        value (`Any`):
+            The cell: a text or a number, of Python, NumPy or pandas.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if hasattr(value, "item"):  # a scalar of NumPy
+        value = value.item()
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
+        return ""
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        return "" if math.isnan(value) else str(int(value))  # pandas makes 7 to 7.0 if another row is empty
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f"{value!r:.80} is neither a text nor a number")
+    text = str(value).strip()
+    return "" if text.casefold() in MISSING_WORDS else text
 
 
 def _conversion(encoding: str, file: str) -> str:

@@ -91,7 +91,7 @@ ALLOWED: dict[str, set[str]] = {
     "arguments": BASE
     | {"prompts", "scenes", "models", "rewards", "trainer", "evaluation", "report", "online", "tiny_world"},
 }
-REWARD_FUNCTIONS = {"perception", "prompts", "video", "errors", "files", "rewards.settings"}
+REWARD_FUNCTIONS = {"perception", "prompts", "video", "errors", "files", "text_files", "rewards.settings"}
 MAX_ROOT_MODULES = 8
 
 

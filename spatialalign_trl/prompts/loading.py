@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.prompts.grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
 from spatialalign_trl.prompts.relations import check_dsr_type
-from spatialalign_trl.prompts.rows import RowError, cell_text, try_rows
-from spatialalign_trl.text_files import same_text
+from spatialalign_trl.prompts.rows import RowError, try_rows
+from spatialalign_trl.text_files import cell_text, same_text
 
 if TYPE_CHECKING:
     from datasets import Dataset

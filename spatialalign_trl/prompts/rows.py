@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Row = Mapping[str, Any]
-
-MISSING_WORDS = frozenset({"nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat"})
-"""What programs write for an empty cell, in lower case: pandas, Python, SQL, R, spreadsheets."""
 
 _CONFIG_NAMES = {"name", "version", "data_dir", "data_files", "description", "features"}
 """Options of a dataset folder that do not change how its files are read."""
@@ -91,27 +87,6 @@ def rows_of_file(path: Path) -> Iterator[tuple[str, Row | RowError]]:
         yield f"{path}, {place}", row
 
 
-def cell_text(value: Any) -> str:
-    """Return a cell as text: `""` if it is empty, NaN, or a word that programs write for an empty cell.
-
-    Args:
-        value (`Any`): The cell: a text or a number, of Python, NumPy or pandas.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if hasattr(value, "item"):  # a scalar of NumPy
-        value = value.item()
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas
-        return ""
-    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
-        return "" if math.isnan(value) else str(int(value))  # pandas makes 7 to 7.0 if another row is empty
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"{_brief(value)} is neither a text nor a number")
-    text = str(value).strip()
-    return "" if text.casefold() in MISSING_WORDS else text
-
-
 # Kinds of files -----------------------------------------------------------------------------------------------------
 
 
@@ -123,13 +98,14 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[str, Row | RowError]]:
         return
     delimiter = next((mark for mark in ",;\t" if mark in lines[start]), ",")
     try:
-        header, start = _csv_record(lines, start, delimiter)
+        header, after = _csv_record(lines, start, delimiter)
         names = [name.strip() for name in header]
         twice = next((name for name in names if name and names.count(name) > 1), None)
         if twice is not None:
             raise RowError(f"the column {twice!r} appears twice. Rename one of them")
     except RowError as error:
         raise ValueError(f"{path}, line {start + 1}: {error}") from error
+    start = after
     while start < len(lines):
         place = f"line {start + 1}"
         try:
@@ -190,7 +166,7 @@ def _read_json(path: Path, text: str) -> Iterator[tuple[str, Row | RowError]]:
             return
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list of rows, found {_brief(rows)}")
+        raise ValueError(f"{path}: expected a list of rows, found {rows!r:.80}")
     for index, row in enumerate(rows):
         try:
             yield f"row {index}", _object(row)
@@ -236,7 +212,7 @@ def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _object(value: Any) -> Row:
     if not isinstance(value, dict):
-        raise RowError(f"expected an object with the prompt's columns, found {_brief(value)}")
+        raise RowError(f"expected an object with the prompt's columns, found {value!r:.80}")
     return value
 
 
@@ -277,8 +253,3 @@ def _text_files(folder: str, split: str, cache: str) -> list[Path] | None:
         return None
     files = [Path(file) for file in (config.data_files or {}).get(split, ())]
     return files if files and all(file.suffix.lower() in FILE_READERS for file in files) else None
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -18,9 +18,8 @@ from typing import Any
 
 from spatialalign_trl.files import read_json
 from spatialalign_trl.prompts.grammar import PROMPT_COLUMNS
-from spatialalign_trl.prompts.rows import cell_text
 from spatialalign_trl.rollout.video_names import read_video_name
-from spatialalign_trl.text_files import same_text
+from spatialalign_trl.text_files import cell_text, same_text
 
 OTHER_SUFFIXES = frozenset(
     ".txt .md .rst .csv .tsv .json .jsonl .ndjson .yaml .yml .toml .ini .cfg .log .html .htm .xml .pdf .tex .srt .vtt "
