@@ -62,7 +62,22 @@ def test_json_may_begin_with_a_mark_and_names_its_file_when_it_is_damaged(tmp_pa
 
 @pytest.mark.parametrize(
     "value",
-    [None, "", "  ", math.nan, np.float32("nan"), pd.NA, pd.NaT, "NaN", "nan", " None ", "null", "N/A", "#N/A", "<NA>"],
+    [
+        None,
+        "",
+        "  ",
+        math.nan,
+        np.float32("nan"),
+        pd.NA,
+        pd.NaT,
+        "NaN",
+        "nan",
+        " None ",
+        "null",
+        "N/A",
+        "#N/A",
+        "<NA>",
+    ],
 )
 def test_an_empty_cell_is_empty_whatever_a_program_wrote(value):
     assert cell_text(value) == ""
