@@ -118,8 +118,8 @@ def test_a_mixed_folder_is_used_or_listed(command, add, capsys):
     assert code == 1
     assert sorted(files) == sorted(used)
     listed = [
-        "videos/a_seed00.mp4", "videos/sub", "videos/stranger.mp4", "videos/whole.mp4", "videos/e.webp", "videos/f.mp4",
-        "videos/f_seed01.mp4", "videos/f_seed02.mp4", "videos/g.mp4", "prompts.csv, line 11",
+        "videos/a_seed00.mp4", "videos/sub", "videos/stranger.mp4", "videos/whole.mp4", "videos/e.webp",
+        "videos/f.mp4", "videos/f_seed01.mp4", "videos/f_seed02.mp4", "videos/g.mp4", "prompts.csv, line 11",
     ]  # fmt: skip
     text = "\n".join(problems)
     for name in listed:

@@ -108,8 +108,8 @@ def test_a_run_itself_replaces_its_damaged_report_json(run):
 
 
 RESULTS = [
-    {"rounds": 5}, {"rounds": [5]}, {"settings": 5}, {"versions": 5}, {"difference": 5}, {"base": 5}, {"base": {"a": 1}},
-    {"verdict": 5}, {"verdict": {}}, {"difference": {"S@0.7": 1}},
+    {"rounds": 5}, {"rounds": [5]}, {"settings": 5}, {"versions": 5}, {"difference": 5}, {"base": 5},
+    {"base": {"a": 1}}, {"verdict": 5}, {"verdict": {}}, {"difference": {"S@0.7": 1}},
 ]  # fmt: skip
 
 
