@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,9 +133,10 @@ def find_videos(
 
 def each_once(paths: Iterable[Path]) -> list[Path]:
     """Return the paths without those that name the same file again, such as an absolute and a relative one."""
-    once: dict[str, Path] = {}
+    # Only the folder's links are followed: a link to another model's video is a video of its own.
+    once: dict[Path, Path] = {}
     for path in paths:
-        once.setdefault(os.path.abspath(path), path)
+        once.setdefault(path.parent.resolve() / path.name, path)
     return list(once.values())
 
 
