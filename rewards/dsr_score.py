@@ -17,6 +17,7 @@ from spatialalign_rewards._dsr_tracks import DSRResult, asks_depth, check_questi
 from spatialalign_trl.perception.depth import DepthEstimator, add_nearness, get_depth_estimator
 from spatialalign_trl.perception.tracks import Tracker, Tracks, get_tracker
 from spatialalign_trl.rewards.settings import RewardSettingsOnHub
+from spatialalign_trl.text_files import cell_text
 from spatialalign_trl.video import Video, check_completions, read_video
 
 __all__ = [
@@ -211,7 +212,7 @@ class DSRScore(RewardSettingsOnHub):
             check_question(*question, where=f"video {row}")
         videos = [read_video(video) if isinstance(video, (str, os.PathLike)) else video for video in videos]
         check_completions(videos)
-        adjectives = None if attribute is None else [adjective or "" for adjective in attribute]
+        adjectives = None if attribute is None else [cell_text(adjective) for adjective in attribute]
         tracks = self.tracker.track(videos, animal=animal, object=object, attribute=adjectives)
         if len(tracks) != len(videos):
             raise ValueError(f"The tracker returned {len(tracks)} tracks for {len(videos)} videos.")

@@ -13,6 +13,7 @@ import numpy as np
 from spatialalign_rewards._sampled_frames import check_counts, in_batches
 from spatialalign_trl.perception.checkpoints import PretrainedModel, RunsPretrained
 from spatialalign_trl.perception.tracks import Tracker, Tracks, get_tracker
+from spatialalign_trl.text_files import cell_text
 from spatialalign_trl.video import Video, check_completions
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class IdentityConsistency(RunsPretrained):
             `list[float | None]`: one reward per video, `None` when INVALID.
         """
         check_completions(completions)
-        adjectives = None if attribute is None else [adjective or "" for adjective in attribute]
+        adjectives = None if attribute is None else [cell_text(adjective) for adjective in attribute]
         tracks = self.tracker.track(completions, animal=animal, object=object, attribute=adjectives)
         scores, reasons = [], []
         for video, video_tracks, noun in zip(completions, tracks, animal, strict=True):

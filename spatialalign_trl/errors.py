@@ -58,6 +58,26 @@ def printable(text: object) -> str:
     )
 
 
+def reason_of(error: Exception, name: object = "") -> str:
+    """
+    Word an error as the reason why one of several inputs was not used: one line, without the input's name.
+
+    Args:
+        error (`Exception`):
+            The error.
+        name (`object`, *optional*):
+            The input, such as its path. Messages that begin with it are shortened.
+
+    Returns:
+        `str`: the message, after the error's type if only a programmer would understand it.
+    """
+    message = str(error)
+    for start in (f"{name}: ", f"{name} ", f"{name}, ") if str(name) else ():
+        message = message.removeprefix(start)
+    text = printable(" ".join(message.split()))
+    return text if text and isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+
+
 @contextmanager
 def explain_hub_errors(name: str, revision: str | None = None) -> Iterator[None]:
     """

@@ -24,6 +24,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from spatialalign_trl.text_files import read_text
+
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
 """Files of the lock. Both remain in the folder after the lock is released."""
 
@@ -117,24 +119,21 @@ def write_json(path: str | os.PathLike, obj: Any) -> Path:
 
 def read_json(path: str | os.PathLike) -> Any:
     """
-    Read a JSON file.
+    Read and parse a JSON file.
 
     Args:
         path (`str` or `os.PathLike`):
             The file to read.
 
-    Returns:
-        `Any`: the parsed object.
-
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the file is not JSON. The message names the file and the position of the error.
+        ValueError: if the file is not JSON in UTF-8. The message names the file and the position of the error.
     """
-    data = Path(path).read_bytes()
+    text = read_text(path)
     try:
-        return json.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a JSON file ({error}). Delete it or write it again.") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a JSON file ({error}). Correct it, or write it again.") from error
 
 
 # Checksums

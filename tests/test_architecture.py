@@ -67,9 +67,10 @@ def lies_in(module: str, *packages: str) -> bool:
 
 # The rooms from the bottom to the top: who may import whom, directly, lazily or for type checking. A room is a folder
 # of the library or a module in its root; the rewards are a package of their own.
-BASE = {"files", "errors", "devices", "safe_text", "video"}
+BASE = {"files", "text_files", "errors", "devices", "safe_text", "video"}
 ALLOWED: dict[str, set[str]] = {
-    "files": set(),
+    "text_files": set(),
+    "files": {"text_files"},
     "errors": set(),
     "devices": set(),
     "safe_text": {"errors"},
@@ -90,7 +91,7 @@ ALLOWED: dict[str, set[str]] = {
     "arguments": BASE
     | {"prompts", "scenes", "models", "rewards", "trainer", "evaluation", "report", "online", "tiny_world"},
 }
-REWARD_FUNCTIONS = {"perception", "prompts", "video", "errors", "files", "rewards.settings"}
+REWARD_FUNCTIONS = {"perception", "prompts", "video", "errors", "files", "text_files", "rewards.settings"}
 MAX_ROOT_MODULES = 8
 
 

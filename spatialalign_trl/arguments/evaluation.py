@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from spatialalign_trl.arguments.model import ModelArguments
-from spatialalign_trl.arguments.prompts import load_prompt_set
+from spatialalign_trl.arguments.prompts import prompt_source
 from spatialalign_trl.arguments.rewards import RewardArguments, from_json
+from spatialalign_trl.errors import printable
 from spatialalign_trl.evaluation.guards import GUARDS
 from spatialalign_trl.evaluation.statistics import DSR
 from spatialalign_trl.files import lock_folder
 from spatialalign_trl.models.ranges import COUNT, FINITE, Range
 from spatialalign_trl.models.settings import FLOW_SHIFT, FPS, SamplingArguments
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS, TINY_MODEL
+from spatialalign_trl.prompts.loading import load_readable_prompts
 from spatialalign_trl.safe_text import mask_arguments, mask_secrets
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from spatialalign_trl.models.base import VideoModel
     from spatialalign_trl.models.settings import SamplingSettings
     from spatialalign_trl.rewards.convention import RewardFunc
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -228,7 +233,8 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
         policies = plan_policies(self.model, self.lora, self.videos)
         if self.prompts is None and self.tasks is None and self.model:
             raise ValueError("a model needs prompts: give a file, a dataset, or a name under datasets/.")
-        rows = [] if self.prompts is None else list(load_prompt_set(self.prompts, self.split, self.max_prompts))
+        prompts, problems = self._load_prompts()
+        rows, others = prompts[: self.max_prompts], prompts[len(prompts[: self.max_prompts]) :]
         runner = RewardRunner(self.load_rewards(), self.reward_weights)
         processes = PartialState(cpu=self.use_cpu)
 
@@ -267,8 +273,19 @@ class EvaluationArguments(RewardArguments, SamplingArguments):
             sampling=sampling,
             guards=QualityGuards(guards, {"truth": TruthGuard(truths)} if truths else {}),
             baseline=self.baseline,
+            unwanted=[row["prompt_id"] for row in others],
+            problems=problems,
             accelerator=processes,
         )
+
+    def _load_prompts(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Load the prompts, and list the rows that are none. Those are said now, too: sampling may take hours."""
+        if self.prompts is None:
+            return [], []
+        prompts, problems = load_readable_prompts(prompt_source(self.prompts), self.split)
+        for problem in problems:
+            logger.warning("left out: %s", printable(problem.text))
+        return list(prompts), [problem.text for problem in problems]
 
     def notes(self) -> dict[str, Any]:
         """Return what `results.json` records about how it was made: settings, command line and versions."""

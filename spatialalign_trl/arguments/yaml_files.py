@@ -17,6 +17,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from spatialalign_trl.models.ranges import brief
+from spatialalign_trl.text_files import TextFileError, decode_text
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 20_000
@@ -141,20 +142,12 @@ def _decoded(path: Path) -> str:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
         raise SettingsError(f"{path} is larger than {MAX_BYTES:_} bytes, so it is no file of settings. Name another")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise SettingsError(f"{path} is encoded in UTF-16. Save it in UTF-8: iconv -f UTF-16 -t UTF-8 {path.name}")
-    if b"\0" in data:
-        raise SettingsError(f"{path} is a binary file, not a YAML file. Name a text file with `name: value` lines")
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        row = data.split(b"\n")[line - 1].decode("latin-1")
-        key = f", key {row.partition(':')[0].strip()!r}" if re.match(r"\s*\w+\s*:", row) else ""
-        raise SettingsError(
-            f"{path}, line {line}{key}: byte 0x{data[error.start]:02x} is not UTF-8. Save the file in UTF-8: "
-            f"iconv -f LATIN1 -t UTF-8 {path.name}"
-        ) from error
+        return decode_text(data, str(path))
+    except TextFileError as error:
+        key = f", key {error.text.partition(':')[0].strip()!r}" if re.match(r"\w+\s*:", error.text) else ""
+        where = f"{error.place}{key}: " if error.line else f"{path} "
+        raise SettingsError(f"{where}{error.problem}") from error
 
 
 def _parsed(text: str, origin: str) -> Node | None:

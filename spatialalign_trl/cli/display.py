@@ -69,12 +69,12 @@ def summary_line(scored: Sequence[ScoredVideo], thresholds: Sequence[float]) -> 
     return f"{_count(len(rewards), 'video')}: {', '.join(numbers)}. INVALID counts as a failure in S@tau."
 
 
-def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """List what could not be scored, grouped by the reason."""
+def problem_lines(problems: Sequence[Problem], outcome: str = "could not be scored") -> list[str]:
+    """List the inputs that could not be scored (or what else `outcome` says), grouped by the reason."""
     by_reason: dict[str, list[str]] = {}
     for problem in problems:
         by_reason.setdefault(problem.why, []).append(problem.what)
-    lines = [f"{_count(len(problems), 'input')} could not be scored:"]
+    lines = [f"{_count(len(problems), 'input')} {outcome}:"]
     for why, inputs in by_reason.items():
         # Inputs with the same reason, such as all prompts without a video, share a line.
         lines.append(f"  {inputs[0]}: {why}" if len(inputs) == 1 else f"  {why} ({len(inputs)}): {', '.join(inputs)}")

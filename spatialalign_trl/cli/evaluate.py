@@ -30,6 +30,7 @@ def main(words: Sequence[str]) -> int:
     from spatialalign_trl.arguments.evaluation import EvaluationArguments, run_and_write
     from spatialalign_trl.arguments.launch import quiet_libraries
     from spatialalign_trl.arguments.parsing import parse_recipe
+    from spatialalign_trl.evaluation.video_folder import UnreadableVideosError
 
     if not words or {"--help", "-h"} & set(words):
         print(EXAMPLES)
@@ -49,4 +50,7 @@ def main(words: Sequence[str]) -> int:
         )
         print(printable(message), file=sys.stderr)
         return 130
+    except UnreadableVideosError as error:
+        print(printable_lines(f"{PROG}: error: {error}"), file=sys.stderr)
+        return 1
     return 1 if results["problems"] else 0

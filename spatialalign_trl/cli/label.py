@@ -9,21 +9,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from spatialalign_trl.cli.display import console_for, problem_lines
 from spatialalign_trl.cli.parsing import Parser, UsageError, positive
 from spatialalign_trl.cli.work import (
     Job,
     Plan,
     Problem,
+    each_once,
+    list_folder,
     parse_question,
     plan_by_prompt_id,
     plan_from_records,
     plan_one_question,
+    problems_of,
+    read_job,
     read_prompts,
 )
-from spatialalign_trl.errors import printable
+from spatialalign_trl.errors import printable, reason_of
 from spatialalign_trl.files import write_atomic
 from spatialalign_trl.report.label_page import Clip, label_page
-from spatialalign_trl.rollout.video_names import videos_in
 from spatialalign_trl.video import browser_mp4_of
 
 DONE, INCOMPLETE = 0, 1
@@ -50,9 +54,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("videos", nargs="+", metavar="VIDEOS_OR_RUN", help="video files, folders of videos, or runs")
     parser.add_argument("--out", required=True, metavar="FILE", help="the page to write")
-    parser.add_argument(
-        "--prompts", metavar="FILE", help="a prompt file or dataset; videos of other prompts are left out"
-    )
+    parser.add_argument("--prompts", metavar="FILE", help="a prompt file or dataset, matched by prompt_id")
     parser.add_argument("--split", default="test", help="the split of a prompt dataset (default: %(default)s)")
     parser.add_argument("--prompt", metavar="TEXT", help="one prompt for all videos")
     parser.add_argument(
@@ -73,23 +75,24 @@ def main(words: Sequence[str]) -> int:
     try:
         if out.is_dir():
             raise UsageError(f"--out {args.out} is a folder. Give the path of a file")
-        plan = make_plan(args.videos, args.prompts, args.split, args.prompt)
+        plan = make_plan(args.videos, args.prompts, args.split, args.prompt, ignore=[out])
         if out.resolve() in {job.path.resolve() for job in plan.jobs}:
             raise UsageError(f"--out {args.out} would overwrite a clip. Give another path")
     except UsageError as error:
         parser.error(str(error))
 
     # Read the chosen clips as mp4 files that browsers play. Unreadable ones are left out.
-    clips, broken = [], []
+    clips, problems = [], list(plan.problems)
     for job in tqdm(draw_clips(plan.jobs, args.limit, args.seed), desc="encoding", unit="clip"):
         try:
-            mp4 = browser_mp4_of(job.path.read_bytes())
-        except (OSError, ValueError) as error:
-            broken.append(Problem(printable(job.path), str(error)))
+            mp4 = browser_mp4_of(read_job(job))
+        except Exception as error:  # one bad file must not cost the page
+            problems.append(Problem(printable(job.path), reason_of(error, job.path)))
             continue
         clips.append(Clip(file=printable(job.path.as_posix()), mp4=mp4, **vars(job.question)))
-    for problem in broken:
-        print(printable(f"left out: {problem.what}: {problem.why}"), file=sys.stderr)
+    if problems:
+        lines = problem_lines(problems, "not used")
+        console_for(sys.stderr).print("\n".join(lines), markup=False, soft_wrap=True)
     if not clips:
         return INCOMPLETE
 
@@ -98,15 +101,14 @@ def main(words: Sequence[str]) -> int:
     prompts = len({clip.prompt_id or clip.prompt for clip in clips})
     size = f"{len(page) / 2**20:.1f} MiB"
     print(printable(f"{out}: {len(clips)} of {len(plan.jobs)} clips, from {prompts} prompts, {size}"))
-    if plan.problems:
-        first = plan.problems[0]
-        print(printable(f"not used: {len(plan.problems)} inputs, such as {first.what}: {first.why}"))
     if len(page) > LARGE:
         print("Browsers are slow to open such a large page. Make a smaller one with --limit.")
-    return INCOMPLETE if broken else DONE
+    return INCOMPLETE if problems else DONE
 
 
-def make_plan(names: Sequence[str], prompts: str | None, split: str, prompt: str | None) -> Plan:
+def make_plan(
+    names: Sequence[str], prompts: str | None, split: str, prompt: str | None, ignore: Sequence[Path] = ()
+) -> Plan:
     """Find the clips and the question of each.
 
     Args:
@@ -114,31 +116,42 @@ def make_plan(names: Sequence[str], prompts: str | None, split: str, prompt: str
         prompts (`str`, *optional*): A prompt file or dataset.
         split (`str`): The split of a prompt dataset.
         prompt (`str`, *optional*): One prompt for all clips. Without either, samples record their prompts.
+        ignore (sequence of `Path`, *optional*): The command's own files.
 
     Raises:
         UsageError: when no clip has a question.
     """
     if prompts and prompt:
         raise UsageError("--prompt and --prompts both say what the videos should show. Give one of them")
-    videos = find_clips(names)
+    videos, left_out = find_clips(names, ignore)
     if prompt:
-        return plan_one_question(videos, parse_question(prompt, None))
-    plan = plan_by_prompt_id(videos, read_prompts(prompts, split)[0]) if prompts else plan_from_records(videos)
+        plan = plan_one_question(videos, parse_question(prompt, None))
+    else:
+        plan = plan_by_prompt_id(videos, *read_prompts(prompts, split)) if prompts else plan_from_records(videos)
+    plan.problems[:0] = left_out
     if not plan.jobs:
         first = plan.problems[0]
         raise UsageError(f"none of {len(videos)} videos has a prompt: {first.what}: {first.why}. Give --prompts")
     return plan
 
 
-def find_clips(names: Sequence[str]) -> list[Path]:
+def find_clips(names: Sequence[str], ignore: Sequence[Path] = ()) -> tuple[list[Path], list[Problem]]:
     """List the named files and the videos of the named folders, each once.
 
     The videos of a run are those in its folder `samples`. A folder without videos is replaced by its subfolders.
+
+    Args:
+        names (sequence of `str`): Files and folders.
+        ignore (sequence of `Path`, *optional*): The command's own files.
+
+    Returns:
+        The videos, and what in the folders is not read.
 
     Raises:
         UsageError: for a name that does not exist, or a folder without videos.
     """
     found: list[Path] = []
+    left_out: dict[Path, str] = {}
     for name in names:
         path = Path(name)
         if not path.is_dir():
@@ -146,13 +159,19 @@ def find_clips(names: Sequence[str]) -> list[Path]:
                 raise UsageError(f"there is no video and no folder {name}")
             found.append(path)
             continue
-        folder = path / "samples" if (path / "samples").is_dir() else path
-        subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        inside = videos_in(folder) or [video for subfolder in subfolders for video in videos_in(subfolder)]
+        folders = [path / "samples"] if (path / "samples").is_dir() else [path]
+        contents = [list_folder(folder, ignore) for folder in folders]
+        if not contents[0].videos:
+            subfolders = [inside for inside in contents[0].left_out if inside.is_dir()]
+            left_out |= {inside: why for inside, why in contents[0].left_out.items() if inside not in subfolders}
+            contents = [list_folder(folder, ignore) for folder in subfolders]
+        inside = [video for content in contents for video in content.videos]
         if not inside:
             raise UsageError(f"{name} contains no video")
         found += inside
-    return list(dict.fromkeys(found))
+        for content in contents:
+            left_out |= content.left_out
+    return each_once(found), problems_of(left_out)
 
 
 def draw_clips(jobs: Sequence[Job], limit: int, seed: int) -> list[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,10 @@ Curves and boxes are read from report.json in the same folder. For videos that t
 rewards that scored them compute the curves and boxes.
 
 A folder of somebody else is safe to open: files outside of it are not read, and rewards are made without its local
-checkpoints and its code. --trust_folder allows both."""
+checkpoints and its code. --trust_folder allows both.
+
+exit code: 0 = done, 1 = done, but the page is without something that cannot be read, which is listed, 2 = there is no
+page: the command line is wrong, or the folder is not that of a run or an evaluation."""
 
 
 def build_parser() -> Parser:
@@ -53,12 +57,17 @@ def main(words: Sequence[str]) -> int:
     args = parser.read(words)
     from spatialalign_trl.report.write import write_report
 
+    problems: list[str] = []
     try:
-        file = write_report(Path(args.folder), max_megabytes=args.megabytes, trusted=args.trust_folder)
+        file = write_report(
+            Path(args.folder), max_megabytes=args.megabytes, trusted=args.trust_folder, problems=problems
+        )
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    for problem in problems:
+        print(printable(problem), file=sys.stderr)
     print(printable(f"{file} ({file.stat().st_size / 1e6:.1f} MB)"))
-    return 0
+    return 1 if problems else 0
 
 
 def _size(text: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import inspect
 import os
 import sys
@@ -27,9 +26,10 @@ from spatialalign_trl.cli.work import (
     plan_by_prompt_id,
     plan_from_records,
     plan_one_question,
+    read_job,
     read_prompts,
 )
-from spatialalign_trl.errors import printable
+from spatialalign_trl.errors import printable, reason_of
 from spatialalign_trl.perception.tracks import TRACKERS
 from spatialalign_trl.prompts import DSR_TYPES, RELATIONS, check_dsr_type
 from spatialalign_trl.rewards.containment import contained
@@ -197,18 +197,18 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.attribute and not (given or args.prompt):
         raise UsageError("--attribute goes with --prompt or with --animal. Prompt sets and samples bring their own")
 
-    videos = find_videos(args.files, args.videos)
+    outputs = [Path(name) for name in (args.csv, args.json, args.plot) if name is not None]
+    videos, left_out = find_videos(args.files, args.videos, outputs)
     if args.prompt:
-        return plan_one_question(videos, parse_question(args.prompt, args.attribute))
-    if given:
+        plan = plan_one_question(videos, parse_question(args.prompt, args.attribute))
+    elif given:
         question = Question(_known_type(args.type), args.animal, args.object, args.attribute or "")
-        return plan_one_question(videos, question)
-    if args.prompts:
-        questions, problems = read_prompts(args.prompts, args.split)
-        plan = plan_by_prompt_id(videos, questions)
-        plan.problems[:0] = problems
+        plan = plan_one_question(videos, question)
+    elif args.prompts:
+        plan = plan_by_prompt_id(videos, *read_prompts(args.prompts, args.split))
     else:
         plan = plan_from_records(videos)
+    plan.problems[:0] = left_out
     if not plan.jobs:
         reasons = "\n".join(problem_lines(plan.problems))
         remedy = "Say what the videos should show with --prompt, --prompts, or --animal, --object and --type"
@@ -344,7 +344,7 @@ def score_jobs(jobs: Sequence[Job], reward: Any, plots: Path | None) -> Iterator
                 with contained("dsr_score"):
                     graded = reward.grade([video], **job.question.columns())[0]
             except Exception as error:  # one bad file must not end a night's work
-                yield Problem(printable(job.path), _reason(error, job.path))
+                yield Problem(printable(job.path), reason_of(error, job.path))
                 continue
             scored_video = ScoredVideo(job, graded.result, graded.tracks)
             yield scored_video
@@ -352,21 +352,9 @@ def score_jobs(jobs: Sequence[Job], reward: Any, plots: Path | None) -> Iterator
                 try:
                     draw_figures(plots, name, scored_video, video)
                 except Exception as error:
-                    yield Problem(printable(job.path), f"scored, but its plots failed: {_reason(error, job.path)}")
+                    yield Problem(printable(job.path), f"scored, but its plots failed: {reason_of(error, job.path)}")
 
 
 def _read_job(job: Job) -> Video:
     """Read a job's video, and raise `ValueError` if it is not the one that its record describes."""
-    if job.sha256 is None:
-        return read_video(job.path)
-    content = job.path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != job.sha256:
-        raise ValueError("it is damaged: its checksum is not the one in its record")
-    return read_video(content)
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Return an error's message without the file's name, and with the error's type if the message needs it."""
-    text = printable(" ".join(str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ").split()))
-    is_expected = isinstance(error, (ValueError, OSError))
-    return text if text and is_expected else f"{type(error).__name__}: {text}"
+    return read_video(job.path if job.sha256 is None else read_job(job))

@@ -13,7 +13,7 @@ from spatialalign_trl.cli.parsing import UsageError
 from spatialalign_trl.cli.results import FORMULA_STARTS
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
-from spatialalign_trl.prompts.loading import read_rows
+from spatialalign_trl.prompts.rows import read_rows
 from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES
 
 FILE_COLUMNS = ("file", "video", "path", "sample_id")
@@ -138,9 +138,9 @@ def read_scores(name: str) -> ScoreTable:
 def _read(path: Path) -> list[Row]:
     if path.is_dir():
         return _rows_of_samples(path / "samples" if (path / "samples").is_dir() else path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _rows_of_parquet(path)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         data = read_json(path)
         if isinstance(data, dict):
             return _rows_of_results(path, data)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from spatialalign_trl.cli.parsing import UsageError
 from spatialalign_trl.errors import printable
-from spatialalign_trl.files import read_json
 from spatialalign_trl.prompts import DSRPrompt, parse_prompt
-from spatialalign_trl.prompts.loading import prompt_from_row, read_rows
-from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
+from spatialalign_trl.prompts.loading import try_prompts
+from spatialalign_trl.rollout.video_files import (
+    FolderContent,
+    FoundVideo,
+    folder_content,
+    identify_video,
+    why_unidentified,
+    without_repetition,
+)
+from spatialalign_trl.text_files import same_text
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,18 @@ class Plan:
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_videos(files: Sequence[str], folder: str | None) -> list[Path]:
+def find_videos(
+    files: Sequence[str], folder: str | None, ignore: Sequence[Path] = ()
+) -> tuple[list[Path], list[Problem]]:
     """List the named files, then the videos of the folder sorted by name, each once.
+
+    Args:
+        files (sequence of `str`): The named files.
+        folder (`str`, *optional*): The folder.
+        ignore (sequence of `Path`, *optional*): The command's own files and folders.
+
+    Returns:
+        The videos, and what in the folder is not read.
 
     Raises:
         UsageError: when there are none, when a folder is given as a file, or when the folder does not exist.
@@ -98,24 +115,53 @@ def find_videos(files: Sequence[str], folder: str | None) -> list[Path]:
     for path in videos:
         if path.is_dir():
             raise UsageError(f"{path} is a folder. Give it as --videos {path}")
+    left_out: list[Problem] = []
     if folder is not None:
         directory = Path(folder)
         if not directory.is_dir():
             raise UsageError(f"--videos: there is no folder {folder}")
-        inside = videos_in(directory)
-        if not inside:
-            raise UsageError(f"--videos: {folder} contains no video ({', '.join(VIDEO_SUFFIXES)})")
-        videos += inside
+        content = list_folder(directory, ignore)
+        left_out = problems_of(content.left_out)
+        if not content.videos:
+            reasons = "".join(f"\n  {problem.what}: {problem.why}" for problem in left_out)
+            raise UsageError(f"--videos: {folder} contains no video{reasons}")
+        videos += content.videos
     if not videos:
         raise UsageError("no videos were given. Name files, or a folder with --videos DIR")
-    return list(dict.fromkeys(videos))
+    return each_once(videos), left_out
+
+
+def each_once(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths without those that name the same file again, such as an absolute and a relative one."""
+    # Only the folder's links are followed: a link to another model's video is a video of its own.
+    once: dict[Path, Path] = {}
+    for path in paths:
+        once.setdefault(path.parent.resolve() / path.name, path)
+    return list(once.values())
+
+
+def list_folder(folder: Path, ignore: Sequence[Path] = ()) -> FolderContent:
+    """List the videos of a folder as [`folder_content`] does.
+
+    Raises:
+        UsageError: when the folder cannot be read.
+    """
+    try:
+        return folder_content(folder, ignore)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be read ({error.strerror})") from error
+
+
+def problems_of(left_out: Mapping[Path, str]) -> list[Problem]:
+    """Return a problem for each file that is not read, from its reason."""
+    return [Problem(printable(path), why) for path, why in left_out.items()]
 
 
 def read_prompts(source: str, split: str) -> tuple[dict[str, Question], list[Problem]]:
     """Read a prompt set.
 
     Returns:
-        The questions by prompt id, and a problem for each row that is not a valid prompt.
+        The questions by prompt id (as `same_text` writes it), and a problem for each row that is not a valid prompt.
 
     Raises:
         UsageError: when the source cannot be read at all, or contains no prompt.
@@ -123,19 +169,16 @@ def read_prompts(source: str, split: str) -> tuple[dict[str, Question], list[Pro
     questions: dict[str, Question] = {}
     problems = []
     try:
-        for place, row in read_rows(source, split):
-            try:
-                question = Question.of_prompt(prompt_from_row(row))
-                if question.prompt_id in questions:
-                    raise ValueError(f"prompt_id {question.prompt_id!r} was already used. Ids must be unique")
-                questions[question.prompt_id] = question
-            except ValueError as error:
-                problems.append(Problem(place, str(error)))
+        for place, prompt in try_prompts(source, split):
+            if isinstance(prompt, ValueError):
+                problems.append(Problem(place, str(prompt)))
+            else:
+                questions[same_text(prompt.prompt_id)] = Question.of_prompt(prompt)
     except (OSError, ValueError) as error:
         raise UsageError(f"--prompts: {error}") from error
     if not questions:
-        reason = f"{problems[0].what}: {problems[0].why}" if problems else "it is empty"
-        raise UsageError(f"--prompts: {source} contains no prompt. {reason}")
+        reason = f"{problems[0].what}: {problems[0].why}" if problems else f"{source} contains no prompt"
+        raise UsageError(f"--prompts: {reason}")
     return questions, problems
 
 
@@ -166,66 +209,81 @@ def plan_one_question(videos: Iterable[Path], question: Question) -> Plan:
     return Plan([Job(path, question) for path in videos])
 
 
-def plan_by_prompt_id(videos: Sequence[Path], questions: dict[str, Question]) -> Plan:
+def plan_by_prompt_id(
+    videos: Sequence[Path], questions: Mapping[str, Question], problems: Sequence[Problem] = ()
+) -> Plan:
     """Give every video the question of the prompt with its id.
 
     The id comes from a sample's record next to the file, otherwise from the file's name. Videos without a prompt and
     prompts without a video become problems.
+
+    Args:
+        videos (sequence of `Path`): The videos.
+        questions (`dict[str, Question]`), problems (sequence of [`Problem`]): What [`read_prompts`] returned.
     """
-    plan = Plan()
+    found, plan = _identified(videos, questions, problems)
     matched = set()
-    for path in videos:
-        try:
-            job = _job_from_record(path)
-            if job is None:  # then the authors' naming: the job's question is only an id so far
-                prompt_id, seed = read_video_name(path.stem, questions)
-                job = Job(path, Question("", "", "", prompt_id=prompt_id), seed)
-        except ValueError as error:
-            plan.problems.append(Problem(printable(path), str(error)))
-            continue
-        question = questions.get(job.question.prompt_id)
+    for video in found:
+        question = questions.get(video.prompt_id)
         if question is None:
-            why = f"video without a prompt: the prompt set has no prompt_id {job.question.prompt_id!r}"
-            plan.problems.append(Problem(printable(path), why))
+            why = f"video without a prompt: the prompt set has no prompt_id {video.prompt_id!r}"
+            plan.problems.append(Problem(printable(video.path), why))
             continue
-        matched.add(question.prompt_id)
-        plan.jobs.append(Job(path, question, job.seed, job.sha256))
+        matched.add(video.prompt_id)
+        plan.jobs.append(Job(video.path, question, video.seed, video.sha256))
     plan.problems += [
-        Problem(printable(prompt_id), "prompt without a video") for prompt_id in questions if prompt_id not in matched
+        Problem(printable(question.prompt_id), "prompt without a video")
+        for prompt_id, question in questions.items()
+        if prompt_id not in matched
     ]
     return plan
 
 
 def plan_from_records(videos: Sequence[Path]) -> Plan:
     """Give every video the question of the prompt in its record. Videos without a record become problems."""
-    plan = Plan()
-    for path in videos:
+    found, plan = _identified(videos)
+    for video in found:
+        row = video.record["row"]
         try:
-            job = _job_from_record(path)
-        except ValueError as error:
-            plan.problems.append(Problem(printable(path), str(error)))
+            words = {name: str(row[name]) for name in ("type", "animal", "object")}
+        except KeyError as error:
+            why = f"video without a prompt that can be scored: its record has no {error}"
+            plan.problems.append(Problem(printable(video.path), why))
             continue
-        if job is None:
-            plan.problems.append(
-                Problem(printable(path), "video without a prompt: there is no record (.json) next to it")
-            )
-        else:
-            plan.jobs.append(job)
+        optional = {name: str(row.get(name) or "") for name in ("attribute", "prompt")}
+        question = Question(**words, **optional, prompt_id=video.record["prompt_id"])
+        plan.jobs.append(Job(video.path, question, video.seed, video.sha256))
     return plan
 
 
-def _job_from_record(path: Path) -> Job | None:
-    """Read the job from a sample's record, `<id>.json` next to `<id>.mp4` (`rollout/store.py`), if there is one."""
-    file = path.with_suffix(".json")
-    if not file.is_file():
-        return None
-    record: Any = read_json(file)
-    try:
-        row = record["row"]
-        words = {name: str(row[name]) for name in ("type", "animal", "object")}
-        optional = {name: str(row.get(name) or "") for name in ("attribute", "prompt")}
-        question = Question(**words, **optional, prompt_id=str(record["prompt_id"]))
-        sha256 = record.get("files", {}).get("video", {}).get("sha256")
-        return Job(path, question, int(record["seed"]), sha256)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not the record of a sample: {type(error).__name__} {error}") from error
+def _identified(
+    videos: Sequence[Path], known: Container[str] = (), problems: Sequence[Problem] = ()
+) -> tuple[list[FoundVideo], Plan]:
+    """Identify videos; the plan has the problems of those that cannot be identified or are there twice."""
+    found, plan = [], Plan(problems=list(problems))
+    for path in videos:
+        try:
+            video = identify_video(path, known)
+        except ValueError as error:
+            plan.problems.append(Problem(printable(path), str(error)))
+            continue
+        if video is None:
+            plan.problems.append(Problem(printable(path), why_unidentified(path)))
+        else:
+            found.append(video)
+    found, left_out = without_repetition(found)
+    plan.problems += problems_of(left_out)
+    return found, plan
+
+
+def read_job(job: Job) -> bytes:
+    """Read the content of a job's video.
+
+    Raises:
+        OSError: when the file cannot be read.
+        ValueError: when it is not the one that its record describes.
+    """
+    content = job.path.read_bytes()
+    if job.sha256 is not None and hashlib.sha256(content).hexdigest() != job.sha256:
+        raise ValueError("it is damaged: its checksum is not the one in its record")
+    return content

@@ -13,7 +13,7 @@ output_dir/
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -130,6 +130,10 @@ class Evaluation:
             Which quality guards measure the videos.
         baseline (`str`, *optional*):
             Name of the policy that the others are compared with. Defaults to the first.
+        unwanted (collection of `str`, *optional*):
+            Ids of prompts that are left out on purpose: their videos in folders are no problem.
+        problems (sequence of `str`, *optional*):
+            Inputs that could not be used, such as rows of the prompt set. They are added to the results.
         accelerator (`Accelerator` or `PartialState`, *optional*):
             The processes that share the work.
 
@@ -150,6 +154,8 @@ class Evaluation:
         sampling: PolicySampling | None = None,
         guards: QualityGuards | None = None,
         baseline: str | None = None,
+        unwanted: Collection[str] = (),
+        problems: Sequence[str] = (),
         accelerator: Accelerator | PartialState | None = None,
     ) -> None:
         self.policies = list(policies)
@@ -160,27 +166,27 @@ class Evaluation:
         self.seeds = [EVALUATION_SEED + k for k in range(self.sampling.seeds)]
         self.accelerator = accelerator
         self.is_main = accelerator is None or accelerator.is_main_process
-        self.problems: list[str] = []
+        self.problems: list[str] = list(problems)
         if any(policy.model for policy in self.policies) and not self.rows:
             raise ValueError("a model needs prompts to sample: pass rows.")
         if self.rows:
             runner.check_prompts(self.rows)
         guards = guards or QualityGuards()
         self.quality = QualityMeasures(guards.specs, self.output_dir / "looks", self.rows, accelerator, guards.extra)
-        self._folders = self._open_folders()
+        self._folders = self._open_folders(unwanted)
         names = [policy.name for policy in self.policies]
         if baseline is not None and baseline not in names:
             raise ValueError(f"baseline={baseline!r} is none of the policies. {near_miss(baseline, names)}")
         self.baseline = baseline or names[0]
 
-    def _open_folders(self) -> dict[str, Evaluated]:
+    def _open_folders(self, unwanted: Collection[str]) -> dict[str, Evaluated]:
         """Open the folders' videos; replace a folder with samples of several policies by one policy for each."""
         opened: dict[str, Evaluated] = {}
         # Back to front, so that a policy that is replaced by several does not move those that are still to come.
         for index, policy in reversed(list(enumerate(self.policies))):
             if policy.folder is None:
                 continue
-            folder = VideoFolder(Path(policy.folder), self.rows, self.output_dir / "scores")
+            folder = VideoFolder(Path(policy.folder), self.rows, self.output_dir / "scores", unwanted)
             self.problems[:0] = folder.problems
             if not self.rows:
                 self.runner.check_prompts([sample.row for sample in folder.samples])
@@ -205,9 +211,14 @@ class Evaluation:
 
         # 2. Score
         for name, videos in evaluated.items():
+            is_folder = isinstance(videos.store, VideoFolder)
             videos.samples = score_samples(
-                videos.samples, videos.store, self.runner, accelerator=self.accelerator, desc=f"scoring {name}"
-            )
+                videos.samples, videos.store, self.runner, skip_unreadable=is_folder, accelerator=self.accelerator,
+                desc=f"scoring {name}",
+            )  # fmt: skip
+            if is_folder:
+                videos.samples, problems = videos.store.drop_unreadable(videos.samples)
+                self.problems += problems
 
         # 3. Measure quality. Some guards compare a video with the baseline's video of the same prompt and seed.
         base = evaluated[self.baseline]

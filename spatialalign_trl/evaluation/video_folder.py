@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spatialalign_trl.errors import reason_of
 from spatialalign_trl.files import read_json
 from spatialalign_trl.rollout.score_files import write_score_file
 from spatialalign_trl.rollout.store import Sample, SampleStore, plain
-from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
+from spatialalign_trl.rollout.video_files import (
+    FoundVideo,
+    folder_content,
+    identify_video,
+    why_unidentified,
+    without_repetition,
+)
+from spatialalign_trl.text_files import same_text
 from spatialalign_trl.video import Video, read_video
+
+
+class UnreadableVideosError(ValueError):
+    """A folder of videos, none of which can be read. The message lists them."""
 
 
 class VideoFolder:
@@ -20,17 +32,19 @@ class VideoFolder:
     A folder of existing videos, read as samples.
 
     The files are named as the paper's authors name theirs (`{prompt_id}_F81_seed{ss}.mp4`; both suffixes may be
-    missing), or they are samples of a [`SampleStore`] with their records. Nothing is written into the folder. It reads
-    videos and scores as a `SampleStore` does, so that `score_samples` takes it in place of one.
+    missing), or they are samples of a [`SampleStore`] with their records; see `rollout/video_files.py`. Nothing is
+    written into the folder. It reads videos and scores as a `SampleStore` does, so that `score_samples` takes it in
+    place of one.
 
     Args:
         folder (`Path`):
             The folder of the videos.
         rows (sequence of `dict`):
-            The prompts. Videos of other prompts are left out. If empty, the prompts are read from the records next to
-            the videos.
+            The prompts. If empty, the prompts are read from the records next to the videos.
         scores_dir (`Path`):
             Where scores are kept, keyed by the content of the videos: a changed file is scored again.
+        unwanted (collection of `str`, *optional*):
+            Ids of prompts whose videos are left out on purpose, so that they are no problem.
 
     Attributes:
         samples (`list[Sample]`):
@@ -39,50 +53,69 @@ class VideoFolder:
             Videos that are left out and prompts without a video, with the reason.
 
     Raises:
-        ValueError: If no video fits a prompt.
+        ValueError: If no video fits a prompt, or the folder cannot be read.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]], scores_dir: Path) -> None:
+    def __init__(
+        self, folder: Path, rows: Sequence[Mapping[str, Any]], scores_dir: Path, unwanted: Collection[str] = ()
+    ) -> None:
         self.folder = folder
         self.scores_dir = scores_dir
-        self.problems: list[str] = []
-        self._rows = {str(row["prompt_id"]): dict(row) for row in rows}
+        self._rows = {same_text(str(row["prompt_id"])): dict(row) for row in rows}
         self._paths: dict[str, Path] = {}
         self._samples: dict[str, Sample] = {}
+        unwanted = {same_text(prompt_id) for prompt_id in unwanted}
 
-        # 1. Read what each file is, and leave out what fits no prompt.
-        paths: dict[tuple[str, str, int], Path] = {}
-        for path in videos_in(folder):
+        # 1. Find out what each file is, and leave out what fits no prompt.
+        try:
+            content = folder_content(folder, ignore=[scores_dir.parent])
+        except OSError as error:
+            raise ValueError(f"the folder {folder} cannot be read ({error.strerror}).") from error
+        left_out = dict(content.left_out)
+        found, strangers = [], []
+        for path in content.videos:
             try:
-                sample = self._read_sample(path)
+                video = identify_video(path, self._rows.keys() | unwanted)
             except ValueError as error:
-                self.problems.append(f"{path}: {error}")
+                left_out[path] = str(error)
                 continue
-            if sample is None:
+            if video is None:
+                left_out[path] = why_unidentified(path)
+            elif video.prompt_id in self._rows or not self._rows:
+                found.append(video)
+            elif video.record is not None and video.prompt_id not in unwanted:
+                strangers.append(video)
+            elif video.prompt_id not in unwanted:
+                left_out[path] = f"the prompts have no prompt_id {video.prompt_id!r}"
+        found, repeated = without_repetition(found)
+        left_out |= repeated
+
+        # 2. Make a sample of each, identified by its prompt, seed and content.
+        for video in found:
+            try:
+                sample = self._sample_of(video)
+            except (OSError, ValueError) as error:
+                left_out[video.path] = reason_of(error, video.path)
                 continue
-            key = (sample.policy_revision, sample.prompt_id, sample.seed)
-            if key in paths:
-                self.problems.append(f"{path}: left out, {paths[key].name} is of the same prompt and seed")
-                continue
-            paths[key] = path
-            self._samples[sample.sample_id], self._paths[sample.sample_id] = sample, path
+            self._samples[sample.sample_id], self._paths[sample.sample_id] = sample, video.path
+        self.problems = [f"{path}: {why}" for path, why in left_out.items()]
+        if strangers:  # a run's folder also has the samples that it was trained on
+            ids = dict.fromkeys(video.prompt_id for video in strangers)
+            self.problems.append(f"{folder}: {len(strangers)} samples are of other prompts ({_some(ids)})")
         if not self._samples:
-            reason = (
-                "\n  ".join(self.problems[:3]) or f"it holds no video ({', '.join(VIDEO_SUFFIXES)}) of these prompts"
-            )
+            reason = "\n  ".join(self.problems[:3]) or "it holds no video of these prompts"
             raise ValueError(f"no video in {folder} fits a prompt: {reason}")
 
-        # 2. Order the samples as the prompts are ordered, and report the prompts without a video.
-        order = {prompt_id: index for index, prompt_id in enumerate(self._rows)}
+        # 3. Order the samples as the prompts are ordered, and report the prompts without a video.
+        order = {row["prompt_id"]: index for index, row in enumerate(self._rows.values())}
         self.samples = sorted(
             self._samples.values(),
             key=lambda sample: (order.get(sample.prompt_id, 0), sample.prompt_id, sample.seed),
         )
         sampled = {sample.prompt_id for sample in self.samples}
-        missing = [prompt_id for prompt_id in self._rows if prompt_id not in sampled]
+        missing = [prompt_id for prompt_id in order if prompt_id not in sampled]
         if missing:
-            named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            self.problems.append(f"{folder}: {len(missing)} prompts have no video ({named})")
+            self.problems.append(f"{folder}: {len(missing)} prompts have no video ({_some(missing)})")
 
     def by_policy(self) -> dict[str, list[Sample]]:
         """
@@ -98,35 +131,49 @@ class VideoFolder:
             revision: [sample for sample in samples if sample.policy_revision == revision] for revision in revisions
         }
 
-    def _read_sample(self, path: Path) -> Sample | None:
-        """Identify a file; return `None` for a prompt that is not asked for, raise `ValueError` if it is damaged."""
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        settings, revision = {"video_sha256": digest}, ""
-        record_path = path.with_suffix(".json")
-        if record_path.is_file():
-            record = read_json(record_path)
-            try:
-                prompt_id, seed = str(record["prompt_id"]), int(record["seed"])
-                revision, row = str(record["policy_revision"]), dict(record["row"])
-                recorded_digest = record["files"]["video"]["sha256"]
-                settings |= {"fps": record["settings"]["fps"]} if "fps" in record["settings"] else {}
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{record_path.name} is not the record of a sample ({error!r})") from error
-            if recorded_digest != digest:
+    def _sample_of(self, video: FoundVideo) -> Sample:
+        """Make the sample of a video; raise `ValueError` if it is not what its record describes."""
+        digest = hashlib.sha256(video.path.read_bytes()).hexdigest()
+        settings, row = {"video_sha256": digest}, self._rows.get(video.prompt_id)
+        if video.record is not None:
+            recorded = video.record["row"]
+            if video.record["fps"] is not None:
+                settings["fps"] = video.record["fps"]
+            if video.sha256 not in (None, digest):
                 raise ValueError("damaged: its checksum is not the one in its record")
-            if self._rows and prompt_id not in self._rows:
-                return None
-            if self._rows and self._rows[prompt_id]["prompt"] != row.get("prompt"):
-                raise ValueError(f"its record has another prompt for {prompt_id!r}: {row.get('prompt')!r}")
-            row = self._rows.get(prompt_id, row)
-        else:
-            if not self._rows:
-                raise ValueError("no record (.json) lies beside it; give the prompts")
-            prompt_id, number = read_video_name(path.stem, self._rows)
-            if prompt_id not in self._rows:
-                raise ValueError(f"the prompts have no prompt_id {prompt_id!r}")
-            row, seed = self._rows[prompt_id], number or 0
-        return SampleStore.new_sample(row, seed, settings, revision)
+            if row is not None and row["prompt"] != recorded.get("prompt"):
+                raise ValueError(f"its record has another prompt for {video.prompt_id!r}: {recorded.get('prompt')!r}")
+            row = row or recorded | {"prompt_id": video.prompt_id}
+        return SampleStore.new_sample(row, video.seed or 0, settings, video.policy_revision)
+
+    def drop_unreadable(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
+        """
+        Leave out the samples that could not be scored because their videos cannot be read.
+
+        Args:
+            samples (sequence of [`Sample`]):
+                The samples after scoring.
+
+        Returns:
+            The samples that were scored, and the problems of the others.
+
+        Raises:
+            UnreadableVideosError: If none was.
+        """
+        problems = []
+        for sample in samples:
+            if not sample.scored:
+                path = self._paths[sample.sample_id]
+                try:
+                    self.video(sample.sample_id)
+                    why = "it could not be read when it was its turn. Run the same command again"
+                except Exception as error:  # whatever a damaged file makes of the decoder
+                    why = reason_of(error, path)
+                problems.append(f"{path}: {why}")
+        scored = [sample for sample in samples if sample.scored]
+        if samples and not scored:
+            raise UnreadableVideosError(f"no video in {self.folder} can be read:\n  " + "\n  ".join(problems))
+        return scored, problems
 
     # The methods of a SampleStore that scoring uses
 
@@ -192,3 +239,9 @@ class VideoFolder:
         scores = {"rewards": dict(rewards), "reward": reward, "components": dict(components or {})}
         write_score_file(self.scores_dir / f"{sample_id}.json", plain(scores, nan_is_none=True))
         return self.load(sample_id)
+
+
+def _some(names: Iterable[str]) -> str:
+    """Join the first five names."""
+    names = list(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

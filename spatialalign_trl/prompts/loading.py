@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.prompts.grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
 from spatialalign_trl.prompts.reading import normalize
 from spatialalign_trl.prompts.relations import check_dsr_type, phrases
-from spatialalign_trl.video import with_undecoded_videos
+from spatialalign_trl.prompts.rows import RowError, try_rows
+from spatialalign_trl.text_files import cell_text, same_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+MAX_LENGTH = 10_000
+"""Largest number of characters of a prompt or of one of its parts."""
+
+_ARTICLE = re.compile(r"(an?|the) (?=.)", re.IGNORECASE)
+_NOUNS = ("animal", "object", "attribute")
+_PARTS = ("scene", "animal", "object", "type", "verb", "attribute")
 
 
 def load_prompts(source: str | Path | Dataset, split: str = "train") -> Dataset:
@@ -38,31 +43,88 @@ def load_prompts(source: str | Path | Dataset, split: str = "train") -> Dataset:
         FileNotFoundError: If `source` looks like a file or a folder that does not exist.
         ValueError: If the source is empty or has a row that is not a prompt. The message names the source and the row.
     """
+    prompts, problems = load_readable_prompts(source, split)
+    if problems:
+        raise ValueError(problems[0].text)
+    return prompts
+
+
+@dataclass(frozen=True)
+class RowProblem:
+    """A row of a prompt set that is not a prompt: its place, and the reason."""
+
+    place: str
+    reason: str
+
+    @property
+    def text(self) -> str:
+        """Both, in one line."""
+        return f"{self.place}: {self.reason}"
+
+
+def load_readable_prompts(source: str | Path | Dataset, split: str = "train") -> tuple[Dataset, list[RowProblem]]:
+    """Load the rows of a prompt set that are prompts, and list the others.
+
+    Args:
+        source, split: As in [`load_prompts`].
+
+    Returns:
+        The prompts as [`load_prompts`] returns them, and the rows that are not prompts.
+
+    Raises:
+        FileNotFoundError: If `source` looks like a file or a folder that does not exist.
+        ValueError: If the source cannot be read at all, or contains no prompt.
+    """
     from datasets import Dataset, Features, Value
 
     rows: list[dict[str, str]] = []
-    place_of_id: dict[str, str] = {}
-    for place, row in read_rows(source, split):
-        try:
-            prompt = prompt_from_row(row)
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
-        earlier = place_of_id.setdefault(prompt.prompt_id, place)
-        if earlier != place:
-            raise ValueError(
-                f"{place}: prompt_id {prompt.prompt_id!r} was already used at {earlier}, but ids must be unique"
-            )
-        rows.append(prompt.to_row())
+    problems: list[RowProblem] = []
+    for place, prompt in try_prompts(source, split):
+        if isinstance(prompt, ValueError):
+            problems.append(RowProblem(place, str(prompt)))
+        else:
+            rows.append(prompt.to_row())
     if not rows:
-        raise ValueError(f"{source} contains no prompts")
-    return Dataset.from_list(rows, features=Features({column: Value("string") for column in PROMPT_COLUMNS}))
+        raise ValueError(problems[0].text if problems else f"{source} contains no prompts")
+    features = Features({column: Value("string") for column in PROMPT_COLUMNS})
+    return Dataset.from_list(rows, features=features), problems
+
+
+def try_prompts(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, DSRPrompt | ValueError]]:
+    """Iterate over the prompts of a set, also over those after a row that is not a prompt.
+
+    Args:
+        source, split: As in [`load_prompts`].
+
+    Yields:
+        `tuple[str, DSRPrompt | ValueError]`: the row's place and its prompt, or the reason why it is not one.
+
+    Raises:
+        FileNotFoundError, ValueError: If the source cannot be read at all.
+    """
+    place_of_id: dict[str, str] = {}
+    for place, row in try_rows(source, split):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            prompt = prompt_from_row(row)
+            earlier = place_of_id.setdefault(same_text(prompt.prompt_id), place)
+            if earlier != place:
+                raise ValueError(
+                    f"prompt_id {prompt.prompt_id!r} was already used at {earlier}, but ids must be unique"
+                )
+        except ValueError as error:
+            yield place, error
+        else:
+            yield place, prompt
 
 
 def prompt_from_row(row: Mapping[str, Any]) -> DSRPrompt:
     """Parse a row of a prompt set.
 
     Args:
-        row (`Mapping[str, Any]`): A row with a `prompt`, or with the parts to build it from.
+        row (`Mapping[str, Any]`): A row with a `prompt`, or with the parts to build it from. A cell that is empty, NaN
+            or a word for it is missing. Nouns may have an article.
 
     Returns:
         [`DSRPrompt`]: the prompt with its parts.
@@ -70,20 +132,24 @@ def prompt_from_row(row: Mapping[str, Any]) -> DSRPrompt:
     Raises:
         ValueError: If the row is not a prompt, or if its columns disagree with its prompt.
     """
-    given = {column: str(row[column]).strip() for column in PROMPT_COLUMNS if row.get(column) not in (None, "")}
+    # 1. Take the cells that are not empty
+    given = {column: _cell(row, column) for column in PROMPT_COLUMNS}
+    given = {column: text for column, text in given.items() if text}
     if "type" in given:
         check_dsr_type(given["type"])
+
+    # 2. Parse the prompt, or build it
     prompt_id = given.pop("prompt_id", None)
     text = given.pop("prompt", None)
     if text is not None:
         prompt = parse_prompt(text, prompt_id)
     else:
-        missing = [part for part in ("scene", "animal", "object", "type", "verb") if part not in given]
+        missing = [part for part in _PARTS if part not in given and part != "attribute"]
         if missing:
             raise ValueError(f"no column 'prompt', and to build it these columns are missing: {', '.join(missing)}")
-        columns = ("scene", "animal", "object", "type", "verb", "attribute")
-        parts = {part: normalize(given.get(part, "")) for part in columns}
-        prompt = build_prompt(**parts, prompt_id=prompt_id)
+        prompt = build_prompt(**{part: normalize(given.get(part, "")) for part in _PARTS}, prompt_id=prompt_id)
+
+    # 3. Compare the other columns with it
     for column, value in given.items():
         if not _agrees(prompt, column, value):
             raise ValueError(f"column {column!r} is {value!r} but the prompt says {getattr(prompt, column)!r}")
@@ -92,97 +158,24 @@ def prompt_from_row(row: Mapping[str, Any]) -> DSRPrompt:
 
 def _agrees(prompt: DSRPrompt, column: str, value: str) -> bool:
     """Return whether a column says the same as the prompt, in whichever words and characters."""
-    value = normalize(value)
+    value, parsed = normalize(value), normalize(getattr(prompt, column))
     if column in ("initial_SR", "final_SR"):
         place = column.removesuffix("_SR")
         code = prompt.type[0 if place == "initial" else -1]
         return phrases(place).get(tuple(value.casefold().split())) == code
-    return value.rstrip(", ") == prompt.scene if column == "scene" else value == getattr(prompt, column)
+    if column == "scene":  # its first letter is capitalised in the prompt
+        value, parsed = (scene[:1].upper() + scene[1:].rstrip(", ") for scene in (value, parsed))
+    return value == parsed
 
 
-def read_rows(source: str | Path | Dataset, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Iterate over the rows of a source without parsing them.
-
-    Args:
-        source (`str`, `Path` or [`~datasets.Dataset`]): The source, as in [`load_prompts`].
-        split (`str`): The split of a folder or of a Hub dataset.
-
-    Yields:
-        `tuple[str, Mapping[str, Any]]`: the row's place, for error messages, and the row.
-
-    Raises:
-        FileNotFoundError: If `source` looks like a file or a folder that does not exist.
-        ValueError: If a file is of an unknown kind, or a row cannot be read.
-    """
-    if not isinstance(source, (str, Path)):
-        yield from ((f"row {index} of the dataset", row) for index, row in enumerate(source))
-        return
-    path = Path(source)
-    if path.suffix in _FILE_READERS:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no prompt file {path}")
-        yield from ((f"{path}, {place}", row) for place, row in _FILE_READERS[path.suffix](path))
-        return
-    if path.is_file():
-        raise ValueError(f"{path}: prompt files end in {', '.join(_FILE_READERS)}")
-    # A Hub id is "name" or "owner/name". Anything else that does not exist was meant to be a folder.
-    if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
-        raise FileNotFoundError(f"there is no prompt folder {path}")
-    from datasets import load_dataset
-
-    # Read folders into a temporary cache: datasets caches them under their name and description, and would not notice
-    # that a file changed. Datasets on the Hub are cached by commit.
-    with TemporaryDirectory() if path.is_dir() else nullcontext() as cache:
-        for index, row in enumerate(with_undecoded_videos(load_dataset(str(source), split=split, cache_dir=cache))):
-            yield f"{source}, split {split}, row {index}", row
-
-
-def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Iterate over the rows of a csv file."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            yield f"line {reader.line_num}", row
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Iterate over the rows of a file with one JSON object per line."""
-    for place, line in _read_lines(path):
-        yield place, _parse_json(line, f"{path}, {place}")
-
-
-def _read_json(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Iterate over the rows of a JSON file with a list of objects."""
-    rows = _parse_json(path.read_text(encoding="utf-8"), str(path), kind=list)
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {index}: expected an object with the prompt's columns, found {row!r}")
-        yield f"row {index}", row
-
-
-def _parse_json(text: str, place: str, kind: type = dict) -> Any:
-    """Parse a JSON value of type `kind`."""
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """Return a cell of a prompt's row as text, parts with single spaces and nouns without an article."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not valid JSON ({error})") from error
-    if not isinstance(value, kind):
-        expected = "an object with the prompt's columns" if kind is dict else "a list of rows"
-        raise ValueError(f"{place}: expected {expected}, found {text[:80]!r}")
-    return value
-
-
-def _read_txt(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Iterate over the rows of a text file with one prompt per line."""
-    return ((place, {"prompt": line}) for place, line in _read_lines(path))
-
-
-def _read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Iterate over the non-empty lines of a file, with their places."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"line {number}", line
-
-
-_FILE_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json, ".txt": _read_txt}
+        text = cell_text(row.get(column))
+    except ValueError as error:
+        raise ValueError(f"column {column!r}: {error}") from error
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"column {column!r} has {len(text):_} characters, but a prompt has at most {MAX_LENGTH:_}")
+    if column not in ("prompt", "prompt_id"):
+        text = " ".join(text.split())
+    return _ARTICLE.sub("", text, count=1) if column in _NOUNS and _ARTICLE.match(text) else text

@@ -9,11 +9,11 @@ most `MAX_NOUN_WORDS` words, so the time grows in proportion to the length of th
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from spatialalign_trl.prompts.relations import RELATIONS, ambiguous_phrases, phrases
+from spatialalign_trl.text_files import same_text
 
 GRAMMAR = (
     "{scene}, a|an {attribute? animal} is on the left|right|top of|under|in front of|behind a|an {object}, "
@@ -106,7 +106,7 @@ def check_one_thing(part: str, words: str) -> None:
 
 def normalize(text: str) -> str:
     """Return a text in the form in which texts are compared: composed characters (NFC) and single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(same_text(text).split())
 
 
 def is_same_noun(first: str, second: str) -> bool:

@@ -37,6 +37,7 @@ from spatialalign_trl.evaluation.guards import better_side
 from spatialalign_trl.evaluation.statistics import headline_of, invalid_reason
 from spatialalign_trl.evaluation.verdict import difference_text
 from spatialalign_trl.files import write_atomic, write_json
+from spatialalign_trl.report.contents import RESULTS_FILE, SAMPLES_FILE
 from spatialalign_trl.report.tables import (
     all_differences,
     latex_table,
@@ -45,7 +46,7 @@ from spatialalign_trl.report.tables import (
     rich_table,
     summary_rows,
 )
-from spatialalign_trl.report.write import REPORT_FILE, RESULTS_FILE, SAMPLES_FILE
+from spatialalign_trl.report.write import REPORT_FILE
 from spatialalign_trl.safe_text import terminal_text
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spatialalign_trl.errors import reason_of
 from spatialalign_trl.report.clips import frame_rate, page_mp4, page_strip
 from spatialalign_trl.report.grades import Grade
 from spatialalign_trl.video import Video, read_video, videos_of
@@ -125,12 +126,14 @@ class Gallery:
         total (`int`): The number of all pairs.
         missing (`int`): The number of videos without a file.
         grades (`dict`): Sample id -> curves and boxes, for the videos that fit.
+        unreadable (`dict[str, str]`): Video that cannot be read -> the reason.
     """
 
     entries: list[str]
     total: int
     missing: int
     grades: dict[str, Grade]
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def fill_gallery(
@@ -155,21 +158,25 @@ def fill_gallery(
     entries: dict[int, str] = {}
     grades: dict[str, Grade] = {}
     missing, is_full = 0, False
+    unreadable: dict[str, str] = {}
     for start in range(0, len(order), _BATCH):
-        # Read a batch of pairs, without those that lack a file.
-        batch = []
+        # Read a batch of pairs, without those that lack a file or have one that cannot be read.
+        batch, videos = [], {}
         for place in order[start : start + _BATCH]:
             files = {policy: folder / clip.video for policy, clip in pairs[place].items()}
             lost = [file for file in files.values() if not file.is_file()]
             missing += len(lost)
-            if not lost and files:
-                batch.append((place, files))
-        clips = [clip for place, _ in batch for clip in pairs[place].values()]
-        videos = {clip.sample_id: read_video(folder / clip.video) for clip in clips}
+            if lost or not files:
+                continue
+            read = {clip.sample_id: _read_clip(clip, folder, unreadable) for clip in pairs[place].values()}
+            if None not in read.values():
+                videos |= read
+                batch.append(place)
+        clips = [clip for place in batch for clip in pairs[place].values()]
 
         # Compute the curves and boxes that are not known yet, together: a reward is fastest on batches.
         new = [clip for clip in clips if clip.sample_id not in known_grades]
-        answers = grade(new, [videos[clip.sample_id] for clip in new]) if new else []
+        answers = grade(new, [videos[clip.sample_id].video for clip in new]) if new else []
         batch_grades = {
             clip.sample_id: known_grades[clip.sample_id] for clip in clips if clip.sample_id in known_grades
         }
@@ -177,8 +184,8 @@ def fill_gallery(
             clip.sample_id: answer for clip, answer in zip(new, answers, strict=True) if answer is not None
         }
 
-        for place, files in batch:
-            entry = _pair_json(pairs[place], files, videos, batch_grades)
+        for place in batch:
+            entry = _pair_json(pairs[place], videos, batch_grades)
             room -= len(entry.encode()) + 1
             if is_full := room < 0:
                 break
@@ -187,21 +194,40 @@ def fill_gallery(
             grades |= {sample_id: batch_grades[sample_id] for sample_id in ids if sample_id in batch_grades}
         if is_full:
             break
-    return Gallery([entries[place] for place in sorted(entries)], len(pairs), missing, grades)
+    return Gallery([entries[place] for place in sorted(entries)], len(pairs), missing, grades, unreadable)
 
 
-def _pair_json(pair: Pair, files: Mapping[str, Path], videos: Mapping[str, Video], grades: Mapping[str, Grade]) -> str:
+@dataclass(frozen=True)
+class _ReadClip:
+    """A clip that was read: its frames, its frame rate, and the videos that belong to its prompt."""
+
+    video: Video
+    fps: float
+    given: list[tuple[str, Video]]
+
+
+def _read_clip(clip: Clip, folder: Path, unreadable: dict[str, str]) -> _ReadClip | None:
+    """Read a clip; if that fails, add the reason to `unreadable`."""
+    file = folder / clip.video
+    try:
+        return _ReadClip(read_video(file), frame_rate(file), videos_of(clip.row))
+    except Exception as error:  # whatever a damaged file makes of the decoder
+        unreadable[clip.video] = reason_of(error, file)
+        return None
+
+
+def _pair_json(pair: Pair, read: Mapping[str, _ReadClip], grades: Mapping[str, Grade]) -> str:
     first = next(iter(pair.values()))
-    height, width = videos[first.sample_id].shape[1:3]
+    height, width = read[first.sample_id].video.shape[1:3]
     sides = [
         {
             "policy": policy,
             "reward": clip.reward,
             "why": clip.reason,
             "reason": f"INVALID: {clip.reason}" if clip.reason else None,
-            "frames": len(videos[clip.sample_id]),
+            "frames": len(read[clip.sample_id].video),
             "grade": grades.get(clip.sample_id),
-            "video": base64.b64encode(page_mp4(videos[clip.sample_id], frame_rate(files[policy]))).decode(),
+            "video": base64.b64encode(page_mp4(read[clip.sample_id].video, read[clip.sample_id].fps)).decode(),
         }
         for policy, clip in pair.items()
     ]
@@ -214,7 +240,7 @@ def _pair_json(pair: Pair, files: Mapping[str, Path], videos: Mapping[str, Video
             "size": [width, height],
             "given": [
                 {"name": name, "image": base64.b64encode(page_strip(video)).decode()}
-                for name, video in videos_of(first.row)
+                for name, video in read[first.sample_id].given
             ],
             "sides": sides,
         }

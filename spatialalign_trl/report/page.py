@@ -97,6 +97,11 @@ def render_page(
     return page.render(gallery, max_megabytes), gallery
 
 
+def check_page(content: ReportContent) -> None:
+    """Render the page without its videos, to find out whether values of another shape are among its content."""
+    _Page(content, [], []).render(Gallery([], 0, 0, {}), 1.0)
+
+
 class _Page:
     """A page that can be rendered with different galleries; the rest of it is prepared once."""
 

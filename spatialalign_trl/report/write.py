@@ -8,37 +8,33 @@ samples.parquet     the videos of an evaluation
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spatialalign_trl.evaluation import headline_value
-from spatialalign_trl.files import read_json, write_atomic, write_json
+from spatialalign_trl.files import write_atomic, write_json
 from spatialalign_trl.models.usage import LoraUsage
+from spatialalign_trl.report.contents import (
+    NOTES_FILE,
+    RESULTS_FILE,
+    known_grades,
+    read_content,
+    read_notes,
+    read_results,
+    without_malformed_parts,
+)
 from spatialalign_trl.report.gallery import Clip
 from spatialalign_trl.report.grades import GRADE_COLUMNS, Grade, find_grader, grade_videos
-from spatialalign_trl.report.page import ReportContent, render_page
+from spatialalign_trl.report.page import render_page
 from spatialalign_trl.report.untrusted import confine_clips, make_graders
 from spatialalign_trl.rewards.containment import contained
-from spatialalign_trl.safe_text import mask_secrets, mask_text
+from spatialalign_trl.safe_text import mask_text
 from spatialalign_trl.video import Video
 
-REPORT_FILE, NOTES_FILE = "report.html", "report.json"
-RESULTS_FILE, SAMPLES_FILE = "results.json", "samples.parquet"
+REPORT_FILE = "report.html"
 MEGABYTES = 10.0
 """Default size limit of a page: small enough for an e-mail attachment."""
-
-_HIGHLIGHTS = (
-    "model", "dtype", "rewards", "sampling", "prompts", "num_generations", "evaluation_seeds", "pair_strategy",
-    "score_threshold", "min_pair_gap", "pairs_per_prompt", "pool_rounds", "max_steps", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "beta",
-    "loss_type", "margin_clip", "zeroth_order_weight", "shared_noise", "min_sigma", "max_sigma", "seed",
-)  # fmt: skip
-"""The settings that the page shows first."""
-
-_PAGE_COLUMNS = ("prompt", *GRADE_COLUMNS)
 
 
 def write_report(
@@ -47,8 +43,12 @@ def write_report(
     max_megabytes: float = MEGABYTES,
     *,
     trusted: bool = False,
+    problems: list[str] | None = None,
 ) -> Path:
     """Write `report.html`, and the curves and boxes that it shows into `report.json`.
+
+    Parts that cannot be read (a damaged `report.json` or `samples.parquet`, one video, values of another shape) are
+    left out. The page says so.
 
     Args:
         folder (`Path`): The folder of a finished run or of an evaluation.
@@ -59,50 +59,57 @@ def write_report(
         trusted (`bool`, *optional*, defaults to `False`): Whether you made the folder. If not, only videos inside of
             it are read, and rewards are made only with settings that a stranger may choose: no local checkpoints, no
             `trust_remote_code`.
+        problems (`list[str]`, *optional*): Where the parts that are left out are added. By default they are warnings.
 
     Returns:
         `Path`: the page.
 
     Raises:
         FileNotFoundError: when the folder has no `results.json`.
-        ValueError: when one of its files cannot be read, or `max_megabytes` is not above 0.
+        ValueError: when it is not the `results.json` of a run or an evaluation, or `max_megabytes` is not above 0.
     """
     if not max_megabytes > 0:
         raise ValueError(f"max_megabytes={max_megabytes}: must be above 0. Give a size such as {MEGABYTES:g}")
     folder = Path(folder)
-    if not (folder / RESULTS_FILE).is_file():
-        raise FileNotFoundError(
-            f"{folder} contains no {RESULTS_FILE}. Give the folder of a finished run or evaluation. An unfinished one "
-            "continues if its command is run again"
-        )
+    left_out: list[str] = []
 
     # 1. Read what the run or the evaluation wrote.
-    results = read_json(folder / RESULTS_FILE)
-    notes = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
-    is_evaluation = results.get("kind") == "evaluation"
-    page_notes: list[str] = []
-    try:
-        content = _content_of_evaluation(folder, results) if is_evaluation else _content_of_run(folder, results, notes)
-        if not trusted:
-            content.clips, page_notes = confine_clips(content.clips, folder)
-    except (KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
-        raise ValueError(
-            f"{folder}: {RESULTS_FILE}, {NOTES_FILE} or {SAMPLES_FILE} is not as a run or an evaluation writes it "
-            f"({type(error).__name__}: {error}). Run its command again"
-        ) from error
-    for note in page_notes:
+    results = read_results(folder)
+    notes = read_notes(folder, left_out)
+    content = read_content(folder, results, notes or {}, left_out)
+    outside: list[str] = []
+    if not trusted:
+        content.clips, outside = confine_clips(content.clips, folder)
+    for note in outside:
         warnings.warn(note, stacklevel=2)
 
     # 2. Render. Stored curves and boxes are valid only for the same rewards: another tracker finds other boxes.
-    known_grades = notes.get("grades", {}) if notes.get("graded_by") == content.rewards else {}
+    grades = known_grades(notes or {}, content.rewards)
     grader = _Grader(content.rewards, grade, None if trusted else str(folder / RESULTS_FILE))
-    page, gallery = render_page(content, folder, grader, known_grades, max_megabytes, page_notes)
-    if grader.problems:  # known only now, and they belong on the page
-        page_notes += grader.problems
-        page, gallery = render_page(content, folder, grader, known_grades, max_megabytes, page_notes)
+    try:
+        page, gallery = render_page(content, folder, grader, grades, max_megabytes, [*outside, *left_out])
+    except Exception:  # whatever values of another shape make of the code
+        shaped = without_malformed_parts(content, left_out)
+        if shaped == content:
+            raise
+        content = shaped
+        page, gallery = render_page(content, folder, grader, grades, max_megabytes, [*outside, *left_out])
+    if grader.problems or gallery.unreadable:  # known only now, and they belong on the page
+        left_out += [
+            f"The page is without {video}, which cannot be read: {why}" for video, why in gallery.unreadable.items()
+        ]
+        page_notes = [*outside, *left_out, *grader.problems]
+        page, gallery = render_page(content, folder, grader, grades | gallery.grades, max_megabytes, page_notes)
 
     # 3. Write the page, and all curves and boxes, so that the page can be rebuilt without models.
-    write_json(folder / NOTES_FILE, {**notes, "graded_by": content.rewards, "grades": known_grades | gallery.grades})
+    if notes is not None:
+        kept = {**notes, "graded_by": content.rewards, "grades": grades | gallery.grades}
+        write_json(folder / NOTES_FILE, kept)
+    if problems is not None:
+        problems += left_out
+    else:
+        for problem in left_out:
+            warnings.warn(problem, stacklevel=2)
     return write_atomic(folder / REPORT_FILE, page)
 
 
@@ -144,7 +151,7 @@ def write_run_notes(
     Returns:
         `Path`: the file.
     """
-    notes = read_json(folder / NOTES_FILE) if (folder / NOTES_FILE).is_file() else {}
+    notes = read_notes(folder, []) or {}  # what a run knows of itself replaces a damaged file
     run_notes = {
         "clips": [clip.to_dict() for clips in evaluated.values() for clip in clips],
         "round_scores": [list(scores) for scores in round_scores],
@@ -196,144 +203,3 @@ class _Grader:
 
         names = [name for name, settings in self.rewards.items() if settings and name in installed_rewards()]
         return find_grader(load_reward(name, **self.rewards[name]) for name in names)
-
-
-# The content of a run's page and of an evaluation's ------------------------------------------------------------------
-
-
-def _content_of_run(folder: Path, results: Mapping[str, Any], notes: Mapping[str, Any]) -> ReportContent:
-    summaries = {name: results[name] for name in ("base", "aligned") if results.get(name)}
-    settings = mask_secrets(results["settings"])  # of an older run, or of somebody else's
-    highlights = {name: settings[name] for name in _HIGHLIGHTS if name in settings}
-    rewards = settings.get("rewards", {})
-    rounds = results["rounds"]
-    clips = [Clip(**clip) for clip in notes.get("clips", [])]
-
-    count = f"{len(rounds)} round{'' if len(rounds) == 1 else 's'}"
-    subtitle = f"{settings.get('model')}, {count} of self-improvement by {', '.join(rewards) or 'rewards'}"
-    scores = {
-        f"Round {number}, sampled to train on": round_scores
-        for number, round_scores in enumerate(notes.get("round_scores", []), start=1)
-    }
-    differences = {}
-    if results.get("difference"):
-        differences["aligned"] = {
-            "rewards": results["difference"],
-            "quality": results.get("quality_difference") or {},
-            "verdict": results.get("verdict"),
-        }
-    return ReportContent(
-        title=folder.resolve().name,
-        subtitle=subtitle + _evaluated_on(summaries),
-        baseline="base",
-        summaries=summaries,
-        differences=differences,
-        clips=clips,
-        rounds=rounds,
-        scores=scores | _scores_by_policy(clips),
-        settings={
-            "Settings": highlights,
-            "Versions": results["versions"],
-            "All settings": {name: value for name, value in settings.items() if name not in highlights},
-        },
-        commands=_run_commands(folder, settings, notes),
-        rewards=rewards,
-    )
-
-
-def _content_of_evaluation(folder: Path, results: Mapping[str, Any]) -> ReportContent:
-    import pyarrow.parquet
-
-    policies, rewards = results["policies"], results["rewards"]
-    summaries = {name: policy["summary"] for name, policy in policies.items()}
-    sources = {
-        name: next((policy[kind] for kind in ("lora", "folder", "model") if policy.get(kind)), None)
-        for name, policy in policies.items()
-    }
-    settings = {name: value for name, value in results.get("settings", {}).items() if name != "hub_token"}
-    settings, rewards = mask_secrets(settings), mask_secrets(rewards)
-
-    # The videos' scores are those of the first reward, as in the tables.
-    first_reward = next(iter(rewards))
-    clips = [
-        Clip(
-            **{name: row[name] for name in ("policy", "sample_id", "prompt_id", "seed", "video")},
-            reward=headline_value(row["reward"], row[f"reward/{first_reward}"]),
-            reason=row.get("invalid_reason"),
-            row={name: row[name] for name in _PAGE_COLUMNS if row.get(name) is not None},
-        )
-        for row in pyarrow.parquet.read_table(folder / SAMPLES_FILE).to_pylist()
-    ]
-    return ReportContent(
-        title=folder.resolve().name,
-        subtitle=f"Evaluation of {', '.join(policies)} by {', '.join(rewards)}" + _evaluated_on(summaries),
-        baseline=results["baseline"],
-        summaries=summaries,
-        differences=results["differences"],
-        clips=clips,
-        scores=_scores_by_policy(clips),
-        settings={
-            "Policies": sources,
-            "Settings": {**settings, "rewards": rewards, "seeds": results.get("seeds")},
-            "Versions": results.get("versions", {}),
-        },
-        commands=[_larger_page_command(folder)],
-        rewards=rewards,
-    )
-
-
-def _evaluated_on(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    if not summaries:
-        return ". Nothing was evaluated"
-    first = next(iter(summaries.values()))
-    return f". Evaluated on {first['num_prompts']} prompts, {first['num_videos']} videos per policy"
-
-
-def _scores_by_policy(clips: Sequence[Clip]) -> dict[str, list[float | None]]:
-    scores: dict[str, list[float | None]] = {}
-    for clip in clips:
-        scores.setdefault(f"Evaluation, {clip.policy}", []).append(clip.reward)
-    return scores
-
-
-def _run_commands(folder: Path, settings: Mapping[str, Any], notes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List `(purpose, command)` for what a user may want to do with a run."""
-    model, command = str(settings.get("model")), notes.get("command")
-    commands = [("Run it again, or continue after an interruption", mask_text(command))] if command else []
-    commands.append(_larger_page_command(folder))
-
-    # A model with context is not a plain diffusers pipeline, so some commands do not apply to it.
-    has_context = "context" in settings
-    if not has_context:
-        prompts = "tiny_world_prompts" if model == "tiny" else "dsr_prompts"
-        line = _line(
-            "spatialalign", "evaluate", "--model", model, "--lora", folder, "--prompts", prompts, "--seeds", "5"
-        )
-        commands.append(("Compare it with its base model, on five seeds per prompt", line))
-    commands.append(("Use the LoRA", _usage_code(folder, notes)))
-    if not has_context and (model == "tiny" or "wan" in model.lower()):
-        line = _line("spatialalign", "export-lora", folder, "-o", f"{folder.resolve().name}_comfyui.safetensors")
-        commands.append(("Write the LoRA for ComfyUI", line))
-    return commands
-
-
-def _usage_code(folder: Path, notes: Mapping[str, Any]) -> str:
-    """Write the code that draws a video with the run's LoRA, or say what adds it to the page."""
-    if notes.get("usage") is None:
-        return (
-            f"# {NOTES_FILE} of this run does not say how its LoRA is used: run its command once more, which adds it."
-        )
-    try:
-        return LoraUsage.from_dict(notes["usage"]).code(str(folder))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{folder / NOTES_FILE}: 'usage' is malformed ({error}). Run the run's command once more, which writes it"
-        ) from error
-
-
-def _larger_page_command(folder: Path) -> tuple[str, str]:
-    return "Rebuild this page, larger", _line("spatialalign", "report", folder, "--megabytes", "50")
-
-
-def _line(*words: Any) -> str:
-    return shlex.join(map(str, words))

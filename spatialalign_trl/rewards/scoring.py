@@ -59,6 +59,7 @@ def score_samples(
     runner: RewardRunner,
     *,
     batch_size: int = 16,
+    skip_unreadable: bool = False,
     accelerator: Accelerator | PartialState | None = None,
     desc: str = "scoring",
 ) -> list[StoredSample]:
@@ -81,6 +82,8 @@ def score_samples(
             The rewards.
         batch_size (`int`, *optional*, defaults to `16`):
             Number of videos per call of the rewards.
+        skip_unreadable (`bool`, *optional*, defaults to `False`):
+            Leave samples unscored whose videos cannot be read, as those of strangers may not be.
         accelerator (`Accelerator` or `PartialState`, *optional*):
             Distributes the samples over the processes (sample i to process i modulo their number) and waits for all of
             them. Every process must be given the same samples in the same order.
@@ -92,7 +95,7 @@ def score_samples(
 
     Raises:
         `RewardFailure`: if a reward fails on too many videos.
-        `ValueError`: for a batch size below 1, or a damaged video.
+        `ValueError`: for a batch size below 1, or a damaged video without `skip_unreadable`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -124,7 +127,10 @@ def score_samples(
             part = runner.only(names)
             for start in range(0, len(unscored), batch_size):
                 batch = unscored[start : start + batch_size]
-                _score_batch(batch, store, part, runner.combination, digests)
+                videos = _read_videos(batch, store, skip_unreadable)
+                readable = [sample for sample in batch if sample.sample_id in videos]
+                if readable:
+                    _score_batch(readable, videos, store, part, runner.combination, digests)
                 bar.update(len(batch))
     runner.release()
     if accelerator:
@@ -211,8 +217,21 @@ def _digest(settings: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _read_videos(batch: Sequence[StoredSample], store: Store, skip_unreadable: bool) -> dict[str, Video]:
+    """Read the videos of a batch, by sample id."""
+    videos = {}
+    for sample in batch:
+        try:
+            videos[sample.sample_id] = store.video(sample.sample_id)
+        except Exception:  # whatever a damaged file makes of the decoder
+            if not skip_unreadable:
+                raise
+    return videos
+
+
 def _score_batch(
     batch: Sequence[StoredSample],
+    videos: Mapping[str, Video],
     store: Store,
     runner: RewardRunner,
     combination: RewardCombination,
@@ -222,7 +241,7 @@ def _score_batch(
     columns = {name: [sample.row[name] for sample in batch] for name in batch[0].row}
     if all("fps" in sample.settings for sample in batch):  # frames alone do not show the speed of a motion
         columns.setdefault("fps", [sample.settings["fps"] for sample in batch])
-    output = runner(columns.pop("prompt"), [store.video(sample.sample_id) for sample in batch], columns)
+    output = runner(columns.pop("prompt"), [videos[sample.sample_id] for sample in batch], columns)
     is_subset = set(runner.names) < set(combination.weights)
     for index, sample in enumerate(batch):
         rewards = {name: values[index] for name, values in output.per_reward.items()}

@@ -22,6 +22,7 @@ import numpy as np
 
 from spatialalign_trl.files import confined, read_json
 from spatialalign_trl.scenes.recordings import PosedVideo, shared_intrinsics
+from spatialalign_trl.text_files import read_text
 from spatialalign_trl.video import FORMATS
 
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
@@ -93,7 +94,7 @@ def _read_realestate10k(path: Path, frames: str | os.PathLike | None) -> PosedVi
     """Read a RealEstate10K text file and its frames."""
     # Each line: timestamp, fx, fy, cx, cy, two zeros, and a 3x4 world-to-camera matrix
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or (number == 1 and len(line.split()) == 1):  # the first line is the URL of the video
             continue
         rows.append(_numbers(line.split(), 19, f"{path}, line {number}"))
@@ -245,7 +246,7 @@ def _read_colmap(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
         cameras[words[0]] = _colmap_camera(words[1:], place)
     rows = []
     # Every image has two lines. The second lists its points and may be empty.
-    lines = (folder / "images.txt").read_text(encoding="utf-8").rstrip().splitlines()
+    lines = read_text(folder / "images.txt").rstrip().splitlines()
     lines = [(number, line) for number, line in enumerate(lines, start=1) if not line.startswith("#")]
     for number, line in lines[::2]:
         place, words = f"{folder / 'images.txt'}, line {number}", line.split(maxsplit=9)
@@ -278,7 +279,7 @@ def _read_colmap(path: Path, frames: str | os.PathLike | None) -> PosedVideo:
 
 def _colmap_lines(path: Path):
     """Iterate over the position and the words of every line that is not a comment."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip() and not line.startswith("#"):
             yield f"{path}, line {number}", line.split()
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spatialalign_trl.files import confined, read_json, write_atomic, write_json
-from spatialalign_trl.prompts.loading import read_rows
+from spatialalign_trl.prompts.rows import read_rows
 from spatialalign_trl.scenes.tasks import SceneTask
+from spatialalign_trl.text_files import cell_text
 from spatialalign_trl.video import (
     Video,
     check_video_file,
@@ -128,9 +129,9 @@ def _file_inside(path: str | PurePath, roots: Sequence[Path]) -> Path | None:
 def _checked_id(row: Mapping[str, Any], place: str) -> str:
     """Return the id of a row, after checking that it is a scene task."""
     name = row.get("prompt_id") or row.get("task_id")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not cell_text(name):
         raise ValueError(f"{place}: a scene task needs an id in the column 'task_id' or 'prompt_id', got {name!r}")
-    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+    if not isinstance(row.get("prompt"), str) or not cell_text(row["prompt"]):
         raise ValueError(f"{place}: column 'prompt': expected a text, got {row.get('prompt')!r}")
     if row.get(CONTEXT) is None and row.get("room_seed") is None:
         raise ValueError(

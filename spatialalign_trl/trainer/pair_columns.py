@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import datasets
 
+from spatialalign_trl.text_files import cell_text
 from spatialalign_trl.trainer.dataset_files import check_video_files
 from spatialalign_trl.video import Video, brief, read_video, video_bytes, with_undecoded_videos
 
@@ -175,7 +176,7 @@ def prompts_of(dataset: datasets.Dataset, name: str) -> list[str]:
     """Return the column `prompt`; raise a `ValueError` that names the first row without a prompt."""
     prompts = dataset.select_columns(["prompt"]).with_format(None)["prompt"][:]
     for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
+        if not isinstance(prompt, str) or not cell_text(prompt):
             raise ValueError(f"{name} row {row}, column 'prompt': expected a text, got {prompt!r}")
     return prompts
 

@@ -128,8 +128,9 @@ def test_a_folder_is_matched_with_a_prompt_file(run, tmp_path):
     for model in ("a", "b"):
         write_video(tmp_path / "videos" / model / "p-fox_F81_seed00.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
     write_video(tmp_path / "videos" / "b" / "p-bear_seed1.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
-    code, out, _ = run("label", "videos", "--prompts", "prompts.csv", "--out", "page.html")
-    assert code == 0 and "2 of 2 clips" in out and "p-bear" in out
+    code, out, err = run("label", "videos", "--prompts", "prompts.csv", "--out", "page.html")
+    assert code == 1 and "2 of 2 clips" in out
+    assert "p-bear_seed1.mp4: video without a prompt" in err and "p-cat: prompt without a video" in err
     assert len({clip["id"] for clip in page_data(tmp_path / "page.html")["clips"]}) == 2
 
 

@@ -113,8 +113,9 @@ def test_recordings_in_the_rows_of_a_folder_are_confined_too(sent, secret, key):
     notes["clips"][0]["row"]["context"] = cell
     write_json(sent / "report.json", notes)
     if key == "bytes":  # a text is no content, and must not be taken for a path
-        with pytest.raises(ValueError, match="expected the content of a video under 'bytes'"):
-            videos_read(sent)
+        with pytest.warns(UserWarning, match="expected the content of a video under 'bytes'"):
+            assert not any(np.array_equal(video, SECRET) for video in videos_read(sent))
+        assert '"name":"context"' not in (sent / "report.html").read_text(encoding="utf-8")
         return
     with pytest.warns(UserWarning, match="1 video files lie outside"):
         assert len(videos_read(sent)) == 2
@@ -156,11 +157,3 @@ def test_the_command_trusts_only_when_it_is_told(sent, secret, capsys):
     first = (sent / "report.html").stat().st_size
     assert main(["report", str(sent), "--trust_folder"]) == 0
     assert (sent / "report.html").stat().st_size > first
-
-
-@pytest.mark.parametrize("change", [{"clips": [{"x": 1}]}, {"clips": 3}, {"clips": [{"row": 3}]}])
-def test_a_malformed_file_is_named(sent, change, capsys):
-    write_json(sent / "report.json", read_json(sent / "report.json") | change)
-    with pytest.raises(SystemExit):
-        main(["report", str(sent)])
-    assert "report.json" in capsys.readouterr().err
