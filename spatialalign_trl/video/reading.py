@@ -1,0 +1,160 @@
+"""Read videos: one reader for every file that people bring, whatever reads it."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from spatialalign_trl.video.arrays import Video
+from spatialalign_trl.video.containers import OpenVideo, open_video, shown_times
+from spatialalign_trl.video.errors import VideoError, unreadable
+from spatialalign_trl.video.limits import check_pixels
+from spatialalign_trl.video.orientation import turns_of, upright
+from spatialalign_trl.video.timing import Timing, find_timing
+
+SMALL_FRAME = 128 * 128
+"""Number of pixels up to which starting decoder threads takes longer than decoding without them."""
+
+_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "libdav1d", "gif", "apng")
+"""Decoders that make one frame of each packet. Others (vp8) have packets that only help to decode."""
+
+
+class TimedVideo(NamedTuple):
+    """A video of shape (frames, height, width, 3), `uint8`, and its frames per second."""
+
+    video: Video
+    fps: float
+
+
+def read_video(source: str | os.PathLike | bytes, max_bytes: int | None = None) -> Video:
+    """
+    Read all frames of a video as players show them: upright, and at one frame rate.
+
+    Args:
+        source (`str`, `os.PathLike` or `bytes`):
+            The path of a video file, or its content.
+        max_bytes (`int`, *optional*):
+            Largest size of the frames in bytes, in addition to the limit of every video (`SPATIALALIGN_MAX_PIXELS`).
+
+    Returns:
+        `np.ndarray` of shape (frames, height, width, 3), `uint8`: the video.
+
+    Raises:
+        MissingVideoError: if the file does not exist. It is a `FileNotFoundError` as well.
+        VideoError: if the file is not a readable video, truncated, damaged, or too large. The message names it.
+    """
+    return read_timed_video(source, max_bytes).video
+
+
+def read_timed_video(source: str | os.PathLike | bytes, max_bytes: int | None = None) -> TimedVideo:
+    """Read all frames of a video, and its frame rate. Arguments and errors are those of [`read_video`]."""
+    with open_video(source) as file:
+        # 1. Check the size before memory is taken for it.
+        _check_size(file, max_bytes)
+
+        # 2. Decode
+        video, times, end = _decode(file, max_bytes)
+
+        # 3. Repeat the frames that a file with a variable frame rate shows for longer.
+        timing = find_timing(times, end, _rates(file.stream))
+        if timing.indices is not None:
+            check_pixels(len(timing.indices), *video.shape[1:3], file.name, max_bytes)
+            video = video[timing.indices]
+        return TimedVideo(video, timing.fps)
+
+
+def read_fps(source: str | os.PathLike | bytes) -> float:
+    """Read the frame rate of a video and check that the file is complete, without decoding it.
+
+    Arguments and errors are those of [`read_video`]. Damage inside a frame is not noticed."""
+    with open_video(source) as file:
+        return _check_size(file, None).fps
+
+
+def check_video_file(content: bytes, name: str) -> bytes:
+    """Return the content of a file if it is a complete video (nothing is decoded), else raise a `VideoError`."""
+    try:
+        with open_video(content):
+            return content
+    except VideoError as error:
+        reason = str(error).removeprefix(f"<{len(content)} bytes>").strip()
+        raise VideoError(
+            f"{name} is not a video file, so it is neither copied nor published. Remove it. It {reason}"
+        ) from error
+
+
+def _check_size(file: OpenVideo, max_bytes: int | None) -> Timing:
+    """Check how many pixels a file will decode to, by its packets, and return when these are shown."""
+    height, width = file.stream.codec_context.height, file.stream.codec_context.width
+    check_pixels(len(file.shown), height, width, file.name, max_bytes)
+    last = max(file.shown, key=lambda packet: packet.pts or 0, default=None)
+    times = shown_times(file.shown)
+    end = None if times is None or last is None else times[-1] + float((last.duration or 0) * last.time_base)
+    timing = find_timing(times, end, _rates(file.stream))
+    if timing.indices is not None:
+        check_pixels(len(timing.indices), height, width, file.name, max_bytes)
+    return timing
+
+
+def _rates(stream: av.VideoStream) -> list[float]:
+    """Return the frame rates that the header names."""
+    return [float(rate) for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate]
+
+
+def _decode(file: OpenVideo, max_bytes: int | None) -> tuple[Video, list[float] | None, float | None]:
+    """Return all frames, the second at which each is shown, and the second at which the last one ends."""
+    context = file.stream.codec_context
+    if context.width * context.height <= SMALL_FRAME:
+        context.thread_count = 1
+    else:
+        context.thread_type = "AUTO"
+    # One reformatter for all frames: creating one takes longer than converting a small frame.
+    to_rgb = VideoReformatter()
+    video, count, size = None, 0, None
+    stamps, last_duration, is_interlaced = [], 0, False
+    for packet in [*file.packets, None]:  # None makes the decoder return what it still holds
+        for frame in context.decode(packet):
+            size = size or (frame.width, frame.height)
+            _check_frame(frame, size, count, file.name)
+            pixels = upright(to_rgb.reformat(frame, format="rgb24").to_ndarray(), turns_of(frame, file.name))
+            if video is None:
+                video = np.empty((max(1, len(file.shown)), *pixels.shape), np.uint8)
+            elif count == len(video):  # some packets contain several frames
+                check_pixels(2 * count, frame.height, frame.width, file.name, max_bytes)
+                video = np.concatenate([video, np.empty_like(video)])
+            video[count] = pixels
+            count += 1
+            stamps.append(frame.pts)
+            last_duration, is_interlaced = frame.duration or 0, is_interlaced or frame.interlaced_frame
+    if video is None:
+        raise unreadable(file.name, "it has no frames. It may be truncated. Make it again")
+    if context.name in _FRAME_PER_PACKET and not is_interlaced:
+        _check_decoded(file, stamps)
+    if None in stamps:
+        return video[:count], None, None
+    times = [float(stamp * file.stream.time_base) for stamp in stamps]
+    return video[:count], times, times[-1] + float(last_duration * file.stream.time_base)
+
+
+def _check_frame(frame: av.VideoFrame, size: tuple[int, int], number: int, name: str) -> None:
+    """Raise a `VideoError` if a frame is damaged, or does not have the size of the first one (width, height)."""
+    if frame.is_corrupt:
+        raise unreadable(name, f"it is damaged, frame {number} cannot be decoded. Download or make it again")
+    if (frame.width, frame.height) != size:
+        sizes = f"{frame.width}x{frame.height}, the first one {size[0]}x{size[1]}"
+        raise unreadable(name, f"its size changes, frame {number} is {sizes}. Encode it at one size")
+
+
+def _check_decoded(file: OpenVideo, stamps: list[int | None]) -> None:
+    """Raise a `VideoError` if packets after the first frame were not decoded: threads lose the decoder's errors."""
+    if None in stamps:
+        return
+    expected = {packet.pts for packet in file.shown if packet.pts is not None and packet.pts >= stamps[0]}
+    missing = len(expected.difference(stamps))
+    if missing:
+        reason = f"it is damaged, {missing} of its {len(expected)} frames cannot be decoded"
+        raise unreadable(file.name, f"{reason}. Download or make it again")
