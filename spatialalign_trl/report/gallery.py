@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spatialalign_trl.report.clips import frame_rate, page_mp4, page_strip
+from spatialalign_trl.report.clips import page_mp4, page_strip
 from spatialalign_trl.report.grades import Grade
-from spatialalign_trl.video import Video, read_video, videos_of
+from spatialalign_trl.video import TimedVideo, Video, read_timed_video, videos_of
 
 EXTREMES = 12
 """How many of the most improved, and of the most regressed, videos take precedence if not all fit."""
@@ -159,17 +159,17 @@ def fill_gallery(
         # Read a batch of pairs, without those that lack a file.
         batch = []
         for place in order[start : start + _BATCH]:
-            files = {policy: folder / clip.video for policy, clip in pairs[place].items()}
-            lost = [file for file in files.values() if not file.is_file()]
+            files = [folder / clip.video for clip in pairs[place].values()]
+            lost = [file for file in files if not file.is_file()]
             missing += len(lost)
             if not lost and files:
-                batch.append((place, files))
-        clips = [clip for place, _ in batch for clip in pairs[place].values()]
-        videos = {clip.sample_id: read_video(folder / clip.video) for clip in clips}
+                batch.append(place)
+        clips = [clip for place in batch for clip in pairs[place].values()]
+        videos = {clip.sample_id: read_timed_video(folder / clip.video) for clip in clips}
 
         # Compute the curves and boxes that are not known yet, together: a reward is fastest on batches.
         new = [clip for clip in clips if clip.sample_id not in known_grades]
-        answers = grade(new, [videos[clip.sample_id] for clip in new]) if new else []
+        answers = grade(new, [videos[clip.sample_id].video for clip in new]) if new else []
         batch_grades = {
             clip.sample_id: known_grades[clip.sample_id] for clip in clips if clip.sample_id in known_grades
         }
@@ -177,8 +177,8 @@ def fill_gallery(
             clip.sample_id: answer for clip, answer in zip(new, answers, strict=True) if answer is not None
         }
 
-        for place, files in batch:
-            entry = _pair_json(pairs[place], files, videos, batch_grades)
+        for place in batch:
+            entry = _pair_json(pairs[place], videos, batch_grades)
             room -= len(entry.encode()) + 1
             if is_full := room < 0:
                 break
@@ -190,18 +190,18 @@ def fill_gallery(
     return Gallery([entries[place] for place in sorted(entries)], len(pairs), missing, grades)
 
 
-def _pair_json(pair: Pair, files: Mapping[str, Path], videos: Mapping[str, Video], grades: Mapping[str, Grade]) -> str:
+def _pair_json(pair: Pair, videos: Mapping[str, TimedVideo], grades: Mapping[str, Grade]) -> str:
     first = next(iter(pair.values()))
-    height, width = videos[first.sample_id].shape[1:3]
+    height, width = videos[first.sample_id].video.shape[1:3]
     sides = [
         {
             "policy": policy,
             "reward": clip.reward,
             "why": clip.reason,
             "reason": f"INVALID: {clip.reason}" if clip.reason else None,
-            "frames": len(videos[clip.sample_id]),
+            "frames": len(videos[clip.sample_id].video),
             "grade": grades.get(clip.sample_id),
-            "video": base64.b64encode(page_mp4(videos[clip.sample_id], frame_rate(files[policy]))).decode(),
+            "video": base64.b64encode(page_mp4(*videos[clip.sample_id])).decode(),
         }
         for policy, clip in pair.items()
     ]
