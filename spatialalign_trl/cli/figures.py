@@ -13,10 +13,9 @@ from spatialalign_trl.errors import printable
 from spatialalign_trl.files import file_name
 from spatialalign_trl.prompts import RELATIONS
 from spatialalign_trl.report.annotate import annotate_video, annotated_strip
-from spatialalign_trl.report.clips import playable_fps
 from spatialalign_trl.report.grades import relation_names
 from spatialalign_trl.report.score_plots import RelationCurve, plot_curves
-from spatialalign_trl.video import Video, read_fps, write_video
+from spatialalign_trl.video import Video, playable_fps, read_fps, write_video
 
 _LONGEST_NAME = 100
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from spatialalign_trl.files import read_json, write_json
 from spatialalign_trl.rollout.store import Sample, SampleStore, plain
 from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES, read_video_name, videos_in
-from spatialalign_trl.video import Video, read_fps, read_video
+from spatialalign_trl.video import Video, VideoError, read_fps, read_video
 
 
 class VideoFolder:
@@ -98,8 +99,7 @@ class VideoFolder:
         }
 
     def _read_sample(self, path: Path) -> Sample | None:
-        """Identify a file; return `None` for a prompt that is not asked for, raise `ValueError` if it is no video or
-        damaged."""
+        """Identify a file; return `None` for a prompt that is not asked for, raise `ValueError` if it is damaged."""
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         settings, revision = {"video_sha256": digest}, ""
         record_path = path.with_suffix(".json")
@@ -127,8 +127,11 @@ class VideoFolder:
                 raise ValueError(f"the prompts have no prompt_id {prompt_id!r}")
             row, seed = self._rows[prompt_id], number or 0
         sample = SampleStore.new_sample(row, seed, settings, revision)
-        # Frames alone do not show the speed of a motion. The id stays that of the content, and finds known scores.
-        return sample if "fps" in settings else replace(sample, settings=settings | {"fps": read_fps(path)})
+        if "fps" not in settings:
+            # Frames alone do not show the speed of a motion. The id stays that of the content, and finds known scores.
+            with suppress(VideoError):  # raised again, where the video is read
+                sample = replace(sample, settings=settings | {"fps": read_fps(path)})
+        return sample
 
     # The methods of a SampleStore that scoring uses
 

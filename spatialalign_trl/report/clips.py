@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from spatialalign_trl.report.drawing import enlarge
-from spatialalign_trl.video import DEFAULT_FPS, Video, browser_mp4
+from spatialalign_trl.video import Video, browser_mp4, playable_fps
 
 LOWEST, WIDEST = 128, 480
 """Limits in pixels: videos lower than `LOWEST` are enlarged pixel by pixel, wider ones than `WIDEST` averaged down."""
@@ -17,8 +17,6 @@ STRIP_WIDTH = 144
 """Width of a frame in a strip, in pixels."""
 
 CRF = 23
-SLOWEST, FASTEST = 1, 120
-"""Frames per second that browsers play."""
 
 
 def page_mp4(video: Video, fps: float) -> bytes:
@@ -48,8 +46,3 @@ def page_strip(video: Video, columns: int = 6) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(strip).save(buffer, "WEBP", quality=80)
     return buffer.getvalue()
-
-
-def playable_fps(fps: float) -> float:
-    """Return the frames per second to show a video at: its own, or the default if players cannot keep up with it."""
-    return fps if SLOWEST <= fps <= FASTEST else DEFAULT_FPS

@@ -20,11 +20,18 @@ from spatialalign_trl.video.cells import (
     videos_of,
     with_undecoded_videos,
 )
-from spatialalign_trl.video.containers import FORMATS
+from spatialalign_trl.video.containers import FORMATS, OpenVideo, open_video
 from spatialalign_trl.video.errors import MissingVideoError, VideoError
-from spatialalign_trl.video.limits import MAX_PIXELS, max_pixels
-from spatialalign_trl.video.reading import TimedVideo, check_video_file, read_fps, read_timed_video, read_video
-from spatialalign_trl.video.timing import DEFAULT_FPS
+from spatialalign_trl.video.limits import MAX_PIXELS, check_pixels, max_pixels
+from spatialalign_trl.video.reading import (
+    TimedVideo,
+    check_video_file,
+    decode_frames,
+    read_fps,
+    read_timed_video,
+    read_video,
+)
+from spatialalign_trl.video.timing import DEFAULT_FPS, playable_fps
 from spatialalign_trl.video.writing import SAME_BYTES, browser_mp4, encode_video, write_video
 
 __all__ = [
@@ -33,6 +40,7 @@ __all__ = [
     "MAX_PIXELS",
     "SAME_BYTES",
     "MissingVideoError",
+    "OpenVideo",
     "TimedVideo",
     "Video",
     "VideoError",
@@ -40,13 +48,17 @@ __all__ = [
     "browser_mp4",
     "browser_mp4_of",
     "check_completions",
+    "check_pixels",
     "check_video",
     "check_video_file",
+    "decode_frames",
     "encode_video",
     "frames_of",
     "is_frames",
     "is_video_cell",
     "max_pixels",
+    "open_video",
+    "playable_fps",
     "read_fps",
     "read_timed_video",
     "read_video",

@@ -40,7 +40,7 @@ class OpenVideo:
         name (`str`): How errors call it.
         stream (`av.VideoStream`): The stream that is the video.
         packets (`list[av.Packet]`): Its packets in decoding order, hidden ones included.
-        is_only_stream (`bool`): Whether the file has no other stream.
+        is_only_video (`bool`): Whether the file has no other video stream.
         format (`str`): FFmpeg's name of the container.
         duration (`float`, *optional*): Seconds that the container announces.
     """
@@ -48,7 +48,7 @@ class OpenVideo:
     name: str
     stream: av.VideoStream
     packets: list[av.Packet]
-    is_only_stream: bool
+    is_only_video: bool
     format: str
     duration: float | None
 
@@ -88,7 +88,7 @@ def open_video(source: str | os.PathLike | bytes) -> Iterator[OpenVideo]:
                     name=name,
                     stream=stream,
                     packets=tracks[stream.index],
-                    is_only_stream=len(container.streams) == 1,
+                    is_only_video=len(container.streams.video) == 1,
                     format=container.format.name,
                     duration=None if container.duration is None else container.duration / av.time_base,
                 )

@@ -10,6 +10,9 @@ from av.sidedata.sidedata import Type as SideDataType
 
 from spatialalign_trl.video.errors import unreadable
 
+UPRIGHT = (False, False, False)
+"""What [`turns_of`] returns for a frame that is shown as it is stored."""
+
 _SLANT = 0.02
 """Largest part of a pixel's step that may go along the other axis: a turn by a degree is a turn by none."""
 
@@ -35,10 +38,10 @@ def turns_of(frame: av.VideoFrame, name: str) -> tuple[bool, bool, bool]:
     """
     data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     if data is None:
-        return False, False, False
+        return UPRIGHT
     a, b, u, c, d, v, *_ = struct.unpack("9i", bytes(data)[:36])
     if not (a or b or c or d):  # some programs leave it empty
-        return False, False, False
+        return UPRIGHT
     transpose = abs(b) + abs(c) > abs(a) + abs(d)
     along, across = ((c, b), (a, d)) if transpose else ((a, d), (b, c))
     if u or v or not all(along) or max(map(abs, across)) > _SLANT * min(map(abs, along)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
@@ -105,8 +106,21 @@ def _rates(stream: av.VideoStream) -> list[float]:
     return [float(rate) for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate]
 
 
-def _decode(file: OpenVideo, max_bytes: int | None) -> tuple[Video, list[float] | None, float | None]:
-    """Return all frames, the second at which each is shown, and the second at which the last one ends."""
+def decode_frames(file: OpenVideo) -> Iterator[tuple[av.VideoFrame, np.ndarray]]:
+    """
+    Decode the frames of an open video one by one.
+
+    Args:
+        file ([`OpenVideo`]):
+            The video.
+
+    Returns:
+        `Iterator[tuple[av.VideoFrame, np.ndarray]]`: each stored frame, and its RGB pixels of shape (height, width, 3)
+        as they are shown, which may be a view.
+
+    Raises:
+        VideoError: for a damaged frame, or one of another size.
+    """
     context = file.stream.codec_context
     if context.width * context.height <= SMALL_FRAME:
         context.thread_count = 1
@@ -114,30 +128,37 @@ def _decode(file: OpenVideo, max_bytes: int | None) -> tuple[Video, list[float] 
         context.thread_type = "AUTO"
     # One reformatter for all frames: creating one takes longer than converting a small frame.
     to_rgb = VideoReformatter()
-    video, count, size = None, 0, None
-    stamps, last_duration, is_interlaced = [], 0, False
+    size, number = None, 0
     for packet in [*file.packets, None]:  # None makes the decoder return what it still holds
         for frame in context.decode(packet):
             size = size or (frame.width, frame.height)
-            _check_frame(frame, size, count, file.name)
-            pixels = upright(to_rgb.reformat(frame, format="rgb24").to_ndarray(), turns_of(frame, file.name))
-            if video is None:
-                video = np.empty((max(1, len(file.shown)), *pixels.shape), np.uint8)
-            elif count == len(video):  # some packets contain several frames
-                check_pixels(2 * count, frame.height, frame.width, file.name, max_bytes)
-                video = np.concatenate([video, np.empty_like(video)])
-            video[count] = pixels
-            count += 1
-            stamps.append(frame.pts)
-            last_duration, is_interlaced = frame.duration or 0, is_interlaced or frame.interlaced_frame
+            _check_frame(frame, size, number, file.name)
+            yield frame, upright(to_rgb.reformat(frame, format="rgb24").to_ndarray(), turns_of(frame, file.name))
+            number += 1
+
+
+def _decode(file: OpenVideo, max_bytes: int | None) -> tuple[Video, list[float] | None, float | None]:
+    """Return all frames, the second at which each is shown, and the second at which the last one ends."""
+    video, stamps, last_duration, is_interlaced = None, [], 0, False
+    for frame, pixels in decode_frames(file):
+        count = len(stamps)
+        if video is None:
+            video = np.empty((max(1, len(file.shown)), *pixels.shape), np.uint8)
+        elif count == len(video):  # some packets contain several frames
+            check_pixels(2 * count, frame.height, frame.width, file.name, max_bytes)
+            video = np.concatenate([video, np.empty_like(video)])
+        video[count] = pixels
+        stamps.append(frame.pts)
+        last_duration, is_interlaced = frame.duration or 0, is_interlaced or frame.interlaced_frame
     if video is None:
         raise unreadable(file.name, "it has no frames. It may be truncated. Make it again")
-    if context.name in _FRAME_PER_PACKET and not is_interlaced:
+    if file.stream.codec_context.name in _FRAME_PER_PACKET and not is_interlaced:
         _check_decoded(file, stamps)
+    video = video[: len(stamps)]
     if None in stamps:
-        return video[:count], None, None
+        return video, None, None
     times = [float(stamp * file.stream.time_base) for stamp in stamps]
-    return video[:count], times, times[-1] + float(last_duration * file.stream.time_base)
+    return video, times, times[-1] + float(last_duration * file.stream.time_base)
 
 
 def _check_frame(frame: av.VideoFrame, size: tuple[int, int], number: int, name: str) -> None:

@@ -14,12 +14,20 @@ import numpy as np
 DEFAULT_FPS = 16.0
 """The frame rate of the paper's videos, for files that have none."""
 
+_SLOWEST, _FASTEST = 1, 120
+"""Frames per second that players keep up with."""
+
 _JITTER = 0.3
 """Largest distance of a time stamp from its place on the grid of frames, as a share of the grid's step: containers
 round time stamps (mkv to milliseconds, gif to hundredths of a second), and cameras are not exact."""
 
 _SAME_RATE = 0.01
 """Largest relative difference of the rate in a file's header from the one of its time stamps."""
+
+
+def playable_fps(fps: float) -> float:
+    """Return the frames per second to show a video at: its own, or the default if players cannot keep up with it."""
+    return fps if _SLOWEST <= fps <= _FASTEST else DEFAULT_FPS
 
 
 @dataclass(frozen=True)
