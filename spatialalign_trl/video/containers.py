@@ -18,7 +18,7 @@ import av
 
 from spatialalign_trl.video.errors import MissingVideoError, VideoError, unreadable
 from spatialalign_trl.video.kinds import HEAD_BYTES, other_kind
-from spatialalign_trl.video.limits import max_pixels
+from spatialalign_trl.video.limits import largest_frame
 from spatialalign_trl.video.structure import check_structure
 
 FORMATS = (
@@ -122,7 +122,7 @@ def _open_container(file: BinaryIO, **options: str) -> Any:
     options |= {
         "format_whitelist": FORMATS,
         "protocol_whitelist": "none",
-        "max_pixels": str(min(max_pixels(), 1 << 30)),
+        "max_pixels": str(largest_frame()),
     }
     return av.open(file, mode="r", options=options, metadata_errors="replace")
 
@@ -149,8 +149,13 @@ def _choose_stream(container: Any, tracks: dict[int, list[av.Packet]], name: str
             "its header is damaged or truncated, or its codec cannot be decoded here. Download it again, or encode it "
             "with H.264",
         )
-    sizes = {s.index: (len(tracks[s.index]) > 1, s.codec_context.width * s.codec_context.height) for s in readable}
-    return max(readable, key=lambda stream: (*sizes[stream.index], -stream.index))
+    longest = max(len(tracks[stream.index]) for stream in readable)
+
+    def rank(stream: av.VideoStream) -> tuple[bool, int, int]:
+        is_long = 2 * len(tracks[stream.index]) > longest  # pictures and slides have fewer frames
+        return is_long, stream.codec_context.width * stream.codec_context.height, -stream.index
+
+    return max(readable, key=rank)
 
 
 def _is_picture(stream: av.VideoStream) -> bool:
@@ -161,7 +166,7 @@ def _is_picture(stream: av.VideoStream) -> bool:
 
 def _check_packets(file: BinaryIO, video: OpenVideo, tracks: dict[int, list[av.Packet]]) -> None:
     """Raise a `VideoError` if the file has less data than its container announces."""
-    if any(packet.is_corrupt for packet in video.packets):
+    if video.packets and video.packets[-1].is_corrupt:
         raise unreadable(video.name, "it is truncated, it ends inside a frame. Download or make it again")
     announced, found = video.stream.frames, len(video.packets)
     if found < announced and video.format.startswith("mov"):

@@ -28,6 +28,11 @@ def max_pixels() -> int:
     return int(text)
 
 
+def largest_frame() -> int:
+    """Return the largest height x width of a frame, which FFmpeg takes as its option `max_pixels`."""
+    return min(max_pixels(), (1 << 31) - 1)
+
+
 def check_pixels(frames: int, height: int, width: int, name: str, max_bytes: int | None = None) -> None:
     """
     Check that a clip stays within the limits, before memory is taken for it.

@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 from spatialalign_trl.video.arrays import Video
 from spatialalign_trl.video.containers import OpenVideo, open_video, shown_times
 from spatialalign_trl.video.errors import VideoError, unreadable
-from spatialalign_trl.video.limits import check_pixels
+from spatialalign_trl.video.limits import check_pixels, largest_frame
 from spatialalign_trl.video.orientation import turns_of, upright
 from spatialalign_trl.video.timing import Timing, find_timing
 
@@ -126,31 +126,41 @@ def decode_frames(file: OpenVideo) -> Iterator[tuple[av.VideoFrame, np.ndarray]]
         context.thread_count = 1
     else:
         context.thread_type = "AUTO"
+    context.options = {"max_pixels": str(largest_frame())}  # the stream may differ from the header
     # One reformatter for all frames: creating one takes longer than converting a small frame.
     to_rgb = VideoReformatter()
     size, number = None, 0
+    # Where transport streams were joined, the demuxer marks a packet, and the decoder its frame, which is sound.
+    joints = {packet.pts for packet in file.packets if packet.is_corrupt}
     for packet in [*file.packets, None]:  # None makes the decoder return what it still holds
         for frame in context.decode(packet):
             size = size or (frame.width, frame.height)
-            _check_frame(frame, size, number, file.name)
+            if frame.is_corrupt and frame.pts not in joints:
+                reason = f"it is damaged, frame {number} cannot be decoded. Download or make it again"
+                raise unreadable(file.name, reason)
+            if (frame.width, frame.height) != size:
+                sizes = f"{frame.width}x{frame.height}, the first one {size[0]}x{size[1]}"
+                raise unreadable(file.name, f"its size changes, frame {number} is {sizes}. Encode it at one size")
             yield frame, upright(to_rgb.reformat(frame, format="rgb24").to_ndarray(), turns_of(frame, file.name))
             number += 1
 
 
 def _decode(file: OpenVideo, max_bytes: int | None) -> tuple[Video, list[float] | None, float | None]:
     """Return all frames, the second at which each is shown, and the second at which the last one ends."""
-    video, stamps, last_duration, is_interlaced = None, [], 0, False
+    video, stamps = np.empty((0, 0, 0, 3), np.uint8), []
+    last_duration, is_interlaced = 0, False
     for frame, pixels in decode_frames(file):
         count = len(stamps)
-        if video is None:
-            video = np.empty((max(1, len(file.shown)), *pixels.shape), np.uint8)
-        elif count == len(video):  # some packets contain several frames
-            check_pixels(2 * count, frame.height, frame.width, file.name, max_bytes)
-            video = np.concatenate([video, np.empty_like(video)])
+        if count == len(video):  # at first; and some packets contain several frames
+            capacity = max(1, len(file.shown), 2 * count)
+            check_pixels(capacity, frame.height, frame.width, file.name, max_bytes)  # the header may be wrong
+            larger = np.empty((capacity, *pixels.shape), np.uint8)
+            larger[:count] = video.reshape(count, *pixels.shape)
+            video = larger
         video[count] = pixels
         stamps.append(frame.pts)
         last_duration, is_interlaced = frame.duration or 0, is_interlaced or frame.interlaced_frame
-    if video is None:
+    if not stamps:
         raise unreadable(file.name, "it has no frames. It may be truncated. Make it again")
     if file.stream.codec_context.name in _FRAME_PER_PACKET and not is_interlaced:
         _check_decoded(file, stamps)
@@ -159,15 +169,6 @@ def _decode(file: OpenVideo, max_bytes: int | None) -> tuple[Video, list[float] 
         return video, None, None
     times = [float(stamp * file.stream.time_base) for stamp in stamps]
     return video, times, times[-1] + float(last_duration * file.stream.time_base)
-
-
-def _check_frame(frame: av.VideoFrame, size: tuple[int, int], number: int, name: str) -> None:
-    """Raise a `VideoError` if a frame is damaged, or does not have the size of the first one (width, height)."""
-    if frame.is_corrupt:
-        raise unreadable(name, f"it is damaged, frame {number} cannot be decoded. Download or make it again")
-    if (frame.width, frame.height) != size:
-        sizes = f"{frame.width}x{frame.height}, the first one {size[0]}x{size[1]}"
-        raise unreadable(name, f"its size changes, frame {number} is {sizes}. Encode it at one size")
 
 
 def _check_decoded(file: OpenVideo, stamps: list[int | None]) -> None:

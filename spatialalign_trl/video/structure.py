@@ -124,7 +124,7 @@ def _walk_chunks(file: BinaryIO, size: int) -> bool:
         if position + 8 + length > size + _RIFF_SLACK:
             raise EOFError(f"its chunk ends at byte {position + 8 + length}, the file at {size}")
         position += 8 + length + length % 2
-    return False  # the frames are counted
+    return True  # the number of frames in the header counts those that were dropped
 
 
 def _walk_transport(file: BinaryIO, size: int) -> bool:
