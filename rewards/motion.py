@@ -30,7 +30,8 @@ class Motion:
         ceiling (`float`, *optional*, defaults to `0.1`):
             Speed above which the reward stays 1.
         fps (`float`, *optional*, defaults to `16.0`):
-            Frame rate of clips without the column `fps`, which self-improvement adds.
+            Frame rate of clips without the column `fps`. Self-improvement, evaluations and the reward server add it,
+            from the settings of the samples or the files themselves.
 
     Raises:
         `ValueError`: if not `0 <= floor < ceiling`, or if `fps` is not positive.
@@ -71,7 +72,7 @@ class Motion:
             completions (sequence of `N` videos):
                 `uint8` arrays of shape `(frames, height, width, 3)`.
             fps (sequence of `N` `float`, *optional*):
-                Their frame rates.
+                Their frame rates; by default the setting `fps` for all.
             log_extra (callable, *optional*):
                 Receives `motion_speed`: `v`, in diagonals per second.
 

@@ -13,10 +13,9 @@ from spatialalign_trl.errors import printable
 from spatialalign_trl.files import file_name
 from spatialalign_trl.prompts import RELATIONS
 from spatialalign_trl.report.annotate import annotate_video, annotated_strip
-from spatialalign_trl.report.clips import frame_rate
 from spatialalign_trl.report.grades import relation_names
 from spatialalign_trl.report.score_plots import RelationCurve, plot_curves
-from spatialalign_trl.video import Video, write_video
+from spatialalign_trl.video import Video, playable_fps, read_fps, write_video
 
 _LONGEST_NAME = 100
 
@@ -79,4 +78,4 @@ def draw_figures(folder: Path, name: str, scored: ScoredVideo, video: Video) -> 
         captions[frame] = "   ".join(f"{word} {value:+.2f}" for word, value in zip(words, values, strict=True))
     annotated_strip(folder / f"{name}_boxes.png", video, scored.tracks, title=title, note=note, captions=captions)
     annotated = annotate_video(video, scored.tracks, captions)
-    write_video(folder / f"{name}_boxes.mp4", annotated, fps=frame_rate(scored.job.path))
+    write_video(folder / f"{name}_boxes.mp4", annotated, fps=playable_fps(read_fps(scored.job.path)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from spatialalign_trl.rollout.video_files import (
     without_repetition,
 )
 from spatialalign_trl.text_files import same_text
-from spatialalign_trl.video import Video, read_video
+from spatialalign_trl.video import Video, VideoError, read_fps, read_video
 
 
 class UnreadableVideosError(ValueError):
@@ -144,7 +145,12 @@ class VideoFolder:
             if row is not None and row["prompt"] != recorded.get("prompt"):
                 raise ValueError(f"its record has another prompt for {video.prompt_id!r}: {recorded.get('prompt')!r}")
             row = row or recorded | {"prompt_id": video.prompt_id}
-        return SampleStore.new_sample(row, video.seed or 0, settings, video.policy_revision)
+        sample = SampleStore.new_sample(row, video.seed or 0, settings, video.policy_revision)
+        if "fps" not in settings:
+            # Frames alone do not show the speed of a motion. The id stays that of the content, and finds known scores.
+            with suppress(VideoError):  # raised again, where the video is read
+                sample = replace(sample, settings=settings | {"fps": read_fps(video.path)})
+        return sample
 
     def drop_unreadable(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
         """

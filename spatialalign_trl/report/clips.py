@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 
-import av
 import numpy as np
 from PIL import Image
 
 from spatialalign_trl.report.drawing import enlarge
-from spatialalign_trl.video import FORMATS, Video, browser_mp4
+from spatialalign_trl.video import Video, browser_mp4, playable_fps
 
 LOWEST, WIDEST = 128, 480
 """Limits in pixels: videos lower than `LOWEST` are enlarged pixel by pixel, wider ones than `WIDEST` averaged down."""
@@ -19,8 +17,6 @@ STRIP_WIDTH = 144
 """Width of a frame in a strip, in pixels."""
 
 CRF = 23
-PAPER_FPS = 16.0
-"""The frame rate of the paper's videos."""
 
 
 def page_mp4(video: Video, fps: float) -> bytes:
@@ -33,7 +29,7 @@ def page_mp4(video: Video, fps: float) -> bytes:
     scale = WIDEST / video.shape[2]
     if scale < 1:
         video = np.stack([np.asarray(enlarge(frame, scale)) for frame in video])
-    return browser_mp4(video, fps, min_height=LOWEST, crf=CRF)
+    return browser_mp4(video, playable_fps(fps), min_height=LOWEST, crf=CRF)
 
 
 def page_strip(video: Video, columns: int = 6) -> bytes:
@@ -50,10 +46,3 @@ def page_strip(video: Video, columns: int = 6) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(strip).save(buffer, "WEBP", quality=80)
     return buffer.getvalue()
-
-
-def frame_rate(path: str | os.PathLike) -> float:
-    """Read the frames per second of a video file; the paper's if the file has none, or one outside of 1 to 120."""
-    with av.open(os.fspath(path), options={"format_whitelist": FORMATS}) as container:
-        rate = container.streams.video[0].average_rate
-    return float(rate) if rate and 1 <= rate <= 120 else PAPER_FPS

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from spatialalign_trl.errors import reason_of
-from spatialalign_trl.report.clips import frame_rate, page_mp4, page_strip
+from spatialalign_trl.report.clips import page_mp4, page_strip
 from spatialalign_trl.report.grades import Grade
-from spatialalign_trl.video import Video, read_video, videos_of
+from spatialalign_trl.video import Video, read_timed_video, videos_of
 
 EXTREMES = 12
 """How many of the most improved, and of the most regressed, videos take precedence if not all fit."""
@@ -163,8 +163,8 @@ def fill_gallery(
         # Read a batch of pairs, without those that lack a file or have one that cannot be read.
         batch, videos = [], {}
         for place in order[start : start + _BATCH]:
-            files = {policy: folder / clip.video for policy, clip in pairs[place].items()}
-            lost = [file for file in files.values() if not file.is_file()]
+            files = [folder / clip.video for clip in pairs[place].values()]
+            lost = [file for file in files if not file.is_file()]
             missing += len(lost)
             if lost or not files:
                 continue
@@ -210,7 +210,7 @@ def _read_clip(clip: Clip, folder: Path, unreadable: dict[str, str]) -> _ReadCli
     """Read a clip; if that fails, add the reason to `unreadable`."""
     file = folder / clip.video
     try:
-        return _ReadClip(read_video(file), frame_rate(file), videos_of(clip.row))
+        return _ReadClip(*read_timed_video(file), videos_of(clip.row))
     except Exception as error:  # whatever a damaged file makes of the decoder
         unreadable[clip.video] = reason_of(error, file)
         return None

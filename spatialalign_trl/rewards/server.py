@@ -31,7 +31,7 @@ from spatialalign_trl.rewards.limits import MAX_BODY_BYTES, parse_json
 from spatialalign_trl.rewards.runner import RewardRunner
 from spatialalign_trl.rewards.sources import source_fingerprint
 from spatialalign_trl.safe_text import mask_secrets
-from spatialalign_trl.video import read_video
+from spatialalign_trl.video import TimedVideo, read_timed_video
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,9 @@ class RewardServer(ThreadingHTTPServer):
             `RuntimeError`: if the reward fails.
         """
         with self._decoding:  # frames take far more memory than a request
-            prompts, videos, columns = read_request(request)
+            prompts, timed, columns = _read_request(request)
+            videos = [video for video, _ in timed]
+            columns.setdefault("fps", [fps for _, fps in timed])  # frames alone do not show the speed of a motion
             with self._lock:
                 output = self.runner(prompts, videos, columns)
         name = self.runner.names[0]
@@ -193,6 +195,12 @@ def read_request(request: Any) -> tuple[list[str], list[Any], dict[str, list]]:
     Raises:
         `ValueError`: if the request violates the schema; says where.
     """
+    prompts, timed, columns = _read_request(request)
+    return prompts, [video for video, _ in timed], columns
+
+
+def _read_request(request: Any) -> tuple[list[str], list[TimedVideo], dict[str, list]]:
+    """Check a request and decode its videos, with their frame rates."""
     if not isinstance(request, dict):
         raise ValueError("the request must be a JSON object with prompts, videos and columns")
     prompts, videos, columns = (request.get(name) for name in ("prompts", "videos", "columns"))
@@ -205,11 +213,11 @@ def read_request(request: Any) -> tuple[list[str], list[Any], dict[str, list]]:
     decoded, room = [], MAX_PIXEL_BYTES
     for k, video in enumerate(videos):
         try:
-            decoded.append(read_video(base64.b64decode(video, validate=True), max_bytes=room))
-            room -= decoded[-1].nbytes
+            decoded.append(read_timed_video(base64.b64decode(video, validate=True), max_bytes=room))
+            room -= decoded[-1].video.nbytes
         except (binascii.Error, TypeError, ValueError) as error:
             raise ValueError(f"videos[{k}] is no video file in base64: {error}") from error
-    return prompts, decoded, columns
+    return prompts, decoded, dict(columns)
 
 
 class _TimedReader(io.RawIOBase):

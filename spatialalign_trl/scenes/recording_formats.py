@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from spatialalign_trl.files import confined, read_json
 from spatialalign_trl.scenes.recordings import PosedVideo, shared_intrinsics
 from spatialalign_trl.text_files import read_text
-from spatialalign_trl.video import FORMATS
+from spatialalign_trl.video import check_pixels, decode_frames, open_video
 
 _IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 _IMAGE_FORMATS = ("PNG", "JPEG")  # whatever a file is called: Pillow starts programs for some formats
@@ -135,22 +134,22 @@ def _stamp_reader(folder: Path, stamps: np.ndarray):
 
 
 def _video_reader(path: Path, stamps: np.ndarray):
-    """Return a reader of a video's frames at timestamps in microseconds, and the frames' size."""
-    try:
-        with av.open(str(path), options={"format_whitelist": FORMATS}) as container:
-            stream = container.streams.video[0]
-            size = stream.height, stream.width
-            times = sorted(
-                float(packet.pts * stream.time_base) for packet in container.demux(stream) if packet.pts is not None
-            )
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} is not a readable video ({error}).") from error
-    if len(times) == len(stamps):  # a clip that was cut to the cameras: its frames are in their order
+    """Return a reader of a video's frames at timestamps in microseconds, and the frames' size as they are shown."""
+    # 1. Find the frames that are shown: a trimmed file has others, which no camera belongs to.
+    with open_video(path) as file:
+        base = file.stream.time_base
+        shown = sorted(packet.pts for packet in file.shown if packet.pts is not None)
+        size = next(decode_frames(file))[1].shape[:2] if shown else (0, 0)
+    if not shown:
+        raise ValueError(f"{path} has no time stamps, which pair its frames with the cameras. Convert it to an mp4.")
+
+    # 2. Choose one for each camera.
+    if len(shown) == len(stamps):  # a clip that was cut to the cameras: its frames are in their order
         chosen = np.arange(len(stamps))
     else:
-        seconds = stamps / 1e6
-        chosen = np.abs(np.asarray(times)[None] - seconds[:, None]).argmin(axis=1)
-        distance = np.abs(np.asarray(times)[chosen] - seconds)
+        times, seconds = np.array([float(stamp * base) for stamp in shown]), stamps / 1e6
+        chosen = np.abs(times[None] - seconds[:, None]).argmin(axis=1)
+        distance = np.abs(times[chosen] - seconds)
         if distance.max() > 0.1 or len(set(chosen)) < len(chosen):
             raise ValueError(
                 f"{path} has {len(times)} frames, but no separate frame for the camera at "
@@ -159,17 +158,18 @@ def _video_reader(path: Path, stamps: np.ndarray):
             )
 
     def read(positions: Sequence[int]) -> list[np.ndarray]:
-        wanted = {int(chosen[position]) for position in positions}
-        found = {}
-        with av.open(str(path), options={"format_whitelist": FORMATS}) as container:
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    found[number] = frame.to_ndarray(format="rgb24")
-                if len(found) == len(wanted):
+        wanted = [shown[chosen[position]] for position in positions]
+        check_pixels(len(set(wanted)), *size, str(path))
+        found: dict[int, np.ndarray] = {}
+        with open_video(path) as file:
+            for frame, pixels in decode_frames(file):
+                if frame.pts in wanted:
+                    found[frame.pts] = pixels
+                if len(found) == len(set(wanted)):
                     break
-        if len(found) < len(wanted):
-            raise ValueError(f"{path} ends before frame {max(wanted)}. It may be truncated.")
-        return [found[int(chosen[position])] for position in positions]
+        if lost := [stamp for stamp in wanted if stamp not in found]:
+            raise ValueError(f"{path}: its frame at {float(lost[0] * base):.2f} s cannot be decoded. Make it again.")
+        return [np.ascontiguousarray(found[stamp]) for stamp in wanted]
 
     return read, size
 
