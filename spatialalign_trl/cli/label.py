@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 from collections.abc import Sequence
@@ -83,11 +84,13 @@ def main(words: Sequence[str]) -> int:
     clips, broken = [], []
     for job in tqdm(draw_clips(plan.jobs, args.limit, args.seed), desc="encoding", unit="clip"):
         try:
-            mp4 = browser_mp4_of(job.path.read_bytes())
+            content = job.path.read_bytes()
+            mp4 = browser_mp4_of(content)
         except (OSError, ValueError) as error:
             broken.append(Problem(printable(job.path), str(error)))
             continue
-        clips.append(Clip(file=printable(job.path.as_posix()), mp4=mp4, **vars(job.question)))
+        sha256 = hashlib.sha256(content).hexdigest()
+        clips.append(Clip(file=printable(path_with_folder(job.path)), mp4=mp4, sha256=sha256, **vars(job.question)))
     for problem in broken:
         print(f"left out: {problem.what}: {problem.why}", file=sys.stderr)
     if not clips:
@@ -130,7 +133,7 @@ def make_plan(names: Sequence[str], prompts: str | None, split: str, prompt: str
 
 
 def find_clips(names: Sequence[str]) -> list[Path]:
-    """List the named files and the videos of the named folders, each once.
+    """List the named files and the videos of the named folders, each once, under whatever paths they are named.
 
     The videos of a run are those in its folder `samples`. A folder without videos is replaced by its subfolders.
 
@@ -151,7 +154,18 @@ def find_clips(names: Sequence[str]) -> list[Path]:
         if not inside:
             raise UsageError(f"{name} contains no video")
         found += inside
-    return list(dict.fromkeys(found))
+    # Only the folder's links are followed: a link to another model's video is a clip of its own.
+    clips: dict[Path, Path] = {}
+    for path in found:
+        clips.setdefault(path.parent.resolve() / path.name, path)
+    return list(clips.values())
+
+
+def path_with_folder(path: Path) -> str:
+    """Return a clip's path, with the name of its folder in any case, which distinguishes the videos of two models."""
+    if path.parent.name not in ("", ".."):
+        return path.as_posix()
+    return Path(path.parent.resolve().name, path.name).as_posix()
 
 
 def draw_clips(jobs: Sequence[Job], limit: int, seed: int) -> list[Job]:
