@@ -1,12 +1,16 @@
 """Test the rules that decide whether a clip can be scored: the authors' rules, thresholds, and the strict rules."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spatialalign_trl.perception import strict_rules
 from spatialalign_trl.perception.detections import Detections
 from spatialalign_trl.perception.validity import (
+    PAPER_NUM_FRAMES,
     FrameState,
     StrictRules,
     ValidityRules,
@@ -63,6 +67,26 @@ def summary(validity) -> tuple:
 # Draw runs of equal letters: with independent letters, valid clips (twenty valid frames, four in a row) would be rare.
 letter_runs = st.lists(st.tuples(st.sampled_from("vvvvwmcbrpx"), st.integers(1, 25)), max_size=12)
 letters = letter_runs.map(lambda parts: "".join(letter * count for letter, count in parts))
+
+
+# The constants, which make the published scores
+
+
+def test_the_thresholds_are_the_authors():
+    assert PAPER_NUM_FRAMES == 81
+    assert asdict(ValidityRules()) == {
+        "max_redundant": 16, "min_valid": 20, "min_run": 4, "scale_to_length": False, "strict": None,
+    }  # fmt: skip
+    assert [(state.name, int(state)) for state in FrameState] == [("MISSED", 0), ("VALID", 1), ("REDUNDANT", 2)]
+
+
+def test_the_strict_rules_are_the_documented_ones():
+    assert asdict(StrictRules()) == {
+        "end_share": 0.1, "end_frames": 3, "min_change": 2.0, "min_motion": 0.5, "min_frame_motion": 0.02,
+        "max_step": 0.5, "max_step_ratio": 4.0, "max_cover": 0.8, "max_area_ratio": 3.0, "max_area_change": 3.0,
+        "flood_share": 0.2,
+    }  # fmt: skip
+    assert (strict_rules.MAX_BRIDGED_FRAMES, strict_rules.BLOCKS_ALONG_SHORTER_SIDE) == (4, 30)
 
 
 # The authors' rules
