@@ -184,7 +184,7 @@ def test_a_batch_with_a_shuffled_clip_of_another_kind_scores_each_as_alone(which
         assert_same(result, single)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.lists(st.tuples(tracks(0, 6), st.sampled_from(DSR_TYPES), st.booleans()), min_size=1, max_size=5),
     st.randoms(use_true_random=False),
