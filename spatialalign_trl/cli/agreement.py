@@ -13,7 +13,7 @@ from rich.table import Table
 from spatialalign_trl import __version__
 from spatialalign_trl.cli.display import console_for
 from spatialalign_trl.cli.parsing import Parser, UsageError, share
-from spatialalign_trl.cli.score_files import REWARD_PREFIX, ScoreTable, number, read_scores, unique_names
+from spatialalign_trl.cli.score_files import REWARD_PREFIX, ScoreTable, is_text, number, read_scores, unique_names
 from spatialalign_trl.evaluation.agreement import PARTS, labeller_agreement, reward_agreement
 from spatialalign_trl.evaluation.labels import Judged, LabelFile, consensus, read_labels
 from spatialalign_trl.files import write_atomic, write_json
@@ -106,10 +106,10 @@ def main(words: Sequence[str]) -> int:
     for title, (header, rows) in tables.items():
         console.print(_rich_table(title, header, rows))
     console.print(*map(terminal_text, NOTES.splitlines()), sep="\n", soft_wrap=True)
-    for name, count in results["unscored"].items():
-        if count:
-            message = f"{name} has no score for {count} labelled clips, which are left out of its row."
-            console.print(terminal_text(message))
+    for name, reasons in results["unscored_reasons"].items():
+        if reasons:
+            message = f"{name} has no score for {len(reasons)} labelled clips, which are left out of its row, such as "
+            console.print(terminal_text(f"{message}{reasons[0]}."), soft_wrap=True)
     if args.json:
         write_json(args.json, results)
     if args.markdown:
@@ -144,18 +144,26 @@ def agreement(tables: Sequence[ScoreTable], files: Sequence[LabelFile], args: ar
     Raises:
         UsageError: for a reward that no table has, or when no labelled clip has a score.
     """
-    humans = consensus(files)
+    try:
+        humans = consensus(files)
+    except ValueError as error:
+        raise UsageError(f"--labels: {error}") from error
     chosen = _choose_rewards(tables, args.rewards)
     names = unique_names((table.path.stem, column.removeprefix(REWARD_PREFIX)) for table, column, _ in chosen)
-    rewards, unscored = {}, {}
+    rewards, reasons = {}, {}
     for name, (table, column, tau) in zip(names, chosen, strict=True):
         rows = table.of_files([clip.file for clip in humans])
-        pairs = [(clip, row) for clip, row in zip(humans, rows, strict=True) if row is not None]
-        unscored[name] = len(humans) - len(pairs)
+        pairs, reasons[name] = [], []
+        for clip, row in zip(humans, rows, strict=True):
+            reason = _why_unscored(table, clip.file, row, column)
+            if reason:
+                reasons[name].append(reason)
+            else:
+                pairs.append((clip, row))
         if not pairs:
             raise UsageError(
-                f"{table.path} has no score for any labelled clip, such as {humans[0].file}. Give the scores of the "
-                "videos that were labelled"
+                f"{table.path} has no score for any labelled clip: {reasons[name][0]}. Give the scores of the videos "
+                "that were labelled"
             )
         rewards[name] = _agreement_of_reward(pairs, column, tau, args.threshold, args.seed)
     labellers = [
@@ -182,9 +190,25 @@ def agreement(tables: Sequence[ScoreTable], files: Sequence[LabelFile], args: ar
         },
         "rewards": rewards,
         "labellers": labeller_agreement(files, args.seed),
-        "unscored": unscored,
+        "unscored": {name: len(found) for name, found in reasons.items()},
+        "unscored_reasons": reasons,
         "bootstrap_seed": args.seed,
     }
+
+
+def _why_unscored(table: ScoreTable, file: str, row: Mapping[str, Any] | None, column: str) -> str | None:
+    """Say why a clip has no score: the table lacks it, or has its name in another folder, or a cell is a text."""
+    if row is None:
+        other = table.namesake(file)
+        return f"{file} is not in the table" + (f", only {other}, which is in another folder" if other else "")
+    parts = _component_columns(row) if column.removeprefix(REWARD_PREFIX) in DSR_NAMES else {}
+    text = next((name for name in (column, *parts.values()) if is_text(row.get(name))), None)
+    return None if text is None else f"{file}: {text}={row[text]!r} is not a number"
+
+
+def _component_columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns of the components, named as in `spatialalign score` or as in the training logs."""
+    return {part: part if part in row else f"dsr_{part}" for part in PARTS}
 
 
 def _choose_rewards(
@@ -216,14 +240,15 @@ def _agreement_of_reward(
     scores = [number(row.get(column)) for row in rows]
     name = column.removeprefix(REWARD_PREFIX)
     if tau is None:  # the default is a threshold of DSR-Score, which means nothing on another scale
-        outside = next((score for score in scores if score is not None and not 0 <= score <= 1), None)
-        if outside is not None:
-            file = humans[scores.index(outside)].file
-            raise UsageError(f"{column}={outside:g} of {file}: not in 0 to 1. Give a threshold: --reward {name}=TAU")
+        for clip, score in zip(humans, scores, strict=True):
+            if score is not None and not 0 <= score <= 1:
+                raise UsageError(
+                    f"{column}={score:g} of {clip.file}: not in 0 to 1. Give a threshold: --reward {name}=TAU"
+                )
     components = {}
     if name in DSR_NAMES:
-        for part in PARTS:  # named as in `spatialalign score`, or as in the training logs
-            values = [number(row.get(part, row.get(f"dsr_{part}"))) for row in rows]
+        for part in PARTS:
+            values = [number(row.get(_component_columns(row)[part])) for row in rows]
             if any(value is not None for value in values):
                 components[part] = values
     return reward_agreement(humans, scores, default_threshold if tau is None else tau, components, seed)

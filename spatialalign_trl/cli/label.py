@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 from collections.abc import Sequence
@@ -85,11 +86,13 @@ def main(words: Sequence[str]) -> int:
     clips, problems = [], list(plan.problems)
     for job in tqdm(draw_clips(plan.jobs, args.limit, args.seed), desc="encoding", unit="clip"):
         try:
-            mp4 = browser_mp4_of(read_job(job))
+            content = read_job(job)
+            mp4 = browser_mp4_of(content)
         except Exception as error:  # one bad file must not cost the page
             problems.append(Problem(printable(job.path), reason_of(error, job.path)))
             continue
-        clips.append(Clip(file=printable(job.path.as_posix()), mp4=mp4, **vars(job.question)))
+        sha256 = hashlib.sha256(content).hexdigest()
+        clips.append(Clip(file=printable(path_with_folder(job.path)), mp4=mp4, sha256=sha256, **vars(job.question)))
     if problems:
         lines = problem_lines(problems, "not used")
         console_for(sys.stderr).print("\n".join(lines), markup=False, soft_wrap=True)
@@ -136,7 +139,7 @@ def make_plan(
 
 
 def find_clips(names: Sequence[str], ignore: Sequence[Path] = ()) -> tuple[list[Path], list[Problem]]:
-    """List the named files and the videos of the named folders, each once.
+    """List the named files and the videos of the named folders, each once, under whatever paths they are named.
 
     The videos of a run are those in its folder `samples`. A folder without videos is replaced by its subfolders.
 
@@ -172,6 +175,13 @@ def find_clips(names: Sequence[str], ignore: Sequence[Path] = ()) -> tuple[list[
         for content in contents:
             left_out |= content.left_out
     return each_once(found), problems_of(left_out)
+
+
+def path_with_folder(path: Path) -> str:
+    """Return a clip's path, with the name of its folder in any case, which distinguishes the videos of two models."""
+    if path.parent.name not in ("", ".."):
+        return path.as_posix()
+    return Path(path.parent.resolve().name, path.name).as_posix()
 
 
 def draw_clips(jobs: Sequence[Job], limit: int, seed: int) -> list[Job]:

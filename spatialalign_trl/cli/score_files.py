@@ -11,10 +11,10 @@ from typing import Any
 
 from spatialalign_trl.cli.parsing import UsageError
 from spatialalign_trl.cli.results import FORMULA_STARTS
+from spatialalign_trl.cli.score_matching import match_rows, namesake
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
 from spatialalign_trl.prompts.rows import read_rows
-from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES
 
 FILE_COLUMNS = ("file", "video", "path", "sample_id")
 """Columns that may name the video of a row; the first one with a value is used."""
@@ -23,6 +23,8 @@ DSR_COLUMNS = ("dsr_score", "score", "reward")
 REWARD_PREFIX = "reward/"
 INVALID_VALUE = -100.0
 """The number that the authors' files contain for INVALID."""
+INVALID_WORDS = ("", "invalid", "nan", "none", "null", "na", "n/a", "<na>")
+"""What tables contain in words for INVALID, in any case."""
 
 Row = Mapping[str, Any]
 
@@ -40,12 +42,14 @@ class ScoreTable:
     rows: Sequence[Row]
 
     def numbers(self) -> list[str]:
-        """List the columns whose non-empty cells are all numbers."""
+        """List the columns of numbers: more cells are numbers than texts. A reward may be INVALID for all videos."""
         names = dict.fromkeys(name for row in self.rows for name in row if name not in FILE_COLUMNS)
         columns = []
         for name in names:
-            values = [row.get(name) for row in self.rows if row.get(name) not in (None, "")]
-            if values and all(_is_number(value) for value in values):
+            values = [row.get(name) for row in self.rows]
+            count, texts = (sum(map(test, values)) for test in (_is_number, is_text))
+            is_reward = name in DSR_COLUMNS or name.startswith(REWARD_PREFIX)
+            if count > texts or (is_reward and count == texts == 0):
                 columns.append(name)
         return columns
 
@@ -72,7 +76,7 @@ class ScoreTable:
         raise UsageError(f"{self.path} has no column {name!r} of numbers. {near_miss(name, plain)}")
 
     def of_files(self, files: Sequence[str]) -> list[Row | None]:
-        """Find the row of each video by the end of its path. A file name that only one row has is enough.
+        """Find the row of each video by the end of its path. A row of another parent folder is another video's.
 
         Args:
             files (sequence of `str`): The videos' paths, which need not be those of the table.
@@ -81,34 +85,35 @@ class ScoreTable:
             `list`: the row of each video, or `None` if the table has none.
 
         Raises:
-            UsageError: when several rows match a video equally well.
+            UsageError: when several rows match a video equally well, or several videos a row.
         """
-        by_name: dict[str, list[tuple[tuple[str, ...], Row]]] = {}
-        for row in self.rows:
-            if parts := _parts(_file_of(row)):
-                by_name.setdefault(parts[-1], []).append((parts, row))
-        return [self._row_of(_parts(file), by_name) for file in files]
+        matched = match_rows(files, [_file_of(row) for row in self.rows], self.path)
+        return [None if index is None else self.rows[index] for index in matched]
 
-    def _row_of(
-        self, parts: tuple[str, ...], by_name: Mapping[str, Sequence[tuple[tuple[str, ...], Row]]]
-    ) -> Row | None:
-        found = by_name.get(parts[-1], [])
-        lengths = [_common_end(parts, other) for other, _ in found]
-        best = [row for (_, row), length in zip(found, lengths, strict=True) if length == max(lengths)]
-        if len(best) > 1:
-            raise UsageError(
-                f"{self.path}: {len(best)} rows match the video {'/'.join(parts)}, such as {_file_of(best[0])} and "
-                f"{_file_of(best[1])}. Label and score the videos under the same paths"
-            )
-        return best[0] if best else None
+    def namesake(self, file: str) -> str | None:
+        """Return the path of a video of the table that has the name of this one, `None` if there is none."""
+        return namesake(file, [_file_of(row) for row in self.rows])
 
 
 def number(value: Any) -> float | None:
-    """Convert a cell to a number, or to `None` (INVALID) if it is empty, NaN, or the authors' -100."""
-    if value is None or value == "":
+    """Convert a cell to a number, or to `None` (INVALID) if it is empty, NaN, the authors' -100, or says so in words.
+
+    Raises:
+        ValueError: when it is another text.
+    """
+    if _is_missing(value):
         return None
     value = float(value)
     return None if math.isnan(value) or value == INVALID_VALUE else value
+
+
+def is_text(value: Any) -> bool:
+    """Return whether a cell is neither a number nor one of the ways to write INVALID."""
+    return not _is_missing(value) and not _is_number(value)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().casefold() in INVALID_WORDS)
 
 
 def read_scores(name: str) -> ScoreTable:
@@ -149,7 +154,10 @@ def _read(path: Path) -> list[Row]:
 
 def _rows_of_results(path: Path, data: Mapping[str, Any]) -> list[Row]:
     if "videos" in data:  # spatialalign score --json
-        return [{**row, **(row.get("components") or {})} for row in data["videos"]]
+        videos = data["videos"]
+        if not isinstance(videos, list) or not all(isinstance(row, dict) for row in videos):
+            raise ValueError(f"{path}: 'videos' is not a list of objects, as `spatialalign score --json` writes it")
+        return [_with_components(row, row.get("components"), f"{path}, videos[{k}]") for k, row in enumerate(videos)]
     samples = path.with_name("samples.parquet")
     if data.get("kind") == "evaluation" and samples.is_file():
         return _rows_of_parquet(samples)
@@ -164,7 +172,16 @@ def _rows_of_parquet(path: Path) -> list[Row]:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is not a parquet file ({error})") from error
-    return [{**row, **json.loads(row.get("components") or "{}")} for row in rows]
+    return [_with_components(row, row.get("components"), f"{path}, row {k}") for k, row in enumerate(rows)]
+
+
+def _with_components(row: Row, components: Any, where: str) -> Row:
+    """Return a row with its components, which are a dictionary or its JSON, as further columns."""
+    try:
+        found = json.loads(components) if isinstance(components, str) and components else components or {}
+        return {**row, **found}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: components={components!r} are not an object of numbers") from error
 
 
 def _rows_of_samples(folder: Path) -> list[Row]:
@@ -183,26 +200,10 @@ def _rows_of_samples(folder: Path) -> list[Row]:
 
 
 def _file_of(row: Row) -> str:
-    file = next((str(row[name]) for name in FILE_COLUMNS if row.get(name)), "")
+    names = (row.get(name) for name in FILE_COLUMNS)
+    file = next((str(name) for name in names if name and name == name), "")  # NaN, an empty cell, is not itself
     # The CSV of `spatialalign score` has an apostrophe in front of what a spreadsheet would take for a formula.
     return file[1:] if file.startswith("'") and file[1:].startswith(FORMULA_STARTS) else file
-
-
-def _parts(file: str) -> tuple[str, ...]:
-    """Split a path into its parts, and drop the suffix of a video from the last one."""
-    path = Path(file.replace("\\", "/"))
-    name = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name
-    return (*path.parts[:-1], name) if path.parts else ()
-
-
-def _common_end(a: Sequence[str], b: Sequence[str]) -> int:
-    """Count how many parts two paths share at their ends."""
-    count = 0
-    for part, other in zip(reversed(a), reversed(b), strict=False):
-        if part != other:
-            break
-        count += 1
-    return count
 
 
 def _is_number(value: Any) -> bool:

@@ -47,7 +47,9 @@ def prompt_draws(prompt_ids: Sequence[str], seed: int = 0) -> Weights:
     return counts[:, prompt_of]
 
 
-def tau_b(x: Sequence[float], y: Sequence[float], weights: Weights) -> np.ndarray:
+def tau_b(
+    x: Sequence[float], y: Sequence[float], weights: Weights, clusters: Sequence[str] | None = None
+) -> np.ndarray:
     """
     Compute Kendall's tau-b of weighted observations.
 
@@ -59,6 +61,11 @@ def tau_b(x: Sequence[float], y: Sequence[float], weights: Weights) -> np.ndarra
             Observations, of equal length. Infinities are allowed and ranked.
         weights (`np.ndarray` of shape (draws, observations)):
             How often each observation counts.
+        clusters (sequence of `str`, *optional*, defaults to one per observation):
+            The prompt of each observation, if whole prompts were drawn. A prompt that was drawn twice is one cluster:
+            its pairs count twice, but no pair of its two copies counts, and the pairs of two prompts keep their
+            number. Otherwise the pairs within prompts would have a larger share in the draws than in the data, and
+            the interval might not hold the value.
 
     Returns:
         `np.ndarray` of shape (draws,): Values in [-1, 1]; NaN if `x` or `y` does not vary.
@@ -66,13 +73,23 @@ def tau_b(x: Sequence[float], y: Sequence[float], weights: Weights) -> np.ndarra
     # Compare ranks, because the difference of two infinities is not defined.
     ranks = [np.unique(np.asarray(values, float), return_inverse=True)[1].astype(np.int64) for values in (x, y)]
     signs = [np.sign(rank[:, None] - rank[None, :]).astype(np.float32) for rank in ranks]
+    names = range(len(ranks[0])) if clusters is None else clusters
+    _, first, cluster = np.unique(np.asarray(names, str), return_index=True, return_inverse=True)
+    within = cluster[:, None] == cluster[None, :]
 
     def weighted_sum(matrix: np.ndarray) -> np.ndarray:
-        return np.einsum("dn,dn->d", weights @ matrix, weights)
+        total = np.einsum("dn,dn->d", weights @ matrix, weights)
+        inner = (matrix * within).sum(1, dtype=np.float64)
+        return weights @ inner + scale * (total - weights**2 @ inner)
+
+    # The pairs of two prompts, relative to the data's. A draw of a single prompt has none.
+    drawn = weights[:, first]
+    pairs = drawn.sum(1) ** 2 - (drawn**2).sum(1)
+    scale = len(first) * (len(first) - 1) / np.where(pairs > 0, pairs, np.inf)
 
     untied = [weighted_sum(np.abs(sign)) for sign in signs]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return weighted_sum(signs[0] * signs[1]) / np.sqrt(untied[0] * untied[1])
+        return np.clip(weighted_sum(signs[0] * signs[1]) / np.sqrt(untied[0] * untied[1]), -1, 1)
 
 
 def accuracy(a: np.ndarray, b: np.ndarray, weights: Weights) -> np.ndarray:
@@ -121,6 +138,8 @@ def _estimate(measure: Callable[[Weights], np.ndarray], prompt_ids: Sequence[str
         return {"value": None, "interval": None, "n": len(prompt_ids)}
     drawn = measure(prompt_draws(prompt_ids, seed))
     drawn = drawn[~np.isnan(drawn)]
+    # Draws that equal the value up to rounding must not push it out of the interval.
+    drawn = np.where(np.isclose(drawn, value, rtol=0, atol=1e-12), value, drawn)
     # With a single prompt all draws are equal, and their spread says nothing about other prompts.
     has_spread = len(drawn) and len(set(prompt_ids)) > 1
     interval = [float(end) for end in np.quantile(drawn, (0.025, 0.975))] if has_spread else None
@@ -149,7 +168,8 @@ def order_agreement(
     rated = [index for index, human in enumerate(humans) if human is not None]
     x = [-np.inf if scores[index] is None else scores[index] for index in rated]
     y = [humans[index] for index in rated]
-    return _estimate(lambda weights: tau_b(x, y, weights), [prompt_ids[index] for index in rated], seed)
+    ids = [prompt_ids[index] for index in rated]
+    return _estimate(lambda weights: tau_b(x, y, weights, ids), ids, seed)
 
 
 def reward_agreement(

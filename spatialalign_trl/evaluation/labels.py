@@ -36,13 +36,16 @@ class Label:
 
     Args:
         clip_id, file, prompt_id (`str`):
-            The clip, its file as it was named on the labeller's command line, and its prompt.
+            The clip, its file as it was named on the labeller's command line, and its prompt. The id is made of the
+            file's name and content, so that pages made in different folders have the same clips.
         answers (`dict[str, int]`):
             Question -> 0, 1 or 2. Empty if `absent`.
         absent (`bool`):
             Whether the animal or the object is missing, or there are several: DSR-Score calls such a video INVALID.
         seconds (`float`):
             How long the clip was on the screen.
+        type (`str`, *optional*):
+            The DSR type that the questions are about; `""` if unknown.
     """
 
     clip_id: str
@@ -51,6 +54,7 @@ class Label:
     answers: Mapping[str, int]
     absent: bool
     seconds: float
+    type: str = ""
 
     @property
     def obedience(self) -> float:
@@ -139,7 +143,8 @@ def read_labels(path: str | os.PathLike) -> LabelFile:
                 continue
             label = _label(row)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{os.fspath(path)}, label {index}: {error!r}. Export the labels again.") from error
+            clip = f" ({row['file']})" if isinstance(row, Mapping) and row.get("file") else ""
+            raise ValueError(f"{os.fspath(path)}, label {index}{clip}: {error!r}. Export the labels again.") from error
         if label.clip_id in labels:
             raise ValueError(
                 f"{os.fspath(path)}, label {index}: the clip {label.file} was already labelled. Export the labels "
@@ -166,7 +171,8 @@ def _label(row: Mapping[str, Any]) -> Label:
     for name, answer in answers.items():
         if type(answer) is not int or not 0 <= answer <= YES:
             raise ValueError(f"the answer {name!r} is {answer!r}, not 0, 1 or 2")
-    return Label(str(row["id"]), str(row["file"]), str(row["prompt_id"]), answers, absent, float(row["seconds"]))
+    seconds = float(row["seconds"])
+    return Label(str(row["id"]), str(row["file"]), str(row["prompt_id"]), answers, absent, seconds, dsr_type)
 
 
 @dataclass(frozen=True)
@@ -206,11 +212,21 @@ def consensus(files: Sequence[LabelFile]) -> list[Judged]:
 
     Returns:
         `list[Judged]`: The consensus on every clip that at least one of them labelled.
+
+    Raises:
+        ValueError: If two of them were asked about different DSR types of one clip.
     """
     by_clip: dict[str, list[Label]] = {}
     for file in files:
         for clip_id, label in file.labels.items():
-            by_clip.setdefault(clip_id, []).append(label)
+            labels = by_clip.setdefault(clip_id, [])
+            labels.append(label)
+            if label.type != labels[0].type:
+                raise ValueError(
+                    f"{file.path}: {label.file} was labelled as {label.type} by {file.labeller}, but as "
+                    f"{labels[0].type} by others, who were asked other questions. Make the pages from one prompt "
+                    "file, or compare these labels separately."
+                )
     judged = []
     for labels in by_clip.values():
         share = fmean(label.obeys for label in labels)
@@ -219,7 +235,7 @@ def consensus(files: Sequence[LabelFile]) -> list[Judged]:
             Judged(
                 clip_id=labels[0].clip_id,
                 file=labels[0].file,
-                prompt_id=labels[0].prompt_id,
+                prompt_id=next((label.prompt_id for label in labels if label.prompt_id), ""),
                 obedience=fmean(label.obedience for label in labels),
                 obeys=None if share == 0.5 else share > 0.5,
                 absent=fmean(label.absent for label in labels),

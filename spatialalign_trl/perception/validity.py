@@ -9,27 +9,34 @@ The authors' rules (`assess`) look at the detector's boxes, before anything is f
                             are valid. Otherwise the first frame of the FIRST such run prompts the follower.
 
 Source: the authors' released code for arXiv 2602.22745. It counts 81 frames whatever the clip's length; here every
-clip is read to its end. The strict rules (`strict_reason`) are our addition. They look at the followed boxes and
-reject clips that would get a high score for the wrong reason, because the score reads only the ends of a curve. They
-are off by default.
+clip is read to its end. The strict rules (`strict_reason`, in `strict_rules.py`) are our addition. They look at the
+followed boxes and reject clips that would get a high score for the wrong reason. They are off by default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
 
 from spatialalign_trl.perception.detections import Detections
+from spatialalign_trl.perception.strict_rules import StrictRules, distinct_frames, first_violation
 from spatialalign_trl.video import Video
 
+__all__ = [
+    "FrameState",
+    "StrictRules",
+    "Validity",
+    "ValidityRules",
+    "assess",
+    "classify_frames",
+    "distinct_frames",
+    "strict_reason",
+]
+
 PAPER_NUM_FRAMES = 81
-MAX_BRIDGED_FRAMES = 4
-"""Largest gap in frames by which a step is divided: an object out of sight for longer may not have moved farther."""
-BLOCKS_ALONG_SHORTER_SIDE = 30
-"""Size of the blocks that are compared: large enough to average out compression noise, small enough for an animal."""
 
 
 class FrameState(IntEnum):
@@ -38,53 +45,6 @@ class FrameState(IntEnum):
     MISSED = 0
     VALID = 1
     REDUNDANT = 2
-
-
-@dataclass(frozen=True)
-class StrictRules:
-    """
-    Requirements beyond the authors' rules. None of them is from the paper.
-
-    Args:
-        end_share (`float`, *optional*, defaults to `0.1`):
-            Share of the clip, in (0, 0.5], that counts as its beginning and as its end.
-        end_frames (`int`, *optional*, defaults to `3`):
-            Number of frames at the beginning, and at the end, that must show both objects (all frames, if an end has
-            fewer). The score averages three frames at either end, which otherwise may lie far inside the clip.
-        min_change (`float`, *optional*, defaults to `2.0`):
-            In grey levels, 0 to 255: two frames are distinct if the mean of some small block of pixels differs by
-            more. Compression noise stays below this, motion does not.
-        min_motion (`float`, *optional*, defaults to `0.5`):
-            Distance that the animal must move relative to the object, in sizes of the animal (mean of width and
-            height).
-        min_frame_motion (`float`, *optional*, defaults to `0.02`):
-            The same as a share of the frame's diagonal, so that the jitter of a small box does not count as motion.
-            Both minima apply.
-        max_step (`float`, *optional*, defaults to `0.5`):
-            Longest step from one frame to the next, in sizes of the moving object. A longer step must be similar to
-            the steps around it.
-        max_step_ratio (`float`, *optional*, defaults to `4.0`):
-            Largest ratio of a step longer than `max_step` to the median of the four steps around it.
-
-    Raises:
-        ValueError: for a value outside its range.
-    """
-
-    end_share: float = 0.1
-    end_frames: int = 3
-    min_change: float = 2.0
-    min_motion: float = 0.5
-    min_frame_motion: float = 0.02
-    max_step: float = 0.5
-    max_step_ratio: float = 4.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.end_share <= 0.5:
-            raise ValueError(f"end_share is {self.end_share}; it must be above 0 and at most 0.5.")
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if not value >= 0:
-                raise ValueError(f"{field.name} is {value}; it must be 0 or more.")
 
 
 @dataclass(frozen=True)
@@ -240,8 +200,8 @@ def strict_reason(
     object: str = "object",
 ) -> str | None:
     """
-    Apply the strict rules to the followed boxes of one clip, in this order: both ends show the objects, frames are
-    distinct, the animal moves, the motion is smooth.
+    Apply the strict rules to the followed boxes of one clip, in this order: both ends show the objects, no box covers
+    the frame, no box's area jumps, frames are distinct, the animal moves, the motion is smooth.
 
     Args:
         video (`np.ndarray` of shape `(T, height, width, 3)`, `uint8`):
@@ -259,54 +219,10 @@ def strict_reason(
     Raises:
         ValueError: when the boxes do not have the shape `(T, 2, 4)`.
     """
-    strict, boxes = rules.strict, np.asarray(boxes, np.float64)
-    if strict is None:
+    if rules.strict is None:
         return None
-    if boxes.shape != (len(video), 2, 4):
-        raise ValueError(f"boxes have shape {boxes.shape}; a clip of {len(video)} frames needs ({len(video)}, 2, 4).")
-    sizes = boxes[:, :, 2:] - boxes[:, :, :2]
-    # Select the frames that the score uses. There, a box one pixel wide is empty (corners are inclusive), but one of
-    # the two boxes may have zero height.
-    kept = (sizes[:, :, 0] > 0).all(axis=1) & (sizes[:, :, 1] > 0).any(axis=1) & np.isfinite(boxes).all(axis=(1, 2))
-    frames = np.flatnonzero(kept)
-    both = f"the {animal} and the {object}"
-    return (
-        _ends_reason(kept, strict, both)
-        or _distinct_reason(video, frames, rules.for_length(len(video)).min_valid, strict.min_change, both)
-        or _motion_reason(boxes[frames], np.hypot(*video.shape[1:3]), strict, animal, object)
-        or _step_reason(boxes[frames, 0], frames, strict, animal)
-        or _step_reason(boxes[frames, 1], frames, strict, object)
-    )
-
-
-def distinct_frames(video: Video, min_change: float = StrictRules.min_change) -> int:
-    """
-    Count the distinct frames of a clip. A frame that repeats any earlier one does not count.
-
-    Args:
-        video (`np.ndarray` of shape `(T, height, width, 3)`, `uint8`):
-            The clip; may be empty.
-        min_change (`float`, *optional*):
-            See [`StrictRules`].
-
-    Returns:
-        `int`: at most `T`.
-    """
-    if not len(video):
-        return 0
-    side = max(1, min(video.shape[1:3]) // BLOCKS_ALONG_SHORTER_SIDE)
-    rows, columns = (np.arange(0, length, side) for length in video.shape[1:3])
-    distinct: list[np.ndarray] = []  # block means of the distinct frames so far
-    for frame in video:
-        sums = np.add.reduceat(np.add.reduceat(frame, rows, axis=0, dtype=np.float32), columns, axis=1)
-        counts = np.add.reduceat(np.ones(frame.shape[0]), rows)[:, None] * np.add.reduceat(
-            np.ones(frame.shape[1]), columns
-        )
-        blocks = sums / counts[:, :, None]
-        # The latest frames first: a repeated frame is most likely one of them.
-        if all(np.abs(blocks - other).max() > min_change for other in reversed(distinct)):
-            distinct.append(blocks)
-    return len(distinct)
+    min_distinct = rules.for_length(len(video)).min_valid
+    return first_violation(video, boxes, rules.strict, min_distinct, animal, object)
 
 
 def _first_run(hits: np.ndarray, length: int) -> int | None:
@@ -322,78 +238,3 @@ def _missing_words(detections: Sequence[Detections], animal: str, object: str) -
     absences = [(sum(word not in frame.labels for frame in detections), word) for word in (animal, object)]
     parts = [f"no {word} in {count}" for count, word in sorted(absences, key=lambda absence: -absence[0]) if count]
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def _ends_reason(kept: np.ndarray, strict: StrictRules, both: str) -> str | None:
-    """Reject a clip that does not show both objects at its beginning and at its end."""
-    length = int(np.ceil(strict.end_share * len(kept) - 1e-9))
-    needed = min(strict.end_frames, length)
-    for place, end in (("first", kept[:length]), ("last", kept[-length:])):
-        if end.sum() < needed:
-            return (
-                f"{both} are seen together in {end.sum()} of the {place} {length} frames of {len(kept)}; "
-                f"strict rules need {needed}"
-            )
-    return None
-
-
-def _distinct_reason(video: Video, frames: np.ndarray, min_valid: int, min_change: float, both: str) -> str | None:
-    """Reject a clip with too few distinct frames."""
-    count = distinct_frames(video[frames], min_change)
-    if count >= min_valid:
-        return None
-    return (
-        f"only {count} of the {len(frames)} frames that show {both} differ from each other; "
-        f"strict rules need {min_valid} distinct frames"
-    )
-
-
-def _motion_reason(boxes: np.ndarray, diagonal: float, strict: StrictRules, animal: str, object: str) -> str | None:
-    """Reject a clip whose animal moves too little, by the boxes `(n, 2, 4)` of the kept frames."""
-    # Measure relative to the object, so that a panning camera does not count as motion.
-    centers = (boxes[:, 1, :2] + boxes[:, 1, 2:]) / 2
-    edges = _median_of_three(boxes[:, 0].reshape(-1, 2, 2) - centers[:, None])  # frame, (low, high), (x, y)
-    # Average the motion of both edges: an approaching animal (a growing box) moves too, and a wagging tail, which
-    # moves only one edge, counts half.
-    path = float(np.hypot(*np.ptp(edges, axis=0).mean(axis=0))) if len(edges) else 0.0
-    size = float(np.median(_size(boxes[:, 0]))) if len(boxes) else 0.0
-    needed = max(strict.min_motion * size, strict.min_frame_motion * diagonal)
-    if path >= needed:
-        return None
-    return (
-        f"the {animal} moves only {path:.1f} pixels as seen from the {object}; strict rules need {needed:.1f} "
-        f"({strict.min_motion:g} of its size and {strict.min_frame_motion:g} of the frame's diagonal)"
-    )
-
-
-def _step_reason(boxes: np.ndarray, frames: np.ndarray, strict: StrictRules, name: str) -> str | None:
-    """Reject a clip in which an object with these boxes `(n, 4)` on the kept `frames` leaps."""
-    if len(boxes) < 2:
-        return None
-    centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, _size(boxes)
-    gaps = np.minimum(np.diff(frames), MAX_BRIDGED_FRAMES)
-    # Divide by the larger size: an object that is half hidden for a moment has a small box whose centre seems to move.
-    steps = np.hypot(*np.diff(centers, axis=0).T) / gaps / np.maximum(sizes[1:], sizes[:-1])
-    # A long step is a leap only if the steps around it are much shorter.
-    for k in np.flatnonzero(steps > strict.max_step):
-        around = np.concatenate([steps[max(0, k - 2) : k], steps[k + 1 : k + 3]])
-        usual = float(np.median(around)) if len(around) else 0.0
-        if steps[k] > strict.max_step_ratio * usual:
-            return (
-                f"the {name} leaps {steps[k]:.2f} times its own size a frame between frames {frames[k]} and "
-                f"{frames[k + 1]}, where it otherwise moves {usual:.2f}; strict rules refuse more than "
-                f"{strict.max_step:g} unless the motion around is as fast"
-            )
-    return None
-
-
-def _size(boxes: np.ndarray) -> np.ndarray:
-    """Return the mean of width and height, which is above 0 for a flat box, unlike the root of the area."""
-    return (boxes[..., 2:] - boxes[..., :2]).mean(axis=-1)
-
-
-def _median_of_three(values: np.ndarray) -> np.ndarray:
-    """Return each value's median with its two neighbours in time, so that a single wrong frame is not motion."""
-    if len(values) < 3:
-        return values
-    return np.median(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from spatialalign_trl.evaluation.labels import END, LABEL_FORMAT, LABEL_VERSION, LOOKS, START, questions_of
 from spatialalign_trl.prompts.relations import RELATIONS
@@ -20,10 +22,12 @@ class Clip:
     """A clip and what it should show.
 
     Args:
-        file (`str`): The video file. It is written to the exported labels, but not shown.
+        file (`str`): The video file, with the folder that holds it. It is written to the exported labels, but not
+            shown.
         prompt_id, prompt, type, animal, object, attribute (`str`): The prompt and its parts; all but `type`, `animal`
             and `object` may be empty.
         mp4 (`bytes`): A file that browsers play (`video.browser_mp4_of`).
+        sha256 (`str`, *optional*): Of the video file's content, which `mp4` may be a conversion of.
     """
 
     file: str
@@ -34,11 +38,35 @@ class Clip:
     object: str
     attribute: str
     mp4: bytes
+    sha256: str = ""
 
     @property
     def clip_id(self) -> str:
-        """An id of 20 hexadecimal digits, computed from the file's name and content."""
-        return hashlib.sha256(self.file.encode() + b"\0" + self.mp4).hexdigest()[:20]
+        """An id of 20 hexadecimal digits, computed from the file's content and name, wherever the page is made."""
+        return self.id_with_folders(0)
+
+    def id_with_folders(self, folders: int) -> str:
+        """Compute the id of the file's content, its name, and the last of its folders, as many as `folders` says."""
+        parts = PurePosixPath(unicodedata.normalize("NFC", self.file)).parts[-1 - folders :]
+        content = self.sha256 or hashlib.sha256(self.mp4).hexdigest()
+        return hashlib.sha256("/".join(parts).encode() + b"\0" + content.encode()).hexdigest()[:20]
+
+
+def clip_ids(clips: Sequence[Clip]) -> list[str]:
+    """Return the clips' ids. Only where several files have one name and content do their folders count.
+
+    Raises:
+        ValueError: when a clip occurs twice.
+    """
+    ids = [clip.clip_id for clip in clips]
+    for folders in range(1, max((len(PurePosixPath(clip.file).parts) for clip in clips), default=0)):
+        counts = Counter(ids)
+        ids = [clip.id_with_folders(folders) if counts[i] > 1 else i for clip, i in zip(clips, ids, strict=True)]
+    counts = Counter(ids)
+    repeated = next((clip.file for clip, i in zip(clips, ids, strict=True) if counts[i] > 1), None)
+    if repeated is not None:
+        raise ValueError(f"the clip {repeated} occurs twice. Give each clip once")
+    return ids
 
 
 def label_page(clips: Sequence[Clip], seed: int) -> str:
@@ -54,11 +82,9 @@ def label_page(clips: Sequence[Clip], seed: int) -> str:
     Raises:
         ValueError: when there are no clips, or a clip occurs twice.
     """
-    ids = [clip.clip_id for clip in clips]
     if not clips:
         raise ValueError("there is no clip to label. Give at least one")
-    if len(set(ids)) < len(ids):
-        raise ValueError("a clip occurs twice. Give each clip once")
+    ids = clip_ids(clips)
 
     # 1. Collect what the page shows and exports: per clip a question on each relation, and one on its quality.
     entries = []

@@ -3,14 +3,19 @@
 import csv
 import json
 import re
+from pathlib import PurePath
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spatialalign_trl.cli import main
+from spatialalign_trl.cli.parsing import UsageError
 from spatialalign_trl.cli.score_files import ScoreTable, number, read_scores
+from spatialalign_trl.cli.score_matching import match_rows
 from spatialalign_trl.evaluation.labels import consensus, read_labels
 from spatialalign_trl.rollout.store import SampleStore
 from spatialalign_trl.tiny_world.clips import caption_for
@@ -306,10 +311,194 @@ def test_an_unreadable_clip_is_left_out_and_reported(run, tmp_path):
 
 def test_videos_of_one_name_are_distinguished_by_their_folders(tmp_path):
     table = ScoreTable(tmp_path, [{"file": "x/base/p1.mp4", "score": 1}, {"file": "x/lora/p1.mp4", "score": 2}])
-    rows = table.of_files(["y/lora/p1.mp4", "base/p1.mp4", "z/p2.mp4"])
-    assert [row and row["score"] for row in rows] == [2, 1, None]
-    with pytest.raises(Exception, match="2 rows match the video"):
-        table.of_files(["y/other/p1.mp4"])
+    rows = table.of_files(["y/lora/p1.mp4", "base/p1.mp4", "z/p2.mp4", "y/other/p1.mp4"])
+    assert [row and row["score"] for row in rows] == [2, 1, None, None]
+    with pytest.raises(UsageError, match="2 rows match the video p1.mp4"):
+        table.of_files(["p1.mp4"])
+
+
+@pytest.mark.parametrize(
+    ("clip", "row", "is_same"),
+    [
+        ("ours/p1.mp4", "ours/p1.mp4", True),
+        ("ours/p1.mp4", "base/p1.mp4", False),
+        ("/data/ours/p1.mp4", "ours/p1.webm", True),
+        ("ours/p1.mp4", "/data/base/p1.mp4", False),
+        ("ours/p1.mp4", "p1", True),
+        ("out\\ours\\p1.mp4", "ours/p1.mp4", True),
+        ("../ours/p1.mp4", "./ours/p1.MP4", True),
+        ("../p1.mp4", "ours/p1.mp4", True),
+        ("ours/../base/p1.mp4", "ours/p1.mp4", False),
+        ("ours/caf\u00e9.mp4", "ours/cafe\u0301.mp4", True),
+        ("/home/ada/out/ours/p1.mp4", "/scratch/ours/p1.mp4", True),  # two machines
+        ("/home/ada/base/clips/p1.mp4", "/home/ada/ours/clips/p1.mp4", False),
+        ("out/base/clips/p1.mp4", "out/ours/clips/p1.mp4", False),
+        ("base/clips/p1.mp4", "ours/clips/p1.mp4", False),
+        ("elsewhere/0123456789abcdef0123.mp4", "samples/0123456789abcdef0123.mp4", True),  # a sample's id
+        ("ours/p1.mp4", "ours/p10.mp4", False),
+    ],
+)
+def test_a_row_of_another_folder_is_no_score_of_the_clip(clip, row, is_same):
+    assert match_rows([clip], [row], "scores.csv") == [0 if is_same else None]
+    assert match_rows([row], [clip], "scores.csv") == [0 if is_same else None]
+
+
+def test_a_row_belongs_to_one_clip():
+    clips = ["a/clips/p1.mp4", "b/clips/p1.mp4"]
+    assert match_rows(clips, ["a/clips/p1.mp4"], "scores.csv") == [0, None]
+    assert match_rows(clips, clips[::-1], "scores.csv") == [1, 0]
+    with pytest.raises(UsageError, match=r"the row p1.mp4 matches 2 labelled clips, such as a/clips/p1.mp4 and b/"):
+        match_rows(clips, ["p1.mp4"], "scores.csv")
+
+
+folders = st.lists(st.sampled_from("abc"), max_size=3).map(tuple)
+
+
+@given(st.lists(st.tuples(folders, st.sampled_from("pq")), min_size=1, max_size=6, unique=True))
+def test_a_table_of_the_same_paths_gives_every_clip_its_own_row(videos):
+    files = ["/".join(["root", *folder, f"{name}.mp4"]) for folder, name in videos]
+    assert match_rows(files, [f"/elsewhere/{file}" for file in files], "t") == list(range(len(files)))
+
+
+@given(st.lists(st.tuples(folders, folders), min_size=1, max_size=6, unique_by=lambda pair: pair[0]))
+def test_no_pair_has_different_parents_and_no_row_is_used_twice(pairs):
+    clips, rows = ([str(PurePath(*side, "p.mp4")) for side in sides] for sides in zip(*pairs, strict=True))
+    try:
+        matched = match_rows(clips, rows, "t")
+    except UsageError:
+        return
+    used = [row for row in matched if row is not None]
+    assert len(used) == len(set(used))
+    for clip, row in zip(clips, matched, strict=True):
+        if row is not None and PurePath(clip).parent.name and PurePath(rows[row]).parent.name:
+            assert PurePath(clip).parent.name == PurePath(rows[row]).parent.name
+
+
+@pytest.fixture
+def two_models(tmp_path):
+    """Write the videos of two models under the same names, and return a function that writes scores of folders."""
+    for place, model in enumerate(("ours", "base")):
+        for k, animal in enumerate(ANIMALS):
+            video = np.full((3, 16, 24, 3), 20 * k + place, np.uint8)
+            write_video(tmp_path / model / f"p-{animal}_seed00.mp4", video, 8)
+
+    def write_scores(name, rows):
+        lines = [f"{model}/p-{animal}_seed00.mp4,{score}" for model, animal, score in rows]
+        (tmp_path / name).write_text("\n".join(["file,score", *lines]) + "\n")
+        return name
+
+    return write_scores
+
+
+def label_folders(run, tmp_path, folders, out="page.html", answer=lambda clip: (2, 2 * ("ours" in clip["file"]))):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([row_of(animal) for animal in ANIMALS]))
+    code, _, err = run("label", *folders, "--prompts", prompts, "--out", tmp_path / out)
+    assert code == 0, err
+    page = page_data(tmp_path / out)
+    return page, write_labels(tmp_path / f"{out}.json", page, out, answer)
+
+
+def test_clips_of_a_model_without_scores_are_unscored(run, tmp_path, two_models):
+    _, labels = label_folders(run, tmp_path, ["ours", "base"])
+    scores = two_models("scores.csv", [("ours", animal, 0.9) for animal in ANIMALS])
+    code, out, err = run("agreement", "--labels", labels, "--scores", scores, "--json", "a.json")
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert code == 0, err
+    assert results["rewards"]["score"]["clips"] == 5 and results["rewards"]["score"]["accuracy"]["value"] == 1
+    assert results["unscored"] == {"score": 5}
+    assert len(results["unscored_reasons"]["score"]) == 5
+    assert "is not in the table, only ours/p-" in out and "another folder" in out
+
+
+def test_labels_of_one_model_are_not_compared_with_scores_of_another(run, tmp_path, two_models):
+    _, labels = label_folders(run, tmp_path, ["base"])
+    scores = two_models("scores.csv", [("ours", animal, 0.9) for animal in ANIMALS])
+    code, out, err = run("agreement", "--labels", labels, "--scores", scores)
+    assert code == 2 and not out
+    assert "has no score for any labelled clip: base/p-" in err and "only ours/p-" in err
+
+
+@pytest.mark.parametrize("cell", ["INVALID", "invalid ", "nan", "None", "N/A", "", "-100"])
+def test_an_invalid_cell_is_that_cells(run, tmp_path, two_models, cell):
+    _, labels = label_folders(run, tmp_path, ["ours"])
+    scores = two_models("scores.csv", [("ours", animal, cell if k == 2 else 0.9) for k, animal in enumerate(ANIMALS)])
+    assert run("agreement", "--labels", labels, "--scores", scores, "--json", "a.json")[0] == 0
+    results = json.loads((tmp_path / "a.json").read_text())
+    reward = results["rewards"]["score"]
+    assert reward["clips"] == 5 and reward["invalid"]["clips"] == 1 and reward["accuracy"]["value"] == 0.8
+    assert results["unscored"] == {"score": 0}
+
+
+def test_a_text_among_numbers_is_listed_with_its_clip(run, tmp_path, two_models):
+    _, labels = label_folders(run, tmp_path, ["ours"])
+    rows = [("ours", animal, "timeout" if animal == "duck" else 0.9) for animal in ANIMALS]
+    code, out, err = run(
+        "agreement", "--labels", labels, "--scores", two_models("scores.csv", rows), "--json", "a.json"
+    )
+    assert code == 0, err
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert results["unscored"] == {"score": 1}
+    assert results["unscored_reasons"]["score"] == ["ours/p-duck_seed00.mp4: score='timeout' is not a number"]
+    assert "score='timeout' is not a number" in out
+
+
+def test_a_reward_that_is_invalid_for_all_videos_is_compared(run, tmp_path, two_models):
+    _, labels = label_folders(run, tmp_path, ["ours"])
+    scores = two_models("scores.csv", [("ours", animal, "") for animal in ANIMALS])
+    assert run("agreement", "--labels", labels, "--scores", scores, "--json", "a.json")[0] == 0
+    assert json.loads((tmp_path / "a.json").read_text())["rewards"]["score"]["invalid"]["clips"] == 5
+
+
+@pytest.mark.parametrize("bad", ["ours/p-duck_seed00.mp4", "ours/p-turtle_seed00.mp4"])
+def test_a_score_out_of_range_names_its_clip(run, tmp_path, two_models, bad):
+    _, labels = label_folders(run, tmp_path, ["ours", "base"])
+    rows = [(m, a, 7 if f"{m}/p-{a}_seed00.mp4" == bad else 0.9) for m in ("base", "ours") for a in ANIMALS]
+    code, _, err = run("agreement", "--labels", labels, "--scores", two_models("scores.csv", rows))
+    assert code == 2 and f"score=7 of {bad}: not in 0 to 1" in err
+
+
+def test_pages_made_under_any_path_have_the_same_clips(run, tmp_path, two_models, monkeypatch):
+    pages, files = {}, {}
+    monkeypatch.chdir(tmp_path)
+    pages["relative"], files["relative"] = label_folders(run, tmp_path, ["ours", "base"], "relative.html")
+    absolute = [tmp_path / "ours", tmp_path / "base"]
+    pages["absolute"], files["absolute"] = label_folders(run, tmp_path, absolute, "absolute.html")
+    monkeypatch.chdir(tmp_path / "ours")
+    pages["inside"], files["inside"] = label_folders(run, tmp_path, [".", "../base"], "inside.html")
+    identities = [(page["page"], [clip["id"] for clip in page["clips"]]) for page in pages.values()]
+    assert identities[0] == identities[1] == identities[2]
+    assert all("ours/" in clip["file"] or "base/" in clip["file"] for clip in pages["inside"]["clips"])
+    monkeypatch.chdir(tmp_path)
+    scores = two_models("scores.csv", [("ours", animal, 0.9) for animal in ANIMALS])
+    words = ["agreement", "--labels", *files.values(), "--scores", scores, "--json", "a.json"]
+    code, _, err = run(*words)
+    assert code == 0, err
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert results["humans"]["clips"] == 10 and results["labellers"][0]["clips"] == 10
+    assert results["unscored"] == {"score": 5}
+
+
+def test_a_clip_named_twice_is_on_the_page_once(run, tmp_path, two_models):
+    page, _ = label_folders(run, tmp_path, ["ours", tmp_path / "ours", "ours/p-fox_seed00.mp4"])
+    assert len(page["clips"]) == 5
+
+
+def test_equal_videos_of_two_models_are_two_clips(run, tmp_path, two_models):
+    (tmp_path / "base" / "p-fox_seed00.mp4").write_bytes((tmp_path / "ours" / "p-fox_seed00.mp4").read_bytes())
+    page, _ = label_folders(run, tmp_path, ["ours", "base"])
+    again, _ = label_folders(run, tmp_path, [tmp_path / "ours", tmp_path / "base"], "again.html")
+    assert len({clip["id"] for clip in page["clips"]}) == 10
+    assert again["page"] == page["page"]
+
+
+@pytest.mark.parametrize(
+    "videos", [3, {"a": 1}, [1], *([{"file": "a.mp4", "components": wrong}] for wrong in ("x", "[1]", 3))]
+)
+def test_a_json_of_another_shape_is_refused(run, tmp_path, ada, videos):
+    (tmp_path / "scores.json").write_text(json.dumps({"videos": videos}))
+    code, _, err = run("agreement", "--labels", ada, "--scores", "scores.json")
+    assert code == 2 and "scores.json" in err and "Traceback" not in err
 
 
 def test_invalid_scores_of_all_formats_are_recognised():

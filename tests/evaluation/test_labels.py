@@ -73,3 +73,25 @@ def test_several_labellers_make_means_and_majorities(tmp_path):
 def test_what_is_no_label_is_refused_with_its_place(file, rows, more, message):
     with pytest.raises(ValueError, match=message):
         read_labels(write(file, *rows, **more))
+
+
+def test_an_error_names_the_clip(file):
+    with pytest.raises(ValueError, match=r"label 1 \(c2.mp4\): .*'end' is 3"):
+        read_labels(write(file, row("c1"), row("c2", end=3), row("c3")))
+
+
+def test_answers_to_other_questions_are_not_combined(tmp_path):
+    files = [
+        read_labels(write(tmp_path / f"{dsr_type}.json", row(type=dsr_type), labeller=dsr_type))
+        for dsr_type in ("LR", "TR")
+    ]
+    with pytest.raises(ValueError, match=r"TR.json: c1.mp4 was labelled as TR by TR, but as LR by others"):
+        consensus(files)
+
+
+def test_the_consensus_has_a_prompt_if_any_label_has(tmp_path):
+    files = [
+        read_labels(write(tmp_path / f"{name}.json", row(prompt_id=prompt), labeller=name))
+        for name, prompt in (("a", ""), ("b", "p7"))
+    ]
+    assert consensus(files)[0].prompt_id == "p7"

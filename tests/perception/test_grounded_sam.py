@@ -187,6 +187,19 @@ def test_strict_rules_refuse_a_teleport_that_the_papers_rules_reward():
     assert fake_tracker(boxes=leap, strict=lenient).track([video], **WORDS)[0].reason is None
 
 
+def test_a_mask_that_floods_the_frame_is_invalid_when_strict():
+    def flood(k, num_frames):
+        stray = walk(k // 4, num_frames)
+        return np.array([8.0, 0.0, 79.0, 47.0]) if k >= num_frames - 4 else stray
+
+    def score(**options):
+        return DSRScore(tracker=fake_tracker(boxes=flood, **options))([""], [random_video(24)], ["LR"], **WORDS)[0]
+
+    assert score() >= 0.7 and score(strict=True) is None
+    tracks = fake_tracker(boxes=flood, strict=True).track([random_video(24)], **WORDS)[0]
+    assert tracks.reason == "the box of the cat covers 90% of frame 20; strict rules allow 80%"
+
+
 def test_strictness_and_scaling_keep_the_other_rules():
     rules = ValidityRules(min_valid=7)
     assert fake_tracker(rules=rules, strict=True, scale_to_length=True).rules == replace(

@@ -1,12 +1,16 @@
 """Test the rules that decide whether a clip can be scored: the authors' rules, thresholds, and the strict rules."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spatialalign_trl.perception import strict_rules
 from spatialalign_trl.perception.detections import Detections
 from spatialalign_trl.perception.validity import (
+    PAPER_NUM_FRAMES,
     FrameState,
     StrictRules,
     ValidityRules,
@@ -63,6 +67,26 @@ def summary(validity) -> tuple:
 # Draw runs of equal letters: with independent letters, valid clips (twenty valid frames, four in a row) would be rare.
 letter_runs = st.lists(st.tuples(st.sampled_from("vvvvwmcbrpx"), st.integers(1, 25)), max_size=12)
 letters = letter_runs.map(lambda parts: "".join(letter * count for letter, count in parts))
+
+
+# The constants, which make the published scores
+
+
+def test_the_thresholds_are_the_authors():
+    assert PAPER_NUM_FRAMES == 81
+    assert asdict(ValidityRules()) == {
+        "max_redundant": 16, "min_valid": 20, "min_run": 4, "scale_to_length": False, "strict": None,
+    }  # fmt: skip
+    assert [(state.name, int(state)) for state in FrameState] == [("MISSED", 0), ("VALID", 1), ("REDUNDANT", 2)]
+
+
+def test_the_strict_rules_are_the_documented_ones():
+    assert asdict(StrictRules()) == {
+        "end_share": 0.1, "end_frames": 3, "min_change": 2.0, "min_motion": 0.5, "min_frame_motion": 0.02,
+        "max_step": 0.5, "max_step_ratio": 4.0, "max_cover": 0.8, "max_area_ratio": 3.0, "max_area_change": 3.0,
+        "flood_share": 0.2,
+    }  # fmt: skip
+    assert (strict_rules.MAX_BRIDGED_FRAMES, strict_rules.BLOCKS_ALONG_SHORTER_SIDE) == (4, 30)
 
 
 # The authors' rules
@@ -413,3 +437,139 @@ def test_a_jittering_box_is_no_leap(jitter):
 def test_boxes_must_fit_the_clip():
     with pytest.raises(ValueError, match=r"\(80, 2, 4\).*81 frames needs \(81, 2, 4\)"):
         judge(WALK[1:], film(WALK))
+
+
+# Masks that flood the frame
+
+FRAME = (0.0, 0.0, WIDTH - 1.0, HEIGHT - 1.0)
+STRAY = boxes_along(eased(5, 25, FRAMES, slice(0, 40)))  # a cat that never leaves the left of the bench
+
+
+def area_reason(boxes: np.ndarray, size: tuple[int, int] = (HEIGHT, WIDTH)) -> str | None:
+    """Return the reason if it is about areas. Those rules come before the ones that read the pixels, here black."""
+    reason = judge(boxes, np.zeros((len(boxes), *size, 3), np.uint8))
+    return reason if reason and ("covers" in reason or "jumps" in reason) else None
+
+
+def score_of(boxes: np.ndarray) -> float:
+    from spatialalign_rewards.dsr_score import score_tracks
+
+    frames = [(k, ("cat", "bench"), pair) for k, pair in enumerate(boxes) if (boxes[k, :, 2] > 0).all()]
+    return score_tracks(frames, "cat", "bench", "LR", num_frames=len(boxes)).score
+
+
+def test_a_mask_that_floods_the_last_frames_scores_well_and_is_refused():
+    boxes = STRAY.copy()
+    boxes[-5:, 0] = FRAME
+    assert score_of(STRAY) == pytest.approx(0.5, abs=0.01) and score_of(boxes) >= 0.7
+    assert judge(STRAY, NOISE) is None
+    assert judge(boxes, NOISE) == "the box of the cat covers 100% of frame 76; strict rules allow 80%"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    "flooded", [slice(-1, None), slice(-30, None), slice(0, 3), slice(0, 60), slice(40, 41), slice(None)]
+)
+def test_a_flood_of_any_object_at_any_time_is_refused(which, flooded):
+    boxes = WALK.copy()
+    boxes[flooded, which] = FRAME
+    name = ("cat", "bench")[which]
+    assert judge(boxes, NOISE).startswith(
+        f"the box of the {name} covers 100% of frame {np.arange(FRAMES)[flooded][0]}"
+    )
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("flooded", [slice(-1, None), slice(-5, None), slice(0, 3), slice(-60, None), slice(0, 60)])
+@pytest.mark.parametrize(
+    "flood", [(0, 0, 79, 89), (80, 0, 159, 89), (0, 45, 159, 89), (0, 0, 159, 40), (20, 10, 139, 79)]
+)
+def test_a_flood_of_a_part_of_the_frame_is_a_jump_of_the_area(which, flooded, flood):
+    boxes = WALK.copy()
+    boxes[flooded, which] = flood
+    assert f"the box of the {('cat', 'bench')[which]} jumps from " in judge(boxes, NOISE)
+
+
+def test_a_flood_that_takes_a_few_frames_or_follows_a_gap_is_a_jump():
+    boxes = STRAY.copy()
+    for k, side in enumerate((30, 45, 65, 85)):
+        boxes[-4 + k, 0] = (5, 0, 5 + side, side)
+    assert judge(boxes, NOISE) == (
+        "the box of the cat jumps from 441 to 2116 pixels of area between frames 76 and 78; strict rules refuse "
+        "changes by more than a factor of 3 unless it comes into sight or goes out of it"
+    )
+    boxes = STRAY.copy()
+    boxes[60:70, 0] = 0
+    boxes[70:, 0] = (0, 0, 80, 80)
+    assert "jumps from 441 to 6561 pixels of area between frames 59 and 70" in judge(boxes, NOISE)
+
+
+def test_a_large_box_that_stays_is_accepted():
+    boxes = WALK.copy()
+    boxes[:, 1] = (10, 10, 150, 85)  # a sofa that fills 74 % of the frame
+    assert judge(boxes, NOISE) is None
+    boxes[:, 1] = (2, 2, 157, 87)
+    assert judge(boxes, NOISE) == "the box of the bench covers 93% of frame 0; strict rules allow 80%"
+
+
+@pytest.mark.parametrize("speed", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("size", [12, 20, 60])
+def test_coming_into_sight_and_going_out_of_it_are_no_jumps(speed, size):
+    """A cat enters at the left edge of the frame and leaves at the right one, first two pixels wide."""
+    x = 2 - size + speed * size * np.arange(FRAMES)
+    x = x[x < WIDTH - 3]
+    boxes = boxes_along(x, 20.0, size)
+    boxes[:, 0, 0] = np.maximum(boxes[:, 0, 0], 0)
+    boxes[:, 0, 2] = np.minimum(boxes[:, 0, 2], WIDTH - 1)
+    assert area_reason(boxes) is None
+
+
+def test_an_animal_behind_the_object_is_no_jump():
+    """Its mask is what can be seen: to the left of the bench first, then nothing, then to the right."""
+    boxes = WALK.copy()
+    left, right = boxes[:, 0, 0].copy(), boxes[:, 0, 2].copy()
+    boxes[:, 0, 2] = np.where(left < 70, np.minimum(right, 70), right)
+    boxes[:, 0, 0] = np.where(left >= 70, np.maximum(left, 90), left)
+    boxes[(boxes[:, 0, 2] - boxes[:, 0, 0]) <= 1, 0] = 0
+    assert (boxes[:, 0] == 0).all(axis=1).any() and area_reason(boxes) is None
+
+
+@settings(max_examples=8)
+@given(st.floats(0.25, 4))
+def test_areas_are_compared_with_the_frame_and_with_each_other(zoom):
+    size = tuple(round(zoom * side) for side in (HEIGHT, WIDTH))
+    boxes = STRAY.copy()
+    boxes[-5:, 0] = (10, 10, 100, 80)
+    assert "jumps" in area_reason(zoom * boxes, size)
+    boxes[-5:, 0] = FRAME
+    assert "covers" in area_reason(zoom * boxes, size)
+    assert area_reason(zoom * WALK, size) is None
+
+
+@settings(max_examples=20)
+@given(st.floats(0, 0.03), st.integers(0, 1000))
+def test_a_noisy_box_of_a_growing_animal_does_not_jump(growth, seed):
+    """By 3 % a frame an animal becomes eleven times as wide in 81 frames; each edge is wrong by 10 % of its size."""
+    size = 8 * np.exp(growth * np.arange(FRAMES))
+    boxes = boxes_along(40 + 0 * size, 0.0, size)
+    boxes[:, 0] += np.random.default_rng(seed).normal(0, 0.1, (FRAMES, 4)).clip(-0.2, 0.2) * size[:, None]
+    assert area_reason(boxes) is None
+
+
+@pytest.mark.parametrize(
+    ("flood", "raised"),
+    [
+        (FRAME, ["max_cover", "max_area_ratio"]),
+        ((0, 0, 100, 80), ["max_area_ratio"]),
+        ((0, 0, 100, 80), ["max_area_change", "flood_share"]),
+        ((0, 0, 50, 40), ["max_area_change"]),
+    ],
+)
+def test_each_limit_can_be_raised(flood, raised):
+    flooded = STRAY.copy()
+    flooded[-5:, 0] = flood
+    video = np.zeros((FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    for count in range(len(raised) + 1):
+        rules = ValidityRules(strict=StrictRules(**dict.fromkeys(raised[:count], 1e9)))
+        reason = judge(flooded, video, rules)
+        assert ("covers" in reason or "jumps" in reason) == (count < len(raised))

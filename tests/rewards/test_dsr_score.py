@@ -122,6 +122,93 @@ def test_a_batch_equals_its_videos_one_by_one(videos):
         np.testing.assert_array_equal(result.frame_indices, single.frame_indices)
 
 
+def assert_same(result, single):
+    assert parts(result) == parts(single) and result.reason == single.reason
+    for name in ("visit_scores", "visit_gaps", "visit_frames"):
+        assert getattr(result, name) == getattr(single, name)
+    for name in ("initial_curve", "final_curve", "visit_curves", "frame_indices"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(single, name))
+
+
+def reversed_frames(frames):
+    return frames[::-1]
+
+
+def last_frame_first(frames):
+    return [*frames[-1:], *frames[:-1]]
+
+
+def last_two_swapped(frames):
+    return [*frames[:-2], frames[-1], frames[-2]]
+
+
+def with_swapped_labels(frames):
+    return [(k, labels[::-1], boxes[::-1]) for k, labels, boxes in frames[::-1]]
+
+
+@pytest.mark.parametrize("shuffle", [reversed_frames, last_frame_first, last_two_swapped, with_swapped_labels])
+@pytest.mark.parametrize("which", range(4))
+def test_a_batch_with_one_shuffled_clip_scores_each_as_alone(which, shuffle):
+    """A shuffled clip is sorted, and only it: the others keep their frames, whichever lies beside it."""
+    types = ["LR", "RL", "TR", "LT"]
+    videos = [
+        walk(dsr_type[0], dsr_type[1], num_frames)
+        for dsr_type, num_frames in zip(types, (24, 30, 21, 27), strict=True)
+    ]
+    alone = [score_tracks(frames, *LABELS, dsr_type) for frames, dsr_type in zip(videos, types, strict=True)]
+    videos[which] = shuffle(videos[which])
+    batch = score_tracks_batch(videos, ["fox"] * 4, ["stump"] * 4, types)
+    for result, single in zip(batch, alone, strict=True):
+        assert single.score > 0.8
+        assert_same(result, single)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_batch_with_a_shuffled_clip_of_another_kind_scores_each_as_alone(which):
+    """The kinds: with depth, a sequence of three relations, and an empty clip between them."""
+    rng, types = np.random.default_rng(which), ["FB", "LR", "LRL"]
+    nearness = np.stack([np.linspace(0.9, 0.1, 24), np.full(24, 0.5)], axis=1)
+    sequence = frames_of([box[0] for _, _, box in walk("L", "R", 12) + walk("R", "L", 12)])
+
+    def tracks_of(dsr_type, frames):
+        return Tracks(frames, 24, nearness=nearness if dsr_type == "FB" else None)
+
+    videos = [walk("L", "R"), [], sequence]
+    alone = [score_tracks(tracks_of(t, frames), *LABELS, t) for t, frames in zip(types, videos, strict=True)]
+    assert [single.score is None for single in alone] == [False, True, False]
+    videos[which] = [videos[which][k] for k in rng.permutation(len(videos[which]))]
+    batch = score_tracks_batch(
+        [tracks_of(t, frames) for t, frames in zip(types, videos, strict=True)], ["fox"] * 3, ["stump"] * 3, types
+    )
+    for result, single in zip(batch, alone, strict=True):
+        assert_same(result, single)
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(st.tuples(tracks(0, 6), st.sampled_from(DSR_TYPES), st.booleans()), min_size=1, max_size=5),
+    st.randoms(use_true_random=False),
+)
+def test_any_clips_of_a_batch_may_be_shuffled(videos, random):
+    frames = [random.sample(frames, len(frames)) if shuffled else frames for frames, _, shuffled in videos]
+    types, count = [dsr_type for _, dsr_type, _ in videos], len(videos)
+    batch = score_tracks_batch(frames, ["fox"] * count, ["stump"] * count, types, min_frames=3)
+    for (in_order, dsr_type, _), result in zip(videos, batch, strict=True):
+        assert_same(result, score_tracks(in_order, *LABELS, dsr_type, min_frames=3))
+
+
+@pytest.mark.parametrize("dsr_type", ["LR", "LTR", "LRLR", "LRLRL"])
+@pytest.mark.parametrize(("num_frames", "needed"), [(81, 20), (None, 20), (161, 40), (49, 13), (33, 9)])
+def test_sequences_keep_the_rule_of_20_frames_in_81(dsr_type, num_frames, needed):
+    needed = max(needed, 3 * len(dsr_type) if len(dsr_type) > 2 else 0)
+    for count in (needed - 1, needed):
+        frames = walk(dsr_type[0], dsr_type[-1] if dsr_type[-1] != dsr_type[0] else "R", count)
+        result = score_tracks(frames, *LABELS, dsr_type, num_frames=num_frames)
+        assert (result.score is not None) == (count >= needed)
+        if count < needed:
+            assert f"at least {needed} are needed" in result.reason
+
+
 @pytest.mark.parametrize(("dsr_type", "best"), [(t, 0.875 if "T" in t else 1.0) for t in DSR_TYPES])
 def test_a_perfect_clip_has_the_best_score_of_its_type(dsr_type, best):
     assert score_tracks(walk(*dsr_type), *LABELS, dsr_type).score == pytest.approx(best, abs=1e-12)
