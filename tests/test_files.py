@@ -89,11 +89,30 @@ def test_files_of_killed_processes_are_removed_and_those_of_running_ones_kept(tm
         return path
 
     of_running = leftover(pid=os.getpid())
-    of_another_host = leftover(host="another-host", pid=1)
+    of_another_host = leftover(host="another-host", pid=int(pid))  # which no longer runs on this one
     of_another_program = tmp_path / ".notes.tmp"
     of_another_program.write_bytes(b"")
     assert remove_leftovers(tmp_path) == [of_killed]
     assert set(tmp_path.iterdir()) == {of_running, of_another_host, of_another_program}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_kept"), [(ProcessLookupError, False), (PermissionError, True), (OSError, True), (None, True)]
+)
+def test_files_of_another_users_process_are_kept(tmp_path, monkeypatch, error, is_kept):
+    """The system answers a signal to a process of another user with a PermissionError: it is running."""
+    asked = []
+
+    def kill(pid, signal):
+        asked.append((pid, signal))
+        if error:
+            raise error
+
+    monkeypatch.setattr(os, "kill", kill)
+    path = tmp_path / f".clip.mp4.{files._host()}.4711.0123abcd.tmp"
+    path.write_bytes(b"")
+    assert remove_leftovers(tmp_path) == ([] if is_kept else [path]) and path.exists() == is_kept
+    assert asked == [(4711, 0)]
 
 
 def test_a_folder_is_locked_by_one_process_until_it_ends(tmp_path, monkeypatch):

@@ -95,7 +95,8 @@ def test_the_statistics_count_prompts_pairs_and_samples(samples, settings):
     assert set(result.without_pair) == prompts - with_pair
     assert result.stats["share_without_pair"] == (len(prompts - with_pair) / len(prompts) if prompts else 0)
     assert result.stats["pairs"] == len(result.pairs)
-    assert (result.stats["mean_gap"] is None) == (not result.pairs)
+    gaps = [pair.chosen.reward - pair.rejected.reward for pair in result.pairs]
+    assert result.stats["mean_gap"] == (pytest.approx(sum(gaps) / len(gaps)) if gaps else None)
     assert result.stats["samples"] == len(samples)
     assert result.stats["invalid_samples"] == sum(sample.reward is None for sample in samples)
 

@@ -14,8 +14,9 @@ import threading
 import weakref
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from copy import copy
 from typing import Any
+
+import numpy as np
 
 from spatialalign_trl.rewards.containment import RewardExit, contained
 from spatialalign_trl.safe_text import mask_text
@@ -62,9 +63,7 @@ def call_rewards(
     ):  # async rewards change the state while others run, so it is restored at the end
         try:
             for name in sorted(rewards, key=lambda name: not is_async(rewards[name])):
-                columns = {column: list(values) for column, values in arguments.items()}
-                if len(rewards) > 1:  # a reward may write into its videos, which must not change what others see
-                    columns["completions"] = [copy(video) for video in columns["completions"]]
+                columns = {column: [_copy(value) for value in values] for column, values in arguments.items()}
                 hooks = {"log_extra": functools.partial(log.extra, name), "log_metric": log.metric}
                 try:
                     with contained(name):
@@ -83,6 +82,17 @@ def call_rewards(
         if isinstance(answer, KeyboardInterrupt):
             raise answer
     return answers
+
+
+def _copy(value: Any) -> Any:
+    """Copy what a reward could change in place: each reward has its own videos and cells."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {name: _copy(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
 
 
 def read_answer(answer: Any, count: int) -> tuple[list[float | None], list[str | None]]:

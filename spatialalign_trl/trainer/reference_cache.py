@@ -103,11 +103,15 @@ def reference_fingerprint(model: "VideoModel") -> str:
     """
     Return a hash that identifies the reference.
 
-    It covers the base transformer (its name, a few weights of every tensor, and the settings that change what it
-    computes) and, if the reference is an earlier policy (`set_reference_to_policy`), all weights of that adapter.
+    It covers the base transformer (its name, a few weights of every tensor, and the settings and options that change
+    what it computes) and, if the reference is an earlier policy (`set_reference_to_policy`), all weights of that
+    adapter.
     """
     digest = hashlib.sha256(f"{model.family} {model.name_or_path} {model.revision}".encode())
     digest.update(json.dumps(model.computation, sort_keys=True).encode())
+    # Such as the frame rate of LTX, which is an input of the transformer.
+    options = {name: value for name in model.options if (value := getattr(model, name, None)) is not None}
+    digest.update(json.dumps(options, sort_keys=True).encode() if options else b"")
     base = {
         name.replace(".base_layer", ""): tensor  # PEFT renames the layers that it wraps
         for name, tensor in model.base_transformer.state_dict().items()

@@ -129,7 +129,7 @@ def _unchanged(model: VideoModel, folder: Path) -> Iterator[None]:
     """Restore the model afterwards: its network, adapter, reference, gradients, checkpointing, and encoders."""
     network = model.base_transformer
     adapters, wrapped = active_adapters(model.transformer), model.transformer is not network
-    reference = model.reference_weights
+    reference, fit = model.reference_weights, model.lora_fit
     modes = [(module, module.training) for module in network.modules()]
     trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     checkpointing = getattr(network, "is_gradient_checkpointing", False)
@@ -144,6 +144,7 @@ def _unchanged(model: VideoModel, folder: Path) -> Iterator[None]:
             model.unload_lora()
             if adapters:
                 model.load_lora(folder / "adapter")
+                model.lora_fit = fit  # of the file that the adapter came from
         if adapters and reference is not None:
             model.set_reference_weights(reference)
         if checkpointing:

@@ -81,6 +81,7 @@ def state(model) -> dict:
         "checkpointing": network.is_gradient_checkpointing,
         "encoders": {name: id(getattr(model.pipeline, name)) for name in model.encoder_names},
         "wrapped": type(model.transformer).__name__,
+        "fit": model.lora_fit,
     }
 
 

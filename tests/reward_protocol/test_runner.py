@@ -60,6 +60,40 @@ def test_rewards_are_called_as_in_trl():
     }
 
 
+def test_what_a_reward_changes_in_place_does_not_reach_the_next_one_or_the_caller():
+    def arguments():
+        cells = [{"frames": [1, {"x": np.zeros(2)}]}, {"frames": [2, {"x": np.zeros(2)}]}]
+        return ["a", "b"], [np.full((1, 2, 2, 3), 7, np.uint8) for _ in range(2)], {"cell": cells, "type": ["L", "R"]}
+
+    def content(prompts, completions, cell, type):
+        return repr((prompts, [video.tolist() for video in completions], cell, type))
+
+    seen = []
+
+    def vandal(prompts, completions, cell, type, **kwargs):
+        seen.append(content(prompts, completions, cell, type))
+        completions[0][:] = 0
+        cell[0]["frames"][1]["x"][:] = 9
+        cell[1]["frames"].append(3)
+        cell[1]["new"] = 1
+        type[0] = prompts[0] = "gone"
+        completions.reverse()
+        return [1.0, 1.0]
+
+    async def patient(prompts, completions, cell, type, **kwargs):
+        await asyncio.sleep(0.01)
+        return vandal(prompts, completions, cell, type)
+
+    def last(prompts, completions, cell, type, **kwargs):
+        return vandal(prompts, completions, cell, type)
+
+    prompts, videos, columns = arguments()
+    RewardRunner([vandal, patient, last])(prompts, videos, columns)
+    before = content(*arguments()[:2], **arguments()[2])
+    assert seen == [before] * 3
+    assert content(prompts, videos, **columns) == before
+
+
 def test_the_weighted_sum_leaves_out_rewards_without_a_verdict():
     runner = RewardRunner([reward([1.0, None, None], "a"), reward([0.5, 0.5, None], "b")], reward_weights=[2.0, 1.0])
     output = judge(runner, 3)
@@ -287,6 +321,21 @@ def test_too_many_failures_stop_the_run_naming_reward_and_first_error():
         judge(runner, 8)
 
 
+@pytest.mark.parametrize(("share", "stops"), [(0.0, True), (0.4, True), (0.6, False), (1.0, False)])
+def test_the_share_of_failures_holds_for_a_runner_of_some_of_the_rewards(share, stops):
+    """Half of the videos fail. The default share would let both pass."""
+    answers = [None if k % 2 else "x" for k in range(16)]
+    runner = RewardRunner([reward(answers, "flaky"), reward([1.0] * 16, "good")], max_failure_share=share)
+    part = runner.only(["flaky"])
+    assert part.names == ["flaky"] and part.max_failure_share == share
+    for each in (runner, part):
+        if stops:
+            with pytest.raises(RewardFailure, match=f"'flaky' failed on 8 of 16 videos.*share of {share}"):
+                judge(each, 16)
+        else:
+            assert judge(each, 16).errors
+
+
 def test_failures_below_the_share_do_not_stop_the_run():
     calls = iter(range(100))
 
@@ -311,14 +360,25 @@ def test_a_user_who_stops_the_run_stops_it():
 def test_log_extra_and_log_metric_are_collected():
     def talkative(prompts, completions, log_extra, log_metric, **kwargs):
         log_extra("seen", [np.float32(0.5), math.nan])
+        log_extra("far", [math.inf, np.float32(-np.inf)])
+        log_extra("near", np.array([np.inf, 1.0]))
+        log_extra("curve", [[0.5, math.inf], {"deep": [-math.inf, 2]}])
         log_extra("why", ["a", None])
         log_metric("speed", 1)
         log_metric("speed", np.float64(2))
+        log_metric("speed", math.inf)
         log_metric("nothing", math.nan)
+        log_metric("nothing", -math.inf)
         return [1.0, 1.0]
 
     output = judge(RewardRunner(talkative), 2)
-    assert output.extra == {"seen": [0.5, None], "why": ["a", None]}
+    assert output.extra == {
+        "seen": [0.5, None],
+        "far": [None, None],
+        "near": [None, 1.0],
+        "curve": [[0.5, None], {"deep": [None, 2]}],
+        "why": ["a", None],
+    }
     assert output.metrics["speed"] == 1.5
     assert "nothing" not in output.metrics
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spatialalign_trl.rewards.runner import RewardRunner
+from spatialalign_trl.rewards.runner import RewardFailure, RewardRunner
 from spatialalign_trl.rewards.scoring import combine_scores, score_samples
 from spatialalign_trl.rollout.store import Sample, SampleStore
 
@@ -21,7 +21,9 @@ def stored(store: SampleStore, count: int) -> list[Sample]:
     for k in range(count):
         row = {"prompt_id": f"p{k}", "prompt": f"prompt {k}", "type": "LR"}
         sample = store.new_sample(row, 0, SETTINGS, "base")
-        samples.append(store.add(sample, np.full((5, 16, 16, 3), 10 * k, np.uint8), torch.zeros(4, 2, 2, 2), 8, crf=0))
+        samples.append(
+            store.add(sample, np.full((5, 16, 16, 3), 10 * k % 256, np.uint8), torch.zeros(4, 2, 2, 2), 8, crf=0)
+        )
     return [store.load(sample.sample_id) for sample in samples]
 
 
@@ -147,6 +149,26 @@ def test_a_sample_on_which_a_reward_failed_is_scored_again_when_the_reward_works
     second = score_samples(first, store, RewardRunner(fragile), batch_size=2)
     assert calls == [["prompt 2", "prompt 3"]]
     assert [sample.reward for sample in second] == [0.0, 10.0, 20.0, 30.0]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_the_share_of_failures_holds_where_only_one_reward_is_missing(store, share):
+    """20 of 32 videos fail, all of them in the part that has the scores of the other reward."""
+    samples, good = stored(store, 32), Grey()
+    score_samples(samples, store, RewardRunner(good))
+
+    def bad(prompts, completions, **kwargs):
+        return [None if int(prompt.split()[1]) < 12 else "broken" for prompt in prompts]
+
+    loaded = [store.load(sample.sample_id) for sample in samples]
+    runner = RewardRunner([good, bad], max_failure_share=share)
+    if share == 0.2:
+        with pytest.raises(RewardFailure, match="'bad' failed on 4 of 16 videos, more than the allowed share of 0.2"):
+            score_samples(loaded, store, runner)
+    else:
+        result = score_samples(loaded, store, runner)
+        assert [bool(sample.components["bad_error"]) for sample in result] == [k >= 12 for k in range(32)]
+    assert len(good.calls) == 2
 
 
 def test_a_damaged_video_is_named_and_not_judged(store):

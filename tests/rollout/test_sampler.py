@@ -1,10 +1,12 @@
 """The rollout samples every prompt and seed once, whatever the batches and processes, and continues after a stop."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import tiny_pipelines
 import torch
@@ -63,6 +65,17 @@ def test_every_prompt_and_seed_is_sampled_in_order(model, store):
         assert store.video(sample.sample_id).shape == (5, 16, 16, 3)
         assert store.latents(sample.sample_id).shape == model.latent_shape(5, 16, 16)
         assert not sample.scored
+
+
+@pytest.mark.parametrize(("crf", "fps"), [(0, 8), (18, 12.5), (30, 24)])
+def test_videos_are_stored_with_the_quality_and_the_frame_rate_of_the_settings(model, store, crf, fps):
+    settings = SETTINGS.updated({"fps": fps})
+    options = {} if crf == 18 else {"crf": crf}
+    (sample,) = roll_out(model, ROWS[:1], SEEDS[:1], settings, store, **options)
+    content = store.video_bytes(sample.sample_id)
+    assert (f"crf={crf}.0" if crf else "rc=cqp").encode() in content  # as x264 notes in what it writes
+    with av.open(io.BytesIO(content)) as container:
+        assert float(container.streams.video[0].average_rate) == fps
 
 
 def test_a_rerun_does_nothing(model, store):

@@ -190,15 +190,15 @@ def test_scores_come_back_and_nan_is_invalid(store):
     assert not store.load(sample.sample_id).scored
     scored = store.write_scores(
         sample.sample_id,
-        {"dsr_score": np.float64(0.75), "other": None, "third": float("nan")},
+        {"dsr_score": np.float64(0.75), "other": None, "third": float("nan"), "fourth": float("inf")},
         np.float32(0.5),
-        {"dsr_reason": None, "dsr_initial_gap": float("nan"), "curve": np.arange(3) / 2},
+        {"dsr_reason": None, "dsr_initial_gap": float("nan"), "curve": [*(np.arange(3) / 2), -np.inf]},
     )
     assert scored == SampleStore(store.directory).load(sample.sample_id)
     assert scored.scored
-    assert scored.rewards == {"dsr_score": 0.75, "other": None, "third": None}
+    assert scored.rewards == {"dsr_score": 0.75, "other": None, "third": None, "fourth": None}
     assert scored.reward == 0.5
-    assert scored.components == {"dsr_reason": None, "dsr_initial_gap": None, "curve": [0.0, 0.5, 1.0]}
+    assert scored.components == {"dsr_reason": None, "dsr_initial_gap": None, "curve": [0.0, 0.5, 1.0, None]}
     store.write_scores(sample.sample_id, {"dsr_score": None}, None)
     invalid = store.load(sample.sample_id)
     assert invalid.scored

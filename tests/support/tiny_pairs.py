@@ -16,6 +16,7 @@ from spatialalign_trl.trainer import SpatialAlignConfig, SpatialAlignTrainer
 from spatialalign_trl.video import encode_video
 
 LATENT_SHAPE = (4, 3, 2, 4)
+NOISE_SEEDS = {"chosen": [3, 2**62, 5, 6, 11, 12, 13, 14], "rejected": [7, 8, 9, 10, 15, 16, 17, 18]}
 PROMPTS = ["a fox is on the left of a stump", "the meadow", "a stump jumps to the right"]
 
 
@@ -79,6 +80,21 @@ def spatialalign_trainer(output_dir: Path | str, **overrides: Any) -> SpatialAli
     arguments.setdefault("model", wan_model())
     arguments.setdefault("train_dataset", latent_pairs())
     return SpatialAlignTrainer(args=spatialalign_config(output_dir, **overrides), **arguments)
+
+
+def moved(trainer: SpatialAlignTrainer) -> SpatialAlignTrainer:
+    """Make the policy different from the reference, so that there are errors to compare."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data.fill_(0.05)
+    return trainer
+
+
+def with_noise_seeds(dataset: datasets.Dataset, first: int = 0) -> datasets.Dataset:
+    """Add the seeds of the noise that the videos of up to eight pairs were sampled from."""
+    for side, seeds in NOISE_SEEDS.items():
+        dataset = dataset.add_column(f"{side}_noise_seed", [first + seed for seed in seeds[: len(dataset)]])
+    return dataset
 
 
 def lora_of(trainer: SpatialAlignTrainer) -> dict[str, torch.Tensor]:

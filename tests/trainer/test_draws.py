@@ -3,35 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
-from tiny_pairs import LATENT_SHAPE, latent_pairs, lora_of, spatialalign_trainer, wan_model
+from tiny_pairs import (
+    LATENT_SHAPE,
+    NOISE_SEEDS,
+    latent_pairs,
+    lora_of,
+    moved,
+    spatialalign_trainer,
+    wan_model,
+    with_noise_seeds,
+)
 
 from spatialalign_trl.trainer import SpatialAlignTrainer
 from spatialalign_trl.trainer.draws import Draws
 from spatialalign_trl.trainer.losses import Pair
 
-SEEDS = {"chosen": [3, 2**62, 5, 6], "rejected": [7, 8, 9, 10]}
-
-
-def with_seeds(dataset: datasets.Dataset) -> datasets.Dataset:
-    for side, seeds in SEEDS.items():
-        dataset = dataset.add_column(f"{side}_noise_seed", seeds)
-    return dataset
-
 
 def first_batch(trainer: SpatialAlignTrainer) -> dict[str, Any]:
     trainer.model.train()
     return next(iter(trainer.get_train_dataloader()))
-
-
-def moved(trainer: SpatialAlignTrainer) -> SpatialAlignTrainer:
-    """Make the policy different from the reference, so that there are errors to compare."""
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data.fill_(0.05)
-    return trainer
 
 
 def test_the_loss_is_the_mean_over_a_pair_s_draws(tmp_path: Path) -> None:
@@ -89,7 +81,7 @@ def test_a_pair_has_its_fixed_draws_for_the_whole_run(tmp_path: Path) -> None:
 def test_the_rollouts_noise_is_what_sampling_started_from(tmp_path: Path) -> None:
     model = wan_model()
     trainer = spatialalign_trainer(
-        tmp_path, model=model, train_dataset=with_seeds(latent_pairs(4)), rollout_noise=True, num_noise_draws=2
+        tmp_path, model=model, train_dataset=with_noise_seeds(latent_pairs(4)), rollout_noise=True, num_noise_draws=2
     )
     batch = first_batch(trainer)
     sigma, noise, _ = trainer._draw(batch)
@@ -98,7 +90,7 @@ def test_the_rollouts_noise_is_what_sampling_started_from(tmp_path: Path) -> Non
     frames, height, width = model._pixel_shape(torch.empty(1, *LATENT_SHAPE))
     settings = type(settings)(**{**settings.to_dict(), "num_frames": frames, "height": height, "width": width})
     for side in ("chosen", "rejected"):
-        seeds = [SEEDS[side][row] for row in batch["row"].tolist()]
+        seeds = [NOISE_SEEDS[side][row] for row in batch["row"].tolist()]
         expected = model.initial_noise(seeds, settings).repeat_interleave(2, 0)
         assert torch.equal(getattr(noise, side), expected)
     trainer.train()
