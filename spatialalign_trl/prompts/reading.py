@@ -248,6 +248,8 @@ def _read_from(start: _Place, scene_start: str, motions: Sequence[Words], text: 
 
     # 2. The scene, the object, and the phrases that stand before it
     scene, first_mention = _split_subject(scene_start + " ".join(start.before), text)
+    if start.object[0].casefold() in _NOT_ADJECTIVES:
+        raise PromptGrammarError("object", f"expected a noun, found {' '.join(start.object)!r}", text)
     for mention in (first_mention[1:], start.object):
         if "is" in (word.casefold() for word in mention):
             raise PromptGrammarError("object", f"{' '.join(mention)!r} is a sentence; {ONE_AND_ONE}", text)

@@ -13,9 +13,10 @@ from functools import cache
 import numpy as np
 from scipy import linalg
 
+from spatialalign_trl.prompts import DSR_TYPES
 from spatialalign_trl.tiny_world.clips import scene_for
 from spatialalign_trl.tiny_world.color_segmentation import CLASS_NAMES, classify, largest_blobs
-from spatialalign_trl.tiny_world.renderer import render
+from spatialalign_trl.tiny_world.renderer import check_words, render
 from spatialalign_trl.tiny_world.sprites import stamp
 from spatialalign_trl.tiny_world.vocabulary import ANIMAL_COLORS, ANIMALS
 from spatialalign_trl.video import Video
@@ -171,3 +172,20 @@ def tiny_world_guard(
     features, reference = (np.stack([video_features(video) for video in group]) for group in (videos, rendered))
     distance = frechet_distance(features, reference) if len(videos) > 1 else None
     return measures | {"distance_to_real": distance}
+
+
+def _check_prompts(rows: Sequence[Mapping[str, str]]) -> None:
+    """Check, before any video is sampled, that the reference clips of the guard can be rendered for these rows."""
+    rng = np.random.default_rng(0)
+    for row in rows:
+        try:
+            check_words(scene_for(row, rng))
+            if row["type"] not in DSR_TYPES:
+                raise ValueError(f"type={row['type']!r} is not in the tiny world. Choose from {', '.join(DSR_TYPES)}.")
+        except ValueError as error:
+            prompt = row.get("prompt_id") or row.get("prompt")
+            remedy = "Leave the guard 'tiny_world' out of quality_guards, or use words of the tiny world."
+            raise ValueError(f"prompt {prompt!r}: {error} {remedy}") from error
+
+
+tiny_world_guard.check_prompts = _check_prompts

@@ -149,6 +149,16 @@ def _background(scene: str) -> np.ndarray:
     return np.broadcast_to(above * (1.0 - share) + ground * share, (HEIGHT, WIDTH, 3)).copy()
 
 
+def check_words(scene: Scene) -> None:
+    """Check that a scene's words and its motion are in the tiny world. Unknown ones raise a `ValueError`."""
+    words = {"scene": SCENES, "color": ANIMAL_COLORS, "object": OBJECT_COLORS, "animal": ANIMALS, "verb": _APEX}
+    for field, known in {**words, "motion": MOTIONS}.items():
+        if getattr(scene, field) not in known:
+            raise ValueError(
+                f"{field}={getattr(scene, field)!r} is not in the tiny world. Choose from {', '.join(known)}."
+            )
+
+
 def render(scene: Scene, num_frames: int = NUM_FRAMES) -> Clip:
     """Render a scene.
 
@@ -164,12 +174,7 @@ def render(scene: Scene, num_frames: int = NUM_FRAMES) -> Clip:
     Raises:
         ValueError: If a word or the motion is unknown.
     """
-    words = {"scene": SCENES, "color": ANIMAL_COLORS, "object": OBJECT_COLORS, "animal": ANIMALS, "verb": _APEX}
-    for field, known in {**words, "motion": MOTIONS}.items():
-        if getattr(scene, field) not in known:
-            raise ValueError(
-                f"{field}={getattr(scene, field)!r} is not in the tiny world. Choose from {', '.join(known)}."
-            )
+    check_words(scene)
 
     # The backdrop with the object is the same on all frames.
     path = _trajectory(scene, num_frames)

@@ -178,3 +178,11 @@ def test_a_distance_needs_two_rows_on_both_sides(sizes):
     first, second = (np.zeros((size, 3)) for size in sizes)
     with pytest.raises(ValueError, match=f"at least 2 rows on both sides, got {sizes[0]} and {sizes[1]}"):
         frechet_distance(first, second)
+
+
+def test_prompts_that_the_guard_cannot_render_are_refused_before_sampling():
+    known = {"scene": "", "animal": "fox", "object": "stump", "verb": "jumps", "attribute": "red", "type": "LR"}
+    tiny_world_guard.check_prompts([known | {"prompt_id": "a"}])  # a place that the prompt does not name is drawn
+    for change in ({"verb": "runs"}, {"scene": "On a hill"}, {"attribute": ""}, {"type": "LF"}):
+        with pytest.raises(ValueError, match="prompt 'b': .* is not in the tiny world.* Leave the guard 'tiny_world'"):
+            tiny_world_guard.check_prompts([known | {"prompt_id": "a"}, known | change | {"prompt_id": "b"}])
