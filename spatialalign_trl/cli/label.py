@@ -29,6 +29,7 @@ from spatialalign_trl.cli.work import (
 from spatialalign_trl.errors import printable, reason_of
 from spatialalign_trl.files import write_atomic
 from spatialalign_trl.report.label_page import Clip, label_page
+from spatialalign_trl.safe_text import terminal_text
 from spatialalign_trl.video import browser_mp4_of
 
 DONE, INCOMPLETE = 0, 1
@@ -94,8 +95,8 @@ def main(words: Sequence[str]) -> int:
         sha256 = hashlib.sha256(content).hexdigest()
         clips.append(Clip(file=printable(path_with_folder(job.path)), mp4=mp4, sha256=sha256, **vars(job.question)))
     if problems:
-        lines = problem_lines(problems, "not used")
-        console_for(sys.stderr).print("\n".join(lines), markup=False, soft_wrap=True)
+        lines = map(terminal_text, problem_lines(problems, "not used"))
+        console_for(sys.stderr).print(*lines, sep="\n", soft_wrap=True)
     if not clips:
         return INCOMPLETE
 
