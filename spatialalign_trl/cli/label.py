@@ -95,8 +95,8 @@ def main(words: Sequence[str]) -> int:
         sha256 = hashlib.sha256(content).hexdigest()
         clips.append(Clip(file=printable(path_with_folder(job.path)), mp4=mp4, sha256=sha256, **vars(job.question)))
     if problems:
-        lines = map(terminal_text, problem_lines(problems, "not used"))
-        console_for(sys.stderr).print(*lines, sep="\n", soft_wrap=True)
+        err = console_for(sys.stderr)
+        err.print(*map(terminal_text, problem_lines(problems, "not used")), sep="\n", soft_wrap=True)
     if not clips:
         return INCOMPLETE
 
