@@ -88,7 +88,14 @@ def count_prompts(folder: Path) -> dict[str, int]:
         counts = {}
         for split, rows in splits.items():
             try:
-                counts[split] = len(load_prompts(rows))
+                ids = load_prompts(rows)["prompt_id"][:]
             except ValueError as error:
                 raise ValueError(f"{folder}, split {split}: {error}") from error
+            for written, read in zip(load_prompts(folder, split)["prompt_id"][:], ids, strict=True):
+                if written != read:  # a csv file has no types, so the Hub's readers guess them
+                    raise ValueError(
+                        f"{folder}, split {split}: the id {written!r} would be read as {read!r} from the Hub. Write "
+                        "the split as .jsonl, with the ids in quotation marks"
+                    )
+            counts[split] = len(ids)
         return counts

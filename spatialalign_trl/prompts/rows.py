@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from spatialalign_trl.text_files import BYTE_ORDER_MARK, read_text
 from spatialalign_trl.video import with_undecoded_videos
 
@@ -97,6 +99,8 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[str, Row | RowError]]:
     if start == len(lines):
         return
     delimiter = next((mark for mark in ",;\t" if mark in lines[start]), ",")
+    if re.fullmatch(r"sep=.\s*", lines[start]) and start + 1 < len(lines):  # a line that Excel writes for itself
+        delimiter, start = lines[start][4], start + 1
     try:
         header, after = _csv_record(lines, start, delimiter)
         names = [name.strip() for name in header]
@@ -230,9 +234,13 @@ def _rows_of_dataset(source: str, split: str, cache: str | None) -> Iterator[tup
         rows = [] if dataset is None else enumerate(with_undecoded_videos(dataset))
         for index, row in rows:
             yield f"{source}, split {split}, row {index}", row
-    except (DatasetsError, UnicodeDecodeError) as error:
-        reason = str(error.__cause__ or error).splitlines()
-        raise ValueError(f"{source}, split {split}, does not load: {reason[0] if reason else error!r}") from error
+    except (DatasetsError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if isinstance(error.__cause__ or error, UnicodeDecodeError) and cache is not None:
+            for file in sorted(Path(source).rglob("*")):  # name the file and the line
+                if file.suffix.lower() in (*FILE_READERS, ".md"):
+                    read_text(file)
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{source}, split {split}, does not load: {reason or repr(error)}") from error
     for file in files or ():
         yield from rows_of_file(file)
 

@@ -56,6 +56,15 @@ def test_a_folder_is_pushed_unchanged_and_loads_again(folder, loopback_client, c
     assert train["animal"][0] == "cat" and test["animal"][0] == "dog"
 
 
+def test_ids_that_the_hub_would_read_as_other_ids_are_refused(folder, loopback_client, capsys):
+    (folder / "README.md").write_text(CARD.replace(".jsonl", ".csv"))
+    for split in ("train", "test"):
+        (folder / f"{split}.csv").write_text(f'prompt_id,prompt\n007,"{PROMPT.format("cat", "cat")}"\n')
+    with pytest.raises(SystemExit):
+        push(folder)
+    assert "the id '007' would be read as '7' from the Hub" in capsys.readouterr().err
+
+
 def test_pushing_again_replaces_files_and_keeps_the_repository_public(folder, loopback_client):
     assert push(folder, "--public") == 0
     row = {"prompt_id": "train", "prompt": PROMPT.format("fox", "fox")}

@@ -145,6 +145,21 @@ def test_a_dataset_folder_in_another_encoding_names_file_and_line(tmp_path):
         load_prompts(tmp_path)
 
 
+def test_a_card_in_another_encoding_or_of_bad_yaml_is_named(tmp_path):
+    (tmp_path / "train.csv").write_text(csv_of(ROWS))
+    (tmp_path / "README.md").write_bytes("---\npretty_name: piñata\n---\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"README\.md, line 2: byte 0xf1"):
+        load_prompts(tmp_path)
+    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+    with pytest.raises(ValueError, match="does not load: "):
+        load_prompts(tmp_path)
+
+
+def test_the_line_that_excel_writes_for_itself_is_no_header(tmp_path):
+    content = "sep=;\r\n" + csv_of(ROWS, delimiter=";")
+    assert [row for _, row in rows_of(tmp_path / "a.csv", content)] == ROWS
+
+
 # Cells --------------------------------------------------------------------------------------------------------------
 
 
