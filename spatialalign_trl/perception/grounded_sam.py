@@ -133,21 +133,11 @@ class GroundedSAMTracker(OpenVocabularyTracker):
         self.detector.release()
         self.follower.release()
 
-    def check_prompts(
-        self,
-        *,
-        animal: Sequence[str],
-        object: Sequence[str],
-        attribute: Sequence[str] | None = None,
-    ) -> None:
-        """Check the words and the models as the base class does, and that the detector can tell the words apart."""
-        super().check_prompts(animal=animal, object=object, attribute=attribute)
-        check_names = getattr(self.detector, "check_names", None)
-        if check_names is None:
-            return
-        for row, names in enumerate(zip(animal, object, strict=True)):
+    def _check_names(self, names: Sequence[tuple[str, str]]) -> None:
+        check = getattr(self.detector, "check_names", None)
+        for row, pair in enumerate(names if check is not None else ()):
             try:
-                check_names(names)
+                check(pair)
             except ValueError as error:
                 raise ValueError(f"prompt {row}: {error}") from error
 

@@ -112,6 +112,9 @@ class OpenVocabularyTracker(ABC):
     def release(self) -> None:
         """Free the models' memory; the next use loads them again."""
 
+    def _check_names(self, names: Sequence[tuple[str, str]]) -> None:  # noqa: B027 - nothing to check by default
+        """Raise a `ValueError` for an animal and an object that the models cannot tell apart."""
+
     @abstractmethod
     def _detect(self, video: Video, names: tuple[str, str], clip_digest: str) -> dict[str, np.ndarray]:
         """Return the detections of all frames, packed by `pack_detections`, and any further arrays for `_follow`."""
@@ -151,6 +154,7 @@ class OpenVocabularyTracker(ABC):
         """
         check_nouns(animal, object)
         self.prepare()
+        self._check_names(list(zip(animal, object, strict=True)))
 
     def track(
         self,

@@ -75,14 +75,14 @@ class DSRPrompt:
     Args:
         prompt_id (`str`): The id, unique within a prompt set.
         type (`str`): The relations in order. In the paper's prompts, this is one of [`DSR_TYPES`].
-        scene (`str`): The place, without the comma after it: `"In a meadow"`.
-        initial_SR (`str`): The first relation in words, such as `"on the left of"`.
-        final_SR (`str`): The last relation in words, such as `"to the right of"`.
+        scene (`str`): The place, without the comma after it: `"In a meadow"`. `""` if the text names none.
+        initial_SR (`str`): The first relation in the grammar's words, such as `"on the left of"`.
+        final_SR (`str`): The last relation in the grammar's words, such as `"to the right of"`.
         animal (`str`): The animal's noun, without its attribute.
         object (`str`): The static object's noun, one word or several.
         verb (`str`): The animal's motion, such as `"jumps"`. In a sequence, one verb per motion: `"jumps, walks"`.
         attribute (`str`): The words that describe the animal, such as `"red"`, or `""`.
-        prompt (`str`): The text for the video model.
+        prompt (`str`): The text for the video model, as it was written.
     """
 
     prompt_id: str

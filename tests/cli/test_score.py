@@ -23,6 +23,7 @@ from spatialalign_trl.cli.results import csv_cell
 from spatialalign_trl.cli.score_files import read_scores
 from spatialalign_trl.cli.work import Job, Question
 from spatialalign_trl.perception.tracks import TRACKERS
+from spatialalign_trl.prompts import parse_prompt
 from spatialalign_trl.rollout.store import SampleStore
 from spatialalign_trl.tiny_world.clips import caption_for
 from spatialalign_trl.tiny_world.renderer import Scene, render
@@ -113,6 +114,24 @@ def test_a_row_describes_the_video_the_prompt_and_the_tracker(run, prompts):
         assert Path(row["file"]).name in out
     assert "4 videos: S@0.7 0.500, S@0.5 1.000, invalid 0.000 (0)" in out
     assert "4/4" in err  # the progress bar
+
+
+def test_prompts_in_other_words_are_scored_as_the_grammars_and_kept_as_they_are(run):
+    texts = {
+        "LR": "A red fox is left of the stump, then the fox jumps to right of stump",
+        "LT": "A red fox is on the left a stump, then the fox jumps onto the stump.  ",
+    }
+    Path("outputs").mkdir()
+    Path("prompts.txt").write_text("".join(f"{text}\n" for text in texts.values()))
+    for type, text in texts.items():
+        write(f"outputs/{parse_prompt(text).prompt_id}_seed00.mp4", replace(SCENE, type=type))
+    assert run("--prompts", "prompts.txt", "--videos", "outputs", *TINY, "--csv", "out.csv")[0] == 0
+    for row, (type, text) in zip(rows_of("out.csv"), texts.items(), strict=True):
+        assert (row["type"], row["animal"], row["object"], row["attribute"]) == (type, "fox", "stump", "red")
+        assert row["prompt"] == text.strip() and row["S@0.7"] == "1"
+        canonical = caption_for(replace(SCENE, type=type)).prompt
+        assert run("--prompt", canonical, row["file"], *TINY, "--csv", "one.csv")[0] == 0
+        assert rows_of("one.csv")[0]["score"] == row["score"]
 
 
 def test_json_contains_curves_settings_and_summary(run, prompts):
