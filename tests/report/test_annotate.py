@@ -70,7 +70,16 @@ def test_the_result_is_a_video_that_every_player_takes(size):
 def test_boxes_and_names_at_the_borders_stay_inside(box):
     at_border = Tracks([FrameBoxes(0, ("a rather long name",), np.array([box], float))], 1)
     annotated = annotate_video(grey(1), at_border)
-    box_of_color(annotated[0], BLUE)
+    height, width = annotated.shape[1:3]
+    x1, y1, x2, y2 = box_of_color(annotated[0], BLUE)
+    assert 0 <= x1 < x2 < width and 0 <= y1 < y2 < 320 < height  # the bar stays free
+    # The name is wider than what is seen of the box, and lies within the picture as a whole.
+    short = Tracks([FrameBoxes(0, ("a",), np.array([box], float))], 1)
+    long_name, short_name = (
+        (np.abs(annotate_video(grey(1), boxes)[0].astype(int) - BLUE) < 8).all(-1).sum()
+        for boxes in (at_border, short)
+    )
+    assert long_name > short_name
 
 
 def test_the_strip_shows_first_and_last_frame(tmp_path):
@@ -82,9 +91,37 @@ def test_the_strip_shows_first_and_last_frame(tmp_path):
     assert first[0] < last[0] and first[1] < last[1]
 
 
-@pytest.mark.parametrize("length", [1, 3, 8, 81])
-def test_a_strip_of_a_clip_of_any_length(tmp_path, length):
-    annotated_strip(tmp_path / "strip.png", grey(length), tracks(length), title="", captions=["x"] * length)
+def strip(path, *arguments, **options):
+    """Return the pixels of a strip."""
+    return np.asarray(Image.open(annotated_strip(path, *arguments, **options)).convert("RGB"))
+
+
+@pytest.mark.parametrize(("length", "rows", "columns"), [(1, 1, 1), (3, 1, 3), (6, 2, 4), (8, 2, 4), (81, 2, 4)])
+def test_a_strip_of_a_clip_of_any_length(tmp_path, length, rows, columns):
+    """Every frame is shown, eight of long clips, in rows of four, enlarged, with boxes, bar and caption."""
+    plain = strip(tmp_path / "plain.png", grey(length), Tracks([], length), title="")
+    grey_pixels = (plain == 90).all(-1)
+    scale = round(np.sqrt(grey_pixels.sum() / (min(length, 8) * 32 * 48)))
+    assert grey_pixels.sum() == min(length, 8) * 32 * 48 * scale**2 and scale > 1
+    panel = 48 * scale
+    assert (grey_pixels.sum(axis=1) > 0).sum() == rows * 32 * scale
+    assert (grey_pixels.sum(axis=0) > 0).sum() == columns * panel
+
+    boxed = strip(tmp_path / "boxed.png", grey(length), tracks(length), title="")
+    assert boxed.shape == plain.shape
+    for color in (BLUE, ORANGE):
+        x1, y1, x2, y2 = box_of_color(boxed, color)
+        assert (x2 - x1) // panel == columns - 1 and (y2 - y1) // (32 * scale) == rows - 1  # in the first and the last
+    captioned = strip(tmp_path / "captioned.png", grey(length), tracks(length), title="", captions=["x"] * length)
+    assert (captioned != boxed).any() and ((captioned == boxed) | ~grey_pixels[..., None]).all()  # only in the bars
+
+
+def test_a_strip_has_its_title_and_note_above_the_frames(tmp_path):
+    def first_row_of_frames(**texts):
+        return np.flatnonzero((strip(tmp_path / "strip.png", grey(), Tracks([], 5), **texts) == 90).all(-1).any(1))[0]
+
+    assert first_row_of_frames(title="") < first_row_of_frames(title="a.mp4: DSR-Score 0.9")
+    assert first_row_of_frames(title="a.mp4") < first_row_of_frames(title="a.mp4", note="A fox.")
 
 
 def test_invalid_arguments_are_refused(tmp_path):

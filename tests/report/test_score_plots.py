@@ -8,7 +8,8 @@ from PIL import Image
 
 from spatialalign_trl.report.score_plots import RelationCurve, plot_curves
 
-BLUE, YELLOW, GREY = (0, 114, 178), (251, 237, 191), (140, 149, 159)
+BLUE, YELLOW, GREY, INK = (0, 114, 178), (251, 237, 191), (140, 149, 159), (31, 35, 40)
+COLORS = [BLUE, (213, 94, 0), (0, 158, 115), (204, 121, 167), (122, 106, 0), (68, 68, 68)]
 FALLING, RISING = np.linspace(1, -1, 12), np.linspace(-1, 1, 12)
 
 
@@ -54,12 +55,15 @@ def test_frames_that_do_not_count_leave_a_gap_and_a_mark(tmp_path):
 def test_the_picture_does_not_depend_on_when_it_is_drawn(tmp_path):
     draw(tmp_path / "one.png", note="A fox.")
     draw(tmp_path / "two.png", note="A fox.")
+    draw(tmp_path / "other.png", note="A cat.")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() != (tmp_path / "other.png").read_bytes()
 
 
 def test_drawing_asks_for_no_window_system(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # importing it would fail
-    draw(tmp_path / "one.png", note="A fox.")
+    picture = draw(tmp_path / "one.png", note="A fox.")
+    assert near(picture, BLUE).sum() > 1000 and heading(picture).any()
 
 
 def test_a_video_without_a_counted_frame_still_has_a_picture(tmp_path):
@@ -69,14 +73,55 @@ def test_a_video_without_a_counted_frame_still_has_a_picture(tmp_path):
     assert not near(picture, YELLOW).any()
 
 
-@pytest.mark.parametrize("title", ["costs $5 and $6", "x_1^2 {\\alpha}", "word " * 60, "", "жук 虫"])
-def test_a_title_is_text_and_not_markup(tmp_path, title):
-    draw(tmp_path / "curves.png", title=title, note=title)
+def heading(picture):
+    """Return the pixels of the title, which has the colour of ink: above the curves, beside the axis."""
+    curves = np.flatnonzero(near(picture, BLUE).any(1))[0]
+    return near(picture[: curves - 10, 60:], INK, 40)
+
+
+def width_of(pixels):
+    return int(np.ptp(np.flatnonzero(pixels.any(0)))) if pixels.any() else 0
+
+
+@pytest.mark.parametrize(
+    ("title", "shorter"),
+    [
+        ("costs $5 and $6", "costs 5 and 6"),  # as a formula it would lose its spaces and dollars
+        ("a $x$ b", "a x b"),
+        ("x_1^2 {\\alpha}", "x1^2 \\alpha"),
+        ("\\$ x", "$ x"),
+        ("жук 虫", "жук"),
+    ],
+)
+def test_a_title_is_text_and_not_markup(tmp_path, title, shorter):
+    pictures = [draw(tmp_path / "curves.png", title=text) for text in (title, shorter)]
+    long, short = (width_of(heading(picture)) for picture in pictures)
+    assert long > short > 0
+
+
+def test_a_long_title_is_broken_into_lines_and_an_empty_one_takes_no_place(tmp_path):
+    rows = [heading(draw(tmp_path / "curves.png", title=title)).any(1).sum() for title in ("", "word", "word " * 60)]
+    assert rows[0] == 0 < rows[1] < rows[2] / 3
+
+
+@pytest.mark.parametrize("note", ["costs $5 and $6", "a $x$ b"])
+def test_a_note_is_text_below_the_title(tmp_path, note):
+    pictures = [draw(tmp_path / "curves.png", title="", note=text) for text in (note, note.replace("$", ""))]
+    long, short = (width_of(near(picture[:25, 60:], (87, 96, 106), 30)) for picture in pictures)
+    assert long > short > 20
 
 
 def test_a_single_frame_with_many_relations_is_drawn(tmp_path):
-    curves = [RelationCurve(str(k), np.array([0.5])) for k in range(8)]
-    draw(tmp_path / "one.png", curves, np.array([0]), 1)
+    curves = [RelationCurve(str(k), np.array([1 - k / 4])) for k in range(8)]
+    picture = draw(tmp_path / "one.png", curves, np.array([0]), 1)
+    shade = near(picture, (248, 227, 144))  # twice: as the first and as the last frame
+    shaded_rows, shaded_columns = (np.flatnonzero(shade.sum(axis) > 100) for axis in (1, 0))
+    inside = picture[shaded_rows[0] : shaded_rows[-1], shaded_columns[0] : shaded_columns[-1]]
+    rows = [np.flatnonzero(near(inside, color).any(1)) for color in COLORS]
+    # Every relation has a point of its colour at its height; the last two have the colours of the first two.
+    assert all(len(found) for found in rows)
+    highest = [found[0] for found in rows]
+    assert highest == sorted(highest) and min(np.diff(highest)) > 20
 
 
 def test_invalid_arguments_are_refused(tmp_path):

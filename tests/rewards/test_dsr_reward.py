@@ -100,7 +100,9 @@ def test_obedient_clips_of_the_tiny_world_score_above_reversed_ones(dsr_type):
 
 
 def test_min_frames_is_passed_on():
-    assert DSRScore(FixedTracker(two_tracks()), min_frames=2)(["p"] * 2, VIDEOS, **COLUMNS)[1] is not None
+    for min_frames, is_valid in ((2, True), (3, False)):
+        scores = DSRScore(FixedTracker(two_tracks()), min_frames=min_frames)(["p"] * 2, VIDEOS, **COLUMNS)
+        assert scores[0] == pytest.approx(1) and (scores[1] == pytest.approx(0.5)) == is_valid, scores
 
 
 def test_video_files_are_read(tmp_path):

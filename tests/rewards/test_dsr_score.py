@@ -292,8 +292,8 @@ def test_too_few_frames_are_invalid_with_a_reason():
 def test_what_too_few_frames_are_depends_on_the_length_of_the_clip_and_on_min_frames():
     frames = walk("L", "R", 19)
     assert score_tracks(frames, *LABELS, "LR").score is None
-    assert score_tracks(frames, *LABELS, "LR", num_frames=49).score is not None
-    assert score_tracks(frames, *LABELS, "LR", min_frames=19).score is not None
+    assert score_tracks(frames, *LABELS, "LR", num_frames=49).score == pytest.approx(1)
+    assert score_tracks(frames, *LABELS, "LR", min_frames=19).score == pytest.approx(1)
 
 
 def test_the_reason_says_which_of_the_two_was_missing():

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from spatialalign_rewards import _scene_scoring, object_grounding, scene_navigation
-from spatialalign_rewards._scene_scoring import continuity_factor, reobserved_factor, support_factor
+from spatialalign_rewards._scene_scoring import (
+    choose_frames,
+    continuity_factor,
+    reobserved_factor,
+    support_factor,
+)
 from spatialalign_rewards.object_grounding import ObjectGrounding, depth_factor, visibility
 from spatialalign_rewards.scene_navigation import SceneNavigation, pose_factors, step_factors
 from spatialalign_trl.perception.camera import diagnosis
@@ -249,6 +254,31 @@ def test_continuity_is_a_rate_a_frame():
     assert continuity_factor(two, np.arange(3)) == 1
 
 
+def walk_by(*steps: float) -> np.ndarray:
+    """Return poses with steps of these sizes, in tenths of the context's extent."""
+    poses = np.tile(np.eye(4), (len(steps) + 1, 1, 1))
+    poses[1:, 2, 3] = 0.1 * np.cumsum(steps)
+    return poses
+
+
+def continuity(steps, frames) -> float:
+    poses = walk_by(*steps)
+    return continuity_factor(CameraEstimate(CONTEXT_POSES, poses, np.ones(len(poses))), np.asarray(frames))
+
+
+def test_a_slow_step_over_many_frames_is_motion_and_a_small_step_is_none():
+    # Steps of 0.08 over two frames are slower than 0.05 a frame, but no rest: the usual rate is 0.04.
+    assert continuity([0.08] * 4 + [1.0], [0, 2, 4, 6, 8, 9]) == pytest.approx(np.exp(-(25 - 6) / 6))
+    # Jitter of 0.04 is rest: the usual rate is 1, not 0.04.
+    assert continuity([1.0] * 3 + [0.04] * 6 + [9.0], np.arange(11)) == pytest.approx(np.exp(-(9 - 6) / 6))
+    assert continuity([1.0, 1.0, 9.0], np.arange(4)) == pytest.approx(np.exp(-(9 - 6) / 6))
+    assert continuity([0.04] * 8 + [9.0], np.arange(10)) == 1
+
+
+def test_the_usual_rate_is_a_median():
+    assert continuity([1.0, 1.0, 1.0, 8.0, 8.0], np.arange(6)) == pytest.approx(np.exp(-(8 - 6) / 6))
+
+
 def test_continuity_counts_ten_degrees_as_much_as_a_tenth_of_the_extent():
     turning = turned(TARGET, np.where(np.arange(FRAMES) >= 5, 170.0, 0.0))
     ratio = (17 + 2.5) / 2.5
@@ -307,6 +337,24 @@ def test_sd_is_logged_if_the_estimator_measures_it():
     assert "SD" not in navigate().factors
     assert navigate(distance=0.3).factors["SD"] == 0.3
     assert navigate(distance=0.3).reward == pytest.approx(1)
+
+
+def test_frames_are_chosen_evenly_and_at_both_sides_of_the_largest_change():
+    changes = np.array([1.0, 1, 1, 1, 1, 9, 1, 1])
+    assert choose_frames(changes, 3).tolist() == [0, 4, 5, 6, 8]
+    assert choose_frames(np.zeros(0), 3).tolist() == [0, 0, 0]
+    video = smooth()
+    video[6:] += 20
+    reward = SceneNavigation(pose_estimator=Given(TARGET[[0, 4, 5, 6, 8]]), frames=3, context_frames=4)
+    grade = reward.grade(video, ROW)  # the trajectory is read at the chosen frames, too
+    assert grade.factors["P"] == pytest.approx(1) == pytest.approx(grade.factors["M"])
+
+
+def test_a_short_path_is_relative_to_the_extent_of_the_contexts_cameras():
+    short = TARGET.copy()
+    short[:, 2, 3] *= 0.025  # a path of 0.05, below a tenth of the extent of 1
+    grade = navigate(poses=moved(short, 0, 0.05), row={"camera_poses": short})
+    assert grade.factors["P"] == pytest.approx(np.exp(-0.05 / 0.1))
 
 
 # Grounding: R = V * sqrt(C) * S * M * D
@@ -422,7 +470,8 @@ def test_b_of_another_object_lowers_v_but_not_what_is_visible():
     for in_box, factor in ((6, 0.0), (9, 1 / 3), (15, 1.0)):
         inside = np.arange(30) < in_box
         others = np.arange(30) < 30 - in_box
-        points = Sightings(np.concatenate([np.full((30, 2), 20.0), np.full((30, 2), 2.0)]), np.r_[inside, others])
+        around = np.array([(2.0, 2.0), (46.0, 30.0), (24.0, 2.0), (24.0, 30.0), (2.0, 16.0), (46.0, 16.0)] * 5)
+        points = Sightings(np.concatenate([np.full((30, 2), 20.0), around]), np.r_[inside, others])
         grade = ground(sightings=points)
         assert grade.factors["V"] == pytest.approx(np.clip((in_box / 15 - 0.2) / 0.3, 0, 1))
         assert grade.factors["visible"] == pytest.approx(1), factor
