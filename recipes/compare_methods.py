@@ -235,7 +235,9 @@ def main(
         header, rows = table_rows(comparison)
         write_json(out / "comparison.json", comparison)
         write_atomic(out / "comparison.md", (markdown_table(header, rows) + "\n").encode())
-    table = Table(*map(terminal_text, header), title=terminal_text(f"{len(compare.seeds)} seeds per method"))
+    table = Table(title=terminal_text(f"{len(compare.seeds)} seeds per method"))
+    for name in header:
+        table.add_column(terminal_text(name))
     for row in rows:
         table.add_row(*map(terminal_text, row))
     Console(width=200).print(table)

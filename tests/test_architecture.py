@@ -324,7 +324,8 @@ print(name, sep=sep)
 SAFE = """\
 from rich.table import Table
 console.print(table, terminal_text(f"{name}", style), rich_table(names))
-table = Table("a", *map(terminal_text, names), title=terminal_text(title))
+table = Table("a", title=terminal_text(title))
+table.add_column(terminal_text(name))
 table.add_row("[bold]a", terminal_text(b), *map(terminal_text, row))
 print(printable_lines(text), "b", file=sys.stderr)
 """

@@ -274,15 +274,11 @@ class VideoTrainer(LoraPublishing, FiniteTraining, Resuming, BaseTrainer):
         self._restore_accelerator()
         return super().get_eval_dataloader(*args, **kwargs)
 
-    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """See [`~transformers.Trainer.get_test_dataloader`]; it is prepared by the accelerator."""
-        self._restore_accelerator()
-        return super().get_test_dataloader(*args, **kwargs)
-
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Evaluate with the same noise every time; the result has all metrics, averaged over examples."""
+        self._restore_accelerator()
         self._metrics["eval"].clear()
         self._eval_batches, self._eval_examples = 0, dataloader.dataset
         output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
