@@ -85,12 +85,12 @@ class Architecture:
 _UMT5_XXL = Component(
     "transformers:UMT5EncoderModel",
     {"vocab_size": 256_384, "d_model": 4096, "d_ff": 10_240, "num_layers": 24, "num_heads": 64, "d_kv": 64}
-    | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    | {"feed_forward_proj": "gated-gelu"},
 )
 _T5_XXL = Component(
     "transformers:T5EncoderModel",
     {"vocab_size": 32_128, "d_model": 4096, "d_ff": 10_240, "num_layers": 24, "num_heads": 64, "d_kv": 64}
-    | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    | {"feed_forward_proj": "gated-gelu"},
 )
 _LLAMA_8B = Component(
     "transformers:LlamaModel",

@@ -59,13 +59,20 @@ def build_component(component: Component, dtype: torch.dtype, quantization: str 
             with _disable_current_modes():
                 return cls(**settings)
         network = cls(**settings)
-    kept = set(getattr(cls, "_keep_in_fp32_modules", None) or ())
+    # transformers' classes keep layers in fp32 only beside fp16, unless they say that they must
+    strict = "_keep_in_fp32_modules_strict" if component.class_name.startswith("transformers:") else ""
+    kept = set(getattr(cls, strict or "_keep_in_fp32_modules", None) or ())
+    originals = list(network.parameters())  # kept, so that no two of them have one address
+    casts: dict[int, nn.Parameter] = {}  # tied weights stay tied
     for prefix, module in network.named_modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                stays = bool(kept & set(f"{prefix}.{name}".split(".")))
-                cast = parameter.detach().to(torch.float32 if stays else dtype)
-                module._parameters[name] = nn.Parameter(cast, requires_grad=False)
+        stays = kept & set(prefix.split("."))
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                target = torch.float32 if stays or name in kept else dtype
+                if id(weight) not in casts:
+                    casts[id(weight)] = nn.Parameter(weight.detach().to(target), requires_grad=False)
+                module._parameters[name] = casts[id(weight)]
+    del originals
     if quantization is not None:
         quantize_linears(network, quantization, dtype, kept)
     return network.eval()
@@ -170,5 +177,6 @@ def tensors_of(network: nn.Module | None) -> list[torch.Tensor]:
 
 
 def bytes_of(network: nn.Module | None) -> int:
-    """Return the bytes of a network's weights and buffers."""
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(network))
+    """Return the bytes of a network's weights and buffers; tied ones count once."""
+    storages = {storage._cdata: storage for storage in (tensor.untyped_storage() for tensor in tensors_of(network))}
+    return sum(storage.nbytes() for storage in storages.values())

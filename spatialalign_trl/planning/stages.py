@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from spatialalign_trl.errors import near_miss
 from spatialalign_trl.models.quantization import QUANTIZATIONS
 from spatialalign_trl.planning.architectures import Architecture
 from spatialalign_trl.planning.fake_model import (
@@ -21,6 +22,7 @@ from spatialalign_trl.planning.fake_model import (
     fake_conditioning,
     tensors_of,
 )
+from spatialalign_trl.planning.quantized import QuantizedLinear
 from spatialalign_trl.planning.tracing import Cost, extrapolate, fake_tensors, measure
 from spatialalign_trl.trainer.draws import Draws
 from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
     from spatialalign_trl.models.base import VideoModel
+    from spatialalign_trl.models.settings import SamplingSettings
 
 GUIDED_IN_ONE_BATCH = ("ltx", "cogvideox")
 """Families whose pipelines predict with and without the prompt in one batch of twice the size."""
@@ -64,6 +67,13 @@ class ModelSetup:
     make_lora: Callable[[VideoModel], LoraConfig | None] = default_lora_config
 
 
+def default_settings(architecture: Architecture, options: Mapping[str, Any] | None = None) -> SamplingSettings:
+    """Return the settings with which a model's authors sample; `options` are those of its adapter."""
+    with fake_tensors():
+        layers = dict.fromkeys(block_counts(architecture), 1)
+        return build_model(architecture, torch.bfloat16, layers=layers, options=options).default_settings()
+
+
 class StageTracer:
     """
     Traces the stages of a run. Every trace is made once and takes seconds; none needs weights.
@@ -83,10 +93,9 @@ class StageTracer:
         self.architecture, self.setup = architecture, setup
         self.layers = block_counts(architecture)
         with fake_tensors():
-            model = self._build({name: 1 for name in self.layers})
+            model = self._build(dict.fromkeys(self.layers, 1))
             model.check_size(setup.num_frames, setup.height, setup.width)
             self.family = model.family
-            self.default_settings = model.default_settings()
             self.latent_shape = model.latent_shape(setup.num_frames, setup.height, setup.width)
             self.size_multiples = model._size_multiples()
             self.uses_negative_prompt = model.uses_negative_prompt
@@ -143,13 +152,9 @@ class StageTracer:
                     self.setup.dtype,
                     self.setup.quantization,
                 )
-                parameters = sum(
-                    module.in_features * module.out_features if name.endswith("weight") and _is_packed(weight)
-                    else weight.numel()
-                    for module in network.modules()
-                    for name, weight in module._parameters.items()
-                    if weight is not None
-                )  # fmt: skip
+                packed = [module for module in network.modules() if isinstance(module, QuantizedLinear)]
+                parameters = sum(weight.numel() for weight in network.parameters())
+                parameters += sum(m.in_features * m.out_features - m.weight.numel() for m in packed)
                 return Cost(bytes_of(network), parameters)
 
         return extrapolate(self.layers, count)
@@ -204,7 +209,7 @@ class StageTracer:
     def _run_vae(self, code: Callable[[VideoModel, Tensor, Tensor], Tensor], batch: int, tiling: bool) -> Cost:
         setup = self.setup
         with fake_tensors(), torch.no_grad():
-            model = self._build({name: 1 for name in self.layers})
+            model = self._build(dict.fromkeys(self.layers, 1))
             model.save_vae_memory(tiling=tiling)
             latents = torch.empty(batch, *self.latent_shape)
             pixels = torch.empty(batch, 3, setup.num_frames, setup.height, setup.width)
@@ -248,10 +253,6 @@ class _Once:
     value: Any = field(compare=False)
 
 
-def _is_packed(weight: Tensor) -> bool:
-    return weight.dtype == torch.uint8
-
-
 class _TracedTrainer(SpatialAlignTrainer):
     """The trainer's loss without its data, processes and files."""
 
@@ -293,7 +294,8 @@ def _step(
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
             losses, _ = trainer._example_losses(network, inputs)
-        losses.mean().backward()
+        # Not `Tensor.backward`, which the mode of the trace would see, and be off while blocks run again inside of it.
+        torch.autograd.backward(losses.mean())
         optimizer.step()
         optimizer.zero_grad()
 
@@ -307,7 +309,5 @@ def check_quantization(name: str | None) -> None:
     Raises:
         ValueError: if it is unknown.
     """
-    from spatialalign_trl.errors import near_miss
-
     if name is not None and name not in QUANTIZATIONS:
         raise ValueError(f"quantization={name!r}: unknown. {near_miss(name, QUANTIZATIONS)}")

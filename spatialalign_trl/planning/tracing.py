@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,10 @@ def _apply_by_replacing(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tens
 
 def measure(code: Callable[[], Any], alive: Callable[[], list[torch.Tensor]] = list, repeat: int = 1) -> Cost:
     """
-    Trace code twice inside of [`fake_tensors`]: for its memory, and for its FLOPs.
+    Trace code inside of [`fake_tensors`].
 
-    Not at once, because a FLOP counter keeps the activations that checkpointing frees.
+    Code with gradients is traced a second time for its FLOPs: a FLOP counter keeps the activations that checkpointing
+    frees.
 
     Args:
         code (callable):
@@ -95,19 +96,20 @@ def measure(code: Callable[[], Any], alive: Callable[[], list[torch.Tensor]] = l
     Returns:
         [`Cost`]: memory above the tensors of `alive`.
     """
-    memory = PeakMemory()
+    memory, counter = PeakMemory(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
     for tensor in alive():
         memory.add(tensor)
-    with memory, CudaAutocast():
-        before = memory.current
+    before = memory.current
+    at_once = not torch.is_grad_enabled()
+    with memory, CudaAutocast(), counter if at_once else nullcontext():
         for _ in range(repeat):
             memory.peak = memory.current
             kept = code()
         del kept
-    counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
-    with counter, CudaAutocast():
-        code()
-    return Cost(memory.peak - before, counter.get_total_flops())
+    if not at_once:
+        with counter, CudaAutocast():
+            code()
+    return Cost(memory.peak - before, counter.get_total_flops() / (repeat if at_once else 1))
 
 
 def extrapolate(layers: Mapping[str, int], cost_of: Callable[[dict[str, int]], Cost]) -> Cost:
