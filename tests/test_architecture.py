@@ -87,7 +87,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": BASE | {"prompts", "perception", "models", "rewards", "evaluation"},
     "tiny_world": BASE | {"prompts", "perception", "scenes", "models"},
     "planning": BASE | {"models", "trainer"},
-    "online": BASE | {"planning", "models", "rollout", "rewards", "preferences", "trainer", "evaluation", "report", "hub"},
+    "online": BASE
+    | {"planning", "models", "rollout", "rewards", "preferences", "trainer", "evaluation", "report", "hub"},
     "arguments": BASE
     | {"prompts", "scenes", "models", "rewards", "trainer", "evaluation", "report", "online", "tiny_world"},
 }

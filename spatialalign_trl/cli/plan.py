@@ -32,8 +32,8 @@ tensors that have shapes and no values, and goes through the code that a run goe
   spatialalign plan --config recipes/configs/tiny.yaml
 
 Flags of the recipe override the YAML file, as in the recipe. If the run does not fit the card, the settings that save
-memory are tried in order, and the first line of flags that fits is printed. The memory is what PyTorch allocates; 2 GiB
-for CUDA and 5 % for fragmentation are kept free."""
+memory are tried in order, and the first line of flags that fits is printed. The memory is what PyTorch allocates;
+2 GiB for CUDA and 5 % for fragmentation are kept free."""
 
 
 def build_parser() -> Parser:
@@ -48,7 +48,7 @@ def build_parser() -> Parser:
         help="read the architecture from the config.json files of this folder or Hub repository, instead of from the "
         "list of published ones",
     )
-    parser.add_argument("--gpu", metavar="CARD", help="the card: a name such as H100 or RTX4090, or a size such as 80GB")
+    parser.add_argument("--gpu", metavar="CARD", help="the card: a name such as H100 or RTX4090, or a size: 80GB")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="number of GPUs (default: 1)")
     parser.add_argument(
         "--tflops",
@@ -193,7 +193,7 @@ def _count_prompts(prompts: PromptArguments) -> tuple[int, int]:
         if prompts.max_train_prompts is not None and prompts.max_eval_prompts is not None:
             return prompts.max_train_prompts, prompts.max_eval_prompts
         raise ValueError(
-            f"{name}={source!r}: is not on this machine, and a plan does not ask the Hub. Pass --max_train_prompts and "
+            f"{name}={source!r}: is not on this machine, and a plan asks no Hub. Pass --max_train_prompts and "
             "--max_eval_prompts."
         )
     train, evaluation = prompts.load()

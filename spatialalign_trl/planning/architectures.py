@@ -1,7 +1,7 @@
 """Describe a model by its configuration files alone: which classes its components are, and how large.
 
-The checkpoints that the recipes train are listed here, as their repositories publish them, so that a plan needs neither
-weights nor a network. Any other model is described by the `config.json` files of its folder or repository.
+The checkpoints that the recipes train are listed here, as their repositories publish them, so that a plan needs
+neither weights nor a network. Any other model is described by the `config.json` files of its folder or repository.
 
 Sources: the model cards' `config.json`, and diffusers' conversion scripts (`scripts/convert_*_to_diffusers.py`). What
 is not listed is the default of the class in diffusers or transformers, which the published files repeat.
@@ -12,13 +12,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
 from spatialalign_trl.models.loading import ADAPTERS
 from spatialalign_trl.models.sources import optional_file, read_model_index, resolve_source
 from spatialalign_trl.models.tiny import EMBEDDED_MODELS
+
+if TYPE_CHECKING:
+    from spatialalign_trl.models.base import VideoModel
 
 LAYER_SETTINGS = ("num_layers", "num_single_layers")
 """Settings of a transformer that count equal blocks. Costs are linear in each of them."""
@@ -290,6 +293,29 @@ def read_architecture(name_or_path: str, revision: str | None = None) -> Archite
     }
     folder = source if os.path.isdir(source) else None
     return Architecture(str(name_or_path), pipeline_class, components, settings, tokens, folder)
+
+
+def architecture_of(model: VideoModel) -> Architecture:
+    """
+    Return the architecture of a loaded model.
+
+    Args:
+        model ([`VideoModel`]):
+            The model, with its encoders.
+    """
+    pipeline = model.pipeline
+    components, tokens, settings = {}, {}, {}
+    for name, part in pipeline.components.items():
+        if name.startswith("tokenizer"):
+            tokens[name] = min(int(getattr(part, "model_max_length", 512)), 1 << 20)
+        elif part is not None and hasattr(part, "config") and name != "transformer_2":
+            config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+            library = type(part).__module__.partition(".")[0]
+            components[name] = Component(f"{library}:{type(part).__name__}", config)
+    for name in ("boundary_ratio", "expand_timesteps"):
+        if name in pipeline.config:
+            settings[name] = pipeline.config[name]
+    return Architecture(model.name_or_path, model.pipeline_class, components, settings, tokens)
 
 
 def _config_file(component: str) -> str:

@@ -78,7 +78,9 @@ def find_card(text: str) -> Card:
             return by_name[candidate]
     size = re.fullmatch(r"(\d+(?:\.\d+)?)(GIB|GB|G)", plain)
     if size is None:
-        raise ValueError(f"gpu={text!r}: unknown card. {near_miss(text, CARDS)} A size such as 80GB is understood, too.")
+        raise ValueError(
+            f"gpu={text!r}: unknown card. {near_miss(text, CARDS)} A size such as 80GB is understood, too."
+        )
     if not _SMALLEST <= float(size[1]) <= _LARGEST:
         raise ValueError(
             f"gpu={text!r}: no GPU has such a size. Give the memory of one GPU, {_SMALLEST:g}GB to {_LARGEST:g}GB."

@@ -160,7 +160,9 @@ def prompt_shapes(model: VideoModel) -> dict[str, tuple[int, ...]]:
             "prompt_embeds_2": (second, config.text_embed_2_dim),
             "prompt_embeds_mask_2": (second,),
         }
-    raise ValueError(f"{model.name_or_path}: what a {model.family} model gets of a prompt is not known to the planner.")
+    raise ValueError(
+        f"{model.name_or_path}: what a {model.family} model gets of a prompt is not known to the planner."
+    )
 
 
 def fake_conditioning(model: VideoModel, batch: int) -> Conditioning:

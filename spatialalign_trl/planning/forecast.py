@@ -1,10 +1,12 @@
-"""Forecast a run: every stage's peak memory, FLOPs and hours, its disk and memory, as a dataclass with JSON and text."""
+"""Forecast a run: peak memory, FLOPs and hours of every stage, and its disk, as a dataclass that JSON can store."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from spatialalign_trl.models.encoding import vae_batch_size
 from spatialalign_trl.planning.cards import GIB, Card
@@ -67,6 +69,8 @@ class Stage:
             Whether the card can hold it; `None` without a card, or for what the run does not do.
         note (`str`, *optional*):
             What the numbers leave out.
+        speed (`float`, *optional*, defaults to `1.0`):
+            Its operations per second, relative to bf16 matrix products.
     """
 
     name: str
@@ -78,6 +82,12 @@ class Stage:
     hours: float | None = None
     fits: bool | None = None
     note: str = ""
+    speed: float = 1.0
+
+    @property
+    def work(self) -> float:
+        """The bf16 operations, in 10^15, that take as long as one unit."""
+        return self.pflop / self.speed
 
 
 @dataclass(frozen=True)
@@ -187,8 +197,7 @@ def forecast(
             Of a device and hour, in any currency.
     """
     usable = None if card is None else card.usable
-    traced = trace_stages(tracer, run, workload)
-    stages = [_timed(stage, usable, tflops, workload.gpus, share) for stage, share in traced]
+    stages = [_timed(stage, usable, tflops, workload.gpus) for stage in trace_stages(tracer, run, workload)]
     hours = [stage.hours for stage in stages if stage.count and stage.hours is not None]
     total = None if tflops is None else sum(hours)
     setup, frames, rows = tracer.setup, *tracer.size_multiples[:2]
@@ -231,8 +240,8 @@ def describe_settings(tracer: StageTracer, run: RunSettings) -> dict[str, Any]:
     }
 
 
-def trace_stages(tracer: StageTracer, run: RunSettings, workload: Workload) -> list[tuple[Stage, float]]:
-    """Trace every stage; returns each with its speed relative to bf16 matrix products."""
+def trace_stages(tracer: StageTracer, run: RunSettings, workload: Workload) -> list[Stage]:
+    """Trace every stage of a run."""
     # 1. What is loaded: the text encoders may rest in the CPU's memory while videos are sampled
     weights = {name: size / GIB for name, size in tracer.weights.items()}
     network, everything = weights["transformer"], sum(weights.values())
@@ -263,21 +272,22 @@ def trace_stages(tracer: StageTracer, run: RunSettings, workload: Workload) -> l
     def denoising(name: str, loaded: float, cost: Cost, count: float) -> Stage:
         return stage(name, loaded, Cost(cost.memory, tracer.predict().flops * predictions), "video", count)
 
-    def per_video(cost: Cost) -> Cost:
-        return Cost(cost.memory, cost.flops / together)
+    def vae(name: str, loaded: float, cost: Cost, count: float, note: str = "") -> Stage:
+        per_video = stage(name, loaded, Cost(cost.memory, cost.flops / together), "video", count, note)
+        return dataclasses.replace(per_video, speed=FP32_SHARE if tracer.setup.dtype != torch.float32 else 1.0)
 
     return [
-        (stage("rollout: text encoder", everything, prompt, "prompt", prompts), 1.0),
-        (denoising("rollout: denoising", sampling, predict, videos), 1.0),
-        (stage("rollout: decode", sampling, per_video(decode), "video", videos), FP32_SHARE),
-        (stage("scoring", everything, Cost(0, 0), "video", videos + evaluated, traced), 1.0),
-        (stage("latents", everything, per_video(encode), "video", 0, "not run, because rollouts keep their latents"), FP32_SHARE),
+        stage("rollout: text encoder", everything, prompt, "prompt", prompts),
+        denoising("rollout: denoising", sampling, predict, videos),
+        vae("rollout: decode", sampling, decode, videos),
+        stage("scoring", everything, Cost(0, 0), "video", videos + evaluated, traced),
+        vae("latents", everything, encode, 0, "not run, because rollouts keep their latents"),
         *(
-            (stage(_step_name(on), network, cost, "batch", batches if on == checkpointing else 0), 1.0)
+            stage(_step_name(on), network, cost, "batch", batches if on == checkpointing else 0)
             for on, cost in steps.items()
         ),
-        (denoising("evaluation: denoising", sampling + lora, adapted, evaluated), 1.0),
-        (stage("evaluation: decode", sampling + lora, per_video(decode), "video", evaluated), FP32_SHARE),
+        denoising("evaluation: denoising", sampling + lora, adapted, evaluated),
+        vae("evaluation: decode", sampling + lora, decode, evaluated),
     ]
 
 
@@ -285,9 +295,9 @@ def _step_name(checkpointing: bool) -> str:
     return f"training step ({'' if checkpointing else 'no '}checkpointing)"
 
 
-def _timed(stage: Stage, usable: float | None, tflops: float | None, gpus: int, share: float) -> Stage:
+def _timed(stage: Stage, usable: float | None, tflops: float | None, gpus: int) -> Stage:
     """Add hours at a rate, and whether a stage of the run fits."""
-    hours = None if tflops is None else stage.pflop * stage.count * 1e3 / (tflops * share * gpus) / 3600
+    hours = None if tflops is None else stage.work * stage.count * 1e3 / (tflops * gpus) / 3600
     if stage.name == "scoring":
         hours = None
     fits = None if usable is None or not stage.count else stage.memory <= usable

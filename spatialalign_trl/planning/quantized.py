@@ -17,7 +17,9 @@ class _Dequantized(torch.autograd.Function):
     """Multiplies with weights that exist in full only during the product, forwards and backwards."""
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, packed: torch.Tensor, bias: Any, shape: Any, dtype: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any, input: torch.Tensor, packed: torch.Tensor, bias: Any, shape: Any, dtype: Any
+    ) -> torch.Tensor:
         ctx.shape, ctx.dtype = shape, dtype
         ctx.save_for_backward(packed)
         return F.linear(input.to(dtype), torch.empty(shape, dtype=dtype), bias)

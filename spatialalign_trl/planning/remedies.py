@@ -22,7 +22,7 @@ REMEDIES = (
     "num_frames",
     "quantization",
 )
-"""The remedies in the order in which they are tried: first those that change no result, last those that change most."""
+"""The remedies, in the order in which they are tried: from those that change least to those that change most."""
 
 _HELPS = {
     "offload_encoders": ("rollout: denoising", "rollout: decode", "evaluation: denoising", "evaluation: decode"),
@@ -120,7 +120,7 @@ def find_remedy(
 
 
 def _applied(name: str, attempt: Attempt, plan: Forecast) -> Iterator[Attempt]:
-    """Yield the attempt with a remedy, in all its strengths; nothing if it is on, or helps no stage that is too large."""
+    """Yield the attempt with a remedy, in all its strengths; nothing if it is on, or helps no large stage."""
     large = [stage.name for stage in plan.stages if stage.fits is False]
     if name in _HELPS and not any(stage.startswith(_HELPS[name]) for stage in large):
         return

@@ -294,8 +294,7 @@ def _step(
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
             losses, _ = trainer._example_losses(network, inputs)
-        # Not `Tensor.backward`, which the mode of the trace would see, and be off while blocks run again inside of it.
-        torch.autograd.backward(losses.mean())
+        losses.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -62,7 +61,9 @@ def fake_tensors() -> Iterator[None]:
         nn.Module._apply = original
 
 
-def _apply_by_replacing(self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+def _apply_by_replacing(
+    self: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+) -> nn.Module:
     """Do what `nn.Module._apply` does, with new parameters in the place of the old."""
     for child in self.children() if recurse else ():
         child._apply(fn)
@@ -101,13 +102,13 @@ def measure(code: Callable[[], Any], alive: Callable[[], list[torch.Tensor]] = l
         memory.add(tensor)
     before = memory.current
     at_once = not torch.is_grad_enabled()
-    with memory, CudaAutocast(), counter if at_once else nullcontext():
+    with memory, cuda_kernels(), counter if at_once else nullcontext():
         for _ in range(repeat):
             memory.peak = memory.current
             kept = code()
         del kept
     if not at_once:
-        with counter, CudaAutocast():
+        with counter, cuda_kernels():
             code()
     return Cost(memory.peak - before, counter.get_total_flops() / (repeat if at_once else 1))
 
@@ -187,25 +188,34 @@ class _AssumedValues(TorchDispatchMode):
         return result
 
 
-class CudaAutocast(TorchFunctionMode):
+@contextmanager
+def cuda_kernels() -> Iterator[None]:
     """
-    Computes on the CPU what CUDA's kernels and CUDA's autocast would, where they differ in memory.
+    Let normalisations take the memory that they take on CUDA, where it differs from the CPU's.
 
-    Autocast on CUDA computes normalisations and a few others in fp32; on the CPU it does not. The CPU's `rms_norm`
-    keeps intermediate results for its gradient, CUDA's kernel only the inverse deviations.
+    Autocast on CUDA computes them in fp32; on the CPU it does not. The CPU's `rms_norm` keeps intermediate results for
+    its gradient, CUDA's kernel only the inverse deviations. (Functions are replaced, because a mode of torch would be
+    off while checkpointed blocks run again in the backward pass.)
     """
+    originals = {name: getattr(F, name) for name in ("layer_norm", "group_norm", "rms_norm")}
 
-    _IN_FP32 = {F.layer_norm, F.group_norm, F.rms_norm, torch.layer_norm, torch.group_norm, torch.rms_norm}
-    _IN_FP32 |= {F.softmax, torch.softmax, torch.pow, torch.rsqrt, torch.exp, torch.log, torch.Tensor.pow}
-    _IN_FP32 |= {torch.Tensor.rsqrt, torch.Tensor.exp, torch.Tensor.log, torch.Tensor.softmax, torch.Tensor.__pow__}
+    def replacement(name: str) -> Callable[..., torch.Tensor]:
+        function = _fused_rms_norm if name == "rms_norm" else originals[name]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in self._IN_FP32 and torch.is_autocast_enabled("cpu"):
-            args, kwargs = tree_map(_in_fp32, args), tree_map(_in_fp32, kwargs)
-        if func in (F.rms_norm, torch.rms_norm):
-            return _fused_rms_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+        def compute(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                args, kwargs = tree_map(_in_fp32, args), tree_map(_in_fp32, kwargs)
+            return function(*args, **kwargs)
+
+        return compute
+
+    for name in originals:
+        setattr(F, name, replacement(name))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(F, name, function)
 
 
 def _in_fp32(value: Any) -> Any:

@@ -23,7 +23,9 @@ RUN = Workload(
 
 
 @pytest.mark.parametrize("name", CARDS)
-@pytest.mark.parametrize("spelling", [str, str.lower, lambda name: f"NVIDIA {name}", lambda name: name.replace("-", " ")])
+@pytest.mark.parametrize(
+    "spelling", [str, str.lower, lambda name: f"NVIDIA {name}", lambda name: name.replace("-", " ")]
+)
 def test_cards_have_many_spellings(name, spelling):
     assert find_card(spelling(name)) == CARDS[name]
 
@@ -35,7 +37,9 @@ def test_a_size_leaves_room_for_cuda_and_fragmentation(size):
     assert find_card(f"{size:.2f}gib").memory > card.memory
 
 
-@pytest.mark.parametrize("text", ["H1000", "80", "GB", "", "0GB", "2GB", "5000GB", "-80GB", "nan", "80TB", "80GB "[:0]])
+@pytest.mark.parametrize(
+    "text", ["H1000", "80", "GB", "", "0GB", "2GB", "5000GB", "-80GB", "nan", "80TB", "80GB "[:0]]
+)
 def test_an_unknown_card_or_size_is_one_clear_line(text):
     with pytest.raises(ValueError) as error:
         find_card(text)
@@ -66,7 +70,9 @@ def test_expected_pairs_are_the_average_over_all_outcomes(limit, rate):
     assert expected_pairs(5, "threshold", rate, limit) == pytest.approx(average)
 
 
-@given(st.integers(2, 30), st.floats(0, 1), st.sampled_from(["threshold", "best_vs_worst", "min_gap"]), st.integers(1, 9))
+@given(
+    st.integers(2, 30), st.floats(0, 1), st.sampled_from(["threshold", "best_vs_worst", "min_gap"]), st.integers(1, 9)
+)
 def test_pairs_are_bounded(samples, rate, strategy, limit):
     every = samples * (samples - 1) / 2
     unlimited = expected_pairs(samples, strategy, rate, None)

@@ -11,8 +11,8 @@ from spatialalign_trl.planning.stages import ModelSetup, StageTracer
 from spatialalign_trl.trainer.spatialalign_config import SpatialAlignConfig
 
 SIZE_480P = (81, 480, 832)
-# Model -> size, weights, weights of the LoRA, PFLOP of one forward. Counted on real modules on torch's meta device, and
-# with FlopCounterMode on all layers.
+# Model -> size, weights, weights of the LoRA, PFLOP of one forward. Counted on real modules on torch's meta device,
+# and with FlopCounterMode on all layers.
 FULL_SIZE = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": (SIZE_480P, 1_418_996_800, 3_088_384, 0.2830),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": (SIZE_480P, 14_288_491_584, 13_418_496, 1.678),

@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 import pytest
+from test_cards_and_workload import RUN
 
 from spatialalign_trl.planning import remedies
 from spatialalign_trl.planning.architectures import read_architecture
@@ -16,7 +17,6 @@ from spatialalign_trl.planning.remedies import REMEDIES, Attempt, check_remedies
 from spatialalign_trl.planning.stages import ModelSetup, StageTracer
 from spatialalign_trl.planning.text import as_text, memory_line
 from spatialalign_trl.trainer.spatialalign_config import SpatialAlignConfig
-from test_cards_and_workload import RUN
 
 SIZE = (17, 32, 48)
 

@@ -63,13 +63,14 @@ def test_checkpointing_lowers_the_peak_and_costs_a_second_forward():
         value = inputs
         for block in blocks:
             value = checkpoint(block, value, use_reentrant=False) if with_checkpoints else block(value)
-        torch.autograd.backward(value.sum())
+        value.sum().backward()
 
     costs = {}
     for with_checkpoints in (False, True):
         with fake_tensors():
             blocks = nn.ModuleList(
-                nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 64)).requires_grad_(False) for _ in range(8)
+                nn.Sequential(nn.Linear(64, 512), nn.GELU(), nn.Linear(512, 64)).requires_grad_(False)
+                for _ in range(8)
             )
             inputs = torch.empty(128, 64, requires_grad=True)
             costs[with_checkpoints] = measure(
