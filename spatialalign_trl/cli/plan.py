@@ -48,13 +48,13 @@ def build_parser() -> Parser:
         help="read the architecture from the config.json files of this folder or Hub repository, instead of from the "
         "list of published ones",
     )
-    parser.add_argument("--gpu", metavar="CARD", help="the card: a name such as H100 or RTX4090, or a size: 80GB")
+    parser.add_argument("--gpu", metavar="CARD", help="the card: a name such as H100 or RTX4090, or a size, 80GB")
     parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="number of GPUs (default: 1)")
     parser.add_argument(
         "--tflops",
         type=_above_zero,
         metavar="N",
-        help="rate that one GPU reaches, in 10^12 operations per second (default: 40 %% of the named card's bf16 rate)",
+        help="rate that a GPU reaches, in 10^12 operations per second (default: 40 %% of the named card's bf16 rate)",
     )
     parser.add_argument("--price", type=_above_zero, metavar="EUR", help="price of one GPU for one hour")
     parser.add_argument(

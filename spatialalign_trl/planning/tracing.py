@@ -97,7 +97,7 @@ def measure(code: Callable[[], Any], alive: Callable[[], list[torch.Tensor]] = l
     Returns:
         [`Cost`]: memory above the tensors of `alive`.
     """
-    memory, counter = PeakMemory(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+    memory, counter = PeakMemory(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     for tensor in alive():
         memory.add(tensor)
     before = memory.current
@@ -255,8 +255,8 @@ def _cpu_attention_backward(
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-# torch has formulas for the attention kernels of GPUs, but not for that of the CPU.
-_CPU_ATTENTION = {
+CPU_ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
 }
+"""Formulas for the attention of the CPU; torch has those of the GPUs."""
