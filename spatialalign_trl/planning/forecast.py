@@ -118,6 +118,8 @@ class Forecast:
             Expected number of pairs of the largest round, at the assumed win rate.
         win_rate (`float`):
             The assumed share of videos that win.
+        visits (`float`):
+            How often a pair of the largest round is trained on.
         hours, gpu_hours, cost (`float`, *optional*):
             The whole run, without scoring; the cost at the price given.
         disk (`dict[str, float]`):
@@ -146,6 +148,7 @@ class Forecast:
     stages: list[Stage]
     pairs: float
     win_rate: float
+    visits: float
     hours: float | None
     gpu_hours: float | None
     cost: float | None
@@ -216,6 +219,7 @@ def forecast(
         stages=stages,
         pairs=workload.most_pairs,
         win_rate=workload.win_rate,
+        visits=workload.visits,
         hours=total,
         gpu_hours=None if total is None else total * workload.gpus,
         cost=None if total is None or price is None else total * workload.gpus * price,

@@ -70,7 +70,7 @@ def _disk(plan: Forecast) -> list[str]:
     parts = ", ".join(f"{name} {size:,.1f}" for name, size in plan.disk.items())
     return [
         f"disk: {sum(plan.disk.values()):,.1f} GiB ({parts}); {plan.pairs:,.0f} pairs in the largest round, with a "
-        f"win rate of {plan.win_rate:g}",
+        f"win rate of {plan.win_rate:g}, each trained on {plan.visits:.1f} times",
         f"memory of the main process for the pairs: {plan.ram:,.1f} GiB",
     ]
 

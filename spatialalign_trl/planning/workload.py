@@ -99,6 +99,12 @@ class Workload:
         rounds = range(1, self.rounds + 1)
         return sum(math.ceil(self.epochs * self.pairs(n) / (self.batch * self.gpus)) for n in rounds)
 
+    @property
+    def visits(self) -> float:
+        """How often a round trains on each of its pairs; a precomputed reference saves time above its draws."""
+        visited = self.forwards / self.rounds * self.batch * self.gpus
+        return visited / self.most_pairs if self.most_pairs else 0.0
+
     def disk(self) -> dict[str, float]:
         """Return GiB on disk, by what takes them."""
         sample = self.latent_bytes + self.video_bytes

@@ -9,17 +9,12 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planned_run import RUN
 
 from spatialalign_trl.planning.cards import CARDS, find_card
-from spatialalign_trl.planning.workload import Workload, expected_pairs
+from spatialalign_trl.planning.workload import expected_pairs
 from spatialalign_trl.preferences import make_pairs
 from spatialalign_trl.rollout.store import Sample
-
-RUN = Workload(
-    train_prompts=1200, eval_prompts=120, generations=10, rounds=1, evaluation_seeds=5, evaluations=2,
-    pair_strategy="threshold", pairs_per_prompt=None, pools_rounds=True, win_rate=0.2, steps=3000, epochs=3.0, batch=1,
-    accumulation=6, gpus=8, latent_bytes=4 * 16 * 21 * 60 * 104, video_bytes=1.6e6,
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -85,6 +80,7 @@ def test_the_papers_recipe():
     assert RUN.training_videos == 12_000 and RUN.evaluation_videos == 1200
     assert 17_000 < RUN.most_pairs < 17_500
     assert RUN.forwards == 18_000  # of each process
+    assert RUN.visits == pytest.approx(3000 * 48 / RUN.most_pairs) == pytest.approx(8.3, abs=0.1)
     assert RUN.disk()["pairs"] == pytest.approx(2 * RUN.memory())
     assert 300 < RUN.memory() < 360
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 
 import pytest
-from test_cards_and_workload import RUN
+from planned_run import RUN
 
 from spatialalign_trl.planning import remedies
 from spatialalign_trl.planning.architectures import read_architecture
