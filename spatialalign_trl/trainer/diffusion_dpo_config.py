@@ -133,8 +133,8 @@ class DiffusionDPOConfig(VideoTrainerConfig):
         default=False,
         metadata={
             "help": "Whether to compute v_ref once, at the F = num_fixed_draws draws of all pairs, before the first "
-            "step, and store it on disk, so that no step runs it. It pays if a pair is visited more often "
-            "step, and store it on disk, so that no step runs it. It pays if a pair is visited more often than F "
+            "step, and store it on disk, so that no step runs it. It pays if a pair is visited more often than it has "
+            "draws: 8.3 times in the paper's recipe, so that F=8 gains nothing. Takes pairs*F*2*C*frames*height*width "
             "numbers on disk, in latent_cache_dir (bf16, 81x480x832: 8.4 MB per pair and draw)."
         },
     )
