@@ -239,7 +239,7 @@ class StageTracer:
             with fake_tensors():
                 model = self._build(layers)
                 model.pipeline.vae = None  # the trainer releases the encoders
-                step = _step(model, args, self.latent_shape, self.setup.make_lora(model))
+                step = optimizer_step(model, args, self.latent_shape, self.setup.make_lora(model))
                 base = [tensor for tensor in tensors_of(model.base_transformer) if not tensor.requires_grad]
                 return measure(step, lambda: base, repeat=2)
 
@@ -263,21 +263,33 @@ class _TracedTrainer(SpatialAlignTrainer):
         return model
 
     def _draw(self, inputs: dict[str, Any]) -> Draws:
-        count = len(inputs["chosen"]) * self.args.num_noise_draws
-        shape = (count, *inputs["chosen"].shape[1:])
-        return Draws(torch.empty(count), Pair(torch.empty(shape), torch.empty(shape)), [])
+        latents = inputs["chosen"].repeat_interleave(self.args.num_noise_draws, 0)
+        sigma = torch.full((len(latents),), 0.8, device=latents.device)
+        return Draws(sigma, Pair(torch.randn_like(latents), torch.randn_like(latents)), [])
 
     def _reference_predictions(self, model: Any, noisy: Pair, *args: Any) -> Pair:
         if self.args.precompute_reference:
-            return Pair(*(torch.empty(video.shape, dtype=torch.bfloat16) for video in noisy))
+            return Pair(*(video.to(torch.bfloat16) for video in noisy))
         return super()._reference_predictions(model, noisy, *args)
 
 
-def _step(
-    model: VideoModel, args: SpatialAlignConfig, latent_shape: tuple[int, ...], lora: LoraConfig | None
+def optimizer_step(
+    model: VideoModel, args: SpatialAlignConfig, latent_shape: tuple[int, ...], lora: LoraConfig | None = None
 ) -> Callable[[], None]:
-    """Return one optimizer step on a batch of one device, as the trainer makes it."""
-    network = attach_lora(model, lora)
+    """
+    Attach a LoRA, and return a function that makes one optimizer step of the trainer, on random latents.
+
+    Args:
+        model ([`VideoModel`]):
+            The model, with or without weights, on the device to compute on.
+        args ([`SpatialAlignConfig`]):
+            The settings of the training.
+        latent_shape (`tuple[int, ...]`):
+            Shape of the latents of one video.
+        lora (`LoraConfig`, *optional*):
+            The LoRA; by default the paper's.
+    """
+    network, device = attach_lora(model, lora), model.device
     trainer = _TracedTrainer(model, args, network)
     trainer._set_gradient_checkpointing(copy.copy(args))
     network.train()
@@ -285,14 +297,14 @@ def _step(
     optimizer = torch.optim.AdamW(weights, foreach=False)
     batch = args.per_device_train_batch_size
     inputs = {
-        "chosen": torch.empty(batch, *latent_shape),
-        "rejected": torch.empty(batch, *latent_shape),
-        "conditioning": fake_conditioning(model, batch),
+        "chosen": torch.randn(batch, *latent_shape, device=device),
+        "rejected": torch.randn(batch, *latent_shape, device=device),
+        "conditioning": {name: value.to(device) for name, value in fake_conditioning(model, batch).items()},
         "row": torch.zeros(batch, dtype=torch.int64),
     }
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bool(args.bf16)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bool(args.bf16)):
             losses, _ = trainer._example_losses(network, inputs)
         losses.mean().backward()
         optimizer.step()
