@@ -4,8 +4,10 @@
     python benchmarks/gpu.py --model Wan-AI/Wan2.1-T2V-14B-Diffusers
     python benchmarks/gpu.py --tiny
 
-The first line takes Wan 2.1 1.3B at 81x480x832, and 6 minutes on an H100 or H200; the last one the embedded model, also
-on a CPU, which shows that the script runs. Every row is measured on its own; a row that fails says why, and the next one goes on. Nothing is downloaded. The peak
+The first line takes Wan 2.1 1.3B at 81x480x832, and 6 minutes on an H100 or H200. The last one takes the embedded
+model, also on a CPU, and shows that the script runs.
+
+Every row is measured on its own; a row that fails says why, and the next one goes on. Nothing is downloaded. The peak
 is what PyTorch allocates, as in a plan; the share is of the card's bf16 matrix rate by its data sheet.
 """
 
