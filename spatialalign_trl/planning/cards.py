@@ -76,7 +76,7 @@ def find_card(text: str) -> Card:
     for candidate in (plain, plain.removeprefix("NVIDIA"), f"RTX{plain}"):
         if candidate in by_name:
             return by_name[candidate]
-    size = re.fullmatch(r"(\d+(?:\.\d+)?)(GIB|GB|G)", plain)
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GIB|GB|G)", text.strip().upper())
     if size is None:
         raise ValueError(
             f"gpu={text!r}: unknown card. {near_miss(text, CARDS)} A size such as 80GB is understood, too."
