@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 aten = torch.ops.aten
 
@@ -83,9 +83,6 @@ def measure(code: Callable[[], Any], alive: Callable[[], list[torch.Tensor]] = l
     """
     Trace code inside of [`fake_tensors`].
 
-    Code with gradients is traced a second time for its FLOPs: a FLOP counter keeps the activations that checkpointing
-    frees.
-
     Args:
         code (callable):
             The code. What it returns counts as alive until the end.
@@ -97,20 +94,16 @@ def measure(code: Callable[[], Any], alive: Callable[[], list[torch.Tensor]] = l
     Returns:
         [`Cost`]: memory above the tensors of `alive`.
     """
-    memory, counter = PeakMemory(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    meter = Meter()
     for tensor in alive():
-        memory.add(tensor)
-    before = memory.current
-    at_once = not torch.is_grad_enabled()
-    with memory, cuda_kernels(), counter if at_once else nullcontext():
+        meter.add(tensor)
+    before = meter.current
+    with meter, cuda_kernels():
         for _ in range(repeat):
-            memory.peak = memory.current
+            meter.restart()
             kept = code()
         del kept
-    if not at_once:
-        with counter, cuda_kernels():
-            code()
-    return Cost(memory.peak - before, counter.get_total_flops() / (repeat if at_once else 1))
+    return Cost(meter.peak - before, meter.flops)
 
 
 def extrapolate(layers: Mapping[str, int], cost_of: Callable[[dict[str, int]], Cost]) -> Cost:
@@ -133,13 +126,24 @@ def extrapolate(layers: Mapping[str, int], cost_of: Callable[[dict[str, int]], C
     return cost
 
 
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all storages that operators return and that are still alive, in `current` and `peak`."""
+class Meter(TorchDispatchMode):
+    """
+    Counts the bytes of all storages that operators return and that are still alive, and the operations.
+
+    torch's `FlopCounterMode` counts the same operations, but it also follows the modules, which takes longer and keeps
+    the activations that checkpointing frees.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.current = self.peak = 0
+        self.flops = 0
         self._alive: dict[int, int] = {}
+        self._formulas = {**flop_registry, **{op: shape_wrapper(f) for op, f in CPU_ATTENTION.items()}}
+
+    def restart(self) -> None:
+        """Forget the peak and the operations; what is alive stays counted."""
+        self.peak, self.flops = self.current, 0
 
     def add(self, tensor: torch.Tensor) -> None:
         """Count a tensor's storage until it is freed; views share one."""
@@ -156,8 +160,12 @@ class PeakMemory(TorchDispatchMode):
         self.current -= self._alive.pop(key, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = self._formulas.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+        for leaf in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self.add(leaf)
         return result

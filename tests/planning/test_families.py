@@ -16,7 +16,7 @@ from spatialalign_trl.models import SamplingSettings, VideoModel, load_video_mod
 from spatialalign_trl.planning.architectures import architecture_of, read_architecture
 from spatialalign_trl.planning.fake_model import block_counts, bytes_of, prompt_shapes, tensors_of
 from spatialalign_trl.planning.stages import GUIDED_IN_ONE_BATCH, ModelSetup, StageTracer
-from spatialalign_trl.planning.tracing import CPU_ATTENTION, PeakMemory, fake_tensors
+from spatialalign_trl.planning.tracing import CPU_ATTENTION, Meter, fake_tensors
 
 FAMILIES: list[TinyFamily] = [*tiny_pipelines.FAMILIES, *tiny_ltx.FAMILIES, *tiny_cogvideox_hunyuan.FAMILIES]
 
@@ -71,7 +71,7 @@ def test_a_prediction_costs_what_it_costs_with_weights(both):
     model = both.model
     conditioning = model.encode_prompts(["a fox is on the left of a stump"])
     noisy, sigma = torch.zeros(1, *both.tracer.latent_shape), torch.full((1,), 0.5)
-    memory, counter = PeakMemory(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    memory, counter = Meter(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)  # torch's own counter
     for tensor in [*tensors_of(model.base_transformer), noisy, sigma, *conditioning.values()]:
         memory.add(tensor)
     before = memory.current

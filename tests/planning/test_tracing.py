@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from spatialalign_trl.planning.tracing import Cost, PeakMemory, extrapolate, fake_tensors, measure
+from spatialalign_trl.planning.tracing import Cost, Meter, extrapolate, fake_tensors, measure
 
 KB = 1024
 
@@ -44,7 +44,7 @@ def test_real_tensors_have_the_same_peak(backward):
 
     def peak(fake: bool) -> float:
         network = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 8)).requires_grad_(backward)
-        inputs, memory = torch.ones(16, 32), PeakMemory()
+        inputs, memory = torch.ones(16, 32), Meter()
         with memory, torch.set_grad_enabled(backward):
             result = network(inputs)
             if backward:
@@ -57,7 +57,7 @@ def test_real_tensors_have_the_same_peak(backward):
 
 
 def test_checkpointing_lowers_the_peak_and_costs_a_second_forward():
-    """FLOPs are counted in a pass of their own, because counting would keep what checkpointing frees."""
+    """torch's own counter of operations would keep what checkpointing frees."""
 
     def step(blocks: nn.ModuleList, inputs: torch.Tensor, with_checkpoints: bool) -> None:
         value = inputs
