@@ -124,7 +124,8 @@ def plan_recipe(options: argparse.Namespace, recipe_words: Sequence[str] = ()) -
 
     card = None if options.gpu is None else find_card(options.gpu)
     kinds = (PromptArguments, RewardArguments, OnlineSpatialAlignConfig, ModelArguments)
-    parsed = parse_recipe(kinds, None, ["--config", options.config, *recipe_words], prog="spatialalign plan")
+    recipe_words = ["--config", options.config, "--use_cpu", "true", *recipe_words]  # bf16 needs no GPU here
+    parsed = parse_recipe(kinds, None, recipe_words, prog="spatialalign plan")
     prompts, _, args, model = parsed
     check_quantization(model.quantization)
     if model.variant is not None:
