@@ -87,7 +87,9 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": BASE | {"prompts", "perception", "models", "rollout", "rewards"},
     "report": BASE | {"prompts", "perception", "models", "rewards", "evaluation"},
     "tiny_world": BASE | {"prompts", "perception", "scenes", "models"},
-    "online": BASE | {"models", "rollout", "rewards", "preferences", "trainer", "evaluation", "report", "hub"},
+    "planning": BASE | {"models", "trainer"},
+    "online": BASE
+    | {"planning", "models", "rollout", "rewards", "preferences", "trainer", "evaluation", "report", "hub"},
     "arguments": BASE
     | {"prompts", "scenes", "models", "rewards", "trainer", "evaluation", "report", "online", "tiny_world"},
 }

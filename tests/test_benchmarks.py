@@ -1,5 +1,6 @@
 """The benchmarks run and print their ratios. The values are not tested."""
 
+import json
 import os
 import re
 import subprocess
@@ -98,7 +99,29 @@ def test_processes(repo_root):
         assert re.search(rf"{moment}: \d+ cores, of which \d+\.\d\d idle", printed), printed
 
 
+@pytest.mark.slow
+def test_gpu_on_a_cpu(repo_root, tmp_path):
+    file = tmp_path / "rows.json"
+    printed = output(repo_root, "gpu.py", "--tiny", "--json", str(file))
+    rows = {row["name"]: row for row in json.loads(file.read_text())}
+    for name in ("one prediction of the sampler", "VAE decode", "VAE decode, tiled", "step, checkpointing"):
+        assert rows[name]["seconds"] > 0 and rows[name]["forecast_peak"] > 0, printed
+    for name in ("step, no checkpointing", "step of plain_step.py, copied reference", "step, attention _native_flash"):
+        assert rows[name]["failure"] == "", printed
+    # Rows fail on their own: kernels of GPUs are not here, and the rows after them are.
+    assert "computes on CUDA GPUs" in rows["step, attention _native_cudnn"]["failure"]
+    assert rows["the loop of smoke.yaml, as a process"]["failure"] == "", printed
+
+
 def test_every_benchmark_has_its_launch_line_in_its_docstring(repo_root):
-    scripts = ("dsr_geometry.py", "perception.py", "processes.py", "rollout.py", "trainer_step.py", "training.py")
-    for script in scripts:
+    scripts = (
+        "dsr_geometry.py",
+        "gpu.py",
+        "perception.py",
+        "processes.py",
+        "rollout.py",
+        "trainer_step.py",
+        "training.py",
+    )
+    for script in (*scripts, "training.py"):
         assert f"    python benchmarks/{script}\n" in (repo_root / "benchmarks" / script).read_text().split('"""')[1]

@@ -11,6 +11,7 @@ from spatialalign_trl.cli.parsing import Parser, one_of
 
 COMMANDS = {
     "score": "score whether the animal in a video starts and ends where the prompt says (DSR-Score)",
+    "plan": "forecast a run without a GPU: memory, hours and disk of every stage, and what makes it fit a card",
     "evaluate": "compare models, LoRAs and folders of videos on the same prompts and seeds, with tables",
     "push-prompts": "push a folder of prompts to the Hub",
     "new-reward": "create a package for a reward of your own, with tests and an entry point",

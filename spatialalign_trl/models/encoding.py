@@ -26,8 +26,14 @@ Conditioning: TypeAlias = dict[str, torch.Tensor]
 _VOXELS_PER_VAE_BATCH = 81 * 480 * 832
 
 
-def _vae_batch_size(num_frames: int, height: int, width: int) -> int:
-    """Return how many videos the VAE takes at once: 8 tiny ones (about 3 times faster), or 1 of a real size."""
+def vae_batch_size(num_frames: int, height: int, width: int) -> int:
+    """
+    Return how many videos the VAE takes at once: 8 tiny ones (about 3 times faster), or 1 of a real size.
+
+    Args:
+        num_frames, height, width (`int`):
+            Size of the videos in pixels.
+    """
     return max(1, min(8, _VOXELS_PER_VAE_BATCH // (num_frames * height * width)))
 
 
@@ -284,7 +290,7 @@ class EncodingMixin:
         pixels = batch_to_pixels(videos)
         self.check_size(*pixels.shape[2:])
         with torch.no_grad():
-            parts = pixels.split(batch_size or _vae_batch_size(*pixels.shape[2:]))
+            parts = pixels.split(batch_size or vae_batch_size(*pixels.shape[2:]))
             return torch.cat([self._encode_pixels(part) for part in parts])
 
     def _posterior_mode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -321,7 +327,7 @@ class EncodingMixin:
             )
         videos: list[Video] = []
         with torch.no_grad():
-            for part in latents.split(batch_size or _vae_batch_size(*self._pixel_shape(latents))):
+            for part in latents.split(batch_size or vae_batch_size(*self._pixel_shape(latents))):
                 pixels = self._decode_to_pixels(part)
                 pixels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
                 videos.extend(pixels.permute(0, 2, 3, 4, 1).contiguous().cpu().numpy())

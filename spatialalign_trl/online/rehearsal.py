@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save
 
 from spatialalign_trl.models.quantization import check_optimizer
+from spatialalign_trl.online.forecast import announce_long_run
 from spatialalign_trl.online.rounds import ROUND_FILE, RunParts
 from spatialalign_trl.preferences import Pair, to_dataset
 from spatialalign_trl.rollout.store import Sample
@@ -60,17 +61,19 @@ def check_without_model(args: OnlineSpatialAlignConfig, runner: RewardRunner, nu
         check_warmup(args, math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps)))
 
 
-def rehearse_training(run: RunParts, peft_config: LoraConfig | None) -> None:
+def rehearse_training(run: RunParts, peft_config: LoraConfig | None, num_eval_prompts: int = 0) -> None:
     """
     Build the trainer of the first round on two pairs that stand in for the real ones; see [`rehearse`].
 
-    A run whose rounds are all finished trains nothing, so nothing is rehearsed.
+    A run whose rounds are all finished trains nothing, so nothing is rehearsed. A long one gets a forecast.
 
     Args:
         run ([`RunParts`]):
             The run.
         peft_config ([`~peft.LoraConfig`], *optional*):
             The new LoRA; `None` if the model carries one, or the trainer's default is used.
+        num_eval_prompts (`int`, *optional*, defaults to 0):
+            Number of evaluation prompts, for the forecast of a long run.
 
     Raises:
         ValueError, ImportError: if the trainer cannot be built, or a step fails.
@@ -80,6 +83,8 @@ def rehearse_training(run: RunParts, peft_config: LoraConfig | None) -> None:
         return
     run.model.reload_encoders()
     rehearse(SpatialAlignTrainer, run.model, run.args.for_round(run.round_folder(1)), stand_in_pairs(run), peft_config)
+    if run.accelerator.is_main_process:
+        announce_long_run(run, peft_config, num_eval_prompts)
 
 
 def stand_in_pairs(run: RunParts, count: int = 2) -> datasets.Dataset:

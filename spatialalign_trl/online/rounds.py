@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from safetensors.torch import load
 from spatialalign_trl.files import is_intact, read_json
 from spatialalign_trl.models.lora import LORA_FILE, lora_fingerprint
 from spatialalign_trl.online.run_settings import ROUND_FILE, check_same_run, describe_lora
+from spatialalign_trl.planning.pace import Pace
 from spatialalign_trl.preferences import Pair, PairingResult, make_pairs, to_dataset
 from spatialalign_trl.rewards.scoring import combine_scores, has_failed, score_samples
 from spatialalign_trl.rewards.sources import source_fingerprints
@@ -61,6 +62,7 @@ class RunParts:
         train_rows (`list[dict]`): The training prompts.
         accelerator (`PartialState`): The processes of the run.
         console (`Console`): Where progress is printed; silent except on the main process.
+        pace ([`Pace`], *optional*): How long the run still takes.
     """
 
     args: OnlineSpatialAlignConfig
@@ -71,6 +73,7 @@ class RunParts:
     train_rows: list[dict[str, Any]]
     accelerator: PartialState
     console: Console
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def output_dir(self) -> Path:
@@ -167,6 +170,7 @@ def sample_and_score(
         accelerator=run.accelerator,
         crf=run.args.video_crf,
         desc=desc,
+        on_batch=run.pace.sampled,
     )
     return score_samples(samples, run.store, run.runner, accelerator=run.accelerator)
 

@@ -189,7 +189,7 @@ class OnlineSpatialAlignTrainer:
 
     def _run_loop(self) -> dict[str, Any]:
         args = self.args
-        rehearse_training(self.parts, None if self.starts_adapted else self.peft_config)
+        rehearse_training(self.parts, None if self.starts_adapted else self.peft_config, len(self.eval_rows))
         if self.accelerator.is_main_process:
             self._check_before_sampling()
         self.accelerator.wait_for_everyone()

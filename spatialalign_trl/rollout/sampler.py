@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ def roll_out(
     accelerator: Accelerator | PartialState | None = None,
     crf: int = 18,
     desc: str = "sampling",
+    on_batch: Callable[[int, float], str] | None = None,
 ) -> list[Sample]:
     """
     Sample a video for every prompt and seed that is not in the store yet.
@@ -64,6 +66,9 @@ def roll_out(
             Quality of the mp4; 0 is lossless. See [`~spatialalign_trl.video.encode_video`].
         desc (`str`, *optional*, defaults to `"sampling"`):
             Label of the progress bar, which only the main process shows.
+        on_batch (callable, *optional*):
+            Called with the number of videos of every batch and the seconds that they took; returns a text for the
+            progress bar.
 
     Returns:
         `list[Sample]`: all samples, on every process, ordered by row and then by seed.
@@ -93,7 +98,7 @@ def roll_out(
                 _batches(assigned, missing, batch_size, store),
                 {sample.sample_id for sample in missing},
             )
-            _sample_batches(model, batches, missing_ids, settings, store, crf, progress)
+            _sample_batches(model, batches, missing_ids, settings, store, crf, progress, on_batch)
 
     # 4. Read what all processes wrote
     if accelerator is not None:
@@ -145,6 +150,7 @@ def _sample_batches(
     store: SampleStore,
     crf: int,
     progress: tqdm,
+    on_batch: Callable[[int, float], str] | None,
 ) -> None:
     """Sample the batches and store what is missing. The model's encoders are left loaded or released as they were."""
     had_encoders = model.has_encoders
@@ -157,6 +163,7 @@ def _sample_batches(
         negative = model.encode_prompts([settings.negative_prompt]) if guided else None
         model.rest_text_encoders()
         for batch in batches:
+            started = time.monotonic()
             batch_embeddings = [embeddings[sample.prompt_id] for sample in batch]
             conditioning = {name: torch.cat([e[name] for e in batch_embeddings]) for name in batch_embeddings[0]}
             noise_seeds = [noise_seed(sample.seed, sample.prompt_id) for sample in batch]
@@ -166,6 +173,8 @@ def _sample_batches(
                 if sample.sample_id in missing_ids:
                     store.add(sample, video, latents, fps=settings.fps, crf=crf)
                     progress.update()
+            if on_batch is not None:
+                progress.set_postfix_str(on_batch(len(batch), time.monotonic() - started))
     finally:
         if had_encoders:
             model.reload_encoders()

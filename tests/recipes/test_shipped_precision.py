@@ -36,6 +36,7 @@ FAMILIES = {
 }
 FAMILY_OF_CONFIG = {
     "wan2.1_t2v_1.3b": "wan_unipc",
+    "wan2.1_t2v_1.3b_24gb": "wan_unipc",
     "wan2.1_t2v_14b": "wan_unipc",
     "wan2.2_t2v_a14b": "wan22_a14b_high_noise",
     "wan2.2_ti2v_5b": "wan22_ti2v_5b",
