@@ -48,7 +48,15 @@ from spatialalign_trl.tiny_world.networks import (
     new_text_encoder,
     new_tokenizer,
 )
-from spatialalign_trl.tiny_world.rooms.examples import load_examples, mirrored, render_examples, room_phrases
+from spatialalign_trl.tiny_world.rooms.examples import (
+    ExampleSettings,
+    load_examples,
+    load_videos,
+    mirrored,
+    render_examples,
+    room_phrases,
+)
+from spatialalign_trl.tiny_world.rooms.layout import SPLIT_SEEDS
 from spatialalign_trl.tiny_world.training_loop import TrainingLoop, run_stages, write_tensors
 from spatialalign_trl.tiny_world.vae_training import VAEArguments, compress, train_decoder, train_vae
 from spatialalign_trl.trainer.flow_matching import shift_sigma
@@ -78,7 +86,14 @@ class PretrainTinyRoomsArguments(VAEArguments):
     threads: Annotated[int, Range(at_least=1, at_most=4096)] = field(
         default=1, metadata={"help": "Number of CPU threads."}
     )
+    style: str = field(
+        default="indoor",
+        metadata={"help": "Style of the rooms: flat (made for frames of this size) or indoor (textured)."},
+    )
     rooms: Annotated[int, COUNT] = field(default=500, metadata={"help": "Number of training rooms."})
+    held_out_rooms: Annotated[int, Range(at_least=0)] = field(
+        default=0, metadata={"help": "Number of validation rooms on which the stages are measured."}
+    )
     variants: Annotated[int, COUNT] = field(
         default=4, metadata={"help": "Examples of each task in each room. Mirroring doubles their number."}
     )
@@ -135,10 +150,7 @@ class Clips:
     """Draws batches of the examples' videos for the VAE, half of them mirrored."""
 
     def __init__(self, folder: Path) -> None:
-        examples = load_examples(folder)
-        if not examples:
-            raise FileNotFoundError(f"{folder} contains no examples. Run the stage render first.")
-        self.videos = np.stack([example.video for example in examples])
+        self.videos = load_videos(folder)
 
     def __call__(self, rng: np.random.Generator, size: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw a batch, see `ClipBatch`. All pixels have the same weight."""
@@ -225,7 +237,7 @@ def select_videos(
 
 def new_model(args: PretrainTinyRoomsArguments, vae: AutoencoderKLWan) -> WanContextVideoModel:
     """Build the context model with random weights, except for the VAE."""
-    tokenizer = new_tokenizer(room_phrases())
+    tokenizer = new_tokenizer(room_phrases(args.style))
     pipeline = WanPipeline(
         tokenizer=tokenizer,
         text_encoder=new_text_encoder(len(tokenizer)),
@@ -329,12 +341,18 @@ def export(args: PretrainTinyRoomsArguments, out: Path) -> None:
 
 
 def render_all(args: PretrainTinyRoomsArguments, out: Path) -> None:
-    """Render the examples, with a progress bar."""
-    with tqdm(total=args.rooms, desc="rendering", unit="room") as bar:
-        for done in render_examples(
-            out / "examples", args.rooms, args.variants, args.context_frames, SIZE, NUM_FRAMES
-        ):
-            bar.update(done - bar.n)
+    """Render the examples of training and held-out rooms, with a progress bar."""
+    settings = ExampleSettings(args.style, args.variants, args.context_frames, SIZE, NUM_FRAMES)
+    for name, split, rooms in (("held_out", "validation", args.held_out_rooms), ("examples", "train", args.rooms)):
+        first = SPLIT_SEEDS[split].start
+        with tqdm(total=rooms, desc=f"rendering {name}", unit="room", mininterval=10) as bar:
+            for done in render_examples(out / name, range(first, first + rooms), settings, args.threads):
+                bar.update(done - bar.n)
+
+
+def held_out_clips(args: PretrainTinyRoomsArguments, out: Path) -> torch.Tensor | None:
+    """Return the videos of held-out rooms as pixels, or `None` without such rooms."""
+    return batch_to_pixels(load_videos(out / "held_out")) if args.held_out_rooms else None
 
 
 def main(args: PretrainTinyRoomsArguments) -> None:
@@ -344,10 +362,10 @@ def main(args: PretrainTinyRoomsArguments) -> None:
     examples = out / "examples"
     stages = {
         "render": lambda: render_all(args, out),
-        "vae": lambda: train_vae(args, out, Clips(examples), NUM_FRAMES),
+        "vae": lambda: train_vae(args, out, Clips(examples), NUM_FRAMES, held_out_clips(args, out)),
         "compress": lambda: compress(args, Clips(examples), NUM_FRAMES, out / "vae", out / "vae_compressed"),
         "decoder": lambda: train_decoder(
-            args, Clips(examples), NUM_FRAMES, out / "vae_compressed", out / "vae_sharpened"
+            args, Clips(examples), NUM_FRAMES, out / "vae_compressed", out / "vae_sharpened", held_out_clips(args, out)
         ),
         "denoiser": lambda: train_denoiser(args, out),
         "export": lambda: export(args, out),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,14 +113,25 @@ class TrainingLoop:
         progress = max(0.0, (step / self.steps - self.flat) / (1.0 - self.flat))
         return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * progress))
 
-    def run(self, loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
+    def run(
+        self,
+        loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+        evaluate: Callable[[], dict[str, Any]] | None = None,
+        eval_steps: int = 500,
+    ) -> None:
         """Train the remaining steps, then put the averaged weights into the module.
 
         Args:
             loss_at (callable):
                 `loss_at(step)` returns the loss and the numbers to show in the progress bar.
+            evaluate (callable, *optional*):
+                Measures the module with its averaged weights. The numbers go to a file of JSON lines beside the
+                checkpoint. It must not draw from PyTorch's global generator.
+            eval_steps (`int`, *optional*, defaults to `500`):
+                Steps between two evaluations.
         """
         smooth: dict[str, float] = {}
+        started = time.monotonic()
         bar = tqdm(range(self.start, self.steps), self.path.stem, initial=self.start, total=self.steps, mininterval=10)
         for step in bar:
             for group in self.optimizer.param_groups:
@@ -136,7 +151,25 @@ class TrainingLoop:
                 bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
             if (step + 1) % self.save_steps == 0 or step + 1 == self.steps:
                 self._save(step + 1)
+            if evaluate is not None and ((step + 1) % eval_steps == 0 or step + 1 == self.steps):
+                with self.averaged():
+                    measured = evaluate()
+                row = {"step": step + 1, "seconds": round(time.monotonic() - started), **smooth, **measured}
+                with self.path.with_suffix(".jsonl").open("a") as log:
+                    log.write(json.dumps(row) + "\n")
         self.use_average()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the module for the length of a block."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.use_average()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(kept[name])
 
     def use_average(self) -> None:
         """Put the averaged weights into the module."""

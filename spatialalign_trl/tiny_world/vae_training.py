@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ class VAEArguments:
         default=0, metadata={"help": "Seed of the initial weights, the clips, the captions and the noise."}
     )
     save_steps: Annotated[int, COUNT] = field(default=500, metadata={"help": "Steps between checkpoints."})
+    eval_steps: Annotated[int, COUNT] = field(
+        default=200, metadata={"help": "Steps between measurements on held-out clips, if the recipe has some."}
+    )
     vae_steps: Annotated[list[int], Range(at_least=0)] = field(
         default_factory=lambda: [2400, 600, 2200],
         metadata={"help": "Steps of encoder and decoder together: on single frames, on 5 frames, and on whole clips."},
@@ -150,7 +153,41 @@ def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
     return float(10 * torch.log10(4.0 / F.mse_loss(decoded.detach().clamp(-1, 1), pixels)))
 
 
-def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) -> None:
+def measure_vae(vae: AutoencoderKLWan, pixels: torch.Tensor) -> dict[str, Any]:
+    """
+    Measure how well a VAE reconstructs clips.
+
+    Args:
+        vae (`AutoencoderKLWan`):
+            The VAE.
+        pixels (`torch.Tensor` of shape `(B, 3, F, H, W)`):
+            Clips in [-1, 1].
+
+    Returns:
+        `dict`: `held_out_psnr` in dB, the mean over clips; `held_out_psnr_by_frame`, the same for the first frame and
+        for each group of frames that shares a latent frame; and `channel_std`, the deviation of each latent channel.
+    """
+    with torch.no_grad():
+        modes = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.split(8)])
+        decoded = torch.cat([vae.decode(part).sample for part in modes.split(8)]).clamp(-1, 1)
+    stride = (pixels.shape[2] - 1) // max(1, modes.shape[2] - 1)
+    errors = (decoded - pixels).square().mean((1, 3, 4))
+    groups = [errors[:, :1], *(errors[:, 1:].split(stride, dim=1) if stride else ())]
+    return {
+        "held_out_psnr": _decibels(errors),
+        "held_out_psnr_by_frame": [_decibels(group) for group in groups],
+        "channel_std": [round(float(std), 2) for std in modes.std((0, 2, 3, 4))],
+    }
+
+
+def _decibels(errors: torch.Tensor) -> float:
+    """Return the mean over clips of the PSNR of squared errors `(clips, frames)`."""
+    return round(float(10 * torch.log10(4.0 / errors.mean(1).clamp_min(1e-10)).mean()), 3)
+
+
+def train_vae(
+    args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int, held_out: torch.Tensor | None = None
+) -> None:
     """Train encoder and decoder together: on single frames, then on 5 frames, then on whole clips.
 
     Args:
@@ -162,6 +199,8 @@ def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) 
             Draws the batches.
         num_frames (`int`):
             Frames of a whole clip.
+        held_out (`torch.Tensor` of shape `(B, 3, F, H, W)`, *optional*):
+            Clips to measure the VAE on while it is trained, see `measure_vae`. The numbers go to `vae.jsonl`.
     """
     torch.manual_seed(args.seed)
     vae = new_vae(args)
@@ -183,11 +222,18 @@ def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) 
         metrics = {"loss": float(reconstruction.detach()), "psnr": psnr(decoded, pixels)}
         return reconstruction + args.vae_kl_weight * kl, metrics
 
-    loop.run(loss_at)
+    loop.run(loss_at, None if held_out is None else lambda: measure_vae(vae, held_out), args.eval_steps)
     vae.save_pretrained(out / "vae")
 
 
-def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source: Path, target: Path) -> None:
+def train_decoder(
+    args: VAEArguments,
+    clips: ClipBatch,
+    num_frames: int,
+    source: Path,
+    target: Path,
+    held_out: torch.Tensor | None = None,
+) -> None:
     """Train the decoder alone on whole clips. The encoder, and thus the latents, do not change.
 
     Args:
@@ -201,6 +247,8 @@ def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source:
             Folder of the VAE to start from.
         target (`Path`):
             Folder for the result. The checkpoint `decoder.safetensors` is written to the same parent folder.
+        held_out (`torch.Tensor`, *optional*):
+            As in `train_vae`; the numbers go to `decoder.jsonl`.
     """
     torch.manual_seed(args.seed)
     vae = AutoencoderKLWan.from_pretrained(source)
@@ -220,7 +268,7 @@ def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source:
         loss = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
         return loss, {"loss": float(loss), "psnr": psnr(decoded, pixels)}
 
-    loop.run(loss_at)
+    loop.run(loss_at, None if held_out is None else lambda: measure_vae(vae, held_out), args.eval_steps)
     vae.save_pretrained(target)
 
 
