@@ -201,10 +201,10 @@ class FlatCamera:
         on_rug = (x > x0) & (x < x1) & (z > z0) & (z < z1)
         flat = np.where(dy > 0, np.where(on_rug, np.int8(_RUG), np.int8(_FLOOR)), np.int8(_CEILING))
         np.copyto(surfaces, flat, where=level)
+        behind = depth <= 0  # the camera is outside the room and looks away from it
         if walls["top"].min() < room.layout.height:  # the sky begins above the walls
             sky = (~level & (height > walls["top"].take(wall))) | (surfaces == _CEILING)
             surfaces[sky], depth[sky] = _SKY, _SKY_DEPTH
-        behind = depth <= 0  # the camera is outside the room and looks away from it
         if behind.any():
             surfaces[behind], depth[behind] = _NOTHING, np.inf
         return depth, surfaces
