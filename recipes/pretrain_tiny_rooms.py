@@ -91,6 +91,9 @@ class PretrainTinyRoomsArguments(VAEArguments):
         metadata={"help": "Style of the rooms: flat (made for frames of this size) or indoor (textured)."},
     )
     rooms: Annotated[int, COUNT] = field(default=500, metadata={"help": "Number of training rooms."})
+    vae_rooms: Annotated[int, COUNT] = field(
+        default=10**6, metadata={"help": "Number of training rooms whose videos the VAE is trained on, at most rooms."}
+    )
     held_out_rooms: Annotated[int, Range(at_least=0)] = field(
         default=0, metadata={"help": "Number of validation rooms on which the stages are measured."}
     )
@@ -149,8 +152,8 @@ class PretrainTinyRoomsArguments(VAEArguments):
 class Clips:
     """Draws batches of the examples' videos for the VAE, half of them mirrored."""
 
-    def __init__(self, folder: Path) -> None:
-        self.videos = load_videos(folder)
+    def __init__(self, folder: Path, rooms: int) -> None:
+        self.videos = load_videos(folder, rooms)
 
     def __call__(self, rng: np.random.Generator, size: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw a batch, see `ClipBatch`. All pixels have the same weight."""
@@ -362,10 +365,17 @@ def main(args: PretrainTinyRoomsArguments) -> None:
     examples = out / "examples"
     stages = {
         "render": lambda: render_all(args, out),
-        "vae": lambda: train_vae(args, out, Clips(examples), NUM_FRAMES, held_out_clips(args, out)),
-        "compress": lambda: compress(args, Clips(examples), NUM_FRAMES, out / "vae", out / "vae_compressed"),
+        "vae": lambda: train_vae(args, out, Clips(examples, args.vae_rooms), NUM_FRAMES, held_out_clips(args, out)),
+        "compress": lambda: compress(
+            args, Clips(examples, args.vae_rooms), NUM_FRAMES, out / "vae", out / "vae_compressed"
+        ),
         "decoder": lambda: train_decoder(
-            args, Clips(examples), NUM_FRAMES, out / "vae_compressed", out / "vae_sharpened", held_out_clips(args, out)
+            args,
+            Clips(examples, args.vae_rooms),
+            NUM_FRAMES,
+            out / "vae_compressed",
+            out / "vae_sharpened",
+            held_out_clips(args, out),
         ),
         "denoiser": lambda: train_denoiser(args, out),
         "export": lambda: export(args, out),

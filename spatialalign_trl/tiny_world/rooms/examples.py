@@ -217,13 +217,24 @@ def _pack(examples: list[RoomExample]) -> bytes:
     return save(tensors, {"prompts": "\n".join(example.prompt for example in examples)})
 
 
-def load_videos(folder: Path) -> np.ndarray:
-    """Load the target videos of all examples of a folder, `(n, frames, height, width, 3)` uint8.
+def load_videos(folder: Path, rooms: int | None = None) -> np.ndarray:
+    """Load the target videos of the examples of a folder.
+
+    Args:
+        folder (`Path`):
+            Folder with examples.
+        rooms (`int`, *optional*):
+            Number of rooms, rounded up to whole files. All by default.
+
+    Returns:
+        `np.ndarray` of shape `(n, frames, height, width, 3)`, `uint8`: the videos.
 
     Raises:
         FileNotFoundError: If the folder has no examples.
     """
     paths = sorted(folder.glob("*.safetensors"))
+    if rooms is not None:  # a file's name is the index of its first room
+        paths = [path for path in paths if int(path.stem) < rooms]
     if not paths:
         raise FileNotFoundError(f"{folder} contains no examples. Run the stage render first.")
     parts = []
