@@ -283,7 +283,7 @@ def train_decoder(
         with hardware.autocast():
             decoded = decode_unclamped(vae, latents).float()
         loss = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
-        return loss, {"loss": float(loss), "psnr": psnr(decoded, pixels)}
+        return loss, {"loss": float(loss.detach()), "psnr": psnr(decoded, pixels)}
 
     loop.run(loss_at, None if held_out is None else lambda: measure_vae(vae, held_out), args.eval_steps)
     vae.save_pretrained(target)

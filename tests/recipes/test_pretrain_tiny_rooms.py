@@ -1,10 +1,10 @@
 """The pretraining recipe of the context model with a few steps per stage."""
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from spatialalign_trl.models import load_video_model
 from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS
 from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
+from spatialalign_trl.tiny_world.training_loop import TrainingLoop
 
 ROOT = Path(__file__).parents[2]
 FLAT = {"style": "flat", "held_out_rooms": "2", "rays": "fourier", "width": "64", "head_size": "64"}
@@ -61,36 +62,73 @@ def test_all_stages_end_in_a_context_model_that_samples(tmp_path, settings):
         assert (tmp_path / "vae.jsonl").exists() and (tmp_path / "decoder.jsonl").exists()
 
 
-def test_a_resumed_denoiser_equals_an_uninterrupted_one(tmp_path):
-    """Stop after two of four steps; a compiled or measured run draws the same numbers."""
+@pytest.fixture
+def recipe(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    return importlib.import_module("pretrain_tiny_rooms")
+
+
+def arguments(recipe, folder: Path, **settings):
+    few = {"rooms": 1, "variants": 1, "vae_steps": [1, 1, 1], "vae_batch_size": 1, "vae_channels": 4,
+           "latent_channels": 4, "decoder_steps": 1, "denoiser_steps": 4, "denoiser_batch_size": 4, "save_steps": 2,
+           "style": "flat", "rays": "fourier", "width": 64, "head_size": 64, "layers": 1, "held_out_rooms": 1,
+           "denoiser_eval_steps": 1, "held_out_videos": 1, "obeyed_steps": 2}  # fmt: skip
+    return recipe.PretrainTinyRoomsArguments(output_dir=str(folder), **{**few, **settings})
+
+
+def test_a_resumed_denoiser_equals_an_uninterrupted_one(tmp_path, recipe, monkeypatch):
+    """Stop after two of four steps. A run that is measured after every step draws the same numbers, too."""
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    common = {**FLAT, "obeyed_steps": "2", "denoiser_steps": "4"}
-    assert run(straight, **common).returncode == 0
+    recipe.main(arguments(recipe, straight, denoiser_eval_steps=100))
     shutil.copytree(straight, resumed)
-    recipe_stop = "import sys, importlib; sys.path.insert(0, 'recipes'); " + textwrap.dedent(
-        """
-        import spatialalign_trl.tiny_world.training_loop as loops
-        save = loops.TrainingLoop._save
-        def stop(loop, done):
-            save(loop, done)
-            if done == 2:
-                raise SystemExit(3)
-        loops.TrainingLoop._save = stop
-        """
-    )
     (resumed / "denoiser.safetensors").unlink()
-    words = command_words(resumed, stages="denoiser", **common)
-    code = recipe_stop + "import runpy; sys.argv = ['recipe', *sys.argv[1:]]\n"
-    code += "runpy.run_path('recipes/pretrain_tiny_rooms.py', run_name='__main__')"
-    stopped = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
-    assert stopped.returncode == 3, stopped.stderr[-2000:]
+    run_again = arguments(recipe, resumed, stages=["denoiser"])
+
+    class Interruption(Exception):
+        pass
+
+    def save_and_stop(loop: TrainingLoop, done: int) -> None:
+        save(loop, done)
+        if done == 2:
+            raise Interruption
+
+    save = TrainingLoop._save
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        patch.setattr(TrainingLoop, "_save", save_and_stop)
+        recipe.main(run_again)
     assert int(load_file(resumed / "denoiser.safetensors")["done"]) == 2
-    assert run(resumed, stages="denoiser", **common).returncode == 0
+    recipe.main(run_again)
     expected, actual = (load_file(folder / "denoiser.safetensors") for folder in (straight, resumed))
     assert set(expected) == set(actual)
     for name, tensor in expected.items():
         assert torch.equal(tensor, actual[name]), name
-    assert any("camera_projection" in name for name in expected)
+    # The step trained the text encoder, the blocks and the map of the rays.
+    first = load_file(straight / "denoiser.safetensors")
+    for part in ("text_encoder", "blocks.0.attn1.to_q", "camera_projection", "patch_embedding"):
+        moments = [tensor for name, tensor in first.items() if name.startswith("exp_avg.") and part in name]
+        assert moments and any(tensor.any() for tensor in moments), part
+    measured = [json.loads(line) for line in (resumed / "denoiser.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in measured] == [4, 1, 3, 4]
+    assert {"psnr_told", "psnr_untold", "psnr_no_context", "through_vae", "still_camera"} <= set(measured[-1])
+
+
+def test_bf16_and_fp32_train_alike_and_unknown_hardware_is_named(tmp_path, recipe):
+    recipe.main(arguments(recipe, tmp_path, stages=["render", "vae", "compress", "decoder"]))
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        recipe.main(arguments(recipe, tmp_path, stages=["denoiser"], precision=precision, denoiser_steps=1,
+                              denoiser_eval_steps=1, obey_share=1.0))  # fmt: skip
+        row = json.loads((tmp_path / "denoiser.jsonl").read_text().splitlines()[-1])
+        losses[precision] = row["loss"]
+        weights = load_file(tmp_path / "denoiser.safetensors")
+        assert {tensor.dtype for name, tensor in weights.items() if name.startswith("parameter.")} == {torch.float32}
+        (tmp_path / "denoiser.safetensors").unlink()
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02) and losses["bf16"] != losses["fp32"]
+    with pytest.raises(ValueError, match="device='gpu': unknown"):
+        recipe.main(arguments(recipe, tmp_path, device="gpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device='cuda': PyTorch finds no GPU"):
+            recipe.main(arguments(recipe, tmp_path, device="cuda"))
 
 
 def test_an_unknown_stage_is_named(tmp_path):
