@@ -19,6 +19,12 @@ from spatialalign_trl.video import Video
 RAY_CHANNELS = 6
 """Numbers of a Pluecker ray: its direction d (unit length) and its moment o x d about the world's origin."""
 
+FOURIER_OCTAVES = 4
+FOURIER_CHANNELS = RAY_CHANNELS + 2 * FOURIER_OCTAVES * 6
+"""Numbers of a ray with Fourier features: the Pluecker ray, and sines and cosines of its direction and origin."""
+FOURIER_METRES = 8.0
+"""Longest period, in metres, of the features of an origin."""
+
 CAMERA_NUMBERS = 16
 """Numbers of a packed camera: rotation (9, row by row), centre (3), fx/width, fy/height, cx/width, cy/height.
 
@@ -227,6 +233,30 @@ def pluecker_rays(cameras: torch.Tensor, rows: int, columns: int) -> torch.Tenso
     directions = torch.nn.functional.normalize(directions, dim=-1)
     moments = torch.linalg.cross(centre[..., None, None, :].expand_as(directions), directions)
     return torch.cat([directions, moments], dim=-1) * is_camera[..., None, None, None]
+
+
+def fourier_rays(cameras: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """
+    Return Pluecker rays with Fourier features of their directions d and origins o:
+
+        (d, o x d), then sin and cos of 2^k (pi d / 2) and of 2^k (2 pi o / FOURIER_METRES), k = 0, ..., 3
+
+    Args:
+        cameras, rows, columns:
+            See [`pluecker_rays`]. The features of an all-zero camera are zero.
+
+    Returns:
+        `torch.Tensor` of shape `(..., rows, columns, FOURIER_CHANNELS)`, fp32.
+
+    Source: ours, for small models that learn geometry from scratch. The origins' scale fits rooms in metres.
+    """
+    rays = pluecker_rays(cameras, rows, columns)
+    directions, centres = rays[..., :3], cameras.float()[..., None, None, 9:12].expand_as(rays[..., :3])
+    angles = torch.cat([directions * (np.pi / 2), centres * (2 * np.pi / FOURIER_METRES)], dim=-1)
+    octaves = [angles * 2**octave for octave in range(FOURIER_OCTAVES)]
+    features = [function(octave) for octave in octaves for function in (torch.sin, torch.cos)]
+    is_camera = (cameras.abs().sum(-1) > 0)[..., None, None, None]
+    return torch.cat([rays, *features], dim=-1) * is_camera
 
 
 def latent_cameras(cameras: torch.Tensor, frames_per_latent: int) -> torch.Tensor:

@@ -123,18 +123,21 @@ class SceneRowsMixin:
             scene[LATENTS] = latents.transpose(0, 2).cpu()
             scene[POSITIONS] = torch.tensor([positions])
             scene[SIGMA] = torch.zeros(1, len(chosen))
-        if target_poses is None:
+        tells_context = self.context_cameras and self.context_layout != "none"
+        if target_poses is None and not tells_context:
             return scene
 
         # 3. Pack the cameras, relative to the context's last frame (or the first target, without context poses)
+        if tells_context and context_poses is None:
+            raise ValueError("context_cameras=True: needs the column context_poses. Add it, or set it to False.")
         if row.get("intrinsics") is None:
-            raise ValueError("camera_poses without intrinsics: a row with a trajectory needs both columns.")
+            poses = "context_poses" if target_poses is None else "camera_poses"
+            raise ValueError(f"{poses} without intrinsics: a row with cameras needs both columns.")
         intrinsics = as_intrinsics(row["intrinsics"], *context.shape[1:3])
         origin = target_poses[0] if context_poses is None else context_poses[-1]
-        scene[CAMERAS] = pack_cameras(target_poses, intrinsics, origin)[None]
-        if self.context_cameras and self.context_layout != "none":
-            if context_poses is None:
-                raise ValueError("context_cameras=True: needs the column context_poses. Add it, or set it to False.")
+        if target_poses is not None:
+            scene[CAMERAS] = pack_cameras(target_poses, intrinsics, origin)[None]
+        if tells_context:
             scene[CONTEXT_CAMERAS] = pack_cameras(context_poses[chosen], intrinsics, origin)[None]
         return scene
 

@@ -232,7 +232,8 @@ class SamplingMixin:
         """
         context = self.computation.get("context")
         if context is not None:  # under the names that `load_video_model` takes
-            context = {name if name == "guidance" else f"context_{name}": value for name, value in context.items()}
+            own = ("guidance", "rays")
+            context = {name if name in own else f"context_{name}": value for name, value in context.items()}
             call = {name: value for name, value in settings.to_dict().items() if name != "fps"}
         else:
             call = self.plain_call(settings)

@@ -26,12 +26,19 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import write_atomic
-from spatialalign_trl.models.context import RAY_CHANNELS, latent_cameras, pluecker_rays
+from spatialalign_trl.models.context import (
+    FOURIER_CHANNELS,
+    RAY_CHANNELS,
+    fourier_rays,
+    latent_cameras,
+    pluecker_rays,
+)
 from spatialalign_trl.models.context_rows import (
     CAMERAS,
     CONTEXT_CAMERAS,
@@ -51,6 +58,9 @@ CONTEXT_MODULES_FILE = "context_modules.safetensors"
 """Optional file of a pipeline folder with the weights of the modules that the context adds, if trained in full."""
 
 Guidance = Literal["joint", "instruction"]
+Rays = Literal["pluecker", "fourier"]
+_RAYS = {"pluecker": (RAY_CHANNELS, pluecker_rays), "fourier": (FOURIER_CHANNELS, fourier_rays)}
+"""How rays are described to the network -> numbers per ray, function of the cameras."""
 
 
 @dataclass
@@ -91,6 +101,9 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
             `v = v(null, x) + w*(v(g, x) - v(null, x))`.
         context_cameras (`bool`, *optional*, defaults to `False`):
             Whether the network sees the poses of the context as well.
+        rays (`"pluecker"` or `"fourier"`, *optional*):
+            How rays are described to the network: [`context.pluecker_rays`] or [`context.fourier_rays`]. `None`: as in
+            the checkpoint's `context_modules.safetensors`, and `"pluecker"` without that file.
         kwargs:
             As in [`VideoModel`].
 
@@ -102,7 +115,7 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
     default_lora_targets: ClassVar[tuple[str, ...]] = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_k", "attn2.to_v", "camera_projection",
     )  # fmt: skip
-    options: ClassVar[tuple[str, ...]] = ("context_frames", "context_layout", "guidance", "context_cameras")
+    options: ClassVar[tuple[str, ...]] = ("context_frames", "context_layout", "guidance", "context_cameras", "rays")
 
     def __init__(
         self,
@@ -113,11 +126,13 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
         context_layout: ContextLayout = "non_contiguous",
         guidance: Guidance = "joint",
         context_cameras: bool = False,
+        rays: Rays | None = None,
         **kwargs: Any,
     ) -> None:
         for name, value, choices in (
             ("context_layout", context_layout, get_args(ContextLayout)),
             ("guidance", guidance, get_args(Guidance)),
+            ("rays", rays or "pluecker", get_args(Rays)),
         ):
             if value not in choices:
                 raise ValueError(f"{name}={value!r}: unknown. {near_miss(str(value), choices)}")
@@ -132,7 +147,9 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
         # Training and sampling depend on these, so runs with different layouts must not be confused.
         self.computation["context"] = {**self._row_options(), "guidance": guidance}
         self._call = _Call()
-        self._add_modules()
+        self._add_modules(rays)
+        if rays is not None:  # otherwise the checkpoint decides
+            self.computation["context"]["rays"] = rays
 
     @classmethod
     def _check_index(cls, index: dict, name: str) -> None:
@@ -150,15 +167,29 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
         """The map of the rays has few inputs: an adapter whose rank is their number can represent any map."""
         return {"camera_projection": self.base_transformer.camera_projection.in_features}
 
-    def _add_modules(self) -> None:
+    def _add_modules(self, rays: Rays | None) -> None:
         """Add the map of the rays to the transformer, and the hooks that add positions and rays."""
-        network = self.base_transformer
-        inner = network.patch_embedding.out_channels
-        projection = torch.nn.Linear(RAY_CHANNELS * self._frames_per_latent, inner, bias=False)
-        torch.nn.init.zeros_(projection.weight)
+        # 1. The rays of the checkpoint and their map, if it was trained in full
+        network, weight = self.base_transformer, None
         file = optional_file(self._source, CONTEXT_MODULES_FILE, self.revision)
         if file is not None:
-            projection.load_state_dict({"weight": load_file(file)["camera_projection.weight"]})
+            with safe_open(file, "pt") as modules:
+                weight = modules.get_tensor("camera_projection.weight")
+                trained = (modules.metadata() or {}).get("rays", "pluecker")
+            if rays not in (None, trained):
+                raise ValueError(f"rays={rays!r}: {file} was trained with {trained!r}. Leave rays out.")
+            rays = trained
+        self.rays: Rays = rays or "pluecker"
+        if self.rays not in _RAYS:
+            raise ValueError(f"{file} has rays {self.rays!r}. This version knows {', '.join(_RAYS)}.")
+
+        # 2. The map, zero without such a file
+        channels, _ = _RAYS[self.rays]
+        inner = network.patch_embedding.out_channels
+        projection = torch.nn.Linear(channels * self._frames_per_latent, inner, bias=False)
+        torch.nn.init.zeros_(projection.weight)
+        if weight is not None:
+            projection.load_state_dict({"weight": weight})
         network.camera_projection = projection.to(self.device, self.dtype).requires_grad_(False)
         network.rope.register_forward_pre_hook(self._only_targets)
         network.rope.register_forward_hook(self._add_context_positions)
@@ -182,7 +213,8 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
             `Path`: the file.
         """
         weight = self.base_transformer.camera_projection.weight.detach().cpu().contiguous()
-        return write_atomic(Path(directory) / CONTEXT_MODULES_FILE, save({"camera_projection.weight": weight}))
+        modules = save({"camera_projection.weight": weight}, None if self.rays == "pluecker" else {"rays": self.rays})
+        return write_atomic(Path(directory) / CONTEXT_MODULES_FILE, modules)
 
     def _only_targets(self, module: nn.Module, args: tuple) -> tuple:
         """Compute the transformer's own positions for the targets alone."""
@@ -259,23 +291,28 @@ class WanContextVideoModel(SceneRowsMixin, WanVideoModel):
 
     def _rays(self, noisy: Tensor, conditioning: Conditioning, context_frames: int) -> Tensor | None:
         """Return rays `(batch, latent frames, rows, columns, channels)`, context first; `None` without cameras."""
-        cameras = conditioning.get(CAMERAS)
-        if cameras is None:
-            return None
+        cameras, context_cameras = conditioning.get(CAMERAS), conditioning.get(CONTEXT_CAMERAS)
         frames, rows, columns = self._tokens(noisy.shape[2:])
-        num_poses, num_frames = cameras.shape[1], (frames - 1) * self._frames_per_latent + 1
-        if num_poses != num_frames:
+        num_frames = (frames - 1) * self._frames_per_latent + 1
+        if not context_frames:
+            context_cameras = None
+        if cameras is None and context_cameras is None:
+            return None
+        if cameras is None:  # the path is not known in advance, but the cameras of the recording are
+            cameras = context_cameras.new_zeros(len(noisy), num_frames, context_cameras.shape[-1])
+        if cameras.shape[1] != num_frames:
             raise ValueError(
-                f"camera_poses has {num_poses} poses, but the video has {num_frames} frames. Pass one pose per frame."
+                f"camera_poses has {cameras.shape[1]} poses, but the video has {num_frames} frames. Pass one pose per "
+                "frame."
             )
         stacked = latent_cameras(cameras.to(noisy.device), self._frames_per_latent)
         if context_frames:
-            context_cameras = conditioning.get(CONTEXT_CAMERAS)
             if context_cameras is None:
                 context_cameras = stacked.new_zeros(len(stacked), context_frames, stacked.shape[-1])
             repeated = context_cameras.to(stacked)[:, :, None].expand(-1, -1, stacked.shape[2], -1)
             stacked = torch.cat([repeated, stacked], dim=1)
-        return pluecker_rays(stacked, rows, columns).permute(0, 1, 3, 4, 2, 5).flatten(4)
+        _, rays = _RAYS[self.rays]
+        return rays(stacked, rows, columns).permute(0, 1, 3, 4, 2, 5).flatten(4)
 
     # Sampling
 

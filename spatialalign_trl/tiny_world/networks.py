@@ -43,17 +43,33 @@ def new_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
     )
 
 
-def new_denoiser(channels: int, layers: int = 4) -> WanTransformer3DModel:
-    """Build the denoiser with random weights, for latents with `channels` channels."""
+def new_denoiser(channels: int, layers: int = 4, width: int = 128, head_size: int = 32) -> WanTransformer3DModel:
+    """Build the denoiser with random weights.
+
+    Args:
+        channels (`int`):
+            Channels of the latents.
+        layers (`int`, *optional*, defaults to `4`):
+            Number of blocks.
+        width (`int`, *optional*, defaults to `128`):
+            Size of a token, a multiple of `head_size`.
+        head_size (`int`, *optional*, defaults to `32`):
+            Size of a head of the attention.
+
+    Raises:
+        ValueError: If the width is no multiple of the head's size.
+    """
+    if width % head_size:
+        raise ValueError(f"width={width}: it must be a multiple of head_size={head_size}.")
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=4,
-        attention_head_dim=32,
+        num_attention_heads=width // head_size,
+        attention_head_dim=head_size,
         in_channels=channels,
         out_channels=channels,
         text_dim=64,
         freq_dim=64,
-        ffn_dim=512,
+        ffn_dim=4 * width,
         num_layers=layers,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",

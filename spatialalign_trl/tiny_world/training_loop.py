@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from tqdm import tqdm
 
+from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import lock_folder, write_atomic
 
 
@@ -49,6 +55,53 @@ def run_stages(names: Sequence[str], stages: Mapping[str, Callable[[], None]], f
         for name, run in stages.items():
             if name in names:
                 run()
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and in which type a network is trained.
+
+    Attributes:
+        device (`str`):
+            `"cpu"` or `"cuda"`.
+        bf16 (`bool`):
+            Compute in bfloat16 where autocast allows it. Weights stay float32.
+    """
+
+    device: str = "cpu"
+    bf16: bool = False
+
+    @classmethod
+    def choose(cls, device: str = "auto", precision: str = "auto") -> Hardware:
+        """Choose the GPU if there is one, and bfloat16 where it is fast.
+
+        Args:
+            device (`"auto"`, `"cpu"` or `"cuda"`, *optional*):
+                Where to train.
+            precision (`"auto"`, `"fp32"` or `"bf16"`, *optional*):
+                `"auto"` is bf16 on GPUs and on CPUs with AMX or AVX512-BF16. Other CPUs emulate it: a matrix product
+                of 1024x1024 took 90 times as long as in float32 on an AVX2 machine.
+
+        Raises:
+            ValueError: If a value is unknown or the GPU is missing.
+        """
+        for name, value, choices in (
+            ("device", device, ("auto", "cpu", "cuda")),
+            ("precision", precision, ("auto", "fp32", "bf16")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: unknown. {near_miss(value, choices)}")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device='cuda': PyTorch finds no GPU. Use device: cpu or auto.")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        # PyTorch has no public function for this.
+        fast_cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return cls(device, precision == "bf16" or (precision == "auto" and (device == "cuda" or fast_cpu)))
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which networks compute."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.bf16)
 
 
 class TrainingLoop:
@@ -93,7 +146,7 @@ class TrainingLoop:
                 # A weight without any gradient so far has no moments: those for time, while single frames are trained.
                 if f"step.{name}" in tensors:
                     self.optimizer.state[parameter] = {
-                        key: tensors[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                        key: tensors[f"{key}.{name}"].to(parameter.device) for key in ("step", "exp_avg", "exp_avg_sq")
                     }
         return int(tensors["done"])
 
@@ -109,14 +162,25 @@ class TrainingLoop:
         progress = max(0.0, (step / self.steps - self.flat) / (1.0 - self.flat))
         return self.learning_rate * warm_up * 0.5 * (1.0 + np.cos(np.pi * progress))
 
-    def run(self, loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]]) -> None:
+    def run(
+        self,
+        loss_at: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+        evaluate: Callable[[], dict[str, Any]] | None = None,
+        eval_steps: int = 500,
+    ) -> None:
         """Train the remaining steps, then put the averaged weights into the module.
 
         Args:
             loss_at (callable):
                 `loss_at(step)` returns the loss and the numbers to show in the progress bar.
+            evaluate (callable, *optional*):
+                Measures the module with its averaged weights. The numbers go to a file of JSON lines beside the
+                checkpoint. It must not draw from PyTorch's global generator.
+            eval_steps (`int`, *optional*, defaults to `500`):
+                Steps between two evaluations.
         """
         smooth: dict[str, float] = {}
+        started = time.monotonic()
         bar = tqdm(range(self.start, self.steps), self.path.stem, initial=self.start, total=self.steps, mininterval=10)
         for step in bar:
             for group in self.optimizer.param_groups:
@@ -136,7 +200,25 @@ class TrainingLoop:
                 bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
             if (step + 1) % self.save_steps == 0 or step + 1 == self.steps:
                 self._save(step + 1)
+            if evaluate is not None and ((step + 1) % eval_steps == 0 or step + 1 == self.steps):
+                with self.averaged():
+                    measured = evaluate()
+                row = {"step": step + 1, "seconds": round(time.monotonic() - started), **smooth, **measured}
+                with self.path.with_suffix(".jsonl").open("a") as log:
+                    log.write(json.dumps(row) + "\n")
         self.use_average()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the module for the length of a block."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.use_average()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(kept[name])
 
     def use_average(self) -> None:
         """Put the averaged weights into the module."""

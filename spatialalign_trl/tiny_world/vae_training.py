@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
 from spatialalign_trl.models.ranges import COUNT, SEED, Range
 from spatialalign_trl.tiny_world.latent_subspace import compress_latents
-from spatialalign_trl.tiny_world.training_loop import TrainingLoop, rng_of
+from spatialalign_trl.tiny_world.training_loop import Hardware, TrainingLoop, rng_of
+
+_CPU = Hardware()
 
 ClipBatch = Callable[[np.random.Generator, int, int], tuple[torch.Tensor, torch.Tensor]]
 """`clips(rng, size, frames) -> (videos (B, 3, F, H, W) in [-1, 1], weights of their pixels (B, 1, F, H, W))`. For
@@ -33,6 +35,9 @@ class VAEArguments:
         default=0, metadata={"help": "Seed of the initial weights, the clips, the captions and the noise."}
     )
     save_steps: Annotated[int, COUNT] = field(default=500, metadata={"help": "Steps between checkpoints."})
+    eval_steps: Annotated[int, COUNT] = field(
+        default=200, metadata={"help": "Steps between measurements on held-out clips, if the recipe has some."}
+    )
     vae_steps: Annotated[list[int], Range(at_least=0)] = field(
         default_factory=lambda: [2400, 600, 2200],
         metadata={"help": "Steps of encoder and decoder together: on single frames, on 5 frames, and on whole clips."},
@@ -150,7 +155,46 @@ def psnr(decoded: torch.Tensor, pixels: torch.Tensor) -> float:
     return float(10 * torch.log10(4.0 / F.mse_loss(decoded.detach().clamp(-1, 1), pixels)))
 
 
-def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) -> None:
+def measure_vae(vae: AutoencoderKLWan, pixels: torch.Tensor) -> dict[str, Any]:
+    """
+    Measure how well a VAE reconstructs clips.
+
+    Args:
+        vae (`AutoencoderKLWan`):
+            The VAE.
+        pixels (`torch.Tensor` of shape `(B, 3, F, H, W)`):
+            Clips in [-1, 1].
+
+    Returns:
+        `dict`: `held_out_psnr` in dB, the mean over clips; `held_out_psnr_by_frame`, the same for the first frame and
+        for each group of frames that shares a latent frame; and `channel_std`, the deviation of each latent channel.
+    """
+    with torch.no_grad():
+        modes = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mode() for part in pixels.split(8)])
+        decoded = torch.cat([vae.decode(part).sample.cpu() for part in modes.split(8)]).clamp(-1, 1)
+    stride = (pixels.shape[2] - 1) // max(1, modes.shape[2] - 1)
+    errors = (decoded - pixels).square().mean((1, 3, 4))
+    groups = [errors[:, :1], *(errors[:, 1:].split(stride, dim=1) if stride else ())]
+    return {
+        "held_out_psnr": _decibels(errors),
+        "held_out_psnr_by_frame": [_decibels(group) for group in groups],
+        "channel_std": [round(float(std), 2) for std in modes.std((0, 2, 3, 4))],
+    }
+
+
+def _decibels(errors: torch.Tensor) -> float:
+    """Return the mean over clips of the PSNR of squared errors `(clips, frames)`."""
+    return round(float(10 * torch.log10(4.0 / errors.mean(1).clamp_min(1e-10)).mean()), 3)
+
+
+def train_vae(
+    args: VAEArguments,
+    out: Path,
+    clips: ClipBatch,
+    num_frames: int,
+    held_out: torch.Tensor | None = None,
+    hardware: Hardware = _CPU,
+) -> None:
     """Train encoder and decoder together: on single frames, then on 5 frames, then on whole clips.
 
     Args:
@@ -162,9 +206,13 @@ def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) 
             Draws the batches.
         num_frames (`int`):
             Frames of a whole clip.
+        held_out (`torch.Tensor` of shape `(B, 3, F, H, W)`, *optional*):
+            Clips to measure the VAE on while it is trained, see `measure_vae`. The numbers go to `vae.jsonl`.
+        hardware (`Hardware`, *optional*):
+            Where to train. In float32 on the CPU by default.
     """
     torch.manual_seed(args.seed)
-    vae = new_vae(args)
+    vae = new_vae(args).to(hardware.device)
     forget_time(vae)  # the first stage sees single frames only
     loop = TrainingLoop(
         out / "vae.safetensors", vae, sum(args.vae_steps), args.vae_learning_rate, args.save_steps, flat=0.6
@@ -175,19 +223,30 @@ def train_vae(args: VAEArguments, out: Path, clips: ClipBatch, num_frames: int) 
         frames = (1, 5, num_frames)[int(np.searchsorted(first_steps, step, side="right")) - 1]
         # Clips and posterior noise depend on seed and step only, so that a resumed run equals an uninterrupted one.
         pixels, weights = clips(rng_of(args.seed, 1, step), args.vae_batch_size, frames)
+        pixels, weights = pixels.to(hardware.device), weights.to(hardware.device)
         torch.manual_seed(step)
-        posterior = vae.encode(pixels).latent_dist
-        decoded = decode_unclamped(vae, posterior.sample())
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
+        with hardware.autocast():
+            posterior = vae.encode(pixels).latent_dist
+            decoded = decode_unclamped(vae, posterior.sample()).float()
+        mean, var, logvar = posterior.mean.float(), posterior.var.float(), posterior.logvar.float()
+        kl = 0.5 * (mean.square() + var - 1.0 - logvar).mean()
         reconstruction = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
         metrics = {"loss": float(reconstruction.detach()), "psnr": psnr(decoded, pixels)}
         return reconstruction + args.vae_kl_weight * kl, metrics
 
-    loop.run(loss_at)
+    loop.run(loss_at, None if held_out is None else lambda: measure_vae(vae, held_out), args.eval_steps)
     vae.save_pretrained(out / "vae")
 
 
-def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source: Path, target: Path) -> None:
+def train_decoder(
+    args: VAEArguments,
+    clips: ClipBatch,
+    num_frames: int,
+    source: Path,
+    target: Path,
+    held_out: torch.Tensor | None = None,
+    hardware: Hardware = _CPU,
+) -> None:
     """Train the decoder alone on whole clips. The encoder, and thus the latents, do not change.
 
     Args:
@@ -201,9 +260,13 @@ def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source:
             Folder of the VAE to start from.
         target (`Path`):
             Folder for the result. The checkpoint `decoder.safetensors` is written to the same parent folder.
+        held_out (`torch.Tensor`, *optional*):
+            As in `train_vae`; the numbers go to `decoder.jsonl`.
+        hardware (`Hardware`, *optional*):
+            As in `train_vae`.
     """
     torch.manual_seed(args.seed)
-    vae = AutoencoderKLWan.from_pretrained(source)
+    vae = AutoencoderKLWan.from_pretrained(source).to(hardware.device)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     path = target.with_name("decoder.safetensors")
@@ -211,16 +274,18 @@ def train_decoder(args: VAEArguments, clips: ClipBatch, num_frames: int, source:
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, weights = clips(rng_of(args.seed, 3, step), args.vae_batch_size, num_frames)
+        pixels, weights = pixels.to(hardware.device), weights.to(hardware.device)
         torch.manual_seed(step)
         with torch.no_grad():
             latents = vae.encode(pixels).latent_dist.mode()
             # Add a little noise: latents from the denoiser are slightly off and should give sharp shapes, too.
-            latents = latents + 0.05 * torch.rand(len(latents), 1, 1, 1, 1) * torch.randn_like(latents)
-        decoded = decode_unclamped(vae, latents)
+            latents = latents + 0.05 * torch.rand(len(latents), 1, 1, 1, 1).to(latents) * torch.randn_like(latents)
+        with hardware.autocast():
+            decoded = decode_unclamped(vae, latents).float()
         loss = reconstruction_loss(decoded, pixels, weights, args.vae_loss)
-        return loss, {"loss": float(loss), "psnr": psnr(decoded, pixels)}
+        return loss, {"loss": float(loss.detach()), "psnr": psnr(decoded, pixels)}
 
-    loop.run(loss_at)
+    loop.run(loss_at, None if held_out is None else lambda: measure_vae(vae, held_out), args.eval_steps)
     vae.save_pretrained(target)
 
 

@@ -6,11 +6,15 @@ import torch
 from tiny_scenes import walk
 
 from spatialalign_trl.models.context import (
+    FOURIER_CHANNELS,
+    FOURIER_METRES,
+    FOURIER_OCTAVES,
     as_intrinsics,
     as_poses,
     choose_context_frames,
     context_positions,
     draw_boxes,
+    fourier_rays,
     latent_cameras,
     pack_cameras,
     pluecker_rays,
@@ -63,12 +67,32 @@ def test_rays_go_through_the_pixels_of_their_camera():
     assert not pluecker_rays(torch.zeros(3, 16), 2, 4).any()
 
 
+def test_fourier_features_are_those_of_directions_and_origins():
+    """Check the formula of the docstring number by number."""
+    poses = np.array(walk(3))
+    cameras = pack_cameras(poses, as_intrinsics([20, 20, 15.5, 7.5], 16, 32), poses[0])
+    rays, features = pluecker_rays(cameras, 2, 4), fourier_rays(cameras, 2, 4)
+    assert features.shape == (3, 2, 4, FOURIER_CHANNELS)
+    assert torch.equal(features[..., :6], rays)
+    direction, origin = rays[2, 1, 3, :3].numpy(), cameras[2, 9:12].numpy()
+    expected = []
+    for octave in range(FOURIER_OCTAVES):
+        angles = 2**octave * np.concatenate([np.pi * direction / 2, 2 * np.pi * origin / FOURIER_METRES])
+        expected += [*np.sin(angles), *np.cos(angles)]
+    np.testing.assert_allclose(features[2, 1, 3, 6:].numpy(), expected, atol=1e-5)
+    # A camera that is not there has no features, although cos(0) = 1.
+    assert not fourier_rays(torch.zeros(3, 16), 2, 4).any()
+    mixed = fourier_rays(torch.stack([torch.zeros(16), cameras[1]]), 2, 4)
+    assert not mixed[0].any() and torch.equal(mixed[1], features[1])
+
+
 def test_rays_are_exact_under_autocast_too():
     poses = np.array(walk(3))
     cameras = pack_cameras(poses, as_intrinsics([20, 20, 15.5, 7.5], 16, 32), poses[0])
     exact = pluecker_rays(cameras, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(pluecker_rays(cameras, 2, 4), exact)
+        assert torch.equal(fourier_rays(cameras, 2, 4)[..., :6], exact)
 
 
 def test_rays_do_not_depend_on_the_world_s_axes():

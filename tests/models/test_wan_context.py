@@ -122,6 +122,48 @@ def test_a_map_trained_in_full_is_saved_in_the_pipelines_folder(tmp_path: Path):
 
 
 @torch.no_grad()
+def test_a_map_of_fourier_rays_is_saved_with_their_name(tmp_path: Path):
+    model = context_model(rays="fourier", context_cameras=True)
+    torch.nn.init.normal_(model.base_transformer.camera_projection.weight, std=0.1)
+    wan_pipeline().save_pretrained(tmp_path)
+    model.save_context_modules(tmp_path)
+    again = load_video_model(str(tmp_path), variant="context", device="cpu", context_cameras=True)
+    assert again.rays == "fourier" and again.lora_full_rank == {"camera_projection": 4 * 54}
+    conditioning = model.encode_rows([scene_row(0), scene_row(1)])
+    predicted = model.predict(noisy(), SIGMA, conditioning)
+    assert torch.equal(again.predict(noisy(), SIGMA, conditioning), predicted)
+    # Both cameras of the target and of the context matter.
+    for name in ("cameras", "context_cameras"):
+        hidden = {**conditioning, name: torch.zeros_like(conditioning[name])}
+        assert (model.predict(noisy(), SIGMA, hidden) - predicted).abs().max() > 1e-4, name
+    with pytest.raises(ValueError, match="rays='pluecker': .*was trained with 'fourier'. Leave rays out"):
+        load_video_model(str(tmp_path), variant="context", device="cpu", rays="pluecker")
+    # A map without a name is one of Pluecker rays, as in files of earlier versions.
+    plain = context_model()
+    plain.save_context_modules(tmp_path)
+    assert load_video_model(str(tmp_path), variant="context", device="cpu").rays == "pluecker"
+
+
+@torch.no_grad()
+def test_a_search_may_see_the_cameras_of_its_recording():
+    """In grounding the path is not known in advance: the row has no cameras of the target."""
+    row = scene_row(0, camera_poses=None)
+    model = trained(context_model(context_cameras=True))
+    conditioning = model.encode_rows([row])
+    assert "context_cameras" in conditioning and "cameras" not in conditioning
+    predicted = model.predict(noisy(1), SIGMA[:1], conditioning)
+    zeros = torch.zeros(1, NUM_FRAMES, 16)
+    assert torch.equal(model.predict(noisy(1), SIGMA[:1], {**conditioning, "cameras": zeros}), predicted)
+    without = context_model(context_cameras=False).encode_rows([row])
+    assert set(without) == set(conditioning) - {"context_cameras"}
+    assert not torch.equal(model.predict(noisy(1), SIGMA[:1], without), predicted)
+    assert model.sample(conditioning, model.encode_prompts([""]), [1], SETTINGS).isfinite().all()
+    for column in ("intrinsics", "context_poses"):
+        with pytest.raises(ValueError, match=f"context_poses without intrinsics|needs the column {column}"):
+            model.encode_rows([{name: value for name, value in row.items() if name != column}])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("guidance", ["joint", "instruction"])
 def test_guidance_compares_with_the_null_branch(guidance: str):
     model = trained(context_model(guidance=guidance))
@@ -236,6 +278,7 @@ def test_bad_options_and_sizes_are_refused():
     for options, message in (
         ({"context_layout": "contigous"}, "contiguous"),
         ({"guidance": "text"}, "guidance='text'"),
+        ({"rays": "fourrier"}, "rays='fourrier': unknown. Did you mean 'fourier'"),
         ({"context_frames": 0}, "context_frames=0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -12,7 +12,11 @@ from spatialalign_trl.scenes.tasks import TASKS
 from spatialalign_trl.tiny_world.rooms import split_of
 from spatialalign_trl.tiny_world.rooms.layout import sample_layout
 
-SIZES = {"train": 64, "validation": 16, "test": 32, "outdoor": 16}
+SIZES = {
+    "indoor": {"train": 64, "validation": 16, "test": 32, "outdoor": 16},
+    "flat": {"train": 128, "validation": 64, "test": 64, "outdoor": 32},
+}
+SETS = [(task, style) for style in SIZES for task in TASKS]
 
 
 @pytest.fixture(scope="module")
@@ -24,35 +28,48 @@ def recipe(repo_root):
     return module
 
 
-@pytest.fixture(scope="module", params=TASKS)
-def folder(request, repo_root):
-    return repo_root / "datasets" / f"video4spatial_{request.param}"
+@pytest.fixture(scope="module", params=SETS, ids=["-".join(names) for names in SETS])
+def task_and_style(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def splits(folder):
+def folder(task_and_style, repo_root):
+    task, style = task_and_style
+    return repo_root / "datasets" / (f"video4spatial_{task}" + ("_flat" if style == "flat" else ""))
+
+
+@pytest.fixture(scope="module")
+def sizes(task_and_style):
+    return SIZES[task_and_style[1]]
+
+
+@pytest.fixture(scope="module")
+def splits(folder, sizes):
     return {
-        split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()] for split in SIZES
+        split: [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()] for split in sizes
     }
 
 
-def test_the_folder_loads_as_a_dataset(folder, splits, tmp_path):
+def test_the_folder_loads_as_a_dataset(folder, sizes, splits, tmp_path):
     loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path))
-    assert {split: len(rows) for split, rows in loaded.items()} == SIZES
+    assert {split: len(rows) for split, rows in loaded.items()} == sizes
     for split, rows in loaded.items():
         assert rows[0] == splits[split][0] and rows[-1] == splits[split][-1]
     card = (folder / "README.md").read_text(encoding="utf-8")
     for column in loaded["train"].column_names:
         assert f"| `{column}` |" in card
-    for split, size in SIZES.items():
+    for split, size in sizes.items():
         assert f"| {split} | {size} |" in card
     assert f"> {splits['test'][0]['prompt']}\n" in card
 
 
-def test_splits_share_neither_rooms_nor_layouts_and_only_outdoor_is_outdoors(splits):
+def test_splits_share_neither_rooms_nor_layouts_and_only_outdoor_is_outdoors(task_and_style, splits):
     layouts = {}
     for split, rows in splits.items():
-        style = "outdoor" if split == "outdoor" else "indoor"
+        inside = task_and_style[1]
+        outside = {"indoor": "outdoor", "flat": "flat_outdoor"}[inside]
+        style = outside if split == "outdoor" else inside
         assert {row["style"] for row in rows} == {style}
         assert {split_of(row["room_seed"]) for row in rows} == {"test" if split == "outdoor" else split}
         layouts[split] = {sample_layout(row["room_seed"], style).signature() for row in rows}
@@ -62,11 +79,11 @@ def test_splits_share_neither_rooms_nor_layouts_and_only_outdoor_is_outdoors(spl
     assert len(set(ids)) == len(ids)
 
 
-def test_the_recipe_makes_the_same_rows_again(recipe, folder, splits, tmp_path):
-    task = folder.name.removeprefix("video4spatial_")
-    sizes = [f"--num_{split}=2" for split in SIZES]
-    recipe.main(["--output", str(tmp_path), "--tasks", task, *sizes])
-    for split in SIZES:
+def test_the_recipe_makes_the_same_rows_again(recipe, folder, task_and_style, sizes, tmp_path):
+    task, style = task_and_style
+    few = [f"--num_{split}=2" for split in sizes]
+    recipe.main(["--output", str(tmp_path), "--tasks", task, "--style", style, *few])
+    for split in sizes:
         made = (tmp_path / folder.name / f"{split}.jsonl").read_bytes()
         assert made.count(b"\n") == 2 and (folder / f"{split}.jsonl").read_bytes().startswith(made)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spatialalign_trl.tiny_world.rooms.raycast import Rendering
+from spatialalign_trl.tiny_world.rooms import Rendering
 from spatialalign_trl.video import write_video
 
 

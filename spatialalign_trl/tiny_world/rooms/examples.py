@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,8 @@ from safetensors.torch import save
 from spatialalign_trl.files import write_atomic
 from spatialalign_trl.models.context import as_intrinsics, choose_context_frames, draw_boxes, pack_cameras
 from spatialalign_trl.scenes.tasks import TASKS, SceneTask
+from spatialalign_trl.tiny_world.rooms.flat_layout import FLAT_COLORS, FLAT_INDOOR
 from spatialalign_trl.tiny_world.rooms.furniture import INDOOR
-from spatialalign_trl.tiny_world.rooms.layout import SPLIT_SEEDS
 from spatialalign_trl.tiny_world.rooms.tasks import make_row, render_row
 from spatialalign_trl.tiny_world.rooms.textures import COLORS
 from spatialalign_trl.tiny_world.rooms.trajectories import Trajectory
@@ -34,13 +37,14 @@ NUM_CONTEXT = 24
 _SIDES = {"left": "right", "right": "left"}
 
 
-def room_phrases() -> list[str]:
-    """Return phrases that contain all words of instructions in rooms, except numbers."""
+def room_phrases(style: str = "indoor") -> list[str]:
+    """Return phrases that contain all words of instructions in rooms of a style, except numbers."""
     grammar = (
         "Stand still and turn left right by degrees. degrees, Walk Move Circle forward backward to the metres. "
         "metres, turning looking at it. Find"
     )
-    return [grammar, *COLORS, *INDOOR, *(f"{kind}." for kind in INDOOR)]
+    colors, kinds = (FLAT_COLORS, FLAT_INDOOR) if style == "flat" else (COLORS, INDOOR)
+    return [grammar, *colors, *kinds, *(f"{kind}." for kind in kinds)]
 
 
 @dataclass
@@ -123,17 +127,13 @@ def seen_context(row: dict, frames: int) -> dict:
     return row | {"context_indices": indices[chosen].tolist()}
 
 
-def render_examples(
-    folder: Path, rooms: int, variants: int, context_frames: int, size: tuple[int, int], num_frames: int
-) -> Iterator[int]:
-    """
-    Render the examples of the first training rooms. Existing files are kept.
+@dataclass(frozen=True)
+class ExampleSettings:
+    """What the examples of a folder have in common.
 
-    Args:
-        folder (`Path`):
-            Folder for the files.
-        rooms (`int`):
-            Number of rooms.
+    Attributes:
+        style (`str`):
+            Style of the rooms, see `layout.STYLES`.
         variants (`int`):
             Number of examples of each task in each room.
         context_frames (`int`):
@@ -142,27 +142,66 @@ def render_examples(
             Height and width in pixels.
         num_frames (`int`):
             Frames of a target video.
+    """
+
+    style: str
+    variants: int
+    context_frames: int
+    size: tuple[int, int]
+    num_frames: int
+
+
+def render_examples(folder: Path, seeds: range, settings: ExampleSettings, workers: int = 1) -> Iterator[int]:
+    """
+    Render the examples of some rooms. Existing files are kept.
+
+    Args:
+        folder (`Path`):
+            Folder for the files.
+        seeds (`range`):
+            Seeds of the rooms.
+        settings (`ExampleSettings`):
+            Style, tasks and sizes.
+        workers (`int`, *optional*, defaults to `1`):
+            Number of processes.
 
     Yields:
         `int`: number of finished rooms, after every file.
     """
-    first = SPLIT_SEEDS["train"].start
-    for start in range(0, rooms, ROOMS_PER_FILE):
-        path = folder / f"{start:06d}.safetensors"
-        if not path.exists():
-            seeds = range(first + start, first + min(start + ROOMS_PER_FILE, rooms))
-            rows = [row for seed in seeds for row in _rows(seed, variants)]
-            examples = [example_of(render_row(seen_context(row, context_frames), size, num_frames)) for row in rows]
-            write_atomic(path, _pack(examples))
-        yield min(start + ROOMS_PER_FILE, rooms)
+    parts = [seeds[start : start + ROOMS_PER_FILE] for start in range(0, len(seeds), ROOMS_PER_FILE)]
+    paths = [folder / f"{part.start - seeds.start:06d}.safetensors" for part in parts]
+    missing = [(path, part) for path, part in zip(paths, parts, strict=True) if not path.exists()]
+    done = len(seeds) - sum(len(part) for _, part in missing)
+    if done:
+        yield done
+    render = partial(_render_file, settings=settings)
+    # Fresh processes: a forked one would inherit the locks of PyTorch's threads.
+    pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 and missing else None
+    try:
+        for number in (map if pool is None else pool.map)(render, missing):
+            done += number
+            yield done
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
 
-def _rows(seed: int, variants: int) -> Iterator[dict]:
+def _render_file(work: tuple[Path, range], settings: ExampleSettings) -> int:
+    """Render the examples of a few rooms into a file, and return the number of rooms."""
+    path, seeds = work
+    rows = [row for seed in seeds for row in _rows(seed, settings)]
+    size, frames = settings.size, settings.num_frames
+    examples = [example_of(render_row(seen_context(row, settings.context_frames), size, frames)) for row in rows]
+    write_atomic(path, _pack(examples))
+    return len(seeds)
+
+
+def _rows(seed: int, settings: ExampleSettings) -> Iterator[dict]:
     """Yield the rows of all tasks and variants that the room of a seed has."""
     for task in TASKS:
-        for variant in range(variants):
+        for variant in range(settings.variants):
             try:
-                yield make_row(seed, task, num_context=NUM_CONTEXT, variant=variant)
+                yield make_row(seed, task, settings.style, num_context=NUM_CONTEXT, variant=variant)
             except RuntimeError:  # the room has no such task or variant
                 continue
 
@@ -178,22 +217,47 @@ def _pack(examples: list[RoomExample]) -> bytes:
     return save(tensors, {"prompts": "\n".join(example.prompt for example in examples)})
 
 
+def load_videos(folder: Path, rooms: int | None = None) -> np.ndarray:
+    """Load the target videos of the examples of a folder.
+
+    Args:
+        folder (`Path`):
+            Folder with examples.
+        rooms (`int`, *optional*):
+            Number of rooms, rounded up to whole files. All by default.
+
+    Returns:
+        `np.ndarray` of shape `(n, frames, height, width, 3)`, `uint8`: the videos.
+
+    Raises:
+        FileNotFoundError: If the folder has no examples.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    if rooms is not None:  # a file's name is the index of its first room
+        paths = [path for path in paths if int(path.stem) < rooms]
+    if not paths:
+        raise FileNotFoundError(f"{folder} contains no examples. Run the stage render first.")
+    parts = []
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            parts.append(file.get_tensor("video").numpy())
+    return np.concatenate(parts)
+
+
 def load_examples(folder: Path) -> list[RoomExample]:
     """Load all examples of a folder, in the order of their rooms."""
-    examples = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            prompts = file.metadata()["prompts"].split("\n")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        for i, prompt in enumerate(prompts):
-            examples.append(
-                RoomExample(
-                    prompt,
-                    tensors["context"][i].numpy(),
-                    tensors["numbers"][i].tolist(),
-                    tensors["video"][i].numpy(),
-                    tensors["cameras"][i],
-                    tensors["context_cameras"][i],
-                )  # fmt: skip
-            )
-    return examples
+    return [example for path in sorted(folder.glob("*.safetensors")) for example in load_file_of_examples(path)]
+
+
+def load_file_of_examples(path: Path) -> list[RoomExample]:
+    """Load the examples of one file."""
+    with safe_open(path, "pt") as file:
+        prompts = file.metadata()["prompts"].split("\n")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return [
+        RoomExample(
+            prompt, tensors["context"][i].numpy(), tensors["numbers"][i].tolist(), tensors["video"][i].numpy(),
+            tensors["cameras"][i], tensors["context_cameras"][i],
+        )
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip

@@ -6,12 +6,11 @@ room, partition wall, and position of every kind of object). Layouts are drawn u
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-
 import numpy as np
 
 from spatialalign_trl.errors import near_miss
+from spatialalign_trl.tiny_world.rooms.base import GRID, Layout, Place
+from spatialalign_trl.tiny_world.rooms.flat_layout import draw_flat_layout
 from spatialalign_trl.tiny_world.rooms.furniture import INDOOR, OUTDOOR, Kind
 
 SPLIT_SEEDS: dict[str, range] = {
@@ -21,11 +20,12 @@ SPLIT_SEEDS: dict[str, range] = {
 }
 """Split -> its seeds."""
 
-STYLES = ("indoor", "outdoor")
-"""Outdoor layouts exist for validation and test seeds only, so that no model is trained on them."""
+STYLES = ("indoor", "outdoor", "flat", "flat_outdoor")
+"""Textured rooms and gardens, for frames of 240x416 pixels, and flat ones, for frames of 32x48 pixels. A layout's
+random numbers depend on the position of its style, so new styles go to the end."""
 
-GRID = 0.5
-"""Objects stand on a grid of this many metres, so that two rooms can have exactly the same layout."""
+OUTDOOR_STYLES = ("outdoor", "flat_outdoor")
+"""Their layouts exist for validation and test seeds only, so that no model is trained on them."""
 
 _GAP = 0.15  # metres between two objects
 _CORNERS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -36,73 +36,6 @@ _WALLS = {
     "west": (-np.pi / 2, (-1, 0)),
 }
 """Wall -> yaw of an object with its back to the wall, and direction of the wall in x and z."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """The position of one object.
-
-    Attributes:
-        kind, color (`str`):
-            Words of `furniture.py`.
-        position (tuple of 2 `float`):
-            x and z of its centre in metres.
-        yaw (`float`):
-            Rotation in radians. At 0 its back looks towards +z.
-        size (tuple of 3 `float`):
-            Width, height and depth before rotation, in metres.
-    """
-
-    kind: str
-    color: str
-    position: tuple[float, float]
-    yaw: float
-    size: tuple[float, float, float]
-
-    @property
-    def name(self) -> str:
-        """Colour and kind, such as `"green plant"`."""
-        return f"{self.color} {self.kind}"
-
-    def half_extent(self) -> tuple[float, float]:
-        """Return half the extent of the object along x and z, in metres."""
-        cos, sin = abs(np.cos(self.yaw)), abs(np.sin(self.yaw))
-        width, _, depth = self.size
-        return (cos * width + sin * depth) / 2, (sin * width + cos * depth) / 2
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A room without its surfaces.
-
-    Attributes:
-        style (`str`):
-            `"indoor"` or `"outdoor"`.
-        half (tuple of 2 `float`):
-            Half the size of the room along x and z in metres. The centre of the floor is the origin.
-        height (`float`):
-            Height of the walls in metres.
-        partition (tuple of 4 `float`, *optional*):
-            x0, z0, x1, z1 of a partition wall in metres, or `None`.
-        places (tuple of `Place`):
-            The objects. No two have the same kind and colour.
-    """
-
-    style: str
-    half: tuple[float, float]
-    height: float
-    partition: tuple[float, float, float, float] | None
-    places: tuple[Place, ...]
-
-    def signature(self) -> str:
-        """Return a text that is equal for rooms with the same layout, whatever their colours and textures."""
-        places = sorted((place.kind, *(round(x / GRID) for x in place.position)) for place in self.places)
-        return repr((self.style, self.half, self.partition, places))
-
-    def split(self) -> str:
-        """Return the split that this layout belongs to. Eight tenths of the layouts are for training."""
-        bucket = hashlib.sha256(self.signature().encode()).digest()[0] % 10
-        return {8: "validation", 9: "test"}.get(bucket, "train")
 
 
 def split_of(seed: int) -> str:
@@ -136,21 +69,21 @@ def sample_layout(seed: int, style: str = "indoor") -> Layout:
     if style not in STYLES:
         raise ValueError(f"style={style!r}: unknown. {near_miss(str(style), STYLES)}")
     split = split_of(seed)
-    if style == "outdoor" and split == "train":
+    if style in OUTDOOR_STYLES and split == "train":
         raise ValueError(
-            f"seed={seed}: a training seed, but outdoor rooms are only for tests outside the training domain. "
+            f"seed={seed}: a training seed, but {style} rooms are only for tests outside the training domain. "
             f"Use a seed from {SPLIT_SEEDS['validation'].start} on."
         )
     # Splits get their layouts by rejection, so rooms of all splits have the same distribution.
     rng = np.random.default_rng([seed, STYLES.index(style)])
     while True:
-        layout = _draw(rng, style)
+        layout = draw_flat_layout(rng, style) if style.startswith("flat") else _draw(rng, style)
         if layout.split() == split:
             return layout
 
 
 def _draw(rng: np.random.Generator, style: str) -> Layout:
-    """Draw one layout, whatever its split."""
+    """Draw one layout of a textured room, whatever its split."""
     # 1. The shell of the room.
     indoor = style == "indoor"
     low, high = (9, 14) if indoor else (18, 25)  # in half metres

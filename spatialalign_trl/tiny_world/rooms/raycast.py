@@ -1,17 +1,14 @@
-"""Renders a room from camera poses: frames, exact depth, and the boxes of all objects.
+"""Renders a textured room from camera poses. `views.py` has the functions to call.
 
 Two functions of a quad are linear in the pixel coordinates: the inverse depth of its plane, and the side of each edge
 on which the pixel's ray passes. A row of pixels therefore meets a quad in one interval, and visibility costs a few
 array operations per quad. Colours are looked up once per pixel, or once per ray where several quads share a pixel.
 
-Pixels follow OpenCV: the centre of the top left pixel is (0, 0), and the camera looks along its z axis with x right
-and y down. A pose is a 4x4 camera-to-world matrix: `world = pose[:3, :3] @ camera + pose[:3, 3]`. A *fine* pixel is
-the part of a pixel that one ray samples, see `supersample`.
+A *fine* pixel is the part of a pixel that one ray samples, see `supersample` of `views.render`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -27,135 +24,6 @@ _MIP_LEVELS = 6
 
 _EDGE = 1e-3
 """Intervals are widened by this many fine pixels, so that no ray passes between two quads that share an edge."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Depth and objects in the views of n cameras.
-
-    Attributes:
-        depth (`np.ndarray` of shape `(n, height, width)`, `float32`):
-            Depth at the centre of each pixel in metres: z in the camera's frame, not the length of the ray.
-        objects (`np.ndarray` of shape `(n, height, width)`, `int16`):
-            Index in `room.objects` of the object at the centre of each pixel, -1 for walls, floor and decoration.
-        boxes (`np.ndarray` of shape `(n, objects, 4)`, `float64`):
-            x1, y1, x2, y2 around the *visible* pixels of each object, with exclusive right and lower ends. NaN where
-            the object is not visible.
-        visible_pixels (`np.ndarray` of shape `(n, objects)`, `int64`):
-            Number of pixels that show each object.
-        intrinsics (`np.ndarray` of shape `(3, 3)`):
-            Intrinsics of the camera in pixels.
-    """
-
-    depth: np.ndarray
-    objects: np.ndarray
-    boxes: np.ndarray
-    visible_pixels: np.ndarray
-    intrinsics: np.ndarray
-
-
-@dataclass(frozen=True)
-class Rendering(Geometry):
-    """The views of n cameras: frames, and the attributes of `Geometry`.
-
-    Attributes:
-        frames (`np.ndarray` of shape `(n, height, width, 3)`, `uint8`):
-            RGB frames.
-    """
-
-    frames: np.ndarray
-
-
-def intrinsics_for(size: tuple[int, int], field_of_view: float = 75.0) -> np.ndarray:
-    """Compute the intrinsics of a camera with square pixels and its axis through the centre of the image.
-
-    Args:
-        size (tuple of 2 `int`):
-            Height and width in pixels.
-        field_of_view (`float`, *optional*, defaults to `75.0`):
-            Horizontal field of view in degrees, in (0, 180).
-
-    Returns:
-        `np.ndarray` of shape `(3, 3)`: the intrinsics in pixels.
-
-    Raises:
-        ValueError: If the field of view is out of range.
-    """
-    height, width = size
-    if not 0 < field_of_view < 180:
-        raise ValueError(f"field_of_view={field_of_view}: out of range. Choose an angle in (0, 180) degrees.")
-    focal = width / 2 / np.tan(np.radians(field_of_view) / 2)
-    return np.array([[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2], [0.0, 0.0, 1.0]])
-
-
-def render(room: Room, poses: np.ndarray, size: tuple[int, int] = (240, 416), *,
-           intrinsics: np.ndarray | None = None, supersample: int = 3) -> Rendering:  # fmt: skip
-    """Render a room.
-
-    Args:
-        room (`Room`):
-            Room from `sample_room`.
-        poses (`np.ndarray` of shape `(n, 4, 4)`):
-            Camera-to-world matrices with OpenCV's axes, in metres.
-        size (tuple of 2 `int`, *optional*, defaults to `(240, 416)`):
-            Height and width in pixels.
-        intrinsics (`np.ndarray` of shape `(3, 3)`, *optional*, defaults to `intrinsics_for(size)`):
-            Intrinsics in pixels.
-        supersample (`int`, *optional*, defaults to `3`):
-            Rays along each side of a pixel. It must be odd, so that one ray passes through the pixel's centre. 1 is
-            fastest but gives jagged edges. Use 5 or more for small images.
-
-    Returns:
-        `Rendering`: frames, depth, objects and boxes.
-
-    Raises:
-        ValueError: If the poses, the intrinsics, the size or `supersample` are invalid.
-    """
-    camera = _camera(room, poses, size, intrinsics, supersample)
-    views = [camera.render(pose) for pose in np.asarray(poses, np.float64)]
-    geometry = _geometry(room, camera, [(depth, objects) for _, depth, objects in views])
-    return Rendering(**vars(geometry), frames=np.stack([colors for colors, _, _ in views]))
-
-
-def render_geometry(room: Room, poses: np.ndarray, size: tuple[int, int] = (240, 416), *,
-                    intrinsics: np.ndarray | None = None) -> Geometry:  # fmt: skip
-    """Render depth, objects and boxes without colours, with the arguments of `render` and one ray per pixel.
-
-    It takes a tenth of the time of `render` if the textures of the room are not painted yet.
-    """
-    camera = _camera(room, poses, size, intrinsics, 1)
-    return _geometry(room, camera, [camera.measure(pose) for pose in np.asarray(poses, np.float64)])
-
-
-def _camera(room: Room, poses: np.ndarray, size: tuple[int, int], intrinsics: np.ndarray | None,
-            supersample: int) -> _Camera:  # fmt: skip
-    """Check the arguments of a rendering and build its camera."""
-    poses = np.asarray(poses, np.float64)
-    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not len(poses) or not np.isfinite(poses).all():
-        raise ValueError(f"poses have shape {poses.shape}: they must be finite camera-to-world matrices, (n, 4, 4).")
-    if supersample < 1 or supersample % 2 == 0:
-        raise ValueError(f"supersample={supersample}: it must be odd and at least 1.")
-    if min(size) < 1:
-        raise ValueError(f"size={size}: height and width must be at least 1.")
-    intrinsics = intrinsics_for(size) if intrinsics is None else np.asarray(intrinsics, np.float64)
-    if intrinsics.shape != (3, 3):
-        raise ValueError(f"intrinsics have shape {intrinsics.shape}: they must be a 3x3 matrix.")
-    return _Camera(_scene_of(room), size, intrinsics, supersample)
-
-
-def _geometry(room: Room, camera: _Camera, views: list[tuple[np.ndarray, np.ndarray]]) -> Geometry:
-    """Find the visible boxes of all objects in views that are given as `(depth, objects)`."""
-    depth, objects = (np.stack(parts) for parts in zip(*views, strict=True))
-    boxes = np.full((len(objects), len(room.objects), 4), np.nan)
-    visible = np.zeros((len(objects), len(room.objects)), np.int64)
-    for frame, image in enumerate(objects):
-        for index in range(len(room.objects)):
-            mask = image == index
-            visible[frame, index] = mask.sum()
-            if visible[frame, index]:
-                rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-                boxes[frame, index] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return Geometry(depth, objects, boxes, visible, camera.intrinsics)
 
 
 class _Scene:
@@ -224,11 +92,11 @@ def _mip_levels(image: np.ndarray) -> list[np.ndarray]:
     return packed
 
 
-class _Camera:
-    """A camera with fixed intrinsics that renders one scene from any pose."""
+class TexturedCamera:
+    """A camera with fixed intrinsics that renders one textured room from any poses. See `FlatCamera`."""
 
-    def __init__(self, scene: _Scene, size: tuple[int, int], intrinsics: np.ndarray, supersample: int) -> None:
-        self.scene, self.size, self.supersample = scene, size, supersample
+    def __init__(self, room: Room, size: tuple[int, int], intrinsics: np.ndarray, supersample: int) -> None:
+        self.scene, self.size, self.supersample = _scene_of(room), size, supersample
         self.intrinsics = intrinsics
         self.inverse = np.linalg.inv(intrinsics)
         height, width = size
@@ -238,8 +106,17 @@ class _Camera:
         self.x = ((self.columns - shift) / supersample).astype(np.float32)
         self.y = (np.arange(height * supersample) - shift) / supersample
 
-    def render(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return colours, depth and object indices."""
+    def render(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return colours `(n, height, width, 3)` uint8, depth and object indices."""
+        colors, depth, objects = zip(*(self._render(pose) for pose in poses), strict=True)
+        return np.stack(colors), np.stack(depth), np.stack(objects)
+
+    def measure(self, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return depth and object indices, `(n, height, width)` each."""
+        depth, objects = zip(*(self._measure(pose) for pose in poses), strict=True)
+        return np.stack(depth), np.stack(objects)
+
+    def _render(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         # 1. Find the nearest quad on every fine pixel.
         kept, plane, low, high = self._project(pose)
         ids, inverse_depth = self._cover(plane, low, high)
@@ -255,8 +132,7 @@ class _Camera:
         table = np.concatenate([over_depth.reshape(-1, 6), plane], axis=1).astype(np.float32)
         return self._colors(ids, kept, table).reshape(*self.size, 3), depth, objects
 
-    def measure(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return depth and object indices."""
+    def _measure(self, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         kept, plane, low, high = self._project(pose)
         return self._at_centres(*self._cover(plane, low, high), kept)
 

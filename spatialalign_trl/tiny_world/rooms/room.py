@@ -7,8 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
+from spatialalign_trl.tiny_world.rooms.base import BaseRoom, Layout, Place, RoomObject
+from spatialalign_trl.tiny_world.rooms.flat_room import FlatRoom, sample_flat_room
 from spatialalign_trl.tiny_world.rooms.furniture import FRONTS, INDOOR, OUTDOOR
-from spatialalign_trl.tiny_world.rooms.layout import Layout, Place, sample_layout
+from spatialalign_trl.tiny_world.rooms.layout import sample_layout
 from spatialalign_trl.tiny_world.rooms.surfaces import (
     TEXELS_PER_METRE,
     Quad,
@@ -54,48 +56,11 @@ class Paint:
     density: float = TEXELS_PER_METRE
 
 
-@dataclass(frozen=True)
-class RoomObject:
-    """A named object.
-
-    Attributes:
-        name (`str`):
-            Colour and kind, such as `"green plant"`. Unique in the room.
-        kind, color (`str`):
-            The two words of the name.
-        low, high (`np.ndarray` of shape `(3,)`):
-            Corners of its axis-aligned box in metres. `low[1]` is its top, because y points down.
-        yaw (`float`):
-            Rotation in radians. Its back looks along (sin yaw, 0, cos yaw).
-        has_front (`bool`):
-            Whether it stands with its back to a wall.
-    """
-
-    name: str
-    kind: str
-    color: str
-    low: np.ndarray
-    high: np.ndarray
-    yaw: float
-    has_front: bool
-
-    @property
-    def centre(self) -> np.ndarray:
-        """Centre of its box, `(3,)`, in metres."""
-        return (self.low + self.high) / 2
-
-
 @dataclass(frozen=True, eq=False)
-class Room:
-    """A room: its objects, its surfaces, and the recipes of its textures.
+class Room(BaseRoom):
+    """A textured room: its surfaces, and the recipes of its textures.
 
     Attributes:
-        seed (`int`):
-            Seed that it was built from.
-        layout (`Layout`):
-            Layout drawn from the seed.
-        objects (`tuple[RoomObject, ...]`):
-            The named objects.
         quads (`tuple[Quad, ...]`):
             All surfaces.
         owners (`np.ndarray` of shape `(quads,)`):
@@ -106,9 +71,6 @@ class Room:
             Name of a texture -> its recipe.
     """
 
-    seed: int
-    layout: Layout
-    objects: tuple[RoomObject, ...]
     quads: tuple[Quad, ...]
     owners: np.ndarray
     shades: np.ndarray
@@ -132,73 +94,25 @@ class Room:
             painted[name] = np.clip(image + 0.5, 0, 255).astype(np.uint8)
         return painted
 
-    @property
-    def style(self) -> str:
-        """`"indoor"` or `"outdoor"`."""
-        return self.layout.style
 
-    @property
-    def split(self) -> str:
-        """The split that the room belongs to."""
-        return self.layout.split()
-
-    @cached_property
-    def obstacles(self) -> np.ndarray:
-        """Boxes that no camera may enter, `(n, 2, 3)`: low and high corners of the objects and of the partition."""
-        boxes = [(thing.low, thing.high) for thing in self.objects]
-        if self.layout.partition is not None:
-            x0, z0, x1, z1 = self.layout.partition
-            boxes.append((np.array([x0, -self.layout.height, z0]), np.array([x1, 0.0, z1])))
-        return np.array(boxes, dtype=np.float64).reshape(-1, 2, 3)
-
-    def object_named(self, name: str) -> RoomObject:
-        """Return the object with a name.
-
-        Raises:
-            KeyError: If the room has no such object. The message lists the objects that it has.
-        """
-        for thing in self.objects:
-            if thing.name == name:
-                return thing
-        names = ", ".join(thing.name for thing in self.objects)
-        raise KeyError(f"object={name!r}: room {self.seed} has no {name!r}. Choose from {names}.")
-
-    def clearance(self, points: np.ndarray) -> np.ndarray:
-        """Measure the distance of points from the nearest wall, floor, ceiling or obstacle.
-
-        Args:
-            points (`np.ndarray` of shape `(n, 3)`):
-                World coordinates in metres.
-
-        Returns:
-            `np.ndarray` of shape `(n,)`: distances in metres, 0 or less inside an obstacle or outside the room.
-        """
-        points = np.asarray(points, np.float64)
-        half = np.array(self.layout.half)
-        walls = (half - np.abs(points[:, [0, 2]])).min(axis=1)
-        upright = np.minimum(-points[:, 1], points[:, 1] + self.layout.height)
-        if not len(self.obstacles):
-            return np.minimum(walls, upright)
-        outside = np.maximum(self.obstacles[:, 0] - points[:, None], points[:, None] - self.obstacles[:, 1])
-        away = np.linalg.norm(np.maximum(outside, 0.0), axis=2) + np.minimum(outside.max(axis=2), 0.0)
-        return np.minimum(np.minimum(walls, upright), away.min(axis=1))
-
-
-def sample_room(seed: int, style: str = "indoor") -> Room:
+def sample_room(seed: int, style: str = "indoor") -> Room | FlatRoom:
     """Build the room of a seed. The room is the same on every machine with the same NumPy.
 
     Args:
         seed (`int`):
             Seed of the room. Its range determines the split, see `SPLIT_SEEDS`.
         style (`str`, *optional*, defaults to `"indoor"`):
-            `"indoor"`, or `"outdoor"` for a garden, which has no training seeds.
+            `"indoor"`, or `"outdoor"` for a garden, which has no training seeds. `"flat"` and `"flat_outdoor"` are
+            rooms and gardens of plain colours.
 
     Returns:
-        `Room`: the room. Its textures are painted on first use.
+        `Room` or `FlatRoom`: the room. The textures of a `Room` are painted on first use.
 
     Raises:
         ValueError: If the style is unknown, or if it has no such seed.
     """
+    if style.startswith("flat"):
+        return sample_flat_room(seed, style)
     # The layout has its own generator, because the number of draws until one belongs to the split varies.
     layout = sample_layout(seed, style)
     rng = np.random.default_rng([seed, 77])

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from spatialalign_trl.scenes.tasks import SceneTask, check_task, draw_context_indices
-from spatialalign_trl.tiny_world.rooms.raycast import Geometry, intrinsics_for, render, render_geometry
-from spatialalign_trl.tiny_world.rooms.room import Room, sample_room
+from spatialalign_trl.tiny_world.rooms.base import BaseRoom
+from spatialalign_trl.tiny_world.rooms.room import sample_room
 from spatialalign_trl.tiny_world.rooms.trajectories import Trajectory, sample_approach, sample_trajectory
+from spatialalign_trl.tiny_world.rooms.views import Geometry, intrinsics_for, render, render_geometry
 
 NAVIGATION_KINDS = ("walk", "orbit", "dolly", "pan")
 CONTEXT_LENGTH = 81
@@ -35,7 +36,9 @@ _SIMILAR_VIEW = (40.0, 2.5)
 _MIN_OBJECT_SHARE = 0.004
 """Smallest share of a frame's pixels at which an object counts as shown."""
 
-_THUMBNAIL = (36, 64)  # height and width of the views in which coverage is measured
+_THUMBNAIL, _FLAT_THUMBNAIL = (36, 64), (18, 32)
+"""Height and width of the views in which coverage is measured. Flat rooms have nothing small."""
+
 _ATTEMPTS = 40
 
 
@@ -70,6 +73,7 @@ def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12,
     if variant < 0:
         raise ValueError(f"variant={variant}: it must be at least 0.")
     room = _room(seed, style)
+    thumbnail = _FLAT_THUMBNAIL if style.startswith("flat") else _THUMBNAIL
     rng = np.random.default_rng([seed, 79, variant])
     kind = NAVIGATION_KINDS[(seed + variant) % len(NAVIGATION_KINDS)]
     for _ in range(_ATTEMPTS):
@@ -85,8 +89,8 @@ def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12,
         earlier = draw_context_indices(np.arange(CONTEXT_LENGTH - 1), num_context - 1, rng)
         indices = np.append(earlier, CONTEXT_LENGTH - 1)
         context_poses = context.poses(CONTEXT_LENGTH)[indices]
-        intrinsics = intrinsics_for(_THUMBNAIL, FIELD_OF_VIEW)
-        seen = render_geometry(room, context_poses, _THUMBNAIL, intrinsics=intrinsics)
+        intrinsics = intrinsics_for(thumbnail, FIELD_OF_VIEW)
+        seen = render_geometry(room, context_poses, thumbnail, intrinsics=intrinsics)
 
         # 3. For grounding, an object in them and a path to it.
         if task == "grounding":
@@ -108,7 +112,7 @@ def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12,
     )
 
 
-def _draw_path(room: Room, kind: str, context: Trajectory, rng: np.random.Generator) -> Trajectory | None:
+def _draw_path(room: BaseRoom, kind: str, context: Trajectory, rng: np.random.Generator) -> Trajectory | None:
     """Draw a path that continues the recording, or return `None` if there is no space."""
     try:
         return sample_trajectory(room, kind, rng, context.knots[-1])
@@ -116,10 +120,10 @@ def _draw_path(room: Room, kind: str, context: Trajectory, rng: np.random.Genera
         return None
 
 
-def _draw_search(room: Room, context: Trajectory, seen: Geometry,
+def _draw_search(room: BaseRoom, context: Trajectory, seen: Geometry,
                  rng: np.random.Generator) -> tuple[Trajectory, str] | None:  # fmt: skip
     """Draw a path to an object that is visible in the context but not in its last frame; return it and the name."""
-    shown = seen.visible_pixels.max(axis=0) > _MIN_OBJECT_SHARE * np.prod(_THUMBNAIL)
+    shown = seen.visible_pixels.max(axis=0) > _MIN_OBJECT_SHARE * np.prod(seen.depth.shape[1:])
     for index in rng.permutation(np.flatnonzero(shown & (seen.visible_pixels[-1] == 0))):
         try:
             return sample_approach(room, room.objects[index], rng, context.knots[-1]), room.objects[index].name
@@ -128,11 +132,11 @@ def _draw_search(room: Room, context: Trajectory, seen: Geometry,
     return None
 
 
-def covered(room: Room, poses: np.ndarray, context_poses: np.ndarray, seen: Geometry) -> float:
+def covered(room: BaseRoom, poses: np.ndarray, context_poses: np.ndarray, seen: Geometry) -> float:
     """Measure how much of some views the context shows.
 
     Args:
-        room (`Room`):
+        room (`BaseRoom`):
             The room.
         poses (`np.ndarray` of shape `(n, 4, 4)`):
             Cameras of the views.
@@ -148,7 +152,7 @@ def covered(room: Room, poses: np.ndarray, context_poses: np.ndarray, seen: Geom
     return float(np.mean([(count > 0).mean() for count in counts]))
 
 
-def familiar(room: Room, poses: np.ndarray, context_poses: np.ndarray, seen: Geometry) -> float:
+def familiar(room: BaseRoom, poses: np.ndarray, context_poses: np.ndarray, seen: Geometry) -> float:
     """Measure how much of the worst view the context shows from similar directions and distances.
 
     Two similar views of a point are needed: keypoints then look the same, and their position can be triangulated.
@@ -165,7 +169,7 @@ def familiar(room: Room, poses: np.ndarray, context_poses: np.ndarray, seen: Geo
     return float(min((count >= 2).mean() for count in counts))
 
 
-def _count_context_views(room: Room, poses: np.ndarray, context_poses: np.ndarray, seen: Geometry,
+def _count_context_views(room: BaseRoom, poses: np.ndarray, context_poses: np.ndarray, seen: Geometry,
                          max_angle: float = 180.0, max_ratio: float = np.inf) -> Iterator[np.ndarray]:  # fmt: skip
     """Yield, per camera, how many context cameras see each point in its view from a similar angle and distance."""
     size, intrinsics = seen.depth.shape[1:], seen.intrinsics
@@ -190,8 +194,8 @@ def _count_context_views(room: Room, poses: np.ndarray, context_poses: np.ndarra
         yield count
 
 
-def _row(room: Room, task: str, variant: int, context: Trajectory, indices: np.ndarray, path: Trajectory, name: str,
-         coverage: float) -> dict[str, Any]:  # fmt: skip
+def _row(room: BaseRoom, task: str, variant: int, context: Trajectory, indices: np.ndarray, path: Trajectory,
+         name: str, coverage: float) -> dict[str, Any]:  # fmt: skip
     return {
         "task_id": f"{task}-{room.style}-{room.seed}" + (f"-{variant}" if variant else ""),
         "task": task,
@@ -214,7 +218,7 @@ def _row(room: Room, task: str, variant: int, context: Trajectory, indices: np.n
 
 
 @lru_cache(maxsize=2)
-def _room(seed: int, style: str) -> Room:
+def _room(seed: int, style: str) -> BaseRoom:
     return sample_room(seed, style)
 
 

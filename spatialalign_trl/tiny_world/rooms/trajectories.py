@@ -13,8 +13,9 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 
 from spatialalign_trl.errors import near_miss
-from spatialalign_trl.tiny_world.rooms.raycast import render_geometry
-from spatialalign_trl.tiny_world.rooms.room import Room, RoomObject
+from spatialalign_trl.tiny_world.rooms.base import BaseRoom, RoomObject
+from spatialalign_trl.tiny_world.rooms.path_ranges import ranges_of
+from spatialalign_trl.tiny_world.rooms.views import render_geometry
 
 Knot = tuple[float, float, float, float, float]
 """x, y, z in metres, yaw and pitch in degrees."""
@@ -29,9 +30,6 @@ _ATTEMPTS_FROM_START = 24
 _THUMBNAIL = (30, 52)  # height and width of the views in which paths are checked
 _GAZE = 18.0
 """Largest angle, in degrees to either side, at which a camera counts as looking at an object."""
-
-MAX_TURN = 150.0
-"""Largest turn of an approach in degrees. After a larger turn, consecutive frames would have too little in common."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ class Trajectory:
         """
         if num_frames < 1:
             raise ValueError(f"num_frames={num_frames}: it must be at least 1.")
-        return np.stack([look(value[:3], value[3], value[4]) for value in self._interpolate(num_frames)])
+        values = self._interpolate(num_frames)
+        return look(values[:, :3], values[:, 3], values[:, 4])
 
     def positions(self, number: int) -> np.ndarray:
         """Return the positions of the camera at equal steps of time, `(number, 3)`, in metres."""
@@ -86,26 +85,34 @@ class Trajectory:
         return CubicSpline(np.linspace(0, 1, len(knots)), knots)(np.linspace(0, 1, number))
 
 
-def look(position: Sequence[float], yaw: float, pitch: float = 0.0) -> np.ndarray:
-    """Compute the pose of an upright camera.
+def look(
+    position: Sequence[float] | np.ndarray, yaw: float | np.ndarray, pitch: float | np.ndarray = 0.0
+) -> np.ndarray:
+    """Compute the poses of upright cameras.
 
     Args:
-        position (sequence of 3 `float`):
+        position (sequence of 3 `float`, or `np.ndarray` of shape `(..., 3)`):
             World coordinates in metres.
-        yaw (`float`):
+        yaw (`float` or `np.ndarray` of shape `(...)`):
             Direction in degrees. 0 looks along +z, 90 along +x.
-        pitch (`float`, *optional*, defaults to `0.0`):
+        pitch (`float` or `np.ndarray` of shape `(...)`, *optional*, defaults to `0.0`):
             Inclination in degrees. Positive angles look up.
 
     Returns:
-        `np.ndarray` of shape `(4, 4)`: the camera-to-world matrix.
+        `np.ndarray` of shape `(..., 4, 4)`: the camera-to-world matrices.
     """
     yaw, pitch = np.radians(yaw), np.radians(pitch)
-    forward = np.array([np.sin(yaw) * np.cos(pitch), -np.sin(pitch), np.cos(yaw) * np.cos(pitch)])
-    right = np.array([np.cos(yaw), 0.0, -np.sin(yaw)])
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
-    pose[:3, 3] = position
+    sin, cos, rise, level = np.sin(yaw), np.cos(yaw), np.sin(pitch), np.cos(pitch)
+    pose = np.zeros((*np.shape(yaw), 4, 4))
+    pose[..., 0, 0], pose[..., 2, 0] = cos, -sin  # right
+    forward = sin * level, -rise, cos * level
+    pose[..., 0, 1], pose[..., 1, 1], pose[..., 2, 1] = (  # down: forward x right
+        forward[1] * -sin, forward[2] * cos - forward[0] * -sin, -forward[1] * cos,
+    )  # fmt: skip
+    for axis in range(3):
+        pose[..., axis, 2] = forward[axis]
+    pose[..., :3, 3] = position
+    pose[..., 3, 3] = 1.0
     return pose
 
 
@@ -115,11 +122,11 @@ def direction(start: np.ndarray, end: np.ndarray) -> tuple[float, float]:
     return float(np.degrees(np.arctan2(x, z))), float(np.degrees(np.arctan2(-y, np.hypot(x, z))))
 
 
-def is_clear(room: Room, trajectory: Trajectory, clearance: float = CLEARANCE) -> bool:
+def is_clear(room: BaseRoom, trajectory: Trajectory, clearance: float = CLEARANCE) -> bool:
     """Return whether a camera on the path keeps its distance from everything.
 
     Args:
-        room (`Room`):
+        room (`BaseRoom`):
             The room.
         trajectory (`Trajectory`):
             The path.
@@ -129,11 +136,11 @@ def is_clear(room: Room, trajectory: Trajectory, clearance: float = CLEARANCE) -
     return bool(room.clearance(trajectory.positions(97)).min() >= clearance)
 
 
-def sample_trajectory(room: Room, kind: str, rng: np.random.Generator, start: Knot | None = None) -> Trajectory:
+def sample_trajectory(room: BaseRoom, kind: str, rng: np.random.Generator, start: Knot | None = None) -> Trajectory:
     """Draw a path of one kind.
 
     Args:
-        room (`Room`):
+        room (`BaseRoom`):
             Room that the path must fit into.
         kind (`str`):
             `"pan"`, `"dolly"`, `"orbit"`, `"walk"`, or `"survey"`, which looks around the whole room.
@@ -160,11 +167,13 @@ def sample_trajectory(room: Room, kind: str, rng: np.random.Generator, start: Kn
     raise RuntimeError(f"room {room.seed} has no space for a {kind!r} trajectory. Use another seed or start.")
 
 
-def sample_approach(room: Room, target: RoomObject, rng: np.random.Generator, start: Knot | None = None) -> Trajectory:
+def sample_approach(
+    room: BaseRoom, target: RoomObject, rng: np.random.Generator, start: Knot | None = None
+) -> Trajectory:
     """Draw a path that starts with the target out of view and ends with the target in the middle of the picture.
 
     Args:
-        room (`Room`):
+        room (`BaseRoom`):
             Room that the path must fit into.
         target (`RoomObject`):
             One of the room's objects.
@@ -191,7 +200,7 @@ def sample_approach(room: Room, target: RoomObject, rng: np.random.Generator, st
     raise RuntimeError(f"room {room.seed} has no free path to the {target.name}. Use another target, seed or start.")
 
 
-def _starts(room: Room, rng: np.random.Generator, start: Knot | None) -> Iterator[Knot]:
+def _starts(room: BaseRoom, rng: np.random.Generator, start: Knot | None) -> Iterator[Knot]:
     """Yield first cameras to try: always the given one, or newly drawn ones."""
     for _ in range(_ATTEMPTS if start is None else _ATTEMPTS_FROM_START):
         if start is None:
@@ -218,14 +227,14 @@ def _eased(number: int) -> np.ndarray:
     return time * time * (3 - 2 * time)
 
 
-def _position(room: Room, rng: np.random.Generator) -> np.ndarray:
+def _position(room: BaseRoom, rng: np.random.Generator) -> np.ndarray:
     """Draw a point at eye height, away from the walls; it may lie inside an object."""
     half = np.array(room.layout.half) - 0.5
     x, z = rng.uniform(-half, half)
-    return np.array([x, -rng.uniform(1.25, 1.6), z])
+    return np.array([x, -rng.uniform(*ranges_of(room.style).eye_height), z])
 
 
-def _sees_far_enough(room: Room, trajectory: Trajectory) -> bool:
+def _sees_far_enough(room: BaseRoom, trajectory: Trajectory) -> bool:
     """Return whether no frame is filled by a near wall, from which no pose could be estimated."""
     views = render_geometry(room, trajectory.poses(3), _THUMBNAIL)
     return bool(np.median(views.depth.reshape(3, -1), axis=1).min() > 1.2)
@@ -235,24 +244,24 @@ def _side(angle: float) -> str:
     return "right" if angle > 0 else "left"
 
 
-def _draw_pan(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory:
+def _draw_pan(room: BaseRoom, rng: np.random.Generator, start: Knot) -> Trajectory:
     *position, yaw, pitch = start
-    angle = rng.choice([-1, 1]) * rng.uniform(35, 80)
+    angle = rng.choice([-1, 1]) * rng.uniform(*ranges_of(room.style).pan)
     text = f"Stand still and turn {_side(angle)} by {abs(angle):.0f} degrees."
     return Trajectory("pan", rounded(np.array([(*position, yaw + angle * share, pitch) for share in _eased(9)])), text)
 
 
-def _draw_dolly(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory:
+def _draw_dolly(room: BaseRoom, rng: np.random.Generator, start: Knot) -> Trajectory:
     *position, yaw, pitch = start
     sideways = rng.random() < 0.35
-    length = rng.choice([-1, 1]) * rng.uniform(0.7, 1.6)
+    length = rng.choice([-1, 1]) * rng.uniform(*ranges_of(room.style).dolly)
     step = _ahead(yaw + (90 if sideways else 0)) * length
     words = ("right" if length > 0 else "left") if sideways else ("forward" if length > 0 else "backward")
     knots = [(*(position + step * share), yaw, pitch) for share in _eased(9)]
     return Trajectory("dolly", rounded(np.array(knots)), f"Move {words} by {abs(length):.1f} metres.")
 
 
-def _draw_orbit(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory | None:
+def _draw_orbit(room: BaseRoom, rng: np.random.Generator, start: Knot) -> Trajectory | None:
     """Draw a path around an object near the middle of the first view; the view ends on the object's centre."""
     # 1. Choose a target.
     eye, yaw, pitch = np.array(start[:3]), start[3], start[4]
@@ -266,7 +275,7 @@ def _draw_orbit(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory
 
     # 2. Move along the circle around it.
     radius = distance[room.objects.index(target)]
-    sweep = rng.choice([-1, 1]) * min(rng.uniform(0.4, 1.3), 2.4 / radius)
+    sweep = rng.choice([-1, 1]) * min(rng.uniform(*ranges_of(room.style).orbit), 2.4 / radius)
     from_target = eye - target.centre
     # The view moves from the point that the first camera looks at, taken at the target's distance, to the target.
     watched = eye + radius * (_ahead(yaw) - [0, np.tan(np.radians(pitch)), 0])
@@ -283,16 +292,17 @@ def _draw_orbit(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory
     return Trajectory("orbit", _continue_from(start, knots), text)
 
 
-def _draw_walk(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory | None:
+def _draw_walk(room: BaseRoom, rng: np.random.Generator, start: Knot) -> Trajectory | None:
     """Draw a path along a bend, looking ahead."""
     *position, yaw, pitch = start
-    angle = rng.uniform(-100, 100)
-    bend = position + _ahead(yaw) * rng.uniform(0.4, 1.6)
-    end = bend + _ahead(yaw + angle) * rng.uniform(0.4, 1.6)
+    ranges = ranges_of(room.style)
+    angle = rng.uniform(-ranges.walk_angle, ranges.walk_angle)
+    bend = position + _ahead(yaw) * rng.uniform(*ranges.walk_leg)
+    end = bend + _ahead(yaw + angle) * rng.uniform(*ranges.walk_leg)
     share = _eased(9)[:, None]
     path = (1 - share) ** 2 * position + 2 * share * (1 - share) * bend + share**2 * end
     length = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
-    if length < 1.0:
+    if length < ranges.shortest_walk:
         return None
     tangent = 2 * (1 - share) * (bend - position) + 2 * share * (end - bend)
     knots = [
@@ -302,24 +312,27 @@ def _draw_walk(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory 
     return Trajectory("walk", _continue_from(start, knots), f"Walk forward {length:.1f} metres{turn}.")
 
 
-def _draw_survey(room: Room, rng: np.random.Generator, start: Knot) -> Trajectory:
+def _draw_survey(room: BaseRoom, rng: np.random.Generator, start: Knot) -> Trajectory:
     """Draw one turn around a small ellipse, looking at the whole room as a person would who records it."""
-    middle = np.array(start[:3])
-    radii = rng.uniform(0.25, 0.45) * np.array(room.layout.half)
+    ranges = ranges_of(room.style)
+    middle = np.array(start[:3]) * [ranges.survey_spread, 1, ranges.survey_spread]
+    radii = rng.uniform(*ranges.survey_radii) * np.array(room.layout.half)
     start, turn = rng.uniform(0, 2 * np.pi), rng.choice([-1, 1])
     knots = []
     for share in np.linspace(0, 1, 17):
         angle = start + turn * 2 * np.pi * share
-        eye = middle + np.array([radii[0] * np.sin(angle), 0.05 * np.sin(3 * angle), radii[1] * np.cos(angle)])
+        eye = middle + np.array(
+            [radii[0] * np.sin(angle), ranges.survey_rise * np.sin(3 * angle), radii[1] * np.cos(angle)]
+        )
         # Look across the room, which shows more of it than looking at the nearest wall.
-        knots.append((*eye, np.degrees(angle) + 180 + 25 * np.sin(2 * angle), -8.0))
+        knots.append((*eye, np.degrees(angle) + 180 + ranges.survey_swing * np.sin(2 * angle), -8.0))
     return Trajectory("survey", rounded(_continuous(knots)), "Walk around the room and look at all of it.")
 
 
-def _draw_approach(room: Room, target: RoomObject, rng: np.random.Generator, start: Knot) -> Trajectory | None:
+def _draw_approach(room: BaseRoom, target: RoomObject, rng: np.random.Generator, start: Knot) -> Trajectory | None:
     # 1. Choose where to stop: in front of the target, if it has a front.
     position, yaw, pitch = np.array(start[:3]), start[3], start[4]
-    reach = np.hypot(*(target.high - target.low)[[0, 2]]) / 2 + rng.uniform(0.7, 1.5)
+    reach = np.hypot(*(target.high - target.low)[[0, 2]]) / 2 + rng.uniform(*ranges_of(room.style).reach)
     around = rng.uniform(0, 2 * np.pi)
     if target.has_front:
         around = target.yaw + np.pi + rng.uniform(-0.9, 0.9)
@@ -327,7 +340,7 @@ def _draw_approach(room: Room, target: RoomObject, rng: np.random.Generator, sta
     end[1] = position[1]
     final_yaw, final_pitch = direction(end, target.centre)
     turn = (final_yaw - yaw + 180) % 360 - 180
-    if abs(turn) > MAX_TURN:
+    if abs(turn) > ranges_of(room.style).max_turn:
         return None
 
     # 2. Go there along a bend.
@@ -361,7 +374,7 @@ def _continuous(knots: Sequence[Sequence[float]]) -> np.ndarray:
     return values
 
 
-_DRAWERS: dict[str, Callable[[Room, np.random.Generator, Knot], Trajectory | None]] = {
+_DRAWERS: dict[str, Callable[[BaseRoom, np.random.Generator, Knot], Trajectory | None]] = {
     "pan": _draw_pan,
     "dolly": _draw_dolly,
     "orbit": _draw_orbit,

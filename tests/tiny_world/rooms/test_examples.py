@@ -8,6 +8,7 @@ from spatialalign_trl.models.context import pluecker_rays
 from spatialalign_trl.tiny_world.networks import MAX_TOKENS, new_tokenizer
 from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS
 from spatialalign_trl.tiny_world.rooms.examples import (
+    ExampleSettings,
     example_of,
     load_examples,
     mirrored,
@@ -93,10 +94,11 @@ def test_instructions_are_words_of_the_vocabulary(rows):
 
 
 def test_examples_are_rendered_once(tmp_path):
-    assert list(render_examples(tmp_path, 1, 1, CONTEXT, SIZE, FRAMES)) == [1]
+    settings = ExampleSettings("indoor", 1, CONTEXT, SIZE, FRAMES)
+    assert list(render_examples(tmp_path, range(1), settings)) == [1]
     (file,) = tmp_path.iterdir()
     before = file.stat().st_mtime_ns
-    assert list(render_examples(tmp_path, 1, 1, CONTEXT, SIZE, FRAMES)) == [1]
+    assert list(render_examples(tmp_path, range(1), settings)) == [1]
     assert file.stat().st_mtime_ns == before
     examples = load_examples(tmp_path)
     assert examples
