@@ -52,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"spatialalign-trl {__version__}")
     parser.add_argument("command", type=one_of("command", COMMANDS), metavar="COMMAND")
     command = parser.parse_args(words[:1]).command
+    from spatialalign_trl.video import max_pixels
+
+    try:
+        max_pixels()  # a wrong setting would be the fault of every video
+    except ValueError as error:
+        parser.error(str(error))
     try:
         return import_module(f"{__name__}.{command.replace('-', '_')}").main(words[1:])
     except KeyboardInterrupt:

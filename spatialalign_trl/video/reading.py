@@ -94,11 +94,20 @@ def _check_size(file: OpenVideo, max_bytes: int | None) -> Timing:
     check_pixels(len(file.shown), height, width, file.name, max_bytes)
     last = max(file.shown, key=lambda packet: packet.pts or 0, default=None)
     times = shown_times(file.shown)
-    end = None if times is None or last is None else times[-1] + float((last.duration or 0) * last.time_base)
+    end = None if not times else _end(file, times, last.duration or 0)
     timing = find_timing(times, end, _rates(file.stream))
     if timing.indices is not None:
         check_pixels(len(timing.indices), height, width, file.name, max_bytes)
     return timing
+
+
+def _end(file: OpenVideo, times: list[float], last_duration: int) -> float:
+    """Return the second at which the last frame ends."""
+    # Containers store how long a packet is the last one in decoding order. With B-frames that may be too long.
+    stream, end = file.stream, times[-1] + float(last_duration * file.stream.time_base)
+    whole = [] if stream.duration is None else [float(stream.duration * stream.time_base)]
+    whole += [] if file.duration is None else [file.duration]
+    return min([end, *(times[0] + duration for duration in whole)])
 
 
 def _rates(stream: av.VideoStream) -> list[float]:
@@ -168,7 +177,7 @@ def _decode(file: OpenVideo, max_bytes: int | None) -> tuple[Video, list[float] 
     if None in stamps:
         return video, None, None
     times = [float(stamp * file.stream.time_base) for stamp in stamps]
-    return video, times, times[-1] + float(last_duration * file.stream.time_base)
+    return video, times, _end(file, times, last_duration)
 
 
 def _check_decoded(file: OpenVideo, stamps: list[int | None]) -> None:

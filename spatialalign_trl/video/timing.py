@@ -17,7 +17,7 @@ DEFAULT_FPS = 16.0
 _SLOWEST, _FASTEST = 1, 120
 """Frames per second that players keep up with."""
 
-_JITTER = 0.3
+_EXACT, _JITTER = 0.1, 0.3
 """Largest distance of a time stamp from its place on the grid of frames, as a share of the grid's step: containers
 round time stamps (mkv to milliseconds, gif to hundredths of a second), and cameras are not exact."""
 
@@ -70,8 +70,10 @@ def find_timing(times: Sequence[float] | None, end: float | None, rates: Sequenc
     # Distances that may be the grid's step. The smallest one may be several steps long.
     usual, shortest = float(np.median(steps)), float(steps.min())
     named = [1 / rate for rate in rates if 1 / rate > 0.3 * shortest]  # 1000 fps fit all stamps in milliseconds
-    candidates = [usual, *named, shortest, shortest / 2, shortest / 3]
-    grids = (_grid(steps, candidate) for candidate in candidates)
+    likely = [usual, *named, shortest]
+    tries = [(step, _EXACT) for step in likely] + [(step, _JITTER) for step in likely]
+    tries += [(shortest / 2, _EXACT), (shortest / 3, _EXACT)]  # last: all stamps lie on a fine enough grid
+    grids = (_grid(steps, step, tolerance) for step, tolerance in tries)
     places, step = next((grid for grid in grids if grid is not None), (None, usual))
     if places is None:
         places = np.concatenate([[0.0], np.cumsum(steps)]) / step
@@ -80,12 +82,14 @@ def find_timing(times: Sequence[float] | None, end: float | None, rates: Sequenc
     # Each frame is shown until the next one, and the last one until its end.
     hold = 1.0 if end is None else max(1.0, (end - times[-1]) / step)
     count = round(places[-1] + hold)
-    indices = np.searchsorted(places, np.arange(count) + 0.5, side="right") - 1
+    moments = np.arange(count) + 0.5
+    moments[0] = 0.0  # how a movement starts is never left out
+    indices = np.searchsorted(places, moments, side="right") - 1
     is_constant = count == len(times) and (indices == np.arange(count)).all()
     return Timing(fps, None if is_constant else indices)
 
 
-def _grid(steps: np.ndarray, step: float) -> tuple[np.ndarray, float] | None:
+def _grid(steps: np.ndarray, step: float, tolerance: float) -> tuple[np.ndarray, float] | None:
     """Return the whole-numbered places of the frames on a grid of about this step, and the exact step, if they fit."""
     for _ in range(3):  # the step gets exact enough to count long gaps
         counts = np.round(steps / step)
@@ -97,4 +101,4 @@ def _grid(steps: np.ndarray, step: float) -> tuple[np.ndarray, float] | None:
     times = np.concatenate([[0.0], np.cumsum(steps)])
     step, start = np.polyfit(places, times, 1)
     distance = np.abs(times - start - step * places).max()
-    return (places, float(step)) if distance <= _JITTER * step else None
+    return (places, float(step)) if distance <= tolerance * step else None

@@ -46,10 +46,12 @@ def encode(
     rate: int | Fraction = 8,
     *,
     places: Sequence[int] | None = None,
+    end: int | None = None,
     options: Mapping[str, str] | None = None,
     muxer: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Encode a clip in one of `CODECS`. Frame k is shown from step `places[k]` on, by default k; a step is 1/rate."""
+    """Encode a clip in one of `CODECS`. Frame k is shown from step `places[k]` on, by default k, and the last one
+    until step `end`, if it is given; a step is 1/rate."""
     container_format, codec, pixels = CODECS[kind]
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container_format, options=dict(muxer or {})) as container:
@@ -60,11 +62,18 @@ def encode(
         if codec == "libx265":
             options = {"x265-params": "log-level=none", **(options or {})}
         stream.options = dict(options or {})
-        for place, pixels_of_frame in zip(places or range(len(video)), video, strict=True):
+        places, packets = list(range(len(video)) if places is None else places), []
+        for place, pixels_of_frame in zip(places, video, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_of_frame), format="rgb24")
             frame.pts, frame.time_base = place, stream.codec_context.time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        if end is not None:  # then each packet says how long it is shown
+            for packet in packets:
+                place = round(packet.pts * packet.time_base * Fraction(rate))
+                following = [*places, end][places.index(place) + 1]
+                packet.duration = round((following - place) / Fraction(rate) / packet.time_base)
+        container.mux(packets)
     return buffer.getvalue()
 
 

@@ -10,6 +10,7 @@ import av
 import pytest
 from video_files import clip, encode
 
+from spatialalign_trl.cli import main
 from spatialalign_trl.rewards.remote import request_body
 from spatialalign_trl.rewards.server import RewardServer, read_request
 from spatialalign_trl.video import (
@@ -71,6 +72,13 @@ def test_a_setting_that_is_no_number_is_named(monkeypatch, text):
     monkeypatch.setenv("SPATIALALIGN_MAX_PIXELS", text)
     with pytest.raises(ValueError, match=f"SPATIALALIGN_MAX_PIXELS='{text}': must be a whole number above 0"):
         read_video(encode(clip()))
+
+
+def test_a_command_refuses_a_wrong_setting_before_it_starts(monkeypatch, capsys):
+    monkeypatch.setenv("SPATIALALIGN_MAX_PIXELS", "2 GB")
+    with pytest.raises(SystemExit, match="2"):
+        main(["score", "cat.mp4", "--prompt", "p"])
+    assert "SPATIALALIGN_MAX_PIXELS='2 GB': must be a whole number above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["mkv", "gif", "mp4"])

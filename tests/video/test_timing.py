@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from video_files import CODECS, clip, encode, shown_frames, trimmed
@@ -102,6 +102,25 @@ def test_merged_frames_are_shown_as_long_as_they_last(kind):
     expected = [int(np.searchsorted(places, step, side="right")) - 1 for step in range(17)]
     assert shown_frames(timed.video, clip(11)) == expected
     assert timed.fps == pytest.approx(8, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov", "hevc", "webm", "mkv", "gif"])
+def test_the_last_frame_is_shown_until_its_end(kind):
+    timed = read_timed_video(encode(clip(9), kind, places=[0, 1, 2, 5, 6, 7, 8, 9, 10], end=16))
+    assert shown_frames(timed.video, clip(9)) == [0, 1, 2, 2, 2, 3, 4, 5, 6, 7, *[8] * 6]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+@given(steps=st.lists(st.sampled_from([1, 1, 1, 1, 2, 3, 6]), min_size=8, max_size=16), frames=st.sampled_from("023"))
+@settings(max_examples=25)
+def test_the_order_of_decoding_adds_no_frames(kind, steps, frames):
+    """An mp4 says how long each packet is the last one decoded, which with B-frames is not how long it is shown."""
+    places = np.cumsum([0, *steps]).tolist()
+    video = clip(len(places))
+    timed = read_timed_video(encode(video, kind, places=places, options={"bf": frames}))
+    scale = round(8 / timed.fps)  # frames that are all two steps apart are at half the rate
+    expected = [int(np.searchsorted(places, k * scale, side="right")) - 1 for k in range(places[-1] // scale + 1)]
+    assert shown_frames(timed.video, video) == expected
 
 
 @pytest.mark.parametrize("still", [1, 4])
