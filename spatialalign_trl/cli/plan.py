@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from spatialalign_trl.cli.parsing import Parser, positive, share
 from spatialalign_trl.files import write_json
+from spatialalign_trl.safe_text import printable_lines
 
 if TYPE_CHECKING:
     from spatialalign_trl.arguments.model import ModelArguments
@@ -81,9 +82,9 @@ def main(words: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     if args.json == "-":
-        print(json.dumps(plan.to_dict(), indent=2))
+        print(printable_lines(json.dumps(plan.to_dict(), indent=2)))
     else:
-        print(as_text(plan))
+        print(printable_lines(as_text(plan)))
         if args.json is not None:
             write_json(Path(args.json), plan.to_dict())
     return 1 if plan.fits is False else 0

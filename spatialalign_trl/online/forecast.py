@@ -14,6 +14,7 @@ from spatialalign_trl.planning.forecast import Forecast, RunSettings, forecast
 from spatialalign_trl.planning.stages import ModelSetup, StageTracer
 from spatialalign_trl.planning.text import as_text
 from spatialalign_trl.planning.workload import VIDEO_BITS_PER_PIXEL, Workload
+from spatialalign_trl.safe_text import terminal_text
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -115,11 +116,12 @@ def announce_long_run(run: RunParts, peft_config: LoraConfig | None, num_eval_pr
         with torch.random.fork_rng(devices=[]):
             plan = forecast_of(run, tflops, peft_config, num_eval_prompts)
     except Exception as error:  # whatever a model of somebody else does on tensors without values
-        run.console.print(f"no forecast of this run: {' '.join(str(error).split())[:300]}", soft_wrap=True)
+        reason = " ".join(str(error).split())[:300]
+        run.console.print(terminal_text(f"no forecast of this run: {reason}"), soft_wrap=True)
         return
     if plan.hours is None or plan.hours < LONG_RUN:
         return
-    run.console.print(as_text(plan), soft_wrap=True, highlight=False, markup=False)
+    run.console.print(terminal_text(as_text(plan)), soft_wrap=True)
     if not any(run.store.samples()):
         run.pace.start(plan)
 
