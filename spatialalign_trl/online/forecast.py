@@ -121,7 +121,7 @@ def announce_long_run(run: RunParts, peft_config: LoraConfig | None, num_eval_pr
         return
     if plan.hours is None or plan.hours < LONG_RUN:
         return
-    run.console.print(terminal_text(as_text(plan)), soft_wrap=True)
+    run.console.print(*map(terminal_text, as_text(plan).splitlines()), sep="\n", soft_wrap=True)
     if not any(run.store.samples()):
         run.pace.start(plan)
 
