@@ -15,6 +15,7 @@ from spatialalign_trl.cli.score_matching import match_rows, namesake
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
 from spatialalign_trl.prompts.rows import read_rows
+from spatialalign_trl.text_files import MISSING_WORDS
 
 FILE_COLUMNS = ("file", "video", "path", "sample_id")
 """Columns that may name the video of a row; the first one with a value is used."""
@@ -23,7 +24,7 @@ DSR_COLUMNS = ("dsr_score", "score", "reward")
 REWARD_PREFIX = "reward/"
 INVALID_VALUE = -100.0
 """The number that the authors' files contain for INVALID."""
-INVALID_WORDS = ("", "invalid", "nan", "none", "null", "na", "n/a", "<na>")
+INVALID_WORDS = MISSING_WORDS | {"", "invalid"}
 """What tables contain in words for INVALID, in any case."""
 
 Row = Mapping[str, Any]

@@ -8,12 +8,12 @@ is therefore compared from its end, and the folder that holds the video must be 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from spatialalign_trl.cli.parsing import UsageError
 from spatialalign_trl.rollout.video_names import VIDEO_SUFFIXES
+from spatialalign_trl.text_files import same_text
 
 Parts = tuple[str, ...]
 _SAMPLE_ID = re.compile("[0-9a-f]{20}")
@@ -30,7 +30,7 @@ def path_parts(file: str) -> Parts:
             because the folders before it are not those that hold the file.
     """
     # macOS decomposes accents in the names of files.
-    path = PurePosixPath(unicodedata.normalize("NFC", file.replace("\\", "/")))
+    path = PurePosixPath(same_text(file.replace("\\", "/")))
     if not path.parts:
         return ()
     name = path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name

@@ -66,6 +66,9 @@ _WORDS = re.compile(r"[^\s,.;:!?]+( [^\s,.;:!?]+)*")
 # Words that are spelled with a vowel but pronounced with a consonant, and the other way round.
 _SPOKEN_CONSONANT = re.compile(r"eu|ewe|one\b|uni(?![dmn])|us[eu]|ut[ei]|ukulele")
 _SPOKEN_VOWEL = re.compile(r"heir|honest|honou?r|hour")
+# Capitals that are spoken letter by letter ("MRI", "X-ray"), and the letters whose names begin with a vowel.
+_SPELLED = re.compile(r"(?:[A-Z]|[A-Z]{2,3}|[B-DF-HJ-NP-TV-Z]{4,})(?![A-Za-z])")
+_VOWEL_LETTERS = "AEFHILMNORSX"
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class DSRPrompt:
 
 def indefinite_article(words: str) -> str:
     """Return `"a"` or `"an"`, depending on the sound that `words` begin with, as far as the spelling shows it."""
+    if _SPELLED.match(words):
+        return "an" if words[0] in _VOWEL_LETTERS else "a"
     lowered = words.lower()
     if _SPOKEN_CONSONANT.match(lowered):
         return "a"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_LENGTH = 10_000
 """Largest number of characters of a prompt or of one of its parts."""
 
-_ARTICLE = re.compile(r"(an?|the) (?=.)", re.IGNORECASE)
+_ARTICLES = re.compile(r"((an?|the) )+(?=.)", re.IGNORECASE)
 _NOUNS = ("animal", "object", "attribute")
 _PARTS = ("scene", "animal", "object", "type", "verb", "attribute")
 
@@ -178,4 +178,5 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         raise ValueError(f"column {column!r} has {len(text):_} characters, but a prompt has at most {MAX_LENGTH:_}")
     if column not in ("prompt", "prompt_id"):
         text = " ".join(text.split())
-    return _ARTICLE.sub("", text, count=1) if column in _NOUNS and _ARTICLE.match(text) else text
+    articles = _ARTICLES.match(text) if column in _NOUNS else None
+    return text[articles.end() :] if articles else text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from spatialalign_trl.evaluation.labels import END, LABEL_FORMAT, LABEL_VERSION, LOOKS, START, questions_of
 from spatialalign_trl.prompts.relations import RELATIONS
+from spatialalign_trl.text_files import same_text
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "label.html"
 
@@ -47,7 +47,7 @@ class Clip:
 
     def id_with_folders(self, folders: int) -> str:
         """Compute the id of the file's content, its name, and the last of its folders, as many as `folders` says."""
-        parts = PurePosixPath(unicodedata.normalize("NFC", self.file)).parts[-1 - folders :]
+        parts = PurePosixPath(same_text(self.file)).parts[-1 - folders :]
         content = self.sha256 or hashlib.sha256(self.mp4).hexdigest()
         return hashlib.sha256("/".join(parts).encode() + b"\0" + content.encode()).hexdigest()[:20]
 

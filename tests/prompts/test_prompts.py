@@ -127,7 +127,8 @@ def test_nouns_of_several_words_and_scenes_with_commas():
 @pytest.mark.parametrize(
     "words, article",
     [("fox", "a"), ("owl", "an"), ("orange cat", "an"), ("hour glass", "an"), ("horse", "a"), ("unicorn", "a")]
-    + [("umbrella", "an"), ("unpainted crate", "an"), ("used tyre", "a"), ("one-eyed cat", "a"), ("Urn", "an")],
+    + [("umbrella", "an"), ("unpainted crate", "an"), ("used tyre", "a"), ("one-eyed cat", "a"), ("Urn", "an")]
+    + [("MRI scanner", "an"), ("SUV", "an"), ("UFO", "a"), ("TV", "a"), ("X-ray machine", "an"), ("MacBook", "a")],
 )
 def test_articles_follow_the_sound(words, article):
     assert indefinite_article(words) == article
