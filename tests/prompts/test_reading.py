@@ -97,7 +97,7 @@ def test_the_table_of_phrases_has_no_phrase_twice_and_contains_what_is_written(p
     assert list(WORDINGS) == list(RELATIONS) and len(AMBIGUOUS) == 2
 
 
-@pytest.mark.parametrize(("initial", "final"), permutations(RELATIONS, 2))
+@pytest.mark.parametrize(("initial", "final"), list(permutations(RELATIONS, 2)))
 def test_a_prompt_without_scene_is_described_in_the_words_of_the_grammar(initial, final):
     built = build_prompt(scene="In a hall", animal="owl", object="urn", type=initial + final, verb="hops")
     without = parse_prompt(built.prompt.replace("In a hall, an", "An"))
