@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cosmic_ray.work_db import WorkDB
+from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import WorkerOutcome, WorkResult
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
 
 def draw(session: str, count: int | None, seed: int) -> int:
     """Skip all mutants of a session but `count`, drawn with the seed; returns how many are left."""
-    with WorkDB(session, WorkDB.Mode.open) as database:
+    with use_db(session, WorkDB.Mode.open) as database:
         place = {item.job_id: str(item.mutations) for item in database.pending_work_items}
         items = sorted(place, key=place.__getitem__)
         drawn = items if count is None else random.Random(seed).sample(items, min(count, len(items)))

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -129,6 +130,24 @@ def test_it_leaves_results_tables_and_samples(finished):
     assert difference["verdict"]["message"] and written["settings"] == {"a": 1}
     for text in ((finished.folder / name).read_text() for name in ("table.md", "table.tex")):
         assert "base" in text and "ours" in text and re.search(r"reward\\?_mean", text)
+
+
+def test_every_difference_is_the_policy_minus_the_baseline(finished):
+    base, ours = (finished.results["policies"][name]["summary"] for name in ("base", "ours"))
+    found = finished.results["differences"]["ours"]
+    assert {"S@0.5", "reward_mean"} <= set(found["rewards"]) and {"frame_change", "sharpness"} <= set(found["quality"])
+    for name, change in {**found["rewards"], **found["quality"]}.items():
+        before, after = (side[name] if name in side else side["quality"][name] for side in (base, ours))
+        assert change["difference"] == pytest.approx(after - before, abs=1e-9), name
+        assert change["interval"][0] - 1e-9 <= change["difference"] <= change["interval"][1] + 1e-9, name
+    assert found["rewards"]["reward_mean"]["difference"] != 0 != found["quality"]["sharpness"]["difference"]
+
+
+def test_the_videos_are_stored_with_the_quality_and_the_frame_rate_of_the_settings(finished):
+    for video in (finished.folder / "samples").glob("*.mp4"):
+        with av.open(str(video)) as container:  # lossless is not the default
+            stream = container.streams.video[0]
+            assert stream.codec_context.pix_fmt == "gbrp" and stream.average_rate == 16
 
 
 def test_the_samples_table_has_each_videos_prompt_score_quality_and_file(finished):
