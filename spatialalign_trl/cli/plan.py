@@ -142,8 +142,6 @@ def plan_recipe(options: argparse.Namespace, recipe_words: Sequence[str] = ()) -
     on_cpu = card is None and architecture.name in EMBEDDED_MODELS
     tracer, settings = _tracer(architecture, args, model, "float32" if on_cpu else "bfloat16")
     check_remedies(options.remedies or (), tracer)
-    if model.vae_tiling:
-        check_remedies(["vae_tiling"], tracer)
 
     # 3. Forecast, and look for a remedy if it does not fit
     tflops = options.tflops

@@ -303,15 +303,17 @@ def architecture_of(model: VideoModel) -> Architecture:
         model ([`VideoModel`]):
             The model, with its encoders.
     """
-    pipeline = model.pipeline
+    pipeline, trained = model.pipeline, model.trained_component
     components, tokens, settings = {}, {}, {}
     for name, part in pipeline.components.items():
         if name.startswith("tokenizer"):
             tokens[name] = min(int(getattr(part, "model_max_length", 512)), 1 << 20)
-        elif part is not None and hasattr(part, "config") and name != "transformer_2":
+        elif hasattr(part, "config") and (name == trained or not name.startswith("transformer")):
             config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
             library = type(part).__module__.partition(".")[0]
-            components[name] = Component(f"{library}:{type(part).__name__}", config)
+            components["transformer" if name == trained else name] = Component(
+                f"{library}:{type(part).__name__}", config
+            )
     for name in ("boundary_ratio", "expand_timesteps"):
         if name in pipeline.config:
             settings[name] = pipeline.config[name]

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from spatialalign_trl.models.base import VideoModel
 from spatialalign_trl.models.encoding import Conditioning
 from spatialalign_trl.models.loading import ADAPTERS
+from spatialalign_trl.models.wan import EXPERTS
 from spatialalign_trl.planning.architectures import LAYER_SETTINGS, Architecture, Component
 from spatialalign_trl.planning.quantized import quantize_linears
 
@@ -113,8 +114,11 @@ def build_model(
     adapter._check_options(options)
     architecture = architecture if layers is None else architecture.with_layers(layers)
     parts = architecture.components
+    # Of two experts of one size, only the trained one is built.
+    trained = EXPERTS.get(str(options.get("expert")), "transformer")
     components: dict[str, Any] = {
-        "transformer": build_component(parts["transformer"], dtype, quantization),
+        "transformer": None,
+        trained: build_component(parts["transformer"], dtype, quantization),
         "scheduler": build_component(parts["scheduler"], dtype),
         "vae": build_component(parts["vae"], torch.float32),
     }

@@ -93,7 +93,7 @@ class Stage:
 @dataclass(frozen=True)
 class Forecast:
     """
-    What a run takes; see `docs/training.md`.
+    What a run takes.
 
     Args:
         model, family (`str`):

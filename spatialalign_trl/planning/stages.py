@@ -228,11 +228,10 @@ class StageTracer:
         args = copy.copy(args)
         for name, value in changes.items():
             setattr(args, name, value)
-        key = (args.gradient_checkpointing, args.separate_forward, args.precompute_reference)
-        return self._training_step(key, _Once(args))
+        return self._training_step(tuple(getattr(args, name) for name in _STEP_SETTINGS), _Once(args))
 
     @functools.cache  # noqa: B019
-    def _training_step(self, key: tuple[bool, ...], arguments: _Once) -> Cost:
+    def _training_step(self, key: tuple[object, ...], arguments: _Once) -> Cost:
         args = arguments.value
 
         def cost(layers: dict[str, int]) -> Cost:
@@ -244,6 +243,10 @@ class StageTracer:
                 return measure(step, lambda: base, repeat=2)
 
         return extrapolate(self.layers, cost)
+
+
+_STEP_SETTINGS = ("gradient_checkpointing", "separate_forward", "precompute_reference", "per_device_train_batch_size")
+_STEP_SETTINGS += ("num_noise_draws", "bf16", "loss_type", "winner_safe_mu")
 
 
 @dataclass(frozen=True)
