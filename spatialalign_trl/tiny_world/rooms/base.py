@@ -12,6 +12,11 @@ GRID = 0.5
 """Objects of textured rooms stand on a grid of this many metres, and layouts are compared on it."""
 
 
+def is_flat(style: str) -> bool:
+    """Return whether rooms of a style have plain colours instead of textures."""
+    return style in ("flat", "flat_outdoor")
+
+
 @dataclass(frozen=True)
 class Place:
     """The position of one object.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from spatialalign_trl.errors import near_miss
-from spatialalign_trl.tiny_world.rooms.base import GRID, Layout, Place
+from spatialalign_trl.tiny_world.rooms.base import GRID, Layout, Place, is_flat
 from spatialalign_trl.tiny_world.rooms.flat_layout import draw_flat_layout
 from spatialalign_trl.tiny_world.rooms.furniture import INDOOR, OUTDOOR, Kind
 
@@ -77,7 +77,7 @@ def sample_layout(seed: int, style: str = "indoor") -> Layout:
     # Splits get their layouts by rejection, so rooms of all splits have the same distribution.
     rng = np.random.default_rng([seed, STYLES.index(style)])
     while True:
-        layout = draw_flat_layout(rng, style) if style.startswith("flat") else _draw(rng, style)
+        layout = draw_flat_layout(rng, style) if is_flat(style) else _draw(rng, style)
         if layout.split() == split:
             return layout
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spatialalign_trl.tiny_world.rooms.base import is_flat
+
 
 @dataclass(frozen=True)
 class PathRanges:
@@ -64,4 +66,4 @@ _FLAT = PathRanges(
 
 def ranges_of(style: str) -> PathRanges:
     """Return the ranges for rooms of a style."""
-    return _FLAT if style.startswith("flat") else _TEXTURED
+    return _FLAT if is_flat(style) else _TEXTURED

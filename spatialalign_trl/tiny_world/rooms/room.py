@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from spatialalign_trl.tiny_world.rooms.base import BaseRoom, Layout, Place, RoomObject
+from spatialalign_trl.tiny_world.rooms.base import BaseRoom, Layout, Place, RoomObject, is_flat
 from spatialalign_trl.tiny_world.rooms.flat_room import FlatRoom, sample_flat_room
 from spatialalign_trl.tiny_world.rooms.furniture import FRONTS, INDOOR, OUTDOOR
 from spatialalign_trl.tiny_world.rooms.layout import sample_layout
@@ -111,7 +111,7 @@ def sample_room(seed: int, style: str = "indoor") -> Room | FlatRoom:
     Raises:
         ValueError: If the style is unknown, or if it has no such seed.
     """
-    if style.startswith("flat"):
+    if is_flat(style):
         return sample_flat_room(seed, style)
     # The layout has its own generator, because the number of draws until one belongs to the split varies.
     layout = sample_layout(seed, style)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spatialalign_trl.scenes.tasks import SceneTask, check_task, draw_context_indices
-from spatialalign_trl.tiny_world.rooms.base import BaseRoom
+from spatialalign_trl.tiny_world.rooms.base import BaseRoom, is_flat
 from spatialalign_trl.tiny_world.rooms.room import sample_room
 from spatialalign_trl.tiny_world.rooms.trajectories import Trajectory, sample_approach, sample_trajectory
 from spatialalign_trl.tiny_world.rooms.views import Geometry, intrinsics_for, render, render_geometry
@@ -73,7 +73,7 @@ def make_row(seed: int, task: str, style: str = "indoor", num_context: int = 12,
     if variant < 0:
         raise ValueError(f"variant={variant}: it must be at least 0.")
     room = _room(seed, style)
-    thumbnail = _FLAT_THUMBNAIL if style.startswith("flat") else _THUMBNAIL
+    thumbnail = _FLAT_THUMBNAIL if is_flat(style) else _THUMBNAIL
     rng = np.random.default_rng([seed, 79, variant])
     kind = NAVIGATION_KINDS[(seed + variant) % len(NAVIGATION_KINDS)]
     for _ in range(_ATTEMPTS):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from room_cameras import free_cameras
 
 from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS, look, render, render_geometry, sample_room
 from spatialalign_trl.tiny_world.rooms.examples import NUM_CONTEXT, seen_context
@@ -24,17 +25,6 @@ SHADES = (0.6, 1.0)  # darkest and lightest face of an object
 @pytest.fixture(scope="module", params=[(3, "flat"), (OUTDOOR + 3, "flat_outdoor")], ids=["flat", "flat_outdoor"])
 def room(request):
     return sample_room(*request.param)
-
-
-def free_cameras(room, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw cameras at free positions, in any direction."""
-    poses = []
-    while len(poses) < number:
-        x, z = rng.uniform(-1, 1, 2) * np.array(room.layout.half)
-        point = np.array([x, -rng.uniform(0.4, 2.2), z])
-        if room.clearance(point[None])[0] > 0.3:
-            poses.append(look(point, rng.uniform(-180, 180), rng.uniform(-35, 35)))
-    return np.stack(poses)
 
 
 def inside(solid, points: np.ndarray, slack: float) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from room_cameras import free_cameras
 
 from spatialalign_trl.tiny_world.rooms import SPLIT_SEEDS, intrinsics_for, look, render, sample_room, split_of
 from spatialalign_trl.tiny_world.rooms.furniture import INDOOR, OUTDOOR
@@ -21,21 +22,10 @@ def room(request):
     return sample_room(*request.param)
 
 
-def inner_poses(room, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw cameras at free positions, in any direction."""
-    poses = []
-    while len(poses) < number:
-        x, z = rng.uniform(-1, 1, 2) * np.array(room.layout.half)
-        point = np.array([x, -rng.uniform(0.4, 2.2), z])
-        if room.clearance(point[None])[0] > 0.3:
-            poses.append(look(point, rng.uniform(-180, 180), rng.uniform(-35, 35)))
-    return np.stack(poses)
-
-
 def test_the_same_seed_gives_the_same_room_and_another_seed_another(room):
     again = sample_room(room.seed, room.style)
     other = sample_room(room.seed + 1, room.style)
-    pose = inner_poses(room, 1, np.random.default_rng(0))
+    pose = free_cameras(room, 1, np.random.default_rng(0))
     first, second, third = (render(some_room, pose, SIZE) for some_room in (room, again, other))
     assert first.frames.tobytes() == second.frames.tobytes()
     assert first.depth.tobytes() == second.depth.tobytes()
@@ -96,7 +86,7 @@ def ray_by_ray(room, pose: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np
 
 def test_depth_and_objects_are_those_of_rays_cast_one_by_one(room):
     rng = np.random.default_rng(1)
-    poses = inner_poses(room, 6, rng)
+    poses = free_cameras(room, 6, rng)
     seen = render(room, poses, SIZE, supersample=3)
     inverse = np.linalg.inv(seen.intrinsics)
     for frame, pose in enumerate(poses):
@@ -108,7 +98,7 @@ def test_depth_and_objects_are_those_of_rays_cast_one_by_one(room):
 
 
 def test_rooms_are_closed_and_depth_does_not_depend_on_resolution_or_rays(room):
-    poses = inner_poses(room, 3, np.random.default_rng(2))
+    poses = free_cameras(room, 3, np.random.default_rng(2))
     coarse, fine = render(room, poses, SIZE, supersample=1), render(room, poses, SIZE, supersample=5)
     assert np.isfinite(coarse.depth).all() and (coarse.depth > 0).all()
     assert np.mean(np.isclose(coarse.depth, fine.depth, rtol=1e-4)) > 0.999
@@ -119,7 +109,7 @@ def test_rooms_are_closed_and_depth_does_not_depend_on_resolution_or_rays(room):
 
 def test_a_point_seen_from_two_cameras_has_one_colour(room):
     """Check that depth, poses, intrinsics and textures agree, by warping one frame into another."""
-    start = inner_poses(room, 1, np.random.default_rng(3))[0]
+    start = free_cameras(room, 1, np.random.default_rng(3))[0]
     moved = start.copy()
     moved[:3, 3] += start[:3, :3] @ [0.12, -0.04, 0.08]
     size = (120, 208)
@@ -138,7 +128,7 @@ def test_a_point_seen_from_two_cameras_has_one_colour(room):
 
 
 def test_boxes_hold_exactly_the_visible_pixels(room):
-    seen = render(room, inner_poses(room, 5, np.random.default_rng(4)), SIZE)
+    seen = render(room, free_cameras(room, 5, np.random.default_rng(4)), SIZE)
     for frame in range(5):
         for index in range(len(room.objects)):
             mask = seen.objects[frame] == index
@@ -154,8 +144,8 @@ def test_boxes_hold_exactly_the_visible_pixels(room):
 
 
 def test_visible_points_of_an_object_lie_in_its_box(room):
-    seen = render(room, inner_poses(room, 6, np.random.default_rng(5)), SIZE)
-    poses = inner_poses(room, 6, np.random.default_rng(5))
+    seen = render(room, free_cameras(room, 6, np.random.default_rng(5)), SIZE)
+    poses = free_cameras(room, 6, np.random.default_rng(5))
     rows, columns = np.mgrid[0 : SIZE[0], 0 : SIZE[1]]
     rays = np.stack([columns, rows, np.ones_like(rows)], -1) @ np.linalg.inv(seen.intrinsics).T
     for frame, pose in enumerate(poses):
@@ -191,7 +181,7 @@ def test_textures_lie_on_their_quads(room):
 def test_frames_are_rich_enough_for_features():
     cv2 = pytest.importorskip("cv2")
     room = sample_room(STARTS["test"] + 1)
-    poses = inner_poses(room, 8, np.random.default_rng(6))
+    poses = free_cameras(room, 8, np.random.default_rng(6))
     counts = []
     for frame in render(room, poses, supersample=1).frames:
         counts.append(len(cv2.SIFT_create(2000).detect(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), None)))

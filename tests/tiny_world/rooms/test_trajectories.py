@@ -18,7 +18,7 @@ from spatialalign_trl.tiny_world.rooms import (
 )
 from spatialalign_trl.tiny_world.rooms.trajectories import CLEARANCE, direction, look
 
-ROOMS = [(2, "indoor"), (1_000_001, "indoor"), (2_000_003, "outdoor")]
+ROOMS = [(2, "indoor"), (1_000_001, "indoor"), (2_000_003, "outdoor"), (5, "flat"), (2_500_001, "flat_outdoor")]
 
 
 @pytest.fixture(scope="module", params=ROOMS, ids=[str(seed) for seed, _ in ROOMS])
