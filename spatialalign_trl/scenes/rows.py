@@ -22,8 +22,8 @@ from spatialalign_trl.text_files import cell_text
 from spatialalign_trl.video import (
     Video,
     check_video_file,
+    frames_of,
     is_video_cell,
-    read_video,
     video_bytes,
     with_undecoded_videos,
     write_video,
@@ -291,7 +291,7 @@ def _finished(row: Mapping[str, Any], folder: Path, size: tuple[int, int], num_f
         place = f"row {name!r}, column {column!r}"
         if column in (CONTEXT, VIDEO) and value is not None:
             content = video_bytes(value, place)
-            shape = read_video(content).shape
+            shape = frames_of(content, place).shape
             if shape[1:3] != size or shape[0] != lengths.get(column, shape[0]):
                 raise ValueError(
                     f"row {name!r}: {column} has {shape[0]} frames of {shape[1]}x{shape[2]}, but the model samples "

@@ -14,7 +14,7 @@ import datasets
 
 from spatialalign_trl.text_files import cell_text
 from spatialalign_trl.trainer.dataset_files import check_video_files
-from spatialalign_trl.video import Video, brief, read_video, video_bytes, with_undecoded_videos
+from spatialalign_trl.video import Video, brief, frames_of, video_bytes, with_undecoded_videos
 
 SIDES = ("chosen", "rejected")
 LATENT_COLUMNS = {side: f"{side}_latents" for side in SIDES}
@@ -96,7 +96,7 @@ class PairColumns(ExampleColumns):
 
     def video(self, row: int, side: str) -> Video:
         """See [`ExampleColumns.video`]."""
-        return read_video(self.video_content(row, side))
+        return frames_of(self.video_content(row, side), self.where(row, side))
 
     def cell(self, row: int, side: str) -> Any:
         """Return the undecoded value of a cell."""

@@ -92,6 +92,8 @@ def open_video(source: str | os.PathLike | bytes) -> Iterator[OpenVideo]:
                     format=container.format.name,
                     duration=None if container.duration is None else container.duration / av.time_base,
                 )
+                if not video.shown:
+                    raise unreadable(name, "it has no frames. It may be truncated. Make it again")
                 if not is_complete:
                     _check_packets(file, video, tracks)
                 yield video

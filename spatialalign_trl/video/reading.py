@@ -92,7 +92,7 @@ def _check_size(file: OpenVideo, max_bytes: int | None) -> Timing:
     """Check how many pixels a file will decode to, by its packets, and return when these are shown."""
     height, width = file.stream.codec_context.height, file.stream.codec_context.width
     check_pixels(len(file.shown), height, width, file.name, max_bytes)
-    last = max(file.shown, key=lambda packet: packet.pts or 0, default=None)
+    last = max(file.shown, key=lambda packet: packet.pts or 0)
     times = shown_times(file.shown)
     end = None if not times else _end(file, times, last.duration or 0)
     timing = find_timing(times, end, _rates(file.stream))
@@ -170,7 +170,7 @@ def _decode(file: OpenVideo, max_bytes: int | None) -> tuple[Video, list[float] 
         stamps.append(frame.pts)
         last_duration, is_interlaced = frame.duration or 0, is_interlaced or frame.interlaced_frame
     if not stamps:
-        raise unreadable(file.name, "it has no frames. It may be truncated. Make it again")
+        raise unreadable(file.name, "it is damaged, none of its frames can be decoded. Download or make it again")
     if file.stream.codec_context.name in _FRAME_PER_PACKET and not is_interlaced:
         _check_decoded(file, stamps)
     video = video[: len(stamps)]

@@ -20,6 +20,9 @@ With B-frames, x264's macroblock tree reads uninitialised memory, and the output
 default the machine's): the frames that a reward sees would change from process to process. Without the tree, frames of
 a motionless video differ slightly from each other."""
 
+ONE_MACROBLOCK = {"threads": "4", "x264-params": "bframes=0:mbtree=0"}
+"""The options for frames of one macroblock: their tree reads uninitialised memory without B-frames, too."""
+
 
 def encode_video(video: Video, fps: float, crf: int = 18) -> bytes:
     """
@@ -60,7 +63,8 @@ def encode_video(video: Video, fps: float, crf: int = 18) -> bytes:
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv420p" if crf > 0 else "rgb24"
         # Lossless encoding is exact at any preset. "veryfast" takes half the time and adds a few per cent to the size.
-        stream.options = {"crf": str(crf), **SAME_BYTES, **({} if crf else {"preset": "veryfast"})}
+        same_bytes = ONE_MACROBLOCK if max(height, width) <= 16 else SAME_BYTES
+        stream.options = {"crf": str(crf), **same_bytes, **({} if crf else {"preset": "veryfast"})}
         for pixels in video:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             container.mux(stream.encode(frame))

@@ -51,15 +51,31 @@ def test_lossy_round_trip_keeps_frames_order_and_colours(tmp_path):
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-@pytest.mark.skipif(CORES < 2, reason="compares one core with several, which it picks as Linux can")
-def test_the_same_video_gives_the_same_bytes_in_every_process(tmp_path):
-    video = np.random.default_rng(0).integers(0, 256, (9, 20, 30, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
-    np.save(tmp_path / "video.npy", video)
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="fills memory and picks cores as Linux can")
+@pytest.mark.skipif(CORES < 2, reason="compares one core with several")
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 48), (64, 96), (240, 416)])
+def test_the_same_video_gives_the_same_bytes_in_every_process(tmp_path, height, width):
+    video = np.random.default_rng(0).integers(0, 256, (9, height // 8, width // 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "video.npy", video.repeat(8, 1).repeat(8, 2))
     digests = set()
     for fill, cores in (("0", CORES), ("85", 1), ("170", CORES)):  # the byte that malloc fills memory with; cores
         environment = os.environ | {"MALLOC_PERTURB_": fill}
         digests.add(run_program("encode_digest.py", tmp_path / "video.npy", cores, env=environment).stdout)
     assert len(digests) == 1
+
+
+def test_frames_of_one_macroblock_are_the_same_every_time():
+    video = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)
+    assert len({encode_video(video, 8) for _ in range(100)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tree"), [(16, 16, b"mbtree=0"), (8, 16, b"mbtree=0"), (16, 32, b"mbtree=1")]
+)
+def test_only_frames_of_one_macroblock_go_without_the_tree(height, width, tree):
+    """x264 writes its options into the file. The tree of a single macroblock reads memory that nothing wrote."""
+    data = encode_video(np.zeros((3, height, width, 3), np.uint8), 8)
+    assert tree in data and b"bframes=0" in data
 
 
 def test_lower_crf_is_closer():
