@@ -110,6 +110,13 @@ def main(words: Sequence[str]) -> int:
         if reasons:
             message = f"{name} has no score for {len(reasons)} labelled clips, which are left out of its row, such as "
             console.print(terminal_text(f"{message}{reasons[0]}."), soft_wrap=True)
+    for name, count in results["matched_by_name"].items():
+        if count:
+            message = (
+                f"{name}: {count} scores are of videos that are named without their folder. Make sure that they are "
+                "of the labelled folder: its videos may have the names of another model's."
+            )
+            console.print(terminal_text(message), soft_wrap=True)
     if args.json:
         write_json(args.json, results)
     if args.markdown:
@@ -150,7 +157,7 @@ def agreement(tables: Sequence[ScoreTable], files: Sequence[LabelFile], args: ar
         raise UsageError(f"--labels: {error}") from error
     chosen = _choose_rewards(tables, args.rewards)
     names = unique_names((table.path.stem, column.removeprefix(REWARD_PREFIX)) for table, column, _ in chosen)
-    rewards, reasons = {}, {}
+    rewards, reasons, by_name = {}, {}, {}
     for name, (table, column, tau) in zip(names, chosen, strict=True):
         rows = table.of_files([clip.file for clip in humans])
         pairs, reasons[name] = [], []
@@ -165,6 +172,7 @@ def agreement(tables: Sequence[ScoreTable], files: Sequence[LabelFile], args: ar
                 f"{table.path} has no score for any labelled clip: {reasons[name][0]}. Give the scores of the videos "
                 "that were labelled"
             )
+        by_name[name] = table.matched_by_name([row for _, row in pairs])
         rewards[name] = _agreement_of_reward(pairs, column, tau, args.threshold, args.seed)
     labellers = [
         {
@@ -192,6 +200,7 @@ def agreement(tables: Sequence[ScoreTable], files: Sequence[LabelFile], args: ar
         "labellers": labeller_agreement(files, args.seed),
         "unscored": {name: len(found) for name, found in reasons.items()},
         "unscored_reasons": reasons,
+        "matched_by_name": by_name,
         "bootstrap_seed": args.seed,
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from spatialalign_trl.cli.parsing import UsageError
 from spatialalign_trl.cli.results import FORMULA_STARTS
-from spatialalign_trl.cli.score_matching import match_rows, namesake
+from spatialalign_trl.cli.score_matching import match_rows, names_no_folder, namesake
 from spatialalign_trl.errors import near_miss
 from spatialalign_trl.files import read_json
 from spatialalign_trl.prompts.rows import read_rows
@@ -90,6 +90,10 @@ class ScoreTable:
         """
         matched = match_rows(files, [_file_of(row) for row in self.rows], self.path)
         return [None if index is None else self.rows[index] for index in matched]
+
+    def matched_by_name(self, rows: Sequence[Row]) -> int:
+        """Count the rows whose video is a name without a folder, so that another model's video may have it, too."""
+        return sum(names_no_folder(_file_of(row)) for row in rows)
 
     def namesake(self, file: str) -> str | None:
         """Return the path of a video of the table that has the name of this one, `None` if there is none."""

@@ -104,6 +104,12 @@ def namesake(file: str, rows: Sequence[str]) -> str | None:
     return next((row for row in rows if path_parts(row)[-1:] == name), None)
 
 
+def names_no_folder(file: str) -> bool:
+    """Return whether a path is a name alone, which a video of any folder may have. A sample's id is of one video."""
+    parts = path_parts(file)
+    return len(parts) == 1 and not _SAMPLE_ID.fullmatch(parts[0])
+
+
 def _may_be_one(clip: Parts, row: Parts, root: int) -> bool:
     """Return whether two paths with the same name may be those of one file; `root` folders are common to all rows."""
     common = _common_end(clip, row)

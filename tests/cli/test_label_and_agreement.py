@@ -419,6 +419,21 @@ def test_labels_of_one_model_are_not_compared_with_scores_of_another(run, tmp_pa
     assert "has no score for any labelled clip: base/p-" in err and "only ours/p-" in err
 
 
+@pytest.mark.parametrize("folder", ["", "ours/"])
+def test_scores_without_folders_are_compared_with_a_word(run, tmp_path, two_models, folder):
+    _, labels = label_folders(run, tmp_path, ["ours"])
+    (tmp_path / "s.csv").write_text("file,score\n" + "".join(f"{folder}p-{a}_seed00.mp4,1\n" for a in ANIMALS))
+    code, out, _ = run("agreement", "--labels", labels, "--scores", "s.csv", "--json", "a.json")
+    assert code == 0 and ("named without their folder" in out) == (not folder)
+    results = json.loads((tmp_path / "a.json").read_text())
+    assert results["matched_by_name"] == {"score": 0 if folder else 5} and results["unscored"] == {"score": 0}
+
+
+def test_a_runs_samples_need_no_folder(agreement):
+    results, out, _ = agreement
+    assert set(results["matched_by_name"].values()) == {0} and "without their folder" not in out
+
+
 @pytest.mark.parametrize("cell", ["INVALID", "invalid ", "nan", "None", "N/A", "", "-100"])
 def test_an_invalid_cell_is_that_cells(run, tmp_path, two_models, cell):
     _, labels = label_folders(run, tmp_path, ["ours"])
