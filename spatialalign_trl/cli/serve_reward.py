@@ -57,8 +57,7 @@ def main(words: Sequence[str]) -> int:
     if token == "":
         parser.error(f"--token_env {args.token_env}: the environment variable is not set. Set it to the token")
     try:
-        options = dict(args.option)
-        server = RewardServer(load_reward(args.reward, **options), args.host, args.port, token, options)
+        server = RewardServer(load_reward(args.reward, **dict(args.option)), args.host, args.port, token)
     except (ValueError, TypeError, ImportError, OSError, OverflowError) as error:
         parser.error(str(error))
     if args.host not in LOCAL and token is None:

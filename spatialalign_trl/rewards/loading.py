@@ -14,7 +14,7 @@ from typing import Any
 from spatialalign_trl.rewards.containment import RewardExit, contained
 from spatialalign_trl.rewards.convention import RewardFunc, defined_in, find_installed, make_reward, reward_name
 from spatialalign_trl.rewards.hub import load_hub_reward
-from spatialalign_trl.rewards.settings import check_trust, check_trust_in, is_hub_spec
+from spatialalign_trl.rewards.settings import check_trust, check_trust_in, is_hub_spec, note_options
 
 
 def load_reward(spec: str | RewardFunc, *, trust_remote_code: bool = False, **kwargs: Any) -> RewardFunc:
@@ -50,7 +50,9 @@ def load_reward(spec: str | RewardFunc, *, trust_remote_code: bool = False, **kw
     check_trust_in(kwargs, place)
     try:
         with contained(name):
-            return _load(spec, trust_remote_code, **kwargs)
+            reward = _load(spec, trust_remote_code, **kwargs)
+            note_options(reward, kwargs)
+            return reward
     except RewardExit as error:
         raise ImportError(f"{place} cannot be made: it {error}") from error
 

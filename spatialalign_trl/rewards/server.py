@@ -20,8 +20,6 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,9 +62,6 @@ class RewardServer(ThreadingHTTPServer):
             Port to listen on; 0 picks a free one.
         token (`str`, *optional*):
             The token that requests must send as `Authorization: Bearer`.
-        options (`dict`, *optional*):
-            The options that the reward was made with. They are part of its fingerprint unless it describes its own
-            settings.
 
     Raises:
         `OSError`: if the address is not available.
@@ -80,11 +75,10 @@ class RewardServer(ThreadingHTTPServer):
         host: str = "127.0.0.1",
         port: int = 8000,
         token: str | None = None,
-        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.runner = RewardRunner(reward, max_failure_share=1.0)
         self.token = token
-        self.fingerprint = _fingerprint(self.runner.reward_funcs[0], options or {})
+        self.fingerprint = source_fingerprint(self.runner.reward_funcs[0])  # now: the file may change while it serves
         self._lock = threading.Lock()
         self._decoding = threading.BoundedSemaphore(2)  # one request is decoded while another is scored
         self._connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
@@ -170,15 +164,6 @@ class RewardServer(ThreadingHTTPServer):
         if output.errors:
             raise RuntimeError(f"the reward {name!r} failed: {output.errors[name][0]}")
         return {"scores": output.rewards, "extra": output.extra}
-
-
-def _fingerprint(reward: RewardFunc, options: Mapping[str, Any]) -> str | None:
-    """Return a fingerprint of a reward's code and options, taken when the server starts: this is what it runs."""
-    source = source_fingerprint(reward)
-    if source is None or not options or hasattr(reward, "describe"):  # some options, such as a device, change no score
-        return source
-    text = json.dumps(mask_secrets(dict(options), digest=True), sort_keys=True, default=str)
-    return f"{source}, options {sha256(text.encode()).hexdigest()[:16]}"
 
 
 def read_request(request: Any) -> tuple[list[str], list[Any], dict[str, list]]:

@@ -15,6 +15,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Any, ClassVar, NamedTuple, Self
@@ -370,3 +371,19 @@ def note_origin(reward: Any, origin: str) -> None:
     """Make `describe()` name the origin, so that it appears in run.json and next to the scores."""
     described = getattr(reward, "describe", dict)
     object.__setattr__(reward, "describe", lambda: {"hub": origin, **described()})
+
+
+def note_options(reward: Any, options: Mapping[str, Any]) -> None:
+    """Give a reward without `describe()` one that returns its options, so that a rerun with others is noticed."""
+    noted = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS and _is_plain(value)}
+    if noted and not hasattr(reward, "describe"):
+        with suppress(AttributeError):  # an object with fixed attributes
+            object.__setattr__(reward, "describe", lambda: {"options": noted})
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is written to JSON as it is, and the same in every process."""
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False

@@ -8,6 +8,7 @@ from fresh_process import PROGRAMS
 
 from spatialalign_trl.rewards.convention import required_columns, reward_name
 from spatialalign_trl.rewards.loading import load_reward
+from spatialalign_trl.rewards.runner import RewardRunner
 
 REWARD_FILE = PROGRAMS / "my_rewards.py"
 NAMES = "Mute, Scaled, brightness"  # the functions and classes that it defines
@@ -39,6 +40,26 @@ def test_arguments_are_bound_to_a_function():
     reward = load_reward(plain, level=7)
     assert reward(prompts=["p"], completions=["v"], type=["LR"]) == [7]
     assert reward_name(reward) == "plain"
+
+
+class Threshold:
+    def __init__(self, level=0.5, device="cpu", model=None):
+        self.level = level
+
+    def __call__(self, prompts, completions, **kwargs):
+        return [self.level] * len(completions)
+
+
+@pytest.mark.parametrize(("reward", "name"), [(plain, "plain"), (Threshold, "Threshold")])
+def test_options_are_described_so_that_a_rerun_with_others_is_noticed(reward, name):
+    descriptions = [RewardRunner(load_reward(reward, level=level)).describe() for level in (1, 2)]
+    assert descriptions == [{name: {"options": {"level": level}}} for level in (1, 2)]
+    assert RewardRunner(load_reward(reward)).describe() == {name: None}
+
+
+def test_only_options_that_mean_the_same_in_every_process_are_described():
+    made = load_reward(Threshold, level=1, device="cuda:1", model=object())
+    assert made.describe() == {"options": {"level": 1}}  # a device changes no score, and an object has no value
 
 
 def test_a_class_is_instantiated_and_an_instance_is_not():
