@@ -182,7 +182,7 @@ def test_a_threshold_of_raw_scores_is_not_compared_with_normalised_ones(tmp_path
 
 
 def test_an_unknown_normalisation_is_refused_by_the_config(tmp_path):
-    with pytest.raises(ValueError, match="reward normalization 'z'"):
+    with pytest.raises(ValueError, match="reward_normalization='z': Known: global, group, none"):
         config(tmp_path, reward_normalization="z")
 
 
