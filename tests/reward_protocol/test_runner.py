@@ -236,6 +236,7 @@ def test_an_async_reward_goes_on_while_plain_ones_run():
     assert judge(RewardRunner([plain, remote]), 1).rewards == [11.0]
 
 
+@pytest.mark.timeout(120)  # a swallowed interrupt would wait for the answer
 def test_an_interrupted_call_cancels_its_async_rewards():
     started, cancelled = threading.Event(), threading.Event()
 
@@ -350,8 +351,15 @@ def test_failures_below_the_share_do_not_stop_the_run():
 
 
 def test_a_user_who_stops_the_run_stops_it():
+    called = []
+
+    def later(prompts, completions, **kwargs):
+        called.append(prompts)
+        return [1.0]
+
     with pytest.raises(KeyboardInterrupt):
-        judge(RewardRunner(fails(KeyboardInterrupt())), 1)
+        judge(RewardRunner([fails(KeyboardInterrupt()), later]), 1)
+    assert not called
 
 
 # -------------------------------------------------------------------------------------------------------------- hooks
