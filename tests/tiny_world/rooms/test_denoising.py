@@ -8,7 +8,13 @@ from diffusers import AutoencoderKLWan
 from spatialalign_trl.models.context_rows import CAMERAS, CONTEXT_CAMERAS, LATENTS, POSITIONS, SIGMA
 from spatialalign_trl.models.encoding import batch_to_pixels
 from spatialalign_trl.tiny_world.rooms.denoising import Dropout, drop_conditioning, select_videos
-from spatialalign_trl.tiny_world.rooms.examples import ExampleSettings, load_examples, mirrored, render_examples
+from spatialalign_trl.tiny_world.rooms.examples import (
+    ExampleSettings,
+    load_examples,
+    load_videos,
+    mirrored,
+    render_examples,
+)
 from spatialalign_trl.tiny_world.rooms.latents import (
     IDLE,
     VIDEO,
@@ -64,6 +70,23 @@ def test_latents_are_encoded_once(folders, vae):
     assert {path: path.stat().st_mtime_ns for path in (folders / "latents").iterdir()} == files
     with pytest.raises(FileNotFoundError, match="Encode the examples first"):
         load_latents(folders / "nothing")
+
+
+def test_the_videos_of_the_first_rooms_can_be_loaded_alone(folders):
+    everything = load_videos(folders / "examples")
+    first = load_videos(folders / "examples", rooms=10)
+    assert 0 < len(first) < len(everything) and np.array_equal(first, everything[: len(first)])
+    assert np.array_equal(everything, np.stack([example.video for example in load_examples(folders / "examples")]))
+    with pytest.raises(FileNotFoundError, match="Run the stage render first"):
+        load_videos(folders / "nothing")
+
+
+@pytest.mark.slow
+def test_several_processes_render_the_same_examples(folders, tmp_path):
+    settings = ExampleSettings("flat", 2, CONTEXT, SIZE, FRAMES)
+    assert list(render_examples(tmp_path, range(12), settings, workers=2)) == [10, 12]
+    for path in (folders / "examples").iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 def test_an_idle_camera_does_not_move_or_stops_half_way_in_grounding(folders):
