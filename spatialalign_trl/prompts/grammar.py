@@ -17,14 +17,13 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 
+from spatialalign_trl.prompts.nouns import is_same_noun, normalize
 from spatialalign_trl.prompts.reading import (
     GRAMMAR,
     PromptGrammarError,
     Reading,
     check_one_thing,
     has_one_meaning,
-    is_same_noun,
-    normalize,
     read_sentence,
 )
 from spatialalign_trl.prompts.relations import RELATIONS, check_dsr_type, split_type

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.prompts.grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
-from spatialalign_trl.prompts.reading import normalize
+from spatialalign_trl.prompts.nouns import normalize
 from spatialalign_trl.prompts.relations import check_dsr_type, phrases
 from spatialalign_trl.video import with_undecoded_videos
 

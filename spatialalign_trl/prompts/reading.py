@@ -9,7 +9,6 @@ most `MAX_NOUN_WORDS` words, so the time grows in proportion to the length of th
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -104,21 +103,11 @@ def check_one_thing(part: str, words: str) -> None:
         raise PromptGrammarError(part, f"{words!r} is more than one {part}, but {ONE_AND_ONE}")
 
 
-def normalize(text: str) -> str:
-    """Return a text in the form in which texts are compared: composed characters (NFC) and single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def is_same_noun(first: str, second: str) -> bool:
-    """Return whether two nouns differ at most in case, white space and the form of their accents."""
-    return normalize(first).casefold() == normalize(second).casefold()
-
-
 def read_sentence(text: str) -> Reading:
     """Read the parts of a prompt from its text.
 
     Args:
-        text (`str`): The prompt, as [`normalize`] returns it.
+        text (`str`): The prompt, as [`~spatialalign_trl.prompts.nouns.normalize`] returns it.
 
     Returns:
         [`Reading`]: the parts.
@@ -248,8 +237,6 @@ def _read_from(start: _Place, scene_start: str, motions: Sequence[Words], text: 
 
     # 2. The scene, the object, and the phrases that stand before it
     scene, first_mention = _split_subject(scene_start + " ".join(start.before), text)
-    if start.object[0].casefold() in _NOT_ADJECTIVES:
-        raise PromptGrammarError("object", f"expected a noun, found {' '.join(start.object)!r}", text)
     for mention in (first_mention[1:], start.object):
         if "is" in (word.casefold() for word in mention):
             raise PromptGrammarError("object", f"{' '.join(mention)!r} is a sentence; {ONE_AND_ONE}", text)
@@ -324,7 +311,14 @@ def _noun_of(first: Words, second: Words) -> Words | None:
     shorter, longer = sorted((first, second), key=len)
     adjectives = longer[: len(longer) - len(shorter)]
     is_same = all(a.casefold() == b.casefold() for a, b in zip(shorter, longer[len(adjectives) :], strict=True))
-    return shorter if is_same and not _bad_adjective(adjectives) else None
+    return shorter if is_same and _is_noun(shorter) and not _bad_adjective(adjectives) else None
+
+
+def _is_noun(words: Words) -> bool:
+    """Return whether words can be a noun: "jack in the box" is one, but "of a box" and "side the box" are not."""
+    lowered = [word.casefold() for word in words]
+    before_articles = [lowered[k - 1] for k, word in enumerate(lowered) if k and word in _ARTICLES]
+    return lowered[0] not in _NOT_ADJECTIVES and all(word in _NOT_ADJECTIVES for word in before_articles)
 
 
 def _bad_adjective(words: Words, skip: int = 0) -> str | None:
