@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from spatialalign_trl.prompts.relations import RELATIONS, ambiguous_phrases, phrases
@@ -315,10 +316,14 @@ def _noun_of(first: Words, second: Words) -> Words | None:
 
 
 def _is_noun(words: Words) -> bool:
-    """Return whether words can be a noun: "jack in the box" is one, but "of a box" and "side the box" are not."""
+    """Return whether words can be a noun: "jack in the box" is one, but "of a box" and "side of the box" are not."""
     lowered = [word.casefold() for word in words]
-    before_articles = [lowered[k - 1] for k, word in enumerate(lowered) if k and word in _ARTICLES]
-    return lowered[0] not in _NOT_ADJECTIVES and all(word in _NOT_ADJECTIVES for word in before_articles)
+    if lowered[0] in _NOT_ADJECTIVES:
+        return False
+    for word, following in pairwise(lowered):
+        if following in _ARTICLES and word not in _NOT_ADJECTIVES or following == "of" and word in _SIDES:
+            return False
+    return True
 
 
 def _bad_adjective(words: Words, skip: int = 0) -> str | None:
