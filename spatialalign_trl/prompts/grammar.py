@@ -252,7 +252,7 @@ def _read_canonical(text: str) -> Reading | None:
         return None
     tails = [_FINAL.fullmatch(clause) for clause in clauses[count + 1 :]]
     subject = _SUBJECT.fullmatch(_THEN.join([*clauses[:count], head["before"]]))
-    if None in tails or subject is None or not text[0].isupper():
+    if None in tails or subject is None or text[0] != text[0].upper():
         return None
     if any(tail["object"] != head["object"] for tail in tails):
         return None
