@@ -1,8 +1,8 @@
 """Prompts of dynamic spatial relationships: the relations and their types, the grammar, and loading prompt sets.
 
 One animal moves relative to one static object. One relation holds at the start, another at the end (SpatialAlign,
-arXiv 2602.22745, section 3). The names below are public. They are defined in `relations.py`, `reading.py`,
-`grammar.py` and `loading.py`.
+arXiv 2602.22745, section 3). The names below are public. They are defined in `nouns.py`, `relations.py`,
+`reading.py`, `grammar.py` and `loading.py`.
 """
 
 from spatialalign_trl.prompts.grammar import (
@@ -16,7 +16,7 @@ from spatialalign_trl.prompts.grammar import (
     parse_prompt,
 )
 from spatialalign_trl.prompts.loading import load_prompts
-from spatialalign_trl.prompts.reading import is_same_noun
+from spatialalign_trl.prompts.nouns import is_same_noun
 from spatialalign_trl.prompts.relations import (
     DEPTH_RELATIONS,
     DSR_TYPES,

@@ -17,14 +17,13 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 
+from spatialalign_trl.prompts.nouns import is_same_noun, normalize
 from spatialalign_trl.prompts.reading import (
     GRAMMAR,
     PromptGrammarError,
     Reading,
     check_one_thing,
     has_one_meaning,
-    is_same_noun,
-    normalize,
     read_sentence,
 )
 from spatialalign_trl.prompts.relations import RELATIONS, check_dsr_type, split_type
@@ -258,7 +257,7 @@ def _read_canonical(text: str) -> Reading | None:
         return None
     tails = [_FINAL.fullmatch(clause) for clause in clauses[count + 1 :]]
     subject = _SUBJECT.fullmatch(_THEN.join([*clauses[:count], head["before"]]))
-    if None in tails or subject is None or not text[0].isupper():
+    if None in tails or subject is None or text[0] != text[0].upper():
         return None
     if any(tail["object"] != head["object"] for tail in tails):
         return None

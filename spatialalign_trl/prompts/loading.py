@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spatialalign_trl.prompts.grammar import PROMPT_COLUMNS, DSRPrompt, build_prompt, parse_prompt
-from spatialalign_trl.prompts.reading import normalize
+from spatialalign_trl.prompts.nouns import normalize
 from spatialalign_trl.prompts.relations import check_dsr_type, phrases
 from spatialalign_trl.prompts.rows import RowError, try_rows
 from spatialalign_trl.text_files import cell_text, same_text

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from spatialalign_trl.prompts.relations import RELATIONS, ambiguous_phrases, phrases
-from spatialalign_trl.text_files import same_text
 
 GRAMMAR = (
     "{scene}, a|an {attribute? animal} is on the left|right|top of|under|in front of|behind a|an {object}, "
@@ -104,21 +104,11 @@ def check_one_thing(part: str, words: str) -> None:
         raise PromptGrammarError(part, f"{words!r} is more than one {part}, but {ONE_AND_ONE}")
 
 
-def normalize(text: str) -> str:
-    """Return a text in the form in which texts are compared: composed characters (NFC) and single spaces."""
-    return " ".join(same_text(text).split())
-
-
-def is_same_noun(first: str, second: str) -> bool:
-    """Return whether two nouns differ at most in case, white space and the form of their accents."""
-    return normalize(first).casefold() == normalize(second).casefold()
-
-
 def read_sentence(text: str) -> Reading:
     """Read the parts of a prompt from its text.
 
     Args:
-        text (`str`): The prompt, as [`normalize`] returns it.
+        text (`str`): The prompt, as [`~spatialalign_trl.prompts.nouns.normalize`] returns it.
 
     Returns:
         [`Reading`]: the parts.
@@ -248,8 +238,6 @@ def _read_from(start: _Place, scene_start: str, motions: Sequence[Words], text: 
 
     # 2. The scene, the object, and the phrases that stand before it
     scene, first_mention = _split_subject(scene_start + " ".join(start.before), text)
-    if start.object[0].casefold() in _NOT_ADJECTIVES:
-        raise PromptGrammarError("object", f"expected a noun, found {' '.join(start.object)!r}", text)
     for mention in (first_mention[1:], start.object):
         if "is" in (word.casefold() for word in mention):
             raise PromptGrammarError("object", f"{' '.join(mention)!r} is a sentence; {ONE_AND_ONE}", text)
@@ -324,7 +312,18 @@ def _noun_of(first: Words, second: Words) -> Words | None:
     shorter, longer = sorted((first, second), key=len)
     adjectives = longer[: len(longer) - len(shorter)]
     is_same = all(a.casefold() == b.casefold() for a, b in zip(shorter, longer[len(adjectives) :], strict=True))
-    return shorter if is_same and not _bad_adjective(adjectives) else None
+    return shorter if is_same and _is_noun(shorter) and not _bad_adjective(adjectives) else None
+
+
+def _is_noun(words: Words) -> bool:
+    """Return whether words can be a noun: "jack in the box" is one, but "of a box" and "side of the box" are not."""
+    lowered = [word.casefold() for word in words]
+    if lowered[0] in _NOT_ADJECTIVES:
+        return False
+    for word, following in pairwise(lowered):
+        if following in _ARTICLES and word not in _NOT_ADJECTIVES or following == "of" and word in _SIDES:
+            return False
+    return True
 
 
 def _bad_adjective(words: Words, skip: int = 0) -> str | None:

@@ -119,7 +119,7 @@ def test_the_right_answers_of_scenes_score_above_the_model(scene_videos, tmp_pat
         ([*TINY[1:], "--lora", "nowhere/at/all"], "no LoRA file or folder 'nowhere/at/all'"),
         ([*TINY[1:], "--quality_guards", "flick"], "unknown quality guard 'flick'"),
         ([*TINY[1:], "--reward_funcs", "dsr"], "There is no reward named 'dsr'"),
-        ([*TINY[1:], "--seeds", "0"], "seeds=0: must be at least 1"),
+        ([*TINY[1:], "--seeds", "0"], "seeds=0: must be in [1, 100_000]"),
         ([*TINY[1:], "--tasks", "video4spatial_navigation"], "give one of them"),
         (["--model", "tiny_rooms", "--tasks", "video4spatial_navigation"], "dsr_score cannot judge scene tasks"),
         ([*TINY[1:], "--model_init_kwargs", "{"], "model_init_kwargs='{' is not JSON"),
