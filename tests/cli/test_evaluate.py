@@ -122,7 +122,7 @@ def test_the_right_answers_of_scenes_score_above_the_model(scene_videos, tmp_pat
         ([*TINY[1:], "--seeds", "0"], "seeds=0: must be in [1, 100_000]"),
         ([*TINY[1:], "--tasks", "video4spatial_navigation"], "give one of them"),
         (["--model", "tiny_rooms", "--tasks", "video4spatial_navigation"], "dsr_score cannot judge scene tasks"),
-        ([*TINY[1:], "--model_init_kwargs", "{"], "model_init_kwargs='{' is not JSON"),
+        ([*TINY[1:], "--model_init_kwargs", "{"], "model_init_kwargs='{' is not valid YAML"),
         (["--model", "tiny", "--prompts", "none.csv"], "there is no prompt file none.csv"),
         (["--videos", "nowhere", "--tracker", "color_segmentation"], "no folder of videos 'nowhere'"),
         ([*TINY[1:], "--reward_funcs", "motion", "--tracker", "sam3"], "tracker='sam3' is an option of dsr_score"),
@@ -132,7 +132,11 @@ def test_the_right_answers_of_scenes_score_above_the_model(scene_videos, tmp_pat
     ],
 )
 def test_errors_exit_with_2_and_name_the_reason(words, message, capsys, tmp_path):
-    assert main(["evaluate", *words, "--output_dir", str(tmp_path / "out")]) == 2
+    try:
+        code = main(["evaluate", *words, "--output_dir", str(tmp_path / "out")])
+    except SystemExit as stop:  # of the parser
+        code = stop.code
+    assert code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
