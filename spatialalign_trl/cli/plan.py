@@ -74,8 +74,10 @@ def main(words: Sequence[str]) -> int:
     """Run the command. Returns 0 if the run fits or no card is given, 1 if it does not fit as it is."""
     parser = build_parser()
     args, recipe_words = parser.parse_known_args(list(words))
+    from spatialalign_trl.arguments.launch import quiet_libraries
     from spatialalign_trl.planning.text import as_text
 
+    quiet_libraries()
     try:
         plan = plan_recipe(args, recipe_words)
     except (OSError, ValueError) as error:
