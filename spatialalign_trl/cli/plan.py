@@ -133,6 +133,8 @@ def plan_recipe(options: argparse.Namespace, recipe_words: Sequence[str] = ()) -
     if model.variant is not None:
         raise ValueError(f"variant={model.variant!r}: a plan knows text-to-video models only. Leave variant out.")
     train_prompts, eval_prompts = _count_prompts(prompts)
+    import spatialalign_trl.online.trainer  # noqa: F401 - what a run imports
+
     libraries = resident_memory()  # before anything is traced
 
     # 2. Build the model without weights
