@@ -75,8 +75,10 @@ def main(words: Sequence[str]) -> int:
     """Run the command. Returns 0 if the run fits or no card is given, 1 if it does not fit as it is."""
     parser = build_parser()
     args, recipe_words = parser.parse_known_args(list(words))
+    from spatialalign_trl.arguments.launch import quiet_libraries
     from spatialalign_trl.planning.text import as_text
 
+    quiet_libraries()
     try:
         plan = plan_recipe(args, recipe_words)
     except (OSError, ValueError) as error:
@@ -132,6 +134,8 @@ def plan_recipe(options: argparse.Namespace, recipe_words: Sequence[str] = ()) -
     if model.variant is not None:
         raise ValueError(f"variant={model.variant!r}: a plan knows text-to-video models only. Leave variant out.")
     train_prompts, eval_prompts = _count_prompts(prompts)
+    import spatialalign_trl.online.trainer  # noqa: F401 - what a run imports
+
     libraries = resident_memory()  # before anything is traced
 
     # 2. Build the model without weights

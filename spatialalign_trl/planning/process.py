@@ -18,7 +18,8 @@ def memory_of_process(plan: Forecast, tracer: StageTracer, libraries: float) -> 
     """
     Return the GiB of a run's process at its peak, by what takes them.
 
-    On the CPU all networks stay in memory in the same process; of the stages only the largest counts.
+    On the CPU all networks stay in memory in the same process. What a stage frees, the C library keeps for the next
+    allocation of the same size, so the stages add up.
 
     Args:
         plan ([`Forecast`]):
@@ -28,10 +29,10 @@ def memory_of_process(plan: Forecast, tracer: StageTracer, libraries: float) -> 
         libraries (`float`):
             [`resident_memory`] of a process that has imported what a run imports, before it traced anything.
     """
-    largest = max((stage for stage in plan.stages if stage.count), key=lambda stage: stage.memory - stage.weights)
+    stages = [stage for stage in plan.stages if stage.count and not stage.name.startswith("evaluation")]
     return {
         "libraries": libraries,
         "weights": sum(tracer.weights.values()) / GIB,
-        largest.name: largest.memory - largest.weights,
+        **{stage.name: stage.memory - stage.weights for stage in stages if stage.memory > stage.weights},
         "pairs": plan.ram,
     }
