@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers.integrations import get_reporting_integration_callbacks
 
 from spatialalign_trl.models.base import VideoModel
@@ -76,7 +79,12 @@ def rehearse(
     Raises:
         ValueError, ImportError: if the trainer cannot be built, or the step fails.
     """
-    with tempfile.TemporaryDirectory() as folder, _unchanged(model, Path(folder)), _same_random_numbers():
+    with (
+        _shared_folder(args) as folder,
+        tempfile.TemporaryDirectory() as own_folder,
+        _unchanged(model, Path(own_folder)),
+        _same_random_numbers(),
+    ):
         try:
             trainer = trainer_class(
                 model, _rehearsal_args(args, folder), train_dataset=examples, peft_config=peft_config
@@ -122,6 +130,27 @@ def _check_step(trainer: VideoTrainer, batch: dict[str, Any]) -> None:
             f"the loss of the first step is {losses.tolist()}, not a finite number, before anything was trained. "
             "Compute in another dtype (bf16 or float32), or check the model's weights."
         )
+
+
+@contextlib.contextmanager
+def _shared_folder(args: VideoTrainerConfig) -> Iterator[str]:
+    """Yield a temporary folder that all processes see: they divide the encoding of the examples."""
+    if args.world_size == 1:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+        return
+    shared: list[str | None] = [None]
+    if args.process_index == 0:
+        # The output folder is on a disk that all nodes see; it need not exist yet.
+        parent = next(path for path in Path(args.output_dir).absolute().parents if path.is_dir())
+        shared = [tempfile.mkdtemp(prefix=".rehearsal-", dir=parent)]
+    folder = broadcast_object_list(shared)[0]
+    try:
+        yield folder
+        PartialState().wait_for_everyone()  # not after an error: the others fail, too, or are ended by the launcher
+    finally:
+        if args.process_index == 0:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
