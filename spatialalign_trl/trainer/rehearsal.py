@@ -161,6 +161,7 @@ def _unchanged(model: VideoModel, folder: Path) -> Iterator[None]:
     reference, fit = model.reference_weights, model.lora_fit
     modes = [(module, module.training) for module in network.modules()]
     trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    weights = [(parameter, parameter.data) for parameter in network.parameters()]
     checkpointing = getattr(network, "is_gradient_checkpointing", False)
     if adapters and not wrapped:  # the trainer would move it into a PeftModel, in float32
         model.save_lora(folder / "adapter")
@@ -180,6 +181,10 @@ def _unchanged(model: VideoModel, folder: Path) -> Iterator[None]:
             network.enable_gradient_checkpointing()
         else:
             network.disable_gradient_checkpointing()
+        for parameter, data in weights:
+            # Several processes on CPUs get copies, elsewhere in memory, and sums on CPUs depend on the alignment.
+            if parameter.device == data.device:
+                parameter.data = data
         for name, parameter in network.named_parameters():
             if name in trainable:
                 parameter.requires_grad_(trainable[name])
