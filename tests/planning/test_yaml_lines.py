@@ -12,11 +12,13 @@ from spatialalign_trl.planning.text import memory_line
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 PLANNED = re.compile(r"^# spatialalign plan --config (\S+) --gpu (\S+)\n((?:#   .+\n)+)", re.MULTILINE)
+ESTIMATED = {"cogvideox_5b.yaml", "hunyuan_video_1.5_480p.yaml"}
+"""Files that still have an older estimate; a file that gets its line leaves this set."""
 LARGE = sorted(
     file.name
     for file in CONFIGS.glob("*.yaml")
     if "recipes/spatialalign.py" in file.read_text().splitlines()[0] and "_tiny" not in file.name
-    if file.name not in ("tiny.yaml", "smoke.yaml")
+    if file.name not in {"tiny.yaml", "smoke.yaml"} | ESTIMATED
 )
 
 
@@ -47,3 +49,8 @@ def test_the_line_of_a_yaml_file_is_that_of_the_plan(name):
     assert re.sub(r"\d+\.\d", "N", expected) in re.sub(r"\d+\.\d", "N", sentence), expected
     assert peaks(sentence) == pytest.approx(peaks(expected), rel=0.02, abs=0.15), expected
     assert plan.fits, f"{name} does not fit the card that it names, {card}"
+
+
+def test_only_estimated_files_lack_a_line():
+    lacking = {file.name for file in CONFIGS.glob("*.yaml") if "(an estimate, not measured" in file.read_text()}
+    assert {name for name in lacking if not name.startswith("video4spatial")} == ESTIMATED
