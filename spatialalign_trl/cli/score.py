@@ -88,7 +88,8 @@ def build_parser() -> Parser:
         "--depth_option", type=key_value, action="append", default=[], metavar="KEY=VALUE", dest="depth_options",
         help="an option of the depth estimator that types with F or B need, such as checkpoint=DIR; may be repeated",
     )  # fmt: skip
-    add("--strict", action="store_true", help="reject more than the paper: teleports, frozen videos, gaps at the ends")
+    strict = "reject more than the paper: teleports, frozen videos, gaps at the ends, masks that flood the frame"
+    add("--strict", action="store_true", help=strict)
     add("--device", help="where models run, such as cuda:1 (default: chosen by the tracker)")
     add("--batch_size", type=positive, metavar="N", help="frames that the detector processes at once")
     cache = str(default_cache()).replace("%", "%%")  # argparse formats the help text with %
