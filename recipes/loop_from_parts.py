@@ -24,7 +24,6 @@ from spatialalign_trl.evaluation import summarize
 from spatialalign_trl.files import write_json
 from spatialalign_trl.models.lora import lora_fingerprint
 from spatialalign_trl.models.ranges import COUNT, FINITE, SEED, Range
-from spatialalign_trl.models.settings import SAMPLER_STEPS
 from spatialalign_trl.rewards import score_samples
 from spatialalign_trl.trainer.flow_matching import sample_sigmas
 from spatialalign_trl.trainer.lora import attach_lora, default_lora_config
@@ -37,26 +36,16 @@ PROMPTS = Path(__file__).parent.parent / "datasets" / "tiny_world_prompts"
 class LoopArguments:
     output_dir: str = field(default="runs/loop_from_parts", metadata={"help": "Folder of samples, LoRA and results."})
     train_prompts: Annotated[int, COUNT] = field(default=60, metadata={"help": "Prompts to sample and train on."})
-    eval_prompts: Annotated[int, COUNT] = field(
-        default=30, metadata={"help": "Held-out prompts to evaluate on, before and after."}
-    )
+    eval_prompts: Annotated[int, COUNT] = field(default=30, metadata={"help": "Held-out prompts, before and after."})
     num_generations: Annotated[int, COUNT] = field(default=4, metadata={"help": "Videos per training prompt."})
-    num_inference_steps: Annotated[int, SAMPLER_STEPS] = field(default=10, metadata={"help": "Steps of the sampler."})
-    score_threshold: Annotated[float, FINITE] = field(
-        default=0.8, metadata={"help": "A winner's DSR-Score is at least this."}
-    )
+    num_inference_steps: Annotated[int, COUNT] = field(default=10, metadata={"help": "Steps of the sampler."})
+    score_threshold: Annotated[float, FINITE] = field(default=0.8, metadata={"help": "Smallest score of a winner."})
     steps: Annotated[int, COUNT] = field(default=120, metadata={"help": "Optimizer steps."})
     batch_size: Annotated[int, COUNT] = field(default=16, metadata={"help": "Pairs per step."})
     learning_rate: Annotated[float, Range(above=0)] = field(default=2e-3, metadata={"help": "Learning rate of AdamW."})
-    beta: Annotated[float, Range(above=0)] = field(
-        default=1.0, metadata={"help": "Factor of the score difference in the margin."}
-    )
-    zeroth_order_weight: Annotated[float, Range(at_least=0)] = field(
-        default=0.6, metadata={"help": "lambda in L = L_dpo + lambda*L_zo."}
-    )
-    seed: Annotated[int, SEED] = field(
-        default=0, metadata={"help": "Seed of the LoRA, the pairs and the training noise."}
-    )
+    beta: Annotated[float, Range(above=0)] = field(default=1.0, metadata={"help": "Factor of the score difference."})
+    zeroth_order_weight: Annotated[float, Range(at_least=0)] = field(default=0.6, metadata={"help": "Weight of L_zo."})
+    seed: Annotated[int, SEED] = field(default=0, metadata={"help": "Seed of the LoRA, the pairs and the noise."})
 
 
 def main(args: LoopArguments) -> dict[str, float]:
@@ -98,10 +87,8 @@ def main(args: LoopArguments) -> dict[str, float]:
             torch.stack([store.latents(pair.chosen.sample_id) for pair in batch]).float(),
             torch.stack([store.latents(pair.rejected.sample_id) for pair in batch]).float(),
         )
-        conditioning = {
-            name: torch.cat([embeddings[pair.chosen.row["prompt"]][name] for pair in batch])
-            for name in embeddings[batch[0].chosen.row["prompt"]]
-        }
+        embedded = [embeddings[pair.chosen.row["prompt"]] for pair in batch]
+        conditioning = {name: torch.cat([values[name] for values in embedded]) for name in embedded[0]}
         # One noise level and one noise for both videos of a pair, at high noise, where positions are decided.
         sigma = sample_sigmas(len(batch), shift=model.flow_shift, generator=generator, min_sigma=0.5)
         noise = torch.randn(clean.chosen.shape, generator=generator)
